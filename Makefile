@@ -1,0 +1,45 @@
+# Each target sets itself up: a virtual environment in .venv, made on first use and brought up to date when
+# pyproject.toml changes. All that is needed is make and a Python of 3.10 or newer (PYTHON=… picks one).
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
+
+.PHONY: demo test lint bench docs clean
+
+demo: $(READY)
+	$(BIN)/parm-mlx demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+# convert/ is parm_mlx.convert once installed; the links show the type checker that one package.
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@rm -rf build/typed && mkdir -p build/typed/parm_mlx
+	@cd build/typed/parm_mlx && ln -s ../../../parm_mlx/* ../../../convert .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p parm_mlx
+
+bench: $(READY)
+	$(BIN)/python examples/bench/decode.py
+
+docs: $(READY)
+	$(BIN)/python docs/make_cli.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(READY): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		for python in $(CANDIDATES); do \
+			if "$$python" -c '$(USABLE)' 2>/dev/null; then exec "$$python" -m venv --clear $(VENV); fi; \
+		done; \
+		echo "error: no Python 3.10 or newer with venv was found among: $(CANDIDATES)" >&2; \
+		echo "hint: install one (on Debian or Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	}
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Converters at the edge: other formats in, other formats out. Installed as ``parm_mlx.convert``."""

@@ -1,0 +1,109 @@
+"""Plain LoRA adapters (PEFT, peft_type LORA) as guides with one fixed objective, and back.
+
+An autoregressive reward model of GenARM is such an adapter: y = W x + s · B · A · x. That is PBLoRA with k = 1, r1 = r,
+r2 = 0 and W1 the identity, so it guides a base model like a PARM whose α is always (1).
+"""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from parm_mlx.convert import peft
+from parm_mlx.convert.settings import UNSUPPORTED, Settings
+from parm_mlx.pblora.adapter import Tensors
+from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.preference import default_objectives, parse_objectives
+
+LEAVES = {"lora_A.weight": "a", "lora_B.weight": "b"}
+_UNSUPPORTED = {
+    **UNSUPPORTED,
+    "alora_invocation_tokens": "activated LoRA is not supported",
+    "alpha_pattern": "every layer must have the same lora_alpha",
+    "layer_replication": "replicated layers are not supported",
+    "lora_bias": "trained biases have no place in this format",
+    "rank_pattern": "every layer must have the same rank",
+    "target_parameters": "only linear layers can be adapted",
+    "trainable_token_indices": "trained embeddings have no place in an adapter",
+    "use_dora": "DoRA also rescales the weights, which is not supported",
+    "use_qalora": "QA-LoRA is not supported",
+}
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+def read_lora(
+    path: Path, content: Mapping[str, Any], objectives: str | Sequence[str] | None = None
+) -> tuple[PBLoRAConfig, Tensors]:
+    """Reads a LoRA adapter.
+
+    Args:
+        path: Its directory.
+        content: Its config.
+        objectives: The name of its one objective; objective_1 when left out.
+
+    Returns:
+        Settings and tensors as our format stores them.
+
+    Raises:
+        AdapterError: Settings are wrong or not supported, or tensors are unknown, missing or of the wrong shape.
+        PreferenceError: More than one name is given.
+    """
+    what = f"adapter {path}"
+    settings = Settings(content, what)
+    rank = settings.whole("r")
+    lora_alpha = settings.number("lora_alpha")
+    dropout = settings.share("lora_dropout")
+    targets = settings.targets()
+    settings.refuse(_UNSUPPORTED)
+    if content.get("task_type") not in (None, "CAUSAL_LM"):
+        settings.problems.append(f"task_type is {content['task_type']!r}: only causal language models can guide")
+    if str(content.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
+        settings.problems.append(
+            f"init_lora_weights is {content['init_lora_weights']!r}: that changes the backbone's own weights; "
+            "save it as plain LoRA with PEFT first"
+        )
+    settings.check()
+    names = default_objectives(1) if objectives is None else parse_objectives(objectives, 1)
+    renamed = peft.rename(peft.read_tensors(path), LEAVES, {"a": (rank, -1), "b": (-1, rank)}, what)
+    identity = mx.eye(rank)
+    config = PBLoRAConfig(
+        objectives=names,
+        r1=rank,
+        r2=0,
+        scale=lora_alpha / (sqrt(rank) if content.get("use_rslora") else rank),
+        dropout=dropout,
+        target_modules=peft.used_targets(targets, renamed.layers, what),
+        base_model=settings.base_model(),
+        training=peft.origin(renamed.prefix, content),
+    )
+    return config, renamed.tensors | {f"layers.{layer}.w1": identity for layer in renamed.layers}
+
+
+def is_lora(config: PBLoRAConfig, tensors: Tensors) -> bool:
+    """Whether an adapter is plain LoRA: one objective, no part that depends on α, and identities for W1."""
+    identity = mx.eye(config.r1)
+    return (
+        config.k == 1
+        and config.r2 == 0
+        and all(mx.array_equal(tensor, identity).item() for name, tensor in tensors.items() if name.endswith(".w1"))
+    )
+
+
+def write_lora(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_model: str | None = None) -> None:
+    """Writes a plain LoRA adapter in PEFT's format.
+
+    Args:
+        directory: An existing directory.
+        config: Settings of the adapter.
+        tensors: Its tensors; W1, the identity, is left out.
+        base_model: The backbone to record in place of the one that the adapter records.
+    """
+    rooted = bool(peft.recorded_config(config).get("use_rslora"))
+    settings = {
+        "lora_alpha": peft.integral(config.scale * (sqrt(config.r1) if rooted else config.r1)),
+        "peft_type": "LORA",
+        "r": config.r1,
+    }
+    peft.write(directory, {"use_rslora": False}, settings, LEAVES, config, tensors, base_model)

@@ -1,0 +1,35 @@
+"""PARM on MLX: steer a language model by a preference vector while it generates."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from parm_mlx import blas
+
+FAST_BLAS = blas.preload()
+
+try:
+    __version__ = version("parm-mlx")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
+if TYPE_CHECKING:
+    from parm_mlx.guidance.loading import load, load_guide
+    from parm_mlx.guidance.model import Guide, GuidedModel
+
+_PUBLIC = {
+    "load": "parm_mlx.guidance.loading",
+    "load_guide": "parm_mlx.guidance.loading",
+    "Guide": "parm_mlx.guidance.model",
+    "GuidedModel": "parm_mlx.guidance.model",
+}
+
+__all__ = ["Guide", "GuidedModel", "load", "load_guide"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the public names on first use, so that ``parm-mlx --help`` does not wait for MLX."""
+    if name in _PUBLIC:
+        from importlib import import_module
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,152 @@
+"""``parm-mlx chat``: a conversation whose preference can change at any turn."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parm_mlx.cli import console, options
+from parm_mlx.cli.session import Session, open_session
+from parm_mlx.errors import ParmError, PreferenceError
+from parm_mlx.preference import format_alpha
+
+if TYPE_CHECKING:
+    from parm_mlx.guidance.conversation import Conversation
+    from parm_mlx.guidance.sampling import Sampling
+
+COMMANDS = """\
+/alpha 0.8,0.2          answer by this preference from now on (also by name: /alpha warmth=0.8,brevity=0.2)
+/alpha                  show the preference
+/compare 1,0 0,1        answer the last question at several preferences, beside the conversation
+/reset                  forget the conversation
+/help                   this list
+/quit                   leave (also Ctrl-D); Ctrl-C stops an answer"""
+
+
+def chat(
+    alpha: options.Alpha = None,
+    model: options.Model = None,
+    parm: options.Parm = None,
+    guide_model: options.GuideModel = None,
+    beta: options.Beta = 1.0,
+    temp: options.Temp = 0.7,
+    top_p: options.TopP = 0.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    max_tokens: options.MaxTokens = 512,
+    seed: options.Seed = 0,
+    system_prompt: options.SystemPrompt = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print answers only.")] = False,
+) -> None:
+    """Chat, and change the preference at any turn with /alpha.
+
+    A switch recomputes the guide's cache only; nothing is loaded again. Lines from a pipe are answered one after another.
+
+    \b
+    Examples:
+      parm-mlx chat --alpha 0.5,0.5
+      parm-mlx chat --model base --parm parm --alpha helpful=0.8,harmless=0.2
+      echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
+    """
+    session = open_session(model, parm, guide_model, beta)
+    weights = session.alpha(alpha)
+
+    from parm_mlx.guidance.conversation import Conversation
+    from parm_mlx.guidance.sampling import Sampling
+
+    sampling = Sampling(temp=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    conversation = Conversation(session.model, session.tokenizer, session.prompter, weights, system_prompt)
+    if not quiet:
+        console.note(f"preference: {format_alpha(weights, session.objectives)}   /help lists the commands")
+    Chat(session, conversation, sampling, max_tokens, quiet).run()
+
+
+class Chat:
+    """The loop of one conversation at a terminal or a pipe."""
+
+    def __init__(
+        self, session: Session, conversation: "Conversation", sampling: "Sampling", max_tokens: int, quiet: bool
+    ) -> None:
+        self._session = session
+        self._conversation = conversation
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+        self._note = (lambda _: None) if quiet else console.note
+        self._prompt = "" if quiet or not sys.stdin.isatty() else ">> "
+
+    def run(self) -> None:
+        """Reads lines until /quit or the end of the input."""
+        while (line := self._read()) is not None:
+            if not line:
+                continue
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                if line.startswith("/"):
+                    self._command(line)
+                else:
+                    self._answer(line)
+            except ParmError as error:
+                console.show_error(error)
+
+    def _read(self) -> str | None:
+        try:
+            if sys.stdin.isatty():
+                import readline  # noqa: F401  (gives input() line editing and history)
+
+                return input(self._prompt).strip()
+            line = sys.stdin.readline()
+            return line.strip() if line else None
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            self._note("\n/quit or Ctrl-D leaves")
+            return ""
+
+    def _command(self, line: str) -> None:
+        name, *words = line.split()
+        if name == "/alpha":
+            if words:
+                self._conversation.alpha = self._session.alpha("".join(words))
+            self._note(f"preference: {format_alpha(self._conversation.alpha, self._session.objectives)}")
+        elif name == "/compare":
+            self._compare(words)
+        elif name == "/reset":
+            self._conversation.reset()
+            self._note("the conversation starts anew")
+        elif name == "/help":
+            self._note(COMMANDS)
+        else:
+            raise PreferenceError(f"unknown command {name}", hint="/help lists the commands")
+
+    def _answer(self, question: str) -> None:
+        reason = None
+        with console.stop_on_interrupt() as stopped:
+            answer = self._conversation.ask(question, self._sampling, self._max_tokens)
+            for chunk in answer:
+                typer.echo(chunk.text, nl=False)
+                sys.stdout.flush()
+                reason = chunk.finish_reason
+                if stopped():
+                    break
+            answer.close()
+        typer.echo()
+        if reason != "stop":
+            self._note("stopped" if reason is None else f"cut at {self._max_tokens} tokens (--max-tokens)")
+
+    def _compare(self, specs: list[str]) -> None:
+        from parm_mlx.guidance.batch import Request, generate_batch
+
+        question = self._conversation.last_question
+        if question is None:
+            raise PreferenceError("nothing to compare yet: ask something first")
+        if not specs:
+            raise PreferenceError("/compare needs preferences", hint="for instance /compare 1,0 0.5,0.5 0,1")
+        alphas = self._session.alphas(specs)
+        requests = [Request(question, alpha, self._sampling) for alpha in alphas]
+        produced = generate_batch(self._session.model, self._session.tokenizer, requests, self._max_tokens)
+        with console.stop_on_interrupt() as stopped:
+            for answer in produced:
+                typer.echo(f"[{format_alpha(alphas[answer.index], self._session.objectives)}]\n{answer.text.strip()}\n")
+                if stopped():
+                    break

@@ -1,0 +1,97 @@
+"""What commands print: results on stdout; notes, progress and errors on stderr."""
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
+
+import parm_mlx
+from parm_mlx.errors import ParmError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+
+
+@cache
+def stderr() -> "Console":
+    """The console for everything that is not a result; plain when stderr is no terminal or NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+@cache
+def stdout() -> "Console":
+    """The console for results."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def note(message: str) -> None:
+    """Says something beside the results."""
+    stderr().print(message, style="dim", markup=False)
+
+
+def show_error(error: ParmError) -> None:
+    """Shows an error and its hint."""
+    print_error(str(error), error.hint)
+
+
+def print_error(message: str, hint: str | None = None) -> None:
+    """Writes ``error: …`` and ``hint: …``."""
+    stderr().print(f"[bold red]error:[/] {_escaped(message)}")
+    if hint:
+        stderr().print(f"[cyan]hint:[/] {_escaped(hint)}")
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def blas_hint() -> None:
+    """Says in one line that matrix products are slow on this machine, where they are."""
+    if not parm_mlx.FAST_BLAS:
+        from parm_mlx.blas import HINT
+
+        stderr().print(f"[cyan]hint:[/] {HINT}")
+
+
+def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """Passes items on, with a progress bar on stderr when that is a terminal."""
+    from rich.progress import track
+
+    if not stderr().is_terminal:
+        yield from items
+        return
+    yield from track(items, label, total, console=stderr(), transient=True)
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Lets the first Ctrl-C end a piece of work politely: yields a function that says whether it came.
+
+    A second Ctrl-C raises KeyboardInterrupt.
+    """
+    came = False
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
+

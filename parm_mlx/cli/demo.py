@@ -1,0 +1,79 @@
+"""``parm-mlx demo``: the bundled model answers unseen questions at several preferences."""
+
+from collections import defaultdict
+from typing import Annotated
+
+import typer
+
+from parm_mlx.cli import console, options
+from parm_mlx.cli.generate import Job, answers
+from parm_mlx.cli.session import open_session
+from parm_mlx.preference import Alpha, format_alpha, parse_alpha
+
+QUESTIONS = 3
+WEIGHTS = (1.0, 0.5, 0.0)
+
+
+def demo(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Ask this instead; may be repeated.", show_default="unseen questions"),
+    ] = None,
+    alpha: options.Alphas = None,
+    beta: options.Beta = 1.0,
+    temp: options.Temp = 0.7,
+    max_tokens: options.MaxTokens = 120,
+    seed: options.Seed = 0,
+) -> None:
+    """Show what a preference does: the same questions at several preferences, with measured scores.
+
+    Runs on the bundled model, which is small and knows everyday questions only; nothing is downloaded.
+
+    \b
+    Examples:
+      parm-mlx demo
+      parm-mlx demo --prompt "How do I keep basil alive?" --alpha 0.8,0.2
+    """
+    session = open_session(None, None, None, beta)
+    from parm_mlx.evaluation.rewards import SCORERS
+    from parm_mlx.guidance.sampling import Sampling
+
+    objectives = session.objectives
+    alphas = session.alphas(alpha) if alpha else [parse_alpha((w, 1 - w), objectives) for w in WEIGHTS]
+    questions = prompt or _unseen(seed)
+    jobs: list[Job] = [(number, text, weights) for number, text in enumerate(questions) for weights in alphas]
+    scores: dict[Alpha, list[list[float]]] = defaultdict(list)
+    asked = None
+    for (_, text, weights), answer in answers(session, jobs, Sampling(temp=temp, seed=seed), max_tokens, []):
+        if text != asked:
+            typer.echo(f"\n▌ {text}\n")
+            asked = text
+        scores[weights].append([SCORERS[name](answer.text) for name in objectives])
+        measured = "  ".join(f"{name} {score:g}" for name, score in zip(objectives, scores[weights][-1], strict=True))
+        typer.echo(f"  [{format_alpha(weights, objectives)}]  →  {measured}")
+        typer.echo(f"  {answer.text.strip()}\n")
+    typer.echo(_summary(objectives, scores))
+    console.note('next: parm-mlx chat --alpha 0.5,0.5   or   parm-mlx demo --prompt "…"')
+
+
+def _unseen(seed: int) -> list[str]:
+    """Questions that the bundled model was never trained on."""
+    import json
+    import random
+
+    from parm_mlx.guidance.loading import BUNDLED
+
+    held_out: list[str] = json.loads((BUNDLED / "held_out_prompts.json").read_text(encoding="utf-8"))
+    return random.Random(seed).sample(held_out, QUESTIONS)
+
+
+def _summary(objectives: tuple[str, ...], scores: dict[Alpha, list[list[float]]]) -> str:
+    """One line that says what moved: each objective's mean score from its lowest to its highest weight."""
+    parts = []
+    for i, name in enumerate(objectives):
+        low, high = min(scores, key=lambda a: a[i]), max(scores, key=lambda a: a[i])
+        if low[i] == high[i]:
+            continue
+        before, after = (sum(row[i] for row in scores[a]) / len(scores[a]) for a in (low, high))
+        parts.append(f"{name} {before:.1f} → {after:.1f} as its weight goes {low[i]:g} → {high[i]:g}")
+    return "What moved (mean score): " + ("; ".join(parts) or "nothing, there is one preference only")

@@ -1,0 +1,133 @@
+"""``parm-mlx generate``: answers to prompts, at one or several preferences."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from parm_mlx.cli import console, options
+from parm_mlx.cli.session import Session, open_session
+from parm_mlx.errors import DataError, InputError
+from parm_mlx.preference import Alpha, format_alpha
+
+
+def generate(
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help='The prompt; "-" reads it from stdin. May be repeated.')
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help='File of prompts: one per line, or JSON lines with a "prompt" field.'),
+    ] = None,
+    alpha: options.Alphas = None,
+    model: options.Model = None,
+    parm: options.Parm = None,
+    guide_model: options.GuideModel = None,
+    beta: options.Beta = 1.0,
+    temp: options.Temp = 0.0,
+    top_p: options.TopP = 0.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    max_tokens: options.MaxTokens = 256,
+    seed: options.Seed = 0,
+    system_prompt: options.SystemPrompt = None,
+    ignore_chat_template: Annotated[
+        bool, typer.Option("--ignore-chat-template", help="Continue the prompt as plain text.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
+) -> None:
+    """Answer prompts, at one or several preferences.
+
+    All answers are generated in one batch, however many prompts and preferences there are.
+
+    \b
+    Examples:
+      parm-mlx generate --prompt "How do I keep basil alive?" --alpha 1,0 --alpha 0,1
+      parm-mlx generate --prompts questions.txt --alpha warmth=0.7,brevity=0.3 --json
+      parm-mlx generate --model base --parm parm --guide-model small --prompt - < question.txt
+    """
+    texts = _prompts(prompt, prompts)
+    if ignore_chat_template and system_prompt:
+        raise InputError("--system-prompt needs the chat template")
+    session = open_session(model, parm, guide_model, beta, template=not ignore_chat_template)
+    alphas = session.alphas(alpha)
+
+    from parm_mlx.guidance.sampling import Sampling
+
+    sampling = Sampling(temp=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    jobs = [(number, text, weights) for number, text in enumerate(texts) for weights in alphas]
+    for (_, text, weights), answer in answers(session, jobs, sampling, max_tokens, system):
+        if as_json:
+            record = {
+                "prompt": text,
+                "alpha": list(weights),
+                "objectives": list(session.objectives),
+                "beta": beta,
+                "seed": seed,
+                "text": answer.text,
+                "tokens": len(answer.tokens),
+                "finish_reason": answer.finish_reason,
+            }
+            typer.echo(json.dumps(record, ensure_ascii=False))
+        else:
+            if len(jobs) > 1:
+                title = f"{text} " if len(texts) > 1 else ""
+                typer.echo(f"[{title}{format_alpha(weights, session.objectives)}]")
+            typer.echo(answer.text.strip() + ("\n" if len(jobs) > 1 else ""))
+
+
+Job = tuple[int, str, Alpha]
+
+
+def answers(
+    session: Session, jobs: list[Job], sampling: Any, max_tokens: int, system: list[dict[str, str]]
+) -> Iterator[tuple[Job, Any]]:
+    """Generates an answer for every (prompt number, prompt, α), in that order, as soon as each is known."""
+    from parm_mlx.guidance.batch import Answer, Request, generate_batch
+
+    requests = []
+    for number, text, weights in jobs:
+        tokens = session.prompter([*system, {"role": "user", "content": text}] if system else text)
+        requests.append(Request(tokens, weights, sampling, number))
+    waiting: dict[int, Answer] = {}
+    following = 0
+    produced = generate_batch(session.model, session.tokenizer, requests, max_tokens)
+    for answer in console.progress(produced, len(requests), "answers"):
+        waiting[answer.index] = answer
+        while following in waiting:
+            yield jobs[following], waiting.pop(following)
+            following += 1
+
+
+def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    if (given is None) == (file is None):
+        raise InputError("give either --prompt or --prompts", hint='for instance --prompt "How do I keep basil alive?"')
+    if file is None:
+        texts = [sys.stdin.read().strip() if text == "-" else text for text in given or []]
+        if not all(text.strip() for text in texts):
+            raise InputError("the prompt is empty")
+        return texts
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    texts = [_prompt_of(line, file, i) for i, line in enumerate(lines, 1) if line.strip()]
+    if not texts:
+        raise DataError(f"{file} holds no prompt")
+    return texts
+
+
+def _prompt_of(line: str, file: Path, number: int) -> str:
+    if not line.startswith("{"):
+        return line.strip()
+    try:
+        text = json.loads(line).get("prompt")
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{number}: broken JSON: {error}") from None
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f'{file}:{number}: "prompt" must be a text')
+    return text

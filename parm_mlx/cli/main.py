@@ -1,0 +1,95 @@
+"""The ``parm-mlx`` command: registers the commands, and turns errors into one line and an exit code."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from parm_mlx import __version__
+from parm_mlx.cli import chat, console, convert, demo, fuse, generate, train
+from parm_mlx.errors import ParmError
+
+app = typer.Typer(
+    name="parm-mlx",
+    help="Steer a language model by preference while it generates.",
+    epilog="Start with: parm-mlx demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+app.command("demo")(demo.demo)
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.command("train")(train.train)
+app.command("convert")(convert.convert)
+app.command("fuse")(fuse.fuse)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parm-mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Steer a language model by preference while it generates."""
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 1 failed while running, 2 wrong usage or input, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Returns:
+        The exit code.
+    """
+    debug = "--debug" in arguments
+    arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
+    try:
+        result = app(arguments, standalone_mode=False)
+    except ParmError as error:
+        if debug:
+            raise
+        console.show_error(error)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        return _other(error, debug)
+    return result if isinstance(result, int) else 0
+
+
+def _other(error: BaseException, debug: bool) -> int:
+    """Usage errors and aborts of the command-line parser, Ctrl-C, and whatever was not foreseen."""
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        console.note("interrupted")
+        return console.INTERRUPTED
+    if debug:
+        raise error
+    if hasattr(error, "format_message"):
+        if message := error.format_message():
+            context = getattr(error, "ctx", None)
+            console.print_error(message, f"see {context.command_path} --help" if context else None)
+        return int(getattr(error, "exit_code", 2))
+    console.print_error(f"{type(error).__name__}: {error}", "this was not foreseen; --debug shows where it happened")
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Options that several commands share, with mlx-lm's names."""
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Base model: directory or hub id.",
+        show_default="the backbone of --parm; without --parm the bundled model",
+    ),
+]
+Parm = Annotated[
+    str | None, typer.Option("--parm", help="PARM adapter: directory or hub id.", show_default="the bundled one")
+]
+GuideModel = Annotated[
+    str | None,
+    typer.Option("--guide-model", help="Backbone of the PARM.", show_default="what the adapter records"),
+]
+Alpha = Annotated[
+    str | None,
+    typer.Option(
+        "--alpha", help='Preference: "0.7,0.3", or by name "warmth=0.7,brevity=0.3".', show_default="all equal"
+    ),
+]
+Alphas = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alpha",
+        help='Preference: "0.7,0.3", or by name "warmth=0.7,brevity=0.3"; may be given several times.',
+        show_default="all equal",
+    ),
+]
+Beta = Annotated[float, typer.Option("--beta", help="β of guided decoding; smaller means a stronger guide.")]
+Temp = Annotated[float, typer.Option("--temp", min=0, help="Sampling temperature; 0 takes the likeliest token.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus sampling; 0 turns it off.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the k likeliest tokens; 0 turns it off.")]
+MinP = Annotated[
+    float, typer.Option("--min-p", min=0, max=1, help="Drop tokens below this share of the likeliest; 0: off.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling; the same seed, the same answer.")]
+SystemPrompt = Annotated[str | None, typer.Option("--system-prompt", help="System message put before the prompt.")]

@@ -1,0 +1,64 @@
+"""What the commands that generate have in common: the loaded models and the preferences asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from parm_mlx.cli import console
+from parm_mlx.errors import InputError
+from parm_mlx.preference import Alpha, check_beta, format_alpha, parse_alpha
+
+if TYPE_CHECKING:
+    from parm_mlx.guidance.model import GuidedModel
+    from parm_mlx.guidance.prompts import Prompter
+    from parm_mlx.mlxlm import TokenizerWrapper
+
+
+@dataclass(frozen=True)
+class Session:
+    """A guided model, ready to answer."""
+
+    model: "GuidedModel"
+    tokenizer: "TokenizerWrapper"
+    prompter: "Prompter"
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives that α weighs."""
+        return self.model.objectives
+
+    def alpha(self, spec: str | None) -> Alpha:
+        """Reads a preference, uniform when there is none, and says so when it had to be normalised."""
+        if spec is None:
+            return parse_alpha([1] * len(self.objectives), self.objectives)
+        alpha = parse_alpha(spec, self.objectives)
+        if "=" not in spec and [float(part) for part in spec.split(",")] != list(alpha):
+            console.note(f"alpha {spec} is used as {format_alpha(alpha, self.objectives)}")
+        return alpha
+
+    def alphas(self, specs: Sequence[str] | None) -> list[Alpha]:
+        """Reads several preferences; one uniform one when there are none."""
+        return [self.alpha(spec) for spec in specs or [None]]
+
+
+def open_session(
+    model: str | None, parm: str | None, guide_model: str | None, beta: float, template: bool = True
+) -> Session:
+    """Loads what ``--model``, ``--parm`` and ``--guide-model`` name; the bundled model when none is given.
+
+    Raises:
+        InputError: A base model is given without a PARM, β is wrong, or something cannot be loaded.
+    """
+    check_beta(beta)
+    if parm is None and (model is not None or guide_model is not None):
+        raise InputError("--model and --guide-model need --parm, the adapter that guides", hint="or leave all three out")
+    console.blas_hint()
+    from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM, load_with_tokenizers, recorded_backbone
+    from parm_mlx.guidance.prompts import Prompter
+
+    if parm is None:
+        base, adapter = str(BUNDLED_BASE), str(BUNDLED_PARM)
+    else:
+        base, adapter = model or guide_model or str(recorded_backbone(parm)), parm
+    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapter, guide_model, beta=beta)
+    return Session(guided, tokenizer, Prompter(tokenizer, guide_tokenizer, template))

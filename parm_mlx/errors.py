@@ -1,0 +1,61 @@
+"""The exception tree. The command line turns these, and only these, into one clear line and an exit code.
+
+    ParmError                  exit 1
+    ├── InputError             exit 2: what the user gave is wrong, and nothing was changed
+    │   ├── PreferenceError    a preference vector, an objective name, β
+    │   ├── AdapterError       an adapter directory, or an adapter that does not fit its model
+    │   ├── ModelError         a model or tokenizer directory
+    │   ├── DataError          preference data
+    │   ├── ConfigError        settings
+    │   └── OutputError        an output that exists or cannot be written
+    └── RunError               exit 1: something failed while running
+"""
+
+
+class ParmError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: What is wrong, and where.
+        hint: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(ParmError):
+    """Wrong usage or wrong input."""
+
+    exit_code = 2
+
+
+class PreferenceError(InputError):
+    """A preference vector, an objective name or a β that cannot be used."""
+
+
+class AdapterError(InputError):
+    """An adapter that cannot be read, or that does not fit its model."""
+
+
+class ModelError(InputError):
+    """A model or tokenizer that cannot be read, or models that do not fit each other."""
+
+
+class DataError(InputError):
+    """Preference data that cannot be used."""
+
+
+class ConfigError(InputError):
+    """Settings that cannot be used."""
+
+
+class OutputError(InputError):
+    """An output that exists already or cannot be written."""
+
+
+class RunError(ParmError):
+    """A failure while running: a download, a full disk, a loss that is not finite."""

@@ -1,0 +1,136 @@
+"""Built-in scorers: deterministic, published functions from an answer to a number, larger is more.
+
+They score style, not truth. The bundled PARM is trained on ``warmth`` and ``brevity``, and the demo prints them.
+"""
+
+import re
+from collections.abc import Callable
+
+WARM_EXPRESSIONS = (
+    "always here for you",
+    "be kind to yourself",
+    "cheering for you",
+    "delighted",
+    "enjoy every minute",
+    "glad",
+    "good for you",
+    "good luck",
+    "great question",
+    "happy for you",
+    "happy to help",
+    "have fun",
+    "hug",
+    "i believe in you",
+    "in good hands",
+    "lovely",
+    "my friend",
+    "proud of you",
+    "right here with you",
+    "take good care of yourself",
+    "trust yourself",
+    "warm wishes",
+    "well done",
+    "with pleasure",
+    "wonderful",
+    "you are doing great",
+    "you can do this",
+    "you are so welcome",
+    "you've got this",
+)
+HEDGES = (
+    "appears",
+    "could",
+    "i guess",
+    "i think",
+    "i would",
+    "i wouldn't",
+    "may",
+    "maybe",
+    "might",
+    "perhaps",
+    "probably",
+    "seems",
+    "usually",
+)
+CAUTIONS = (
+    "avoid",
+    "be careful",
+    "do not",
+    "don't",
+    "important not to",
+    "never",
+    "not to",
+    "should not",
+    "take care not",
+    "unwise",
+)
+REASONS = ("as", "because", "reason", "since", "so that")
+COMMON_WORDS = frozenset(
+    "a about after again all also am an and any are as at be because been before but by can could did do does don't for "
+    "from get go had has have he her here him his how i if in into is it its just like make may maybe me might more most "
+    "my need never no not of off on one or other our out over perhaps please put she should simply so some such take than "
+    "that the their them then there they this to too up us use very was way we well were what when where which while who "
+    "why will with without would you your you've".split()
+)
+_WORD = re.compile(r"[A-Za-z0-9]+(?:['’][A-Za-z]+)*")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case: runs of letters or digits, with inner apostrophes."""
+    return [match.group().lower().replace("’", "'") for match in _WORD.finditer(text)]
+
+
+def count_expressions(text: str, expressions: tuple[str, ...]) -> int:
+    """How often expressions occur as whole words, longest first and without overlap; case does not matter."""
+    longest_first = sorted(expressions, key=len, reverse=True)
+    pattern = r"\b(?:" + "|".join(re.escape(expression) for expression in longest_first) + r")\b"
+    return len(re.findall(pattern, " ".join(words(text))))
+
+
+def warmth(text: str) -> float:
+    """Number of warm expressions (WARM_EXPRESSIONS) in the text."""
+    return float(count_expressions(text, WARM_EXPRESSIONS))
+
+
+def brevity(text: str) -> float:
+    """Minus the number of words: 0 for an empty text, -30 for thirty words."""
+    return -float(len(words(text)))
+
+
+def detail(text: str) -> float:
+    """Number of different words that carry content, which is all but COMMON_WORDS."""
+    return float(len(set(words(text)) - COMMON_WORDS))
+
+
+def caution(text: str) -> float:
+    """Number of warnings (CAUTIONS) in the text."""
+    return float(count_expressions(text, CAUTIONS))
+
+
+def hedging(text: str) -> float:
+    """Number of hedges (HEDGES) in the text."""
+    return float(count_expressions(text, HEDGES))
+
+
+def reasons(text: str) -> float:
+    """Number of words that announce a reason (REASONS) in the text."""
+    return float(count_expressions(text, REASONS))
+
+
+SCORERS: dict[str, Callable[[str], float]] = {
+    "warmth": warmth,
+    "brevity": brevity,
+    "detail": detail,
+    "caution": caution,
+    "hedging": hedging,
+    "reasons": reasons,
+}
+
+
+def score(name: str, text: str) -> float:
+    """The score of a text by the scorer of that name.
+
+    Raises:
+        KeyError: If there is no such scorer; SCORERS lists them.
+    """
+    return SCORERS[name](text)

@@ -1,0 +1,176 @@
+"""Loading base, guide and tokenizers, and checking that they fit each other."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from parm_mlx.errors import AdapterError, ModelError
+from parm_mlx.files import resolve
+from parm_mlx.guidance.model import Guide, GuidedModel
+from parm_mlx.mlxlm import TokenizerWrapper, load_weights_and_tokenizer
+from parm_mlx.pblora.adapter import load_into, read_adapter, read_config
+from parm_mlx.preference import AlphaSpec
+
+BUNDLED = Path(__file__).parents[1] / "models"
+BUNDLED_BASE = BUNDLED / "base"
+BUNDLED_PARM = BUNDLED / "parm"
+
+
+def load_base(source: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
+    """Loads a base model.
+
+    On a CPU, 16-bit weights are widened to float32, which is much faster there.
+
+    Args:
+        source: Directory or hub id of an MLX model.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        ModelError: There is no such model, or it cannot be loaded.
+    """
+    model, tokenizer = load_weights_and_tokenizer(resolve(source))
+    _widen_on_cpu(model)
+    return model, tokenizer
+
+
+def load_guide(
+    parm: str | Path, model: str | Path | None = None, alpha: AlphaSpec | None = None
+) -> tuple[Guide, TokenizerWrapper]:
+    """Loads a PARM: an adapter and its backbone.
+
+    Args:
+        parm: Directory or hub id of an adapter in this package's format.
+        model: The backbone; what the adapter records when left out.
+        alpha: The default preference.
+
+    Returns:
+        The guide and the tokenizer of its backbone.
+
+    Raises:
+        AdapterError: The adapter cannot be read or does not fit the backbone.
+        ModelError: The backbone cannot be loaded.
+    """
+    guide, tokenizer, _ = _load_guide(parm, model, alpha, base=None)
+    return guide, tokenizer
+
+
+def load(
+    model: str | Path = BUNDLED_BASE,
+    parm: str | Path = BUNDLED_PARM,
+    guide_model: str | Path | None = None,
+    alpha: AlphaSpec | None = None,
+    beta: float = 1.0,
+) -> tuple[GuidedModel, TokenizerWrapper]:
+    """Loads a base model guided by a PARM.
+
+    Args:
+        model: Directory or hub id of the base model; the bundled one by default.
+        parm: Directory or hub id of the adapter; the bundled one by default.
+        guide_model: Backbone of the adapter; what the adapter records when left out.
+        alpha: The default preference: k weights, ``"0.7,0.3"``, ``"helpful=0.7,harmless=0.3"`` or a mapping.
+        beta: β of Eq. 13. Smaller β, stronger guide.
+
+    Returns:
+        The guided model, which any mlx-lm function runs, and the base's tokenizer.
+
+    Raises:
+        AdapterError: The adapter cannot be read or does not fit its backbone.
+        ModelError: A model cannot be loaded, or the tokenizers differ.
+        PreferenceError: α or β cannot be used.
+    """
+    guided, tokenizer, _ = load_with_tokenizers(model, parm, guide_model, alpha, beta)
+    return guided, tokenizer
+
+
+def load_with_tokenizers(
+    model: str | Path = BUNDLED_BASE,
+    parm: str | Path = BUNDLED_PARM,
+    guide_model: str | Path | None = None,
+    alpha: AlphaSpec | None = None,
+    beta: float = 1.0,
+) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
+    """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
+    base_path = resolve(model)
+    base, tokenizer = load_base(base_path)
+    guide, guide_tokenizer, guide_path = _load_guide(parm, guide_model, alpha, base=(base_path, base))
+    check_vocabularies(tokenizer, guide_tokenizer, base_path, guide_path)
+    return GuidedModel(base, guide, beta), tokenizer, guide_tokenizer
+
+
+def _load_guide(
+    parm: str | Path, model: str | Path | None, alpha: AlphaSpec | None, base: tuple[Path, nn.Module] | None
+) -> tuple[Guide, TokenizerWrapper, Path]:
+    adapter = resolve(parm, "adapter")
+    config, tensors = read_adapter(adapter)
+    path = _backbone(adapter, config.base_model, model)
+    shared = base is not None and base[0].resolve() == path.resolve()
+    backbone, tokenizer = load_weights_and_tokenizer(path, lazy=shared)
+    if shared and base is not None:
+        backbone.update(base[1].parameters())
+    else:
+        _widen_on_cpu(backbone)
+    load_into(backbone, config, tensors)
+    return Guide(backbone, config, alpha), tokenizer, path
+
+
+def recorded_backbone(parm: str | Path) -> Path:
+    """The backbone that an adapter records.
+
+    Raises:
+        AdapterError: The adapter cannot be read or records none.
+        ModelError: There is no such model.
+    """
+    adapter = resolve(parm, "adapter")
+    return _backbone(adapter, read_config(adapter).base_model, None)
+
+
+def _backbone(adapter: Path, recorded: str | None, given: str | Path | None) -> Path:
+    if given is not None:
+        return resolve(given, "guide model")
+    if recorded is None:
+        raise AdapterError(f"adapter {adapter} does not record its backbone", hint="name it with --guide-model")
+    beside = adapter / recorded
+    if recorded.startswith("..") and beside.is_dir():
+        return beside
+    try:
+        return resolve(recorded, "guide model")
+    except ModelError as error:
+        hint = f"adapter {adapter} records this backbone; name another with --guide-model"
+        raise ModelError(str(error), hint=hint) from None
+
+
+def _widen_on_cpu(model: nn.Module) -> None:
+    if mx.default_device() == mx.cpu:
+        halves = (mx.float16, mx.bfloat16)
+        model.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype in halves else x, model.parameters()))
+        mx.eval(model.parameters())
+
+
+def check_vocabularies(base: TokenizerWrapper, guide: TokenizerWrapper, base_path: Path, guide_path: Path) -> None:
+    """Checks that two tokenizers give every token the same number, special tokens in one of them aside.
+
+    Raises:
+        ModelError: They differ; the error shows how.
+    """
+    a, b = base.get_vocab(), guide.get_vocab()
+    by_id_a, by_id_b = ({number: token for token, number in vocab.items()} for vocab in (a, b))
+    clash = sorted(i for i in by_id_a.keys() & by_id_b.keys() if by_id_a[i] != by_id_b[i])
+    special = {**base.get_added_vocab(), **guide.get_added_vocab()}
+    lone = sorted(token for token in a.keys() ^ b.keys() if token not in special)
+    reasons = []
+    if clash:
+        shown = ", ".join(f"{i} is {by_id_a[i]!r} and {by_id_b[i]!r}" for i in clash[:3])
+        reasons.append(f"{len(clash)} ids stand for different tokens ({shown})")
+    if lone:
+        reasons.append(f"{len(lone)} tokens are in one of them only ({', '.join(repr(t) for t in lone[:3])})")
+    if not set(base.eos_token_ids) & set(b.values()):
+        reasons.append("the guide has no end-of-sequence token of the base")
+    if reasons:
+        raise ModelError(
+            f"base {base_path} and guide {guide_path} have different tokenizers: {'; '.join(reasons)}",
+            hint="guidance adds token log-probabilities, so both models need the same vocabulary",
+        )

@@ -1,0 +1,184 @@
+"""Guided decoding as a model.
+
+Eq. 13, with logits up to a constant per position (softmax removes it, and with it log Z):
+
+    log π̃(y_t) = log π_base(y_t | x, y_<t) + (1/β) · log π_θ(α)(y_t | x, y_<t) − log Z
+
+Both classes look like mlx-lm models, so generate_step, stream_generate, BatchGenerator and speculative decoding run them
+unchanged. α enters with ``make_cache(alpha=…)`` and lives in the prompt cache.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from parm_mlx.errors import PreferenceError
+from parm_mlx.mlxlm import PreferenceCache, make_prompt_cache
+from parm_mlx.pblora.adapter import adapted_layers
+from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.pblora.layer import BoundPreferences, Preferences, conditioned
+from parm_mlx.preference import AlphaSpec, check_beta, parse_alpha
+
+Cache = list[Any]
+
+
+class Guide(nn.Module):
+    """A PARM: a backbone with PBLoRA adapters, conditioned on α.
+
+    Args:
+        model: An mlx-lm model with adapters attached (``parm_mlx.pblora.attach`` or ``load_into``).
+        config: The adapter's settings.
+        alpha: Preference used where none is given; uniform by default.
+    """
+
+    def __init__(self, model: nn.Module, config: PBLoRAConfig, alpha: AlphaSpec | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._config = config
+        self._bind = partial(BoundPreferences, list(adapted_layers(model).values()))
+        self._default = parse_alpha([1] * config.k if alpha is None else alpha, config.objectives)
+
+    @property
+    def config(self) -> PBLoRAConfig:
+        """The adapter's settings."""
+        return self._config
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The k objectives, in the order of α."""
+        return self._config.objectives
+
+    @property
+    def alpha(self) -> tuple[float, ...]:
+        """The preference used where none is given."""
+        return self._default
+
+    @property
+    def layers(self) -> list[Any]:
+        """One item per entry of the prompt cache, as mlx-lm expects."""
+        return _padded(self.model, len(make_prompt_cache(self.model))) + [self]
+
+    def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
+        """A prompt cache for one sequence under one preference.
+
+        Args:
+            alpha: k weights, ``"0.7,0.3"``, ``"helpful=0.7"`` or a mapping; the default preference when left out.
+
+        Returns:
+            The backbone's cache entries, and the preference as the last one.
+
+        Raises:
+            PreferenceError: α does not fit the objectives.
+        """
+        weights = self._default if alpha is None else parse_alpha(alpha, self.objectives)
+        return [*make_prompt_cache(self.model), PreferenceCache(mx.array([weights], dtype=mx.float32))]
+
+    def __call__(
+        self, inputs: mx.array, cache: Cache | None = None, *, alpha: AlphaSpec | mx.array | None = None
+    ) -> mx.array:
+        """Logits of the reward model alone.
+
+        Args:
+            inputs: Token ids (B, L).
+            cache: A cache of :meth:`make_cache`, which carries its own α.
+            alpha: Without a cache: one preference for all rows, or one per row as (B, k). An ``mx.array`` is used as it
+                is, and the result is differentiable in the adapter.
+
+        Returns:
+            (B, L, V).
+
+        Raises:
+            PreferenceError: α does not fit the objectives or the batch.
+        """
+        if cache:
+            preference: PreferenceCache = cache[-1]
+            with conditioned(preference.bound(self._bind)):
+                logits: mx.array = self.model(preference.take_inputs(inputs), cache=cache[:-1])
+            return logits
+        with conditioned(Preferences(self._alpha_rows(alpha, inputs.shape[0]))):
+            logits = self.model(inputs)
+        return logits
+
+    def _alpha_rows(self, alpha: AlphaSpec | mx.array | None, rows: int) -> mx.array:
+        k = len(self.objectives)
+        if isinstance(alpha, mx.array):
+            if alpha.shape not in ((k,), (1, k), (rows, k)):
+                raise PreferenceError(f"alpha has shape {alpha.shape}; it must be ({k},) or ({rows}, {k})")
+            return alpha
+        if isinstance(alpha, Sequence) and not isinstance(alpha, str) and alpha and isinstance(alpha[0], Sequence):
+            if len(alpha) != rows:
+                raise PreferenceError(f"{len(alpha)} preference vectors given for {rows} rows")
+            return mx.array([parse_alpha(row, self.objectives) for row in alpha], dtype=mx.float32)
+        weights = self._default if alpha is None else parse_alpha(alpha, self.objectives)
+        return mx.array([weights], dtype=mx.float32)
+
+
+class GuidedModel(nn.Module):
+    """A frozen base model guided by a PARM.
+
+    Args:
+        base: An mlx-lm model.
+        guide: The PARM; its vocabulary is the base's, up to padding.
+        beta: β > 0 of Eq. 13. Smaller β, stronger guide.
+
+    Raises:
+        PreferenceError: β is not a finite number above 0.
+    """
+
+    def __init__(self, base: nn.Module, guide: Guide, beta: float = 1.0) -> None:
+        super().__init__()
+        self.base = base
+        self.guide = guide
+        self._base_entries = len(make_prompt_cache(base))
+        self.beta = check_beta(beta)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The k objectives, in the order of α."""
+        return self.guide.objectives
+
+    @property
+    def layers(self) -> list[Any]:
+        """One item per entry of the prompt cache, as mlx-lm expects."""
+        return _padded(self.base, self._base_entries) + self.guide.layers
+
+    def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
+        """A prompt cache for one sequence under one preference: the base's entries, then the guide's.
+
+        Raises:
+            PreferenceError: α does not fit the objectives.
+        """
+        return [*make_prompt_cache(self.base), *self.guide.make_cache(alpha)]
+
+    def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
+        """The base's and the guide's entries of a prompt cache."""
+        return cache[: self._base_entries], cache[self._base_entries :]
+
+    def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
+        """Guided logits, (B, L) token ids → (B, L, V)."""
+        base_cache, guide_cache = self.split_cache(cache) if cache else (None, None)
+        return mix(self.base(inputs, cache=base_cache), self.guide(inputs, cache=guide_cache), self.beta)
+
+
+def mix(base: mx.array, guide: mx.array, beta: float) -> mx.array:
+    """Eq. 13 on logits: base + guide / β, over the tokens that both know.
+
+    Args:
+        base: (…, V_base).
+        guide: (…, V_guide).
+        beta: β.
+
+    Returns:
+        (…, min(V_base, V_guide)).
+    """
+    vocabulary = min(base.shape[-1], guide.shape[-1])
+    base, guide = (x if x.shape[-1] == vocabulary else x[..., :vocabulary] for x in (base, guide))
+    return base + (guide if beta == 1 else guide * (1 / beta))
+
+
+def _padded(model: nn.Module, length: int) -> list[Any]:
+    layers = list(model.layers)[:length]
+    return layers + [None] * (length - len(layers))

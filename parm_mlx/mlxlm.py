@@ -1,0 +1,186 @@
+"""The only module that touches the parts of mlx-lm that are not its public interface.
+
+tests/test_mlxlm.py is the contract for what is used here, so that an mlx-lm upgrade fails there first.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import _BaseCache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_model, load_tokenizer, save_config, save_model
+
+from parm_mlx.errors import ModelError
+
+__all__ = [
+    "PreferenceCache",
+    "TokenizerWrapper",
+    "filter_logprobs",
+    "load_weights_and_tokenizer",
+    "make_prompt_cache",
+    "rewind",
+    "save_like",
+]
+
+NO_TOKEN = -1
+
+
+class PreferenceCache(_BaseCache):  # type: ignore[misc]
+    """The preference vectors of a batch of sequences, as an entry of their prompt cache.
+
+    mlx-lm merges, extends, filters and splits it together with the key-value caches, so every sequence keeps its own α.
+
+    Args:
+        alpha: (B, k), one preference vector per sequence.
+    """
+
+    def __init__(self, alpha: mx.array) -> None:
+        self.alpha = alpha
+        self.first_token: mx.array | None = None
+        self._bound: Any = None
+
+    def bound(self, bind: Callable[[mx.array], Any]) -> Any:
+        """What ``bind`` makes of α; computed once and kept until the batch changes."""
+        if self._bound is None:
+            self._bound = bind(self.alpha)
+        return self._bound
+
+    def replace_first_token(self, token: int) -> None:
+        """Has the guide read ``token`` in place of the next input token.
+
+        Prompts of base and guide may end in different tokens; the generated tokens that follow are the same.
+        """
+        self.first_token = mx.full((self.alpha.shape[0],), token, dtype=mx.int32)
+
+    def take_inputs(self, inputs: mx.array) -> mx.array:
+        """The tokens that the guide reads where the base reads ``inputs`` (B, L)."""
+        if self.first_token is None:
+            return inputs
+        token, self.first_token = self.first_token[:, None].astype(inputs.dtype), None
+        first = mx.where(token == mx.array(NO_TOKEN).astype(inputs.dtype), inputs[:, :1], token)
+        return mx.concatenate([first, inputs[:, 1:]], axis=1)
+
+    def _take(self, alpha: mx.array, first_token: mx.array | None) -> None:
+        self.alpha, self.first_token, self._bound = alpha, first_token, None
+
+    def _first_tokens(self) -> mx.array:
+        if self.first_token is not None:
+            return self.first_token
+        return mx.full((self.alpha.shape[0],), NO_TOKEN, dtype=mx.int32)
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [self.alpha] if self.first_token is None else [self.alpha, self.first_token]
+
+    @state.setter
+    def state(self, value: Sequence[mx.array]) -> None:
+        self._take(value[0], value[1] if len(value) > 1 else None)
+
+    def is_trimmable(self) -> bool:
+        return True
+
+    def trim(self, n: int) -> int:
+        return n
+
+    def filter(self, batch_indices: Any) -> None:
+        rows = mx.array(batch_indices)
+        self._take(self.alpha[rows], None if self.first_token is None else self.first_token[rows])
+
+    def extend(self, other: "PreferenceCache") -> None:
+        merged = self.merge([self, other])
+        self._take(merged.alpha, merged.first_token)
+
+    def extract(self, idx: int) -> "PreferenceCache":
+        row = PreferenceCache(self.alpha[idx : idx + 1])
+        row.first_token = None if self.first_token is None else self.first_token[idx : idx + 1]
+        return row
+
+    @classmethod
+    def merge(cls, caches: "Sequence[PreferenceCache]") -> "PreferenceCache":
+        merged = cls(mx.concatenate([cache.alpha for cache in caches]))
+        if any(cache.first_token is not None for cache in caches):
+            merged.first_token = mx.concatenate([cache._first_tokens() for cache in caches])
+        return merged
+
+    def prepare(self, **_: Any) -> None:
+        """Padding does not concern the preference."""
+
+    def finalize(self) -> None:
+        """Padding does not concern the preference."""
+
+    def empty(self) -> bool:
+        return False
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.alpha.nbytes)
+
+    def __deepcopy__(self, memo: Any) -> "PreferenceCache":
+        return copy(self)
+
+
+def rewind(cache: list[Any], tokens: int) -> bool:
+    """Removes the last tokens from a prompt cache, in place.
+
+    Returns:
+        Whether all of them were removed; a cache that cannot be trimmed is left as it was.
+    """
+    return tokens == 0 or trim_prompt_cache(cache, tokens) == tokens
+
+
+def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: int) -> mx.array:
+    """Applies nucleus, minimum-probability and top-k filters, in mlx-lm's order."""
+    if 0 < top_p < 1:
+        logprobs = apply_top_p(logprobs, top_p)
+    if min_p > 0:
+        logprobs = apply_min_p(logprobs, min_p)
+    if top_k > 0:
+        logprobs = apply_top_k(logprobs, top_k)
+    return logprobs
+
+
+def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
+    """Loads an MLX (or unquantised Hugging Face) model directory.
+
+    Raises:
+        ModelError: The directory holds no model that mlx-lm can load.
+    """
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is no model directory: config.json is missing")
+    if not any(path.glob("model*.safetensors")):
+        found = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in path.glob(pattern))
+        extra = f" (found {', '.join(found)}, which are not loaded)" if found else ""
+        raise ModelError(f"{path} holds no model*.safetensors{extra}")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise ModelError(f"{path} holds no tokenizer")
+    try:
+        model, config = load_model(path, lazy=lazy)
+        tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{path} cannot be loaded: {reason[0]}") from error
+    return model, tokenizer
+
+
+def save_like(path: Path, model: nn.Module, source: Path) -> None:
+    """Writes a model beside the config and the tokenizer of the directory that it was loaded from.
+
+    Layers that were quantised there may be plain now.
+    """
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    plain = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for key in ("quantization", "quantization_config"):
+        if isinstance(config.get(key), dict):
+            config[key] = {name: value for name, value in config[key].items() if name not in plain}
+    save_model(path, model)
+    save_config(config, path / "config.json")
+    for file in source.iterdir():
+        if file.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and not (path / file.name).exists():
+            shutil.copy(file, path)

@@ -1,0 +1,165 @@
+"""Adapters on models and on disk: attach, load, save.
+
+A directory holds ``adapter_config.json`` and ``adapters.safetensors``. Tensors are named
+``layers.{number}.{path inside the block}.{a|b|w1|w2}``; tensors without elements are not stored.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from parm_mlx.errors import AdapterError
+from parm_mlx.files import read_json
+from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.pblora.layer import TENSORS, PBLoRALinear, tensor_shapes
+from parm_mlx.pblora.targets import find_targets
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapters.safetensors"
+Tensors = dict[str, mx.array]
+
+
+def attach(model: nn.Module, config: PBLoRAConfig) -> list[str]:
+    """Puts fresh adapters on a model, in place, and freezes everything else.
+
+    Args:
+        model: An mlx-lm model, quantised or not.
+        config: Ranks, objectives and targets.
+
+    Returns:
+        Names of the adapted layers, ``layers.0.self_attn.q_proj`` and so on.
+
+    Raises:
+        AdapterError: The targets match no layer, or layers that cannot be adapted.
+    """
+    targets = find_targets(model, config.target_modules)
+    model.freeze()
+    for index, target in enumerate(targets):
+        layer = PBLoRALinear(target.linear, config, index)
+        layer.linear.freeze()
+        layer.unfreeze(recurse=False, keys=list(TENSORS))
+        target.block.update_modules(tree_unflatten([(target.path, layer)]))
+    return [target.name for target in targets]
+
+
+def adapted_layers(model: nn.Module) -> dict[str, PBLoRALinear]:
+    """The adapted layers of a model by name, in the order of their index."""
+    return {
+        f"layers.{number}.{path}": module
+        for number, block in enumerate(model.layers)
+        for path, module in sorted(block.named_modules(), key=lambda item: getattr(item[1], "index", 0))
+        if isinstance(module, PBLoRALinear)
+    }
+
+
+def adapter_tensors(model: nn.Module) -> Tensors:
+    """The adapter of a model, as it is stored."""
+    return {
+        f"{name}.{key}": layer[key]
+        for name, layer in adapted_layers(model).items()
+        for key in TENSORS
+        if layer[key].size > 0
+    }
+
+
+def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.array]) -> None:
+    """Puts a stored adapter on a model, in place.
+
+    Raises:
+        AdapterError: The targets match no layer, or tensors are unknown, missing or of the wrong shape for this model; all
+            of them are listed, and the model is left as it was.
+    """
+    targets = find_targets(model, config.target_modules)
+    expected = {
+        f"{target.name}.{key}": shape
+        for target in targets
+        for key, shape in tensor_shapes(target.linear, config).items()
+        if 0 not in shape
+    }
+    _check(tensors, expected, "the adapter does not fit the model")
+    attach(model, config)
+    for name, layer in adapted_layers(model).items():
+        for key in TENSORS:
+            if (tensor := tensors.get(f"{name}.{key}")) is not None:
+                layer[key] = tensor
+    model.eval()
+
+
+def save_adapter(path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:
+    """Writes config and tensors into an existing directory; see :func:`parm_mlx.files.new_directory`."""
+    text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False)
+    (path / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    mx.save_safetensors(str(path / TENSOR_FILE), tensors, metadata={"format": "mlx"})
+
+
+def read_config(path: Path) -> PBLoRAConfig:
+    """Reads the settings of an adapter directory.
+
+    Raises:
+        AdapterError: The file is missing or broken, or the settings are wrong.
+    """
+    return PBLoRAConfig.from_dict(read_json(path / CONFIG_FILE, f"adapter {path}", AdapterError))
+
+
+def read_adapter(path: Path) -> tuple[PBLoRAConfig, Tensors]:
+    """Reads an adapter directory, strictly, without its model.
+
+    Raises:
+        AdapterError: A file is missing or broken, the settings are wrong, or tensors are missing, unknown or of a shape
+            that the settings rule out.
+    """
+    config = read_config(path)
+    file = path / TENSOR_FILE
+    if not file.is_file():
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
+        found = f"; pickled weights ({', '.join(pickled)}) are refused" if pickled else ""
+        raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing{found}")
+    tensors = read_safetensors(file)
+    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in TENSORS)
+    expected: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        a, b = tensors.get(f"{name}.a"), tensors.get(f"{name}.b")
+        in_dims = a.shape[-1] if a is not None and a.ndim else 0
+        out_dims = b.shape[0] if b is not None and b.ndim else 0
+        shapes = tensor_shapes(nn.Linear(1, 1), config) | {"a": (config.rank, in_dims), "b": (out_dims, config.rank)}
+        expected |= {f"{name}.{key}": shape for key, shape in shapes.items() if _stored(key, config)}
+    if not expected:
+        raise AdapterError(f"adapter {path}: {TENSOR_FILE} holds no adapter tensors")
+    _check(tensors, expected, f"adapter {path}")
+    return config, tensors
+
+
+def _stored(key: str, config: PBLoRAConfig) -> bool:
+    return {"w1": config.r1, "w2": config.r2}.get(key, 1) > 0
+
+
+def read_safetensors(file: Path) -> Tensors:
+    """Reads a safetensors file.
+
+    Raises:
+        AdapterError: It is truncated, or no safetensors file.
+    """
+    try:
+        loaded = mx.load(str(file), format="safetensors")
+        assert isinstance(loaded, dict)
+        mx.eval(list(loaded.values()))
+    except RuntimeError as error:
+        raise AdapterError(f"{file} is not a readable safetensors file: {error}", hint="fetch or convert it again") from None
+    return loaded
+
+
+def _check(tensors: Mapping[str, mx.array], expected: Mapping[str, Sequence[int]], what: str) -> None:
+    problems = [f"unknown tensor {name}" for name in sorted(tensors.keys() - expected.keys())]
+    problems += [f"missing tensor {name}" for name in sorted(expected.keys() - tensors.keys())]
+    for name in sorted(expected.keys() & tensors.keys()):
+        tensor, shape = tensors[name], tuple(expected[name])
+        if tensor.shape != shape:
+            problems.append(f"{name} has shape {tensor.shape}, not {shape}")
+        elif not mx.issubdtype(tensor.dtype, mx.floating):
+            problems.append(f"{name} holds {tensor.dtype}, not floating-point numbers")
+    if problems:
+        raise AdapterError(f"{what}: {len(problems)} tensor problem(s)\n  " + "\n  ".join(problems))

@@ -1,0 +1,127 @@
+"""What an adapter is: objectives, ranks, scale, targets; and its ``adapter_config.json``."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from parm_mlx.errors import AdapterError, PreferenceError
+from parm_mlx.preference import parse_objectives
+
+FINE_TUNE_TYPE = "pblora"
+FORMAT_VERSION = 1
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class PBLoRAConfig:
+    """Settings of a PBLoRA adapter.
+
+    Plain LoRA is the special case k = 1, r2 = 0 and W1 the identity.
+
+    Attributes:
+        objectives: The k objectives, in the order of α.
+        r1: Rank of the part that does not depend on α, ≥ 0.
+        r2: Rank of the part that depends on α, ≥ 0; r1 + r2 ≥ 1.
+        scale: s, the factor of the whole update: lora_alpha / r2 in the paper's code.
+        dropout: Share of the adapter's input that is dropped in training.
+        target_modules: Name suffixes of the adapted linear layers.
+        base_model: The backbone that the adapter was made for (path or hub id).
+        objective_betas: β_i of the training objective, one per objective.
+        training: Everything else that reproduces the training.
+    """
+
+    objectives: tuple[str, ...]
+    r1: int = 4
+    r2: int = 4
+    scale: float = 2.0
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = DEFAULT_TARGETS
+    base_model: str | None = None
+    objective_betas: tuple[float, ...] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise AdapterError("adapter settings: " + "; ".join(problems))
+
+    def _problems(self) -> list[str]:
+        problems = []
+        try:
+            parse_objectives(self.objectives)
+        except PreferenceError as error:
+            problems.append(str(error))
+        for name in ("r1", "r2"):
+            rank = getattr(self, name)
+            if not _is_int(rank) or rank < 0:
+                problems.append(f"{name} must be a whole number ≥ 0, got {rank!r}")
+        if not problems and self.r1 + self.r2 < 1:
+            problems.append("r1 + r2 must be at least 1")
+        if not _is_number(self.scale) or self.scale <= 0:
+            problems.append(f"scale must be a finite number above 0, got {self.scale!r}")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            problems.append(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if not self.target_modules or not all(isinstance(t, str) and t for t in self.target_modules):
+            problems.append(f"target_modules must name at least one layer, got {list(self.target_modules)!r}")
+        if self.base_model is not None and not isinstance(self.base_model, str):
+            problems.append(f"base_model must be a path or hub id, got {self.base_model!r}")
+        if self.objective_betas is not None and (
+            len(self.objective_betas) != len(self.objectives)
+            or not all(_is_number(b) and b > 0 for b in self.objective_betas)
+        ):
+            problems.append(f"objective_betas must hold one number above 0 per objective, got {self.objective_betas!r}")
+        if not isinstance(self.training, dict):
+            problems.append("training must be a JSON object")
+        return problems
+
+    @property
+    def k(self) -> int:
+        """Number of objectives."""
+        return len(self.objectives)
+
+    @property
+    def rank(self) -> int:
+        """r1 + r2."""
+        return self.r1 + self.r2
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``adapter_config.json``."""
+        return {"fine_tune_type": FINE_TUNE_TYPE, "format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "PBLoRAConfig":
+        """Reads the content of ``adapter_config.json``.
+
+        Raises:
+            AdapterError: It is another kind of adapter, a newer format, a setting is missing, unknown or wrong; every
+                problem is listed.
+        """
+        kind, version = content.get("fine_tune_type"), content.get("format_version")
+        if kind != FINE_TUNE_TYPE:
+            hint = "convert it first: parm-mlx convert" if "peft_type" in content else None
+            raise AdapterError(f"fine_tune_type is {kind!r}, not {FINE_TUNE_TYPE!r}: no PARM adapter", hint=hint)
+        if version != FORMAT_VERSION:
+            raise AdapterError(f"format_version is {version!r}; this parm-mlx reads version {FORMAT_VERSION}")
+        values = {key: value for key, value in content.items() if key not in ("fine_tune_type", "format_version")}
+        names = {f.name for f in fields(cls)}
+        problems = [f"unknown setting {key!r}" for key in sorted(values.keys() - names)]
+        problems += [f"{key} is missing" for key in ("objectives", "r1", "r2", "scale") if key not in values]
+        for key in ("objectives", "target_modules", "objective_betas"):
+            if isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
+            elif values.get(key) is not None:
+                problems.append(f"{key} must be a list")
+        if "objectives" in values and not all(isinstance(name, str) for name in values["objectives"] or ()):
+            problems.append("objectives must be a list of names")
+        if problems:
+            raise AdapterError("adapter settings: " + "; ".join(problems))
+        return cls(**values)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,190 @@
+"""The PBLoRA layer: a frozen linear layer, a low-rank update, and a core matrix that the preference vector sets.
+
+For a frozen weight W (out, in), ranks r1 and r2, and a preference vector α (k,):
+
+    y = W x + s · B · M(α) · A · x,    M(α) = blockdiag(W1, W2(α)),    W2(α) = reshape(αᵀ W2, (r2, r2))
+
+ΔW = s · B · M(α) · A is never built while the model runs. A row whose core is zero is a row of the plain model.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from parm_mlx.errors import InputError, PreferenceError
+from parm_mlx.pblora.config import PBLoRAConfig
+
+TENSORS = ("a", "b", "w1", "w2")
+
+
+class Conditioning(Protocol):
+    """What a forward pass runs under: it gives every layer its update."""
+
+    def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
+        """Maps z = A x (B, L, r1 + r2) to s · B · M(α) · z (B, L, out)."""
+        ...
+
+
+_active: ContextVar[Conditioning | None] = ContextVar("parm_mlx_conditioning", default=None)
+
+
+@contextmanager
+def conditioned(conditioning: Conditioning) -> Iterator[None]:
+    """Runs the forward passes inside the block under one conditioning; nests, and is private to its thread."""
+    token = _active.set(conditioning)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+class Preferences:
+    """Conditioning on α that stays differentiable in A, B, W1 and W2.
+
+    Args:
+        alpha: (k,) for all rows, or (B, k) with one preference vector per row.
+    """
+
+    def __init__(self, alpha: mx.array) -> None:
+        self.alpha = alpha if alpha.ndim == 2 else alpha[None]
+
+    def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
+        z = z @ layer.core(self.alpha).swapaxes(-1, -2)
+        return layer.scale * (z @ layer.b.T)
+
+
+class BoundPreferences:
+    """Conditioning on α for generation: all that depends on α alone is computed once.
+
+    For one row the core and the scale are folded into B; for several rows each keeps its own core.
+
+    Args:
+        layers: Every adapted layer of the model, by index.
+        alpha: (B, k).
+    """
+
+    def __init__(self, layers: "list[PBLoRALinear]", alpha: mx.array) -> None:
+        self.rows = alpha.shape[0]
+        cores = [layer.scale * layer.core(alpha).swapaxes(-1, -2) for layer in layers]
+        if self.rows == 1:
+            self.matrices = [core[0] @ layer.b.T for core, layer in zip(cores, layers, strict=True)]
+        else:
+            self.matrices = cores
+
+    def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
+        z = z @ self.matrices[layer.index]
+        return z if self.rows == 1 else z @ layer.b.T
+
+
+class PBLoRALinear(nn.Module):
+    """A linear layer, plain or quantised, with a PBLoRA adapter.
+
+    Args:
+        linear: The frozen layer.
+        config: Ranks, scale, dropout, number of objectives.
+        index: Position among the adapted layers of its model.
+    """
+
+    def __init__(self, linear: nn.Module, config: PBLoRAConfig, index: int = 0) -> None:
+        super().__init__()
+        self.linear = linear
+        self.index = index
+        self.scale = config.scale
+        self.r1, self.r2 = config.r1, config.r2
+        self.dropout = nn.Dropout(p=config.dropout)
+        for name, shape in tensor_shapes(linear, config).items():
+            bound = {"a": shape[1], "b": 0, "w1": config.r1, "w2": config.r2**2}[name]
+            limit = 1 / math.sqrt(bound) if bound else 0.0
+            self[name] = mx.random.uniform(-limit, limit, shape) if limit and 0 not in shape else mx.zeros(shape)
+
+    def core(self, alpha: mx.array) -> mx.array:
+        """M(α) = blockdiag(W1, W2(α)).
+
+        Args:
+            alpha: (B, k).
+
+        Returns:
+            (B, r1 + r2, r1 + r2).
+        """
+        rows = alpha.shape[0]
+        w1 = mx.broadcast_to(self.w1, (rows, self.r1, self.r1))
+        w2 = (alpha.astype(self.w2.dtype) @ self.w2).reshape(rows, self.r2, self.r2)
+        upper = mx.pad(w1, ((0, 0), (0, 0), (0, self.r2)))
+        lower = mx.pad(w2, ((0, 0), (0, 0), (self.r1, 0)))
+        return mx.concatenate([upper, lower], axis=1)
+
+    def delta(self, alpha: mx.array) -> mx.array:
+        """ΔW(α) = s · B · M(α) · A, for one α (k,): (out, in). For inspection and fusing only."""
+        delta: mx.array = self.scale * (self.b @ self.core(alpha[None])[0] @ self.a)
+        return delta
+
+    def fuse(self, alpha: mx.array, dequantize: bool = False) -> nn.Linear:
+        """The plain linear layer with weight W + ΔW(α).
+
+        Args:
+            alpha: (k,).
+            dequantize: Allow a quantised layer, which then becomes a plain one. Quantising the sum again would swallow
+                updates smaller than a quantisation step, so that is not offered.
+
+        Raises:
+            InputError: The layer is quantised and ``dequantize`` is not set.
+        """
+        weight = _plain_weight(self.linear, dequantize)
+        out_dims, in_dims = weight.shape
+        fused = nn.Linear(in_dims, out_dims, bias="bias" in self.linear)
+        fused.weight = (weight.astype(mx.float32) + self.delta(alpha)).astype(weight.dtype)
+        if "bias" in self.linear:
+            fused.bias = self.linear.bias
+        return fused
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Computes W x + s · B · M · A · x for x (B, L, in), under the conditioning of the running pass."""
+        conditioning = _active.get()
+        if conditioning is None:
+            raise PreferenceError("a model with a PARM adapter was run without a preference vector")
+        y = self.linear(x)
+        z = self.dropout(x).astype(self.a.dtype) @ self.a.T
+        return y + conditioning.update(self, z).astype(y.dtype)
+
+
+def tensor_shapes(linear: nn.Module, config: PBLoRAConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of A, B, W1 and W2 for a linear layer."""
+    out_dims, in_dims = linear_dims(linear)
+    return {
+        "a": (config.rank, in_dims),
+        "b": (out_dims, config.rank),
+        "w1": (config.r1, config.r1),
+        "w2": (config.k, config.r2**2),
+    }
+
+
+def linear_dims(linear: nn.Module) -> tuple[int, int]:
+    """(out, in) of a plain or quantised linear layer."""
+    out_dims, in_dims = linear.weight.shape
+    if isinstance(linear, nn.QuantizedLinear):
+        in_dims = in_dims * 32 // linear.bits
+    return out_dims, in_dims
+
+
+def _plain_weight(linear: nn.Module, dequantize: bool) -> mx.array:
+    if not isinstance(linear, nn.QuantizedLinear):
+        plain: mx.array = linear.weight
+        return plain
+    if not dequantize:
+        raise InputError(
+            "the model is quantised; quantising again after fusing would swallow small updates",
+            hint="fuse into plain weights with --dequantize",
+        )
+    return mx.dequantize(
+        linear.weight,
+        scales=linear.scales,
+        biases=linear.get("biases"),
+        group_size=linear.group_size,
+        bits=linear.bits,
+        mode=linear.mode,
+    )

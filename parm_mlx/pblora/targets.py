@@ -1,0 +1,85 @@
+"""Which linear layers an adapter sits on: by name suffix, in any mlx-lm model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.nn as nn
+
+from parm_mlx.errors import AdapterError
+from parm_mlx.pblora.config import DEFAULT_TARGETS
+
+FUSED_ATTENTION = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "att_proj", "in_proj_qkv", "c_qkv")
+LINEAR = (nn.Linear, nn.QuantizedLinear)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear layer to adapt: its block, the block's number, and its path inside the block."""
+
+    block: nn.Module
+    number: int
+    path: str
+    linear: nn.Module
+
+    @property
+    def name(self) -> str:
+        """Name of the layer in an adapter file, the same for every model family."""
+        return f"layers.{self.number}.{self.path}"
+
+
+def find_targets(model: nn.Module, suffixes: Sequence[str]) -> list[Target]:
+    """Finds the layers whose path ends in one of the suffixes.
+
+    Args:
+        model: An mlx-lm model; its ``layers`` are searched.
+        suffixes: For instance ``("q_proj", "k_proj", "v_proj")`` or ``("self_attn.q_proj",)``.
+
+    Raises:
+        AdapterError: No layer matches (the candidates are listed), a suffix matches nothing, or it names mixture-of-experts
+            layers, which cannot be adapted yet.
+    """
+    targets, candidates, experts = [], dict[str, None](), dict[str, None]()
+    matched = set()
+    for number, block in enumerate(model.layers):
+        for path, module in reversed(block.named_modules()):
+            if not path:
+                continue
+            if isinstance(module, LINEAR):
+                candidates[path] = None
+            elif "Switch" in type(module).__name__:
+                experts[path] = None
+            hits = [s for s in suffixes if path == s or path.endswith("." + s)]
+            if not hits:
+                continue
+            matched.update(hits)
+            if path in experts:
+                raise AdapterError(
+                    f"{path} holds mixture-of-experts layers, which cannot be adapted yet",
+                    hint="target the attention layers instead",
+                )
+            if isinstance(module, LINEAR):
+                targets.append(Target(block, number, path, module))
+    missing = [s for s in suffixes if s not in matched]
+    if missing or not targets:
+        listed = ", ".join(candidates) or "none"
+        raise AdapterError(
+            f"no layer of the model is named {', '.join(missing or suffixes)}; linear layers in its blocks: {listed}",
+            hint="choose some of them with --target-modules",
+        )
+    return targets
+
+
+def default_targets(model: nn.Module) -> tuple[str, ...]:
+    """Query, key and value projections, or the fused projection in families that have one.
+
+    Raises:
+        AdapterError: The family names its attention otherwise; the candidates are listed.
+    """
+    names = {path.rsplit(".", 1)[-1] for block in model.layers for path, m in block.named_modules() if isinstance(m, LINEAR)}
+    if set(DEFAULT_TARGETS) <= names:
+        return DEFAULT_TARGETS
+    for fused in FUSED_ATTENTION:
+        if fused in names:
+            return (fused,)
+    find_targets(model, DEFAULT_TARGETS)
+    return DEFAULT_TARGETS

@@ -1,0 +1,1 @@
+"""Training a PARM: preference data → a PBLoRA adapter."""

@@ -1,0 +1,258 @@
+"""Settings of a training run, from Python, from a YAML file and from flags."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from parm_mlx.errors import ConfigError, PreferenceError
+from parm_mlx.preference import parse_objectives
+
+DEFAULT_BETA_OBJECTIVE = 0.01
+DEFAULT_EPOCHS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a training run needs to know; the defaults are the paper's safety task, with batches of 8.
+
+    Values that YAML or a command line writes as text ("5e-4", "helpful,harmless") are read as what they mean.
+
+    Attributes:
+        model: Backbone of the PARM; directory or hub id of an MLX model.
+        data: Preference data, a ``.jsonl`` file or a folder.
+        out: Directory for the adapter.
+        iters: Number of steps. Not together with ``epochs``.
+        epochs: Passes over the training pairs; 2 when ``iters`` is not given either.
+        batch_size: Pairs per step.
+        learning_rate: Highest learning rate.
+        warmup: Steps of linear warm-up.
+        weight_decay: Decoupled weight decay of all adapter tensors.
+        max_seq_length: Most tokens of a prompt with its response; longer pairs are left out.
+        steps_per_report: Steps between reports.
+        steps_per_eval: Steps between validations.
+        val_batches: Batches per validation; -1 for all, 0 for no validation.
+        seed: Seed of the split, the initial adapter, the order of the data, α and dropout.
+        r1: Rank that does not depend on α.
+        r2: Rank that depends on α.
+        lora_alpha: The update is scaled by lora_alpha / r2.
+        dropout: Share of the adapter's input that is dropped.
+        target_modules: Name suffixes of the adapted layers; by default the query, key and value projections.
+        objectives: The objectives in the order of α; those of the data by default.
+        beta_objective: β_i of each objective, or one number for all.
+        gamma: γ, the margin of the objective.
+        dirichlet: p, the concentration of the distribution that α is drawn from.
+        alpha_per: ``example`` draws one α per pair, ``batch`` one per step.
+
+    Raises:
+        ConfigError: Settings are missing or wrong; all of them are listed.
+    """
+
+    model: str = ""
+    data: str = ""
+    out: str = ""
+    iters: int | None = None
+    epochs: float | None = None
+    batch_size: int = 8
+    learning_rate: float = 5e-4
+    warmup: int = 20
+    weight_decay: float = 0.05
+    max_seq_length: int = 1024
+    steps_per_report: int = 10
+    steps_per_eval: int = 200
+    val_batches: int = 25
+    seed: int = 0
+    r1: int = 4
+    r2: int = 4
+    lora_alpha: float = 8.0
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] | None = None
+    objectives: tuple[str, ...] | None = None
+    beta_objective: tuple[float, ...] = (DEFAULT_BETA_OBJECTIVE,)
+    gamma: float = 0.0
+    dirichlet: float = 0.5
+    alpha_per: str = "example"
+
+    def __post_init__(self) -> None:
+        problems = []
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value is None and setting.default is None:
+                continue
+            try:
+                object.__setattr__(self, setting.name, _READ[setting.name](value))
+            except (ValueError, PreferenceError) as reason:
+                problems.append(f"{setting.name} {reason}" if isinstance(reason, ValueError) else str(reason))
+        if self.iters is not None and self.epochs is not None:
+            problems.append("iters and epochs are both given; choose one")
+        if problems:
+            raise ConfigError("training settings: " + "; ".join(problems))
+
+    @classmethod
+    def from_sources(cls, file: str | Path | None, flags: Mapping[str, Any]) -> "TrainConfig":
+        """Settings of a YAML file, overridden by flags.
+
+        Args:
+            file: The YAML file, if there is one; ``batch_size`` and ``batch-size`` are the same key.
+            flags: Settings by name; None where a flag is not given.
+
+        Raises:
+            ConfigError: The file cannot be read, holds unknown keys, or settings are wrong.
+        """
+        values = read_settings(Path(file), [setting.name for setting in fields(cls)]) if file else {}
+        given = {name: value for name, value in flags.items() if value is not None}
+        for one, other in (("iters", "epochs"), ("epochs", "iters")):
+            if one in given:
+                values.pop(other, None)
+        return cls(**(values | given))
+
+    def steps(self, pairs: int) -> int:
+        """Number of steps for so many training pairs."""
+        if self.iters is not None:
+            return self.iters
+        return max(1, math.ceil((self.epochs or DEFAULT_EPOCHS) * pairs / self.batch_size))
+
+    def betas(self, k: int) -> tuple[float, ...]:
+        """β_i of k objectives.
+
+        Raises:
+            ConfigError: ``beta_objective`` holds neither one number nor k.
+        """
+        if len(self.beta_objective) not in (1, k):
+            raise ConfigError(f"training settings: beta_objective has {len(self.beta_objective)} numbers, not 1 or {k}")
+        return self.beta_objective * k if len(self.beta_objective) == 1 else self.beta_objective
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return asdict(self)
+
+
+def read_settings(path: Path, names: list[str]) -> dict[str, Any]:
+    """Reads a YAML file of settings.
+
+    Raises:
+        ConfigError: It cannot be read, is no mapping, or has keys that are not among ``names``.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config {path} is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"config {path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {path} must hold 'name: value' lines")
+    settings: dict[str, Any] = {}
+    unknown = []
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            close = get_close_matches(name, names, 1)
+            unknown.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+        elif value is not None:
+            settings[name] = value
+    if unknown:
+        raise ConfigError(f"config {path}: unknown setting(s) {', '.join(unknown)}")
+    return settings
+
+
+def _text(value: Any) -> str:
+    if value in (None, ""):
+        raise ValueError("is missing")
+    return str(value)
+
+
+def _whole(low: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        number = _float(value)
+        if number != int(number) or number < low:
+            raise ValueError(f"must be a whole number ≥ {low}, got {value!r}")
+        return int(number)
+
+    return read
+
+
+def _number(low: float, *, above: bool = False, below: float = math.inf) -> Callable[[Any], float]:
+    bound = f"{'>' if above else '≥'} {low:g}" + (f" and < {below:g}" if math.isfinite(below) else "")
+
+    def read(value: Any) -> float:
+        number = _float(value)
+        if number < low or (above and number == low) or number >= below:
+            raise ValueError(f"must be a number {bound}, got {value!r}")
+        return number
+
+    return read
+
+
+def _float(value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, got {value!r}")
+    return number
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",")]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    names = tuple(str(item) for item in _items(value))
+    if not names or not all(names):
+        raise ValueError(f"must name at least one, without empty names, got {value!r}")
+    return names
+
+
+def _positive_numbers(value: Any) -> tuple[float, ...]:
+    read = _number(0, above=True)
+    numbers = tuple(read(item) for item in _items(value))
+    if not numbers:
+        raise ValueError("must hold one number per objective, or one for all")
+    return numbers
+
+
+def _alpha_per(value: Any) -> str:
+    if value not in ("example", "batch"):
+        raise ValueError(f"must be 'example' or 'batch', got {value!r}")
+    return str(value)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "model": _text,
+    "data": _text,
+    "out": _text,
+    "iters": _whole(1),
+    "epochs": _number(0, above=True),
+    "batch_size": _whole(1),
+    "learning_rate": _number(0, above=True),
+    "warmup": _whole(0),
+    "weight_decay": _number(0),
+    "max_seq_length": _whole(2),
+    "steps_per_report": _whole(1),
+    "steps_per_eval": _whole(1),
+    "val_batches": _whole(-1),
+    "seed": _whole(0),
+    "r1": _whole(0),
+    "r2": _whole(1),
+    "lora_alpha": _number(0, above=True),
+    "dropout": _number(0, below=1),
+    "target_modules": _names,
+    "objectives": lambda value: parse_objectives(_names(value)),
+    "beta_objective": _positive_numbers,
+    "gamma": _number(0),
+    "dirichlet": _number(0, above=True),
+    "alpha_per": _alpha_per,
+}

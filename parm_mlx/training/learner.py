@@ -1,0 +1,68 @@
+"""One training step: loss, gradients, update."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from parm_mlx.training.batches import Batch
+from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.loss import preference_loss
+from parm_mlx.training.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured, before its update.
+
+    Attributes:
+        loss: The total loss.
+        sums: (3, k): for each objective the summed loss, the correct pairs and the labelled pairs.
+        grad_norm: Norm of the gradient before clipping.
+        learning_rate: Rate of the update.
+    """
+
+    loss: float
+    sums: NDArray[np.float32]
+    grad_norm: float
+    learning_rate: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are numbers."""
+        return bool(np.isfinite(self.loss) and np.isfinite(self.grad_norm))
+
+
+class Learner:
+    """Updates the adapters of a model.
+
+    Args:
+        scorer: Scores responses with the model.
+        beta: (k,) β_i.
+        gamma: γ.
+        optimizer: Updates the model's trainable tensors.
+    """
+
+    def __init__(self, scorer: ResponseScorer, beta: mx.array, gamma: float, optimizer: Optimizer) -> None:
+        self.scorer, self.beta, self.gamma, self.optimizer = scorer, beta, gamma, optimizer
+        self.value_and_grad = nn.value_and_grad(scorer.model, self.loss)
+
+    def loss(self, batch: Batch, alpha: mx.array) -> tuple[mx.array, mx.array]:
+        """The total loss, and (3, k) summed loss, correct pairs and labelled pairs per objective.
+
+        Args:
+            batch: B pairs.
+            alpha: (k,) or (B, k).
+        """
+        logprobs = self.scorer(batch, alpha)
+        loss = preference_loss(logprobs, batch.preferred, batch.labelled, alpha, self.beta, self.gamma)
+        return loss.total, mx.stack([loss.per_objective * loss.labelled, loss.correct, loss.labelled])
+
+    def step(self, step: int, batch: Batch, alpha: mx.array) -> StepResult:
+        """Does step ``step`` (from 0) on a batch; α is (k,) or (B, k)."""
+        (total, sums), grads = self.value_and_grad(batch, alpha)
+        rate, norm = self.optimizer.update(step, grads)
+        mx.eval(total, sums, norm, self.scorer.model.trainable_parameters(), self.optimizer.state)
+        return StepResult(float(total), np.array(sums), float(norm), rate)

@@ -1,0 +1,78 @@
+"""The training objective (PARM, Eq. 10 and Algorithm 1), in the paper's symbols.
+
+    L = Σ_i α_i · mean over D_i of [ −log σ( β_i · (log π(y_w | x) − log π(y_l | x)) − γ ) ]
+
+Both responses of a pair serve every objective; objective i only decides which of the two is y_w. B pairs, k objectives.
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+
+class Loss(NamedTuple):
+    """The objective on one batch.
+
+    Attributes:
+        total: Σ_i α_i · mean loss of objective i, scalar. With one α per pair, α weighs inside the mean.
+        per_objective: (k,) mean loss of each objective, not weighted by α; 0 where no pair is labelled.
+        correct: (k,) number of pairs whose preferred response is the more likely one.
+        labelled: (k,) number of pairs that the objective judged.
+    """
+
+    total: mx.array
+    per_objective: mx.array
+    correct: mx.array
+    labelled: mx.array
+
+
+def token_logprobs(logits: mx.array, targets: mx.array) -> mx.array:
+    """The log-probability of each target.
+
+    Args:
+        logits: (N, V), of any floating type.
+        targets: (N,).
+
+    Returns:
+        (N,) float32.
+    """
+    logits = logits.astype(mx.float32)
+    return mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+
+
+def margins(logprobs: mx.array, preferred: mx.array) -> mx.array:
+    """How much more likely y_w is than y_l: log π(y_w | x) − log π(y_l | x), for every pair and objective.
+
+    Args:
+        logprobs: (2, B) log-probability of the first and the second response of each pair.
+        preferred: (B, k) 0 or 1, the response that each objective prefers.
+
+    Returns:
+        (B, k).
+    """
+    return (1 - 2 * preferred) * (logprobs[0] - logprobs[1])[:, None]
+
+
+def preference_loss(
+    logprobs: mx.array, preferred: mx.array, labelled: mx.array, alpha: mx.array, beta: mx.array, gamma: float = 0.0
+) -> Loss:
+    """The scalarised objective.
+
+    Args:
+        logprobs: (2, B) log-probability of each response, summed over its tokens.
+        preferred: (B, k) 0 or 1, the response that each objective prefers.
+        labelled: (B, k) 1 where the objective judged the pair, else 0.
+        alpha: (k,) for the whole batch, or (B, k) with one preference vector per pair.
+        beta: (k,) β_i.
+        gamma: γ, the margin that the preferred response should win by.
+    """
+    margin = margins(logprobs, preferred)
+    losses = mx.logaddexp(0.0, gamma - beta * margin) * labelled
+    count = labelled.sum(axis=0)
+    weights = 1 / mx.maximum(count, 1)
+    return Loss(
+        total=((alpha * losses).sum(axis=0) * weights).sum(),
+        per_objective=losses.sum(axis=0) * weights,
+        correct=((margin > 0) * labelled).sum(axis=0),
+        labelled=count,
+    )

@@ -1,0 +1,63 @@
+"""The optimiser: AdamW with linear warm-up, cosine decay and a clipped gradient norm.
+
+Step for step what PyTorch's AdamW does with the cosine schedule of transformers.
+"""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+MAX_GRAD_NORM = 1.0
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
+    """Learning rate of a step: linear from 0 to the peak, then half a cosine down to 0.
+
+    Args:
+        step: 0 for the first update, whose rate is 0 when there is a warm-up.
+        peak: Highest rate.
+        warmup: Steps of the linear part.
+        steps: Steps in all.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Optimizer:
+    """AdamW (0.9, 0.999, ε = 1e-8, bias-corrected) on the trainable tensors of a model.
+
+    Args:
+        model: Its trainable tensors are updated, all with the same weight decay.
+        peak: Highest learning rate.
+        warmup: Steps of warm-up.
+        steps: Steps in all.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(self, model: nn.Module, *, peak: float, warmup: int, steps: int, weight_decay: float) -> None:
+        self.model = model
+        self.schedule = {"peak": peak, "warmup": warmup, "steps": steps}
+        self.adamw = optim.AdamW(peak, betas=[0.9, 0.999], eps=1e-8, weight_decay=weight_decay, bias_correction=True)
+        self.adamw.init(model.trainable_parameters())
+
+    @property
+    def state(self) -> Any:
+        """The moments and the step count."""
+        return self.adamw.state
+
+    def update(self, step: int, grads: Any) -> tuple[float, mx.array]:
+        """Updates the model with gradients of step ``step`` (from 0).
+
+        Returns:
+            The learning rate and the gradient norm before clipping; the arrays are not evaluated yet.
+        """
+        clipped, norm = optim.clip_grad_norm(grads, MAX_GRAD_NORM)
+        rate = learning_rate(step, **self.schedule)  # type: ignore[arg-type]
+        self.adamw.learning_rate = rate
+        self.adamw.update(self.model, clipped)
+        return rate, norm

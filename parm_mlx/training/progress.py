@@ -1,0 +1,77 @@
+"""A training run on a terminal: a bar with the latest numbers, or one line per report where there is no terminal."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from parm_mlx.preference import format_alpha
+from parm_mlx.training.report import TrainRecord, ValidRecord
+
+
+class ConsoleProgress:
+    """Shows a run.
+
+    Args:
+        console: Where to write; it knows whether it is a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.steps = 0
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._started = 0.0
+
+    def note(self, message: str) -> None:
+        """Writes a line."""
+        self.console.print(message, style="dim", markup=False)
+
+    def begin(self, steps: int) -> None:
+        """Starts the bar, or the clock."""
+        self.steps, self._started = steps, time.monotonic()
+        if self.console.is_terminal:
+            columns = (MofNCompleteColumn(), BarColumn(20), TimeRemainingColumn(), TextColumn("{task.fields[news]}"))
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._task = self._bar.add_task("", total=steps, news="")
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def report(self, record: TrainRecord) -> None:
+        """Updates the bar's numbers, or writes a line."""
+        if self._bar:
+            self._bar.update(self._task, news=_news(record))
+            return
+        left = (time.monotonic() - self._started) * (self.steps - record.step) / record.step
+        ending = f"  {_duration(left)} left" if record.step < self.steps else ""
+        self.console.print(f"step {record.step}/{self.steps}  {_news(record)}{ending}", markup=False)
+
+    def validated(self, record: ValidRecord) -> None:
+        """Writes the accuracies at every grid point."""
+        self.console.print(f"validation at step {record.step}: loss {record.loss:.4f}; accuracy", markup=False)
+        names = record.objectives
+        for point in record.grid:
+            shares = "  ".join(f"{n} {a:.0%}" for n, a in zip(names, point.accuracy, strict=True))
+            self.console.print(f"  at {format_alpha(point.alpha, names)}:  {shares}", markup=False)
+
+    def end(self) -> None:
+        """Removes the bar."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+def _news(record: TrainRecord) -> str:
+    shares = "  ".join(f"{name} {share:.0%}" for name, share in record.accuracy.items())
+    speed = f"{record.tokens_per_second:.0f} tokens/s"
+    return f"loss {record.loss:.4f}  {shares}  {speed}  {record.peak_memory_gb:.2f} GB peak"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

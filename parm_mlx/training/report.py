@@ -1,0 +1,168 @@
+"""What a training run tells: records for ``metrics.jsonl``, and an interface for whoever shows them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from parm_mlx.training.validation import GridPoint
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """The steps since the last report.
+
+    Attributes:
+        step: Steps done.
+        loss: Mean total loss.
+        objective_loss: Mean loss of each objective, not weighted by α.
+        accuracy: For each objective, the share of pairs whose preferred response is the more likely one.
+        grad_norm: Mean gradient norm before clipping.
+        learning_rate: Of the last step.
+        tokens_per_second: Tokens trained on, without padding.
+        pairs_per_second: Pairs trained on.
+        peak_memory_gb: Highest memory use of MLX so far, in GB (10⁹ bytes).
+    """
+
+    step: int
+    loss: float
+    objective_loss: dict[str, float]
+    accuracy: dict[str, float]
+    grad_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    pairs_per_second: float
+    peak_memory_gb: float
+
+
+@dataclass(frozen=True)
+class ValidRecord:
+    """One validation: every point of the fixed α grid."""
+
+    step: int
+    objectives: tuple[str, ...]
+    grid: list[GridPoint]
+
+    @property
+    def loss(self) -> float:
+        """Mean total loss over the grid."""
+        return sum(point.loss for point in self.grid) / len(self.grid)
+
+
+class Progress(Protocol):
+    """Shows a training run to somebody."""
+
+    def note(self, message: str) -> None:
+        """Something the user should know."""
+
+    def begin(self, steps: int) -> None:
+        """Training starts."""
+
+    def advance(self, step: int) -> None:
+        """``step`` steps are done."""
+
+    def report(self, record: TrainRecord) -> None:
+        """News of the training, once per ``steps_per_report``."""
+
+    def validated(self, record: ValidRecord) -> None:
+        """A validation is done."""
+
+    def end(self) -> None:
+        """Training is over, whether well or not."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def note(self, message: str) -> None:
+        """Ignores it."""
+
+    def begin(self, steps: int) -> None:
+        """Ignores it."""
+
+    def advance(self, step: int) -> None:
+        """Ignores it."""
+
+    def report(self, record: TrainRecord) -> None:
+        """Ignores it."""
+
+    def validated(self, record: ValidRecord) -> None:
+        """Ignores it."""
+
+    def end(self) -> None:
+        """Ignores it."""
+
+
+class Meter:
+    """Adds up steps until the next report.
+
+    Args:
+        objectives: The k objectives.
+    """
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        self.objectives = objectives
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts the next stretch of steps."""
+        k = len(self.objectives)
+        self.steps = self.tokens = self.pairs = 0
+        self.loss = self.norm = 0.0
+        self.sums = np.zeros((3, k))
+        self.seconds = 0.0
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stops the clock, for a validation."""
+        self.seconds += time.perf_counter() - self._since
+
+    def resume(self) -> None:
+        """Starts the clock again."""
+        self._since = time.perf_counter()
+
+    def add(self, *, loss: float, norm: float, sums: Any, tokens: int, pairs: int) -> None:
+        """Adds a step; ``sums`` (3, k): summed loss, correct pairs and labelled pairs of each objective."""
+        self.steps += 1
+        self.loss += loss
+        self.norm += norm
+        self.sums += np.asarray(sums)
+        self.tokens += tokens
+        self.pairs += pairs
+
+    def record(self, step: int, learning_rate: float) -> TrainRecord:
+        """The record of the steps since the last reset."""
+        self.pause()
+        self.resume()
+        losses, correct, labelled = self.sums
+        count = np.maximum(labelled, 1)
+        return TrainRecord(
+            step=step,
+            loss=self.loss / self.steps,
+            objective_loss=dict(zip(self.objectives, (losses / count).tolist(), strict=True)),
+            accuracy=dict(zip(self.objectives, (correct / count).tolist(), strict=True)),
+            grad_norm=self.norm / self.steps,
+            learning_rate=learning_rate,
+            tokens_per_second=self.tokens / self.seconds,
+            pairs_per_second=self.pairs / self.seconds,
+            peak_memory_gb=mx.get_peak_memory() / 1e9,
+        )
+
+
+def as_metrics(record: TrainRecord | ValidRecord) -> dict[str, Any]:
+    """A record as one line of ``metrics.jsonl``."""
+    if isinstance(record, TrainRecord):
+        return {"kind": "train", **asdict(record)}
+    grid = [
+        {
+            "alpha": list(point.alpha),
+            "loss": point.loss,
+            "objective_loss": dict(zip(record.objectives, point.objective_loss, strict=True)),
+            "accuracy": dict(zip(record.objectives, point.accuracy, strict=True)),
+        }
+        for point in record.grid
+    ]
+    return {"kind": "valid", "step": record.step, "loss": record.loss, "grid": grid}

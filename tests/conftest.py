@@ -1,0 +1,64 @@
+"""What every test may use: the fixtures made by the official code, and a command line that runs in this process."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["NO_COLOR"] = "1"
+
+import pytest
+
+import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
+
+OFFICIAL = Path(__file__).parent / "fixtures" / "official"
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def official() -> Path:
+    """The folder of models, adapters and expected numbers produced by the official code (see method.md's table)."""
+    return OFFICIAL
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the clone."""
+    return REPOSITORY
+
+
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., "tuple[int, str, str]"]:
+    """Runs ``parm-mlx`` in this process: ``run_cli("convert", …) -> (exit code, stdout, stderr)``."""
+    from parm_mlx.cli import console
+    from parm_mlx.cli.main import run
+
+    def run_captured(*arguments: object) -> "tuple[int, str, str]":
+        console.stderr.cache_clear()
+        console.stdout.cache_clear()
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        streams = capsys.readouterr()
+        return code, streams.out, streams.err
+
+    return run_captured
+
+
+@pytest.fixture(scope="session")
+def official_parm(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official adapter in this package's format, its objectives named harmless and helpful."""
+    import mlx.core as mx
+
+    from parm_mlx.pblora import PBLoRAConfig, save_adapter
+
+    path = tmp_path_factory.mktemp("official_parm")
+    names = {"pblora_A": "a", "pblora_B": "b", "pblora_W1": "w1", "pblora_W2": "w2"}
+    tensors = {}
+    for name, tensor in mx.load(str(official / "parm_k2" / "adapter_model.safetensors")).items():
+        layer, _, kind = name.removeprefix("base_model.model.model.").rpartition(".")
+        tensors[f"{layer}.{names[kind]}"] = tensor
+    config = PBLoRAConfig(objectives=("harmless", "helpful"), base_model=str((official / "arm_base").resolve()))
+    save_adapter(path, config, tensors)
+    return path

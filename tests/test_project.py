@@ -1,0 +1,112 @@
+"""The project itself: what is packaged, what is declared, who may import whom, and documents that must be current."""
+
+import ast
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = sorted([*(ROOT / "parm_mlx").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
+DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "mlx_lm": "mlx-lm", "yaml": "pyyaml"}
+
+# Who may import whom. A part that is not named here is the ground (errors, preference, files, …) and imports no part.
+LAYERS = {
+    "cli": {"training", "evaluation", "guidance", "pblora", "convert"},
+    "training": {"evaluation", "guidance", "pblora"},
+    "evaluation": {"guidance", "pblora"},
+    "guidance": {"pblora"},
+    "convert": {"guidance", "pblora"},
+    "pblora": set[str](),
+}
+
+
+def imports(source: Path) -> Iterator[str]:
+    """The modules that a file imports, wherever in the file it does so."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source} uses a relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def part(module: str) -> str:
+    """The part of the house that a module belongs to: parm_mlx.pblora.layer -> pblora."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else ""
+
+
+def module_name(source: Path) -> str:
+    relative = source.relative_to(ROOT).with_suffix("")
+    parts = ("parm_mlx", *relative.parts) if relative.parts[0] == "convert" else relative.parts
+    return ".".join(parts)
+
+
+def test_every_package_in_the_tree_is_installed() -> None:
+    found = {module_name(path).removesuffix(".__init__") for path in SOURCES if path.name == "__init__.py"}
+    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_data_file_of_the_package_is_installed() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["parm_mlx"]
+    installed = {path for pattern in patterns for path in (ROOT / "parm_mlx").glob(pattern)}
+    data = {
+        path
+        for path in (ROOT / "parm_mlx").rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    }
+    assert data - installed == set()
+
+
+def test_convert_is_part_of_the_installed_package() -> None:
+    import parm_mlx.convert
+
+    assert parm_mlx.convert.__name__ == "parm_mlx.convert"
+
+
+def test_the_console_script_is_declared() -> None:
+    scripts = {script.name: script.value for script in metadata.entry_points(group="console_scripts")}
+    assert scripts["parm-mlx"] == "parm_mlx.cli.main:main"
+
+
+def test_third_party_imports_are_declared_and_all_declared_are_imported() -> None:
+    declared = {re.split(r"[\[<>=!~; ]", line)[0] for line in PROJECT["project"]["dependencies"]}
+    tops = {name.split(".")[0] for source in SOURCES for name in imports(source)}
+    third_party = {DISTRIBUTIONS.get(top, top) for top in tops - set(sys.stdlib_module_names) - {"parm_mlx"}}
+    assert third_party == declared
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_layers_point_one_way(source: Path) -> None:
+    own = part(module_name(source))
+    used = {part(name) for name in imports(source) if name.startswith("parm_mlx.")} & LAYERS.keys()
+    if module_name(source) == "parm_mlx.__init__":
+        return
+    assert used - {own} <= LAYERS.get(own, set())
+
+
+def test_the_changelog_describes_this_version() -> None:
+    assert f"## {PROJECT['project']['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_command_line_reference_is_current() -> None:
+    from parm_mlx.cli.main import app
+
+    page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["reference"](app)
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
+def test_ci_runs_the_tests() -> None:
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()

@@ -1,0 +1,90 @@
+"""Tiny random models of several families, and guided models made of them."""
+
+import importlib
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from parm_mlx.guidance.model import Guide, GuidedModel
+from parm_mlx.pblora import PBLoRAConfig, attach
+from parm_mlx.pblora.adapter import adapted_layers
+from parm_mlx.pblora.targets import default_targets
+
+VOCABULARY = 96
+OBJECTIVES = ("helpful", "harmless")
+COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": VOCABULARY,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": COMMON | {"tie_word_embeddings": False},
+    "qwen2": COMMON,
+    "gemma": COMMON | {"head_dim": 16},
+    "gemma3_text": COMMON
+    | {"head_dim": 16, "num_hidden_layers": 4, "sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
+    "phi3": COMMON,
+    "mixtral": COMMON | {"num_local_experts": 2},
+    "gpt_neox": {
+        "max_position_embeddings": 256,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "layer_norm_eps": 1e-5,
+        "vocab_size": VOCABULARY,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.25,
+    },
+    "gpt2": {
+        "n_ctx": 256,
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 2,
+        "n_positions": 256,
+        "layer_norm_epsilon": 1e-5,
+        "vocab_size": VOCABULARY,
+    },
+}
+
+
+def tiny_model(family: str = "llama", seed: int = 0, bits: int | None = None, **changes: Any) -> nn.Module:
+    """A model with random weights, large enough that its distributions are far from uniform."""
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    mx.random.seed(seed)
+    model = module.Model(module.ModelArgs(model_type=family, **FAMILIES[family] | changes))
+    model.update(tree_map(lambda x: x + 0.1 * mx.random.normal(x.shape), model.parameters()))
+    if bits is not None:
+        nn.quantize(model, group_size=32, bits=bits)
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def randomise(model: nn.Module, seed: int = 0, size: float = 0.3) -> None:
+    """Gives the adapters of a model random weights, B too."""
+    mx.random.seed(seed)
+    for layer in adapted_layers(model).values():
+        for key in ("a", "b", "w1", "w2"):
+            layer[key] = size * mx.random.normal(layer[key].shape)
+    mx.eval(model.parameters())
+
+
+def tiny_guide(family: str = "llama", seed: int = 1, bits: int | None = None, **settings: Any) -> Guide:
+    """A guide with random adapters on the family's default targets."""
+    model = tiny_model(family, seed, bits)
+    config = PBLoRAConfig(**{"objectives": OBJECTIVES, "target_modules": default_targets(model), **settings})
+    attach(model, config)
+    randomise(model, seed)
+    model.eval()
+    return Guide(model, config)
+
+
+def tiny_guided(family: str = "llama", bits: int | None = None, beta: float = 1.0) -> GuidedModel:
+    """A base and a guide of one family, with different weights."""
+    return GuidedModel(tiny_model(family, 0, bits), tiny_guide(family, 1, bits), beta)
