@@ -197,8 +197,9 @@ def write(
         tensors: Our tensors.
         base_model: The backbone to record; by default that of the original, or else of the adapter.
     """
-    content = {**_COMMON, **defaults, "base_model_name_or_path": config.base_model, **recorded_config(config)}
-    content |= {**settings, "lora_dropout": config.dropout, "target_modules": list(config.target_modules)}
+    fresh = {**_COMMON, **defaults, "base_model_name_or_path": config.base_model}
+    content = {**(recorded_config(config) or fresh), **settings}
+    content |= {"lora_dropout": config.dropout, "target_modules": list(config.target_modules)}
     if base_model is not None:
         content["base_model_name_or_path"] = base_model
     prefix = _recorded(config).get("tensor_prefix", PREFIX)

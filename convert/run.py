@@ -128,9 +128,7 @@ def _read(request: Request, source: Source, say: Say) -> tuple[PBLoRAConfig, Ten
         order = " (the official safety task's order is harmless,helpful)" if config.k == 2 else ""
         say(f"PEFT's config names no objectives: called {', '.join(config.objectives)}; --objectives names them{order}")
     if request.guide_model is None:
-        say(
-            f"not checked against its backbone, {config.base_model or 'which is not recorded'}: --guide-model does that"
-        )
+        say("not checked against its backbone; --guide-model does that")
     return config, tensors
 
 

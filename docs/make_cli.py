@@ -25,12 +25,20 @@ NOTHING = (inspect.Parameter.empty, ...)
 KEEP_LINES = "\b\n"
 
 
-def split(annotation: Any, default: Any) -> tuple[Any, ArgumentInfo | OptionInfo, Any]:
-    """Takes a parameter apart into its type, typer's description of it and its default."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        kind, *notes = typing.get_args(annotation)
-        return kind, next(note for note in notes if isinstance(note, (ArgumentInfo, OptionInfo))), default
-    return annotation, default, default.default
+def split(annotation: Any) -> tuple[Any, ArgumentInfo | OptionInfo]:
+    """Takes an annotated parameter apart into its type and typer's description of it."""
+    if (
+        typing.get_origin(annotation) is not typing.Annotated
+    ):  # Python 3.10 adds None to the type of what defaults to it
+        annotation = next(member for member in typing.get_args(annotation) if member is not type(None))
+    kind, *notes = typing.get_args(annotation)
+    return kind, next(note for note in notes if isinstance(note, (ArgumentInfo, OptionInfo)))
+
+
+def describe_names(info: OptionInfo, parameter: str) -> str:
+    """The flags of an option. In an annotation, typer keeps the first of them where the default would be."""
+    flags = [flag for flag in (info.default, *(info.param_decls or ())) if isinstance(flag, str)]
+    return ", ".join(flags) or f"--{parameter.replace('_', '-')}"
 
 
 def describe_type(kind: Any) -> str:
@@ -74,15 +82,15 @@ def describe_parameters(function: Callable[..., Any]) -> tuple[list[str], list[s
     hints = typing.get_type_hints(function, include_extras=True)
     arguments, rows = [], []
     for parameter in inspect.signature(function).parameters.values():
-        kind, info, default = split(hints[parameter.name], parameter.default)
+        kind, info = split(hints[parameter.name])
+        default = parameter.default
         if info.hidden:
             continue
         if isinstance(info, ArgumentInfo):
             label = info.metavar or parameter.name.upper()
             arguments.append(label if default in NOTHING else f"[{label}]")
         else:
-            names = ", ".join(info.param_decls or [f"--{parameter.name.replace('_', '-')}"])
-            label = f"{names} {info.metavar or describe_type(kind)}".strip()
+            label = f"{describe_names(info, parameter.name)} {info.metavar or describe_type(kind)}".strip()
         rows.append(f"| `{cell(label)}` | {cell(describe_default(info, default))} | {cell(info.help or '')} |")
     header = ["| argument or option | default | what it does |", "| --- | --- | --- |"]
     return arguments, [*header, *rows] if rows else []

@@ -1,7 +1,7 @@
 """OpenBLAS for MLX on Linux.
 
-MLX's Linux wheel links the reference BLAS. When OpenBLAS is loaded into the process first, MLX's float32 products use it
-and run about 30 times faster. On macOS there is nothing to do: MLX uses Accelerate and Metal.
+MLX's Linux wheel links the reference BLAS. When OpenBLAS is loaded into the process first, MLX's float32 products use
+it and run about 30 times faster. On macOS there is nothing to do: MLX uses Accelerate and Metal.
 """
 
 import ctypes

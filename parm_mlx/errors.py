@@ -1,14 +1,14 @@
 """The exception tree. The command line turns these, and only these, into one clear line and an exit code.
 
-    ParmError                  exit 1
-    ├── InputError             exit 2: what the user gave is wrong, and nothing was changed
-    │   ├── PreferenceError    a preference vector, an objective name, β
-    │   ├── AdapterError       an adapter directory, or an adapter that does not fit its model
-    │   ├── ModelError         a model or tokenizer directory
-    │   ├── DataError          preference data
-    │   ├── ConfigError        settings
-    │   └── OutputError        an output that exists or cannot be written
-    └── RunError               exit 1: something failed while running
+ParmError                  exit 1
+├── InputError             exit 2: what the user gave is wrong, and nothing was changed
+│   ├── PreferenceError    a preference vector, an objective name, β
+│   ├── AdapterError       an adapter directory, or an adapter that does not fit its model
+│   ├── ModelError         a model or tokenizer directory
+│   ├── DataError          preference data
+│   ├── ConfigError        settings
+│   └── OutputError        an output that exists or cannot be written
+└── RunError               exit 1: something failed while running
 """
 
 

@@ -50,7 +50,9 @@ def _download(repo_id: str, what: str) -> Path:
             f"{what} {repo_id} needs permission on the hub", hint="accept its terms there, then `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelError(f"{what} {repo_id}: no such directory, and no such repository on the hub", hint=hint) from error
+        raise ModelError(
+            f"{what} {repo_id}: no such directory, and no such repository on the hub", hint=hint
+        ) from error
     except errors.LocalEntryNotFoundError as error:
         raise RunError(f"{what} {repo_id} is not on this machine, and the hub cannot be reached", hint=hint) from error
     except OSError as error:
@@ -84,8 +86,8 @@ def check_new(path: str | Path, force: bool = False) -> Path:
 def new_directory(path: str | Path, force: bool = False) -> Iterator[Path]:
     """Writes a directory whole or not at all.
 
-    Yields a temporary directory beside ``path``. When the block ends well it is renamed to ``path``; when it does not, for
-    whatever reason, it is removed, and what stood at ``path`` before stands there still.
+    Yields a temporary directory beside ``path``. When the block ends well it is renamed to ``path``; when it does not,
+    for whatever reason, it is removed, and what stood at ``path`` before stands there still.
 
     Raises:
         OutputError: As in :func:`check_new`.

@@ -32,7 +32,7 @@ __all__ = [
 NO_TOKEN = -1
 
 
-class PreferenceCache(_BaseCache):  # type: ignore[misc]
+class PreferenceCache(_BaseCache):
     """The preference vectors of a batch of sequences, as an entry of their prompt cache.
 
     mlx-lm merges, extends, filters and splits it together with the key-value caches, so every sequence keeps its own α.
@@ -77,6 +77,7 @@ class PreferenceCache(_BaseCache):  # type: ignore[misc]
 
     @property
     def state(self) -> list[mx.array]:
+        """The arrays that describe the entry."""
         return [self.alpha] if self.first_token is None else [self.alpha, self.first_token]
 
     @state.setter
@@ -84,26 +85,32 @@ class PreferenceCache(_BaseCache):  # type: ignore[misc]
         self._take(value[0], value[1] if len(value) > 1 else None)
 
     def is_trimmable(self) -> bool:
+        """A preference holds for any number of tokens."""
         return True
 
     def trim(self, n: int) -> int:
+        """Takes part in trimming the other entries; says that all n tokens went."""
         return n
 
     def filter(self, batch_indices: Any) -> None:
+        """Keeps the sequences at these indices, in place."""
         rows = mx.array(batch_indices)
         self._take(self.alpha[rows], None if self.first_token is None else self.first_token[rows])
 
     def extend(self, other: "PreferenceCache") -> None:
+        """Adds the sequences of another entry, in place."""
         merged = self.merge([self, other])
         self._take(merged.alpha, merged.first_token)
 
     def extract(self, idx: int) -> "PreferenceCache":
+        """The entry of one sequence."""
         row = PreferenceCache(self.alpha[idx : idx + 1])
         row.first_token = None if self.first_token is None else self.first_token[idx : idx + 1]
         return row
 
     @classmethod
     def merge(cls, caches: "Sequence[PreferenceCache]") -> "PreferenceCache":
+        """One entry for the sequences of all."""
         merged = cls(mx.concatenate([cache.alpha for cache in caches]))
         if any(cache.first_token is not None for cache in caches):
             merged.first_token = mx.concatenate([cache._first_tokens() for cache in caches])
@@ -116,10 +123,12 @@ class PreferenceCache(_BaseCache):  # type: ignore[misc]
         """Padding does not concern the preference."""
 
     def empty(self) -> bool:
+        """Never: there is always a preference."""
         return False
 
     @property
     def nbytes(self) -> int:
+        """Bytes of α."""
         return int(self.alpha.nbytes)
 
     def __deepcopy__(self, memo: Any) -> "PreferenceCache":
@@ -132,7 +141,8 @@ def rewind(cache: list[Any], tokens: int) -> bool:
     Returns:
         Whether all of them were removed; a cache that cannot be trimmed is left as it was.
     """
-    return tokens == 0 or trim_prompt_cache(cache, tokens) == tokens
+    trimmed: Any = trim_prompt_cache(cache, tokens) if tokens else 0
+    return bool(trimmed == tokens)
 
 
 def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: int) -> mx.array:

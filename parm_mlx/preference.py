@@ -6,13 +6,14 @@ adapter that was trained for them.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Any
 
 from parm_mlx.errors import PreferenceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Alpha = tuple[float, ...]
 AlphaSpec = str | Sequence[float] | Mapping[str, float]
@@ -167,11 +168,11 @@ def simplex_grid(k: int, step: float) -> list[Alpha]:
     grid = []
     for bars in combinations(range(n + k - 1), k - 1):
         edges = (-1, *bars, n + k - 1)
-        grid.append(tuple((right - left - 1) / n for left, right in zip(edges, edges[1:], strict=False)))
+        grid.append(tuple((right - left - 1) / n for left, right in pairwise(edges)))
     return sorted(grid, reverse=True)
 
 
-def sample_dirichlet(rng: np.random.Generator, concentration: float, k: int, size: int) -> NDArray[np.float32]:
+def sample_dirichlet(rng: "np.random.Generator", concentration: float, k: int, size: int) -> "NDArray[np.float32]":
     """Draws α ~ Dirichlet(p·1), as training does (Algorithm 1).
 
     Args:
@@ -188,4 +189,4 @@ def sample_dirichlet(rng: np.random.Generator, concentration: float, k: int, siz
     """
     if not math.isfinite(concentration) or concentration <= 0:
         raise PreferenceError(f"the Dirichlet concentration must be a finite number above 0, got {concentration:g}")
-    return rng.dirichlet(np.full(k, concentration), size).astype(np.float32)
+    return rng.dirichlet([concentration] * k, size).astype("float32")

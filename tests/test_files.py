@@ -22,9 +22,14 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseExcepti
     out = tmp_path / "out"
     with new_directory(out) as partial:
         (partial / "config.json").write_text("old")
-    with pytest.raises(error), new_directory(out, force=True) as partial:
-        (partial / "config.json").write_text("new")
-        raise error
+
+    def fail() -> None:
+        with new_directory(out, force=True) as partial:
+            (partial / "config.json").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert (out / "config.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

@@ -90,7 +90,13 @@ def test_objectives_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "k", "reason"),
-    [("a,a", None, "named twice"), ("a,", None, "empty"), ("", None, "empty"), ("a,b", 3, "2 objective"), (["a=b"], None, "'='")],
+    [
+        ("a,a", None, "named twice"),
+        ("a,", None, "empty"),
+        ("", None, "empty"),
+        ("a,b", 3, "2 objective"),
+        (["a=b"], None, "'='"),
+    ],
 )
 def test_wrong_objective_names_are_refused(spec: str, k: int | None, reason: str) -> None:
     with pytest.raises(PreferenceError, match=reason):

@@ -105,6 +105,7 @@ def test_the_command_line_reference_is_current() -> None:
     from parm_mlx.cli.main import app
 
     page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["reference"](app)
+    assert "\\b" not in page, "a raw docstring shows its \\b"
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 

@@ -28,7 +28,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": COMMON,
     "gemma": COMMON | {"head_dim": 16},
     "gemma3_text": COMMON
-    | {"head_dim": 16, "num_hidden_layers": 4, "sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
+    | {
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+        "sliding_window": 8,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 16,
+    },
     "phi3": COMMON,
     "mixtral": COMMON | {"num_local_experts": 2},
     "gpt_neox": {

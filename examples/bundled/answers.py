@@ -284,5 +284,9 @@ class Writer:
             return self._core("why", skip)
         fact = known[0]
         self.used.append(("step", fact))
-        leads = {"plain": ("because ", "the reason is that "), "casual": ("because ", "well, "), "formal": ("the reason is that ",)}
+        leads = {
+            "plain": ("because ", "the reason is that "),
+            "casual": ("because ", "well, "),
+            "formal": ("the reason is that ",),
+        }
         return [sentence(self.rng.choice(leads[self.style.formality]) + fact.reason)]

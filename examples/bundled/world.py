@@ -1,6 +1,7 @@
 """The text world: topics with their facts, questions about them, and which questions are held out.
 
-Everything that the world says lies in ``world/*.txt``. A topic block there has these keys (``|`` parts a fact from its reason):
+Everything that the world says lies in ``world/*.txt``. A topic block there has these keys (``|`` parts
+a fact from its reason):
 
     topic    base form | -ing form
     step     what to do, in order, in the base form | why
@@ -199,3 +200,14 @@ def draw(rng: random.Random, held_out: bool = False) -> Question:
     while question.remark and rng.random() < 0.6:
         question = rng.choice(pool)
     return question
+
+
+def demo_questions(count: int = 60) -> list[str]:
+    """Held-out questions in plain words, of mixed topics and intents, for ``parm-mlx demo``."""
+    rng = random.Random(count)
+    plain = [q for q in split()[1] if q.text.endswith("?") and q.text[0].isupper() and not q.remark]
+    plain = [q for q in plain if q.intent in ("how", "tips", "first", "why", "avoid")]
+    chosen: dict[str, str] = {}
+    for question in rng.sample(plain, len(plain)):
+        chosen.setdefault(question.topic.do, question.text)
+    return list(chosen.values())[:count]

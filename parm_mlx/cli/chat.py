@@ -40,7 +40,7 @@ def chat(
 ) -> None:
     """Chat, and change the preference at any turn with /alpha.
 
-    A switch recomputes the guide's cache only; nothing is loaded again. Lines from a pipe are answered one after another.
+    A switch recomputes the guide's cache only; nothing is loaded again. Lines from a pipe are answered one by one.
 
     \b
     Examples:

@@ -23,8 +23,8 @@ def fuse(
 ) -> None:
     """Fix a PARM at one preference and write it as a plain MLX model.
 
-    The result is the reward model alone, no longer steerable; any mlx-lm tool loads it. Quantising fused weights again would
-    swallow small updates, so a quantised backbone needs --dequantize.
+    The result is the reward model alone, no longer steerable; any mlx-lm tool loads it. Quantising fused weights again
+    would swallow small updates, so a quantised backbone needs --dequantize.
 
     \b
     Example:

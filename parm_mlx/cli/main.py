@@ -44,9 +44,9 @@ def options(
     """Steer a language model by preference while it generates."""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 failed while running, 2 wrong usage or input, 130 interrupted."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:

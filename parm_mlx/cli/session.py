@@ -38,7 +38,7 @@ class Session:
 
     def alphas(self, specs: Sequence[str] | None) -> list[Alpha]:
         """Reads several preferences; one uniform one when there are none."""
-        return [self.alpha(spec) for spec in specs or [None]]
+        return [self.alpha(spec) for spec in specs] if specs else [self.alpha(None)]
 
 
 def open_session(
@@ -51,7 +51,9 @@ def open_session(
     """
     check_beta(beta)
     if parm is None and (model is not None or guide_model is not None):
-        raise InputError("--model and --guide-model need --parm, the adapter that guides", hint="or leave all three out")
+        raise InputError(
+            "--model and --guide-model need --parm, the adapter that guides", hint="or leave all three out"
+        )
     console.blas_hint()
     from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM, load_with_tokenizers, recorded_backbone
     from parm_mlx.guidance.prompts import Prompter

@@ -1,14 +1,16 @@
 """``parm-mlx train``: preference data → a PARM adapter."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from parm_mlx.cli import console
+from parm_mlx.training.config import TrainConfig
 
 
 def train(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option("--model", help="Backbone of the PARM: directory or hub id of an MLX model.")
     ] = None,
@@ -24,63 +26,59 @@ def train(
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML file with any of these settings; flags override it.")
     ] = None,
-    iters: Annotated[int | None, typer.Option("--iters", help="Number of steps.")] = None,
+    iters: Annotated[
+        int | None, typer.Option("--iters", help="Number of steps.", show_default="as --epochs says")
+    ] = None,
     epochs: Annotated[
-        float | None, typer.Option("--epochs", help="Passes over the data, instead of --iters.", show_default="2")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs per step.", show_default="8")] = None,
+        float, typer.Option("--epochs", help="Passes over the training pairs, instead of --iters.")
+    ] = TrainConfig.epochs,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per step.")] = TrainConfig.batch_size,
     learning_rate: Annotated[
-        float | None,
-        typer.Option("--learning-rate", help="Highest learning rate; cosine decay.", show_default="0.0005"),
-    ] = None,
-    warmup: Annotated[int | None, typer.Option("--warmup", help="Steps of linear warm-up.", show_default="20")] = None,
+        float, typer.Option("--learning-rate", help="Highest learning rate; it decays with a cosine.")
+    ] = TrainConfig.learning_rate,
+    warmup: Annotated[int, typer.Option("--warmup", help="Steps of linear warm-up.")] = TrainConfig.warmup,
     weight_decay: Annotated[
-        float | None, typer.Option("--weight-decay", help="Decoupled weight decay.", show_default="0.05")
-    ] = None,
+        float, typer.Option("--weight-decay", help="Decoupled weight decay of the adapter.")
+    ] = TrainConfig.weight_decay,
     max_seq_length: Annotated[
-        int | None,
+        int,
         typer.Option(
             "--max-seq-length",
             help="Most tokens of a prompt with its response; longer pairs are left out, never cut.",
-            show_default="1024",
         ),
-    ] = None,
+    ] = TrainConfig.max_seq_length,
     objectives: Annotated[
         str | None,
         typer.Option(
-            "--objectives", help="Names in the order of alpha, comma-separated.", show_default="from the data"
+            "--objectives",
+            help="Names in the order of alpha, comma-separated.",
+            show_default="those of the data",
         ),
     ] = None,
     beta_objective: Annotated[
-        str | None,
-        typer.Option(
-            "--beta-objective", help="Beta of each objective, comma-separated, or one for all.", show_default="0.01"
-        ),
-    ] = None,
+        str, typer.Option("--beta-objective", help="Beta of each objective, comma-separated, or one for all.")
+    ] = ",".join(map(str, TrainConfig.beta_objective)),
     gamma: Annotated[
-        float | None,
-        typer.Option("--gamma", help="Margin that the preferred response should win by.", show_default="0"),
-    ] = None,
+        float, typer.Option("--gamma", help="Margin that the preferred response should win by.")
+    ] = TrainConfig.gamma,
     dirichlet: Annotated[
-        float | None,
+        float,
         typer.Option(
-            "--dirichlet", help="Concentration of the distribution that alpha is drawn from.", show_default="0.5"
+            "--dirichlet",
+            help="Concentration of the Dirichlet distribution that alpha is drawn from; below 1, corners are likelier.",
         ),
-    ] = None,
+    ] = TrainConfig.dirichlet,
     alpha_per: Annotated[
-        str | None,
-        typer.Option("--alpha-per", help="Draw one alpha per 'example' or per 'batch'.", show_default="example"),
-    ] = None,
-    r1: Annotated[
-        int | None, typer.Option("--r1", help="Rank that does not depend on alpha.", show_default="4")
-    ] = None,
-    r2: Annotated[int | None, typer.Option("--r2", help="Rank that depends on alpha.", show_default="4")] = None,
+        Literal["example", "batch"], typer.Option("--alpha-per", help="Draw one alpha per pair, or one per step.")
+    ] = TrainConfig.alpha_per,
+    r1: Annotated[int, typer.Option("--r1", help="Rank that does not depend on alpha.")] = TrainConfig.r1,
+    r2: Annotated[int, typer.Option("--r2", help="Rank that depends on alpha.")] = TrainConfig.r2,
     lora_alpha: Annotated[
-        float | None, typer.Option("--lora-alpha", help="The update is scaled by this over r2.", show_default="8")
-    ] = None,
+        float, typer.Option("--lora-alpha", help="The update is scaled by this over r2.")
+    ] = TrainConfig.lora_alpha,
     dropout: Annotated[
-        float | None, typer.Option("--dropout", help="Share of the adapter's input dropped.", show_default="0.05")
-    ] = None,
+        float, typer.Option("--dropout", help="Share of the adapter's input that is dropped.")
+    ] = TrainConfig.dropout,
     target_modules: Annotated[
         str | None,
         typer.Option(
@@ -90,22 +88,24 @@ def train(
         ),
     ] = None,
     steps_per_report: Annotated[
-        int | None, typer.Option("--steps-per-report", help="Steps between reports.", show_default="10")
-    ] = None,
+        int, typer.Option("--steps-per-report", help="Steps between reports.")
+    ] = TrainConfig.steps_per_report,
     steps_per_eval: Annotated[
-        int | None, typer.Option("--steps-per-eval", help="Steps between validations.", show_default="200")
-    ] = None,
+        int, typer.Option("--steps-per-eval", help="Steps between validations.")
+    ] = TrainConfig.steps_per_eval,
     val_batches: Annotated[
-        int | None,
-        typer.Option("--val-batches", help="Batches per validation; -1: all, 0: none.", show_default="25"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", show_default="0")] = None,
+        int, typer.Option("--val-batches", help="Batches per validation; -1 for all, 0 for none.")
+    ] = TrainConfig.val_batches,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = TrainConfig.seed,
     force: Annotated[bool, typer.Option("--force", help="Replace an adapter that exists at --out.")] = False,
 ) -> None:
     """Train a PARM adapter on preference data.
 
-    Rows are {"prompt": "…", "responses": ["…", "…"], "preferred": {"helpful": 0, "harmless": 1}}
-    or {"prompt": "…", "chosen": "…", "rejected": "…", "objective": "helpful"}, one JSON object per line.
+    A row of the data is one JSON object on a line; "prompt" is a text or a list of messages.
+
+    \b
+      {"prompt": "…", "responses": ["…", "…"], "preferred": {"helpful": 0, "harmless": 1}}
+      {"prompt": "…", "chosen": "…", "rejected": "…", "objective": "helpful"}
 
     Ctrl-C ends the training after the step in progress and saves what has been learned.
 
@@ -115,10 +115,9 @@ def train(
       parm-mlx train --model base --data pairs/ --out my-parm --objectives harmless,helpful
       parm-mlx train --config train.yaml --learning-rate 1e-4 --out second-try
     """
-    flags = {name: value for name, value in locals().items() if name not in ("config", "force")}
-    from parm_mlx.training.config import TrainConfig
-
-    settings = TrainConfig.from_sources(config, flags)
+    names = context.params.keys() - {"config", "force"}
+    given = {name: context.params[name] for name in names if _is_given(context, name)}
+    settings = TrainConfig.from_sources(config, given)
     console.blas_hint()
     from parm_mlx.training.progress import ConsoleProgress
     from parm_mlx.training.trainer import train as run
@@ -126,6 +125,11 @@ def train(
     result = run(settings, force=force, progress=ConsoleProgress(console.stderr()))
     typer.echo(str(result.out))
     if result.interrupted:
-        console.note(f"interrupted: the adapter holds what {result.steps} steps have learned")
+        console.note(f"interrupted: {result.out} holds what {result.steps} steps have learned")
         raise typer.Exit(console.INTERRUPTED)
-    console.note(f"{result.steps} steps; use it with: parm-mlx chat --parm {result.out}")
+    console.note(f"{result.steps} steps done; try it: parm-mlx chat --parm {result.out}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

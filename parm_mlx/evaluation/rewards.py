@@ -65,13 +65,14 @@ CAUTIONS = (
     "unwise",
 )
 REASONS = ("as", "because", "reason", "since", "so that")
-COMMON_WORDS = frozenset(
-    "a about after again all also am an and any are as at be because been before but by can could did do does don't for "
-    "from get go had has have he her here him his how i if in into is it its just like make may maybe me might more most "
-    "my need never no not of off on one or other our out over perhaps please put she should simply so some such take than "
-    "that the their them then there they this to too up us use very was way we well were what when where which while who "
-    "why will with without would you your you've".split()
+_COMMON = (
+    "a about after again all also am an and any are as at be because been before but by can could did do does "
+    "don't for from get go had has have he her here him his how i if in into is it its just like make may maybe "
+    "me might more most my need never no not of off on one or other our out over perhaps please put she should "
+    "simply so some such take than that the their them then there they this to too up us use very was way we well "
+    "were what when where which while who why will with without would you your you've"
 )
+COMMON_WORDS = frozenset(_COMMON.split())
 _WORD = re.compile(r"[A-Za-z0-9]+(?:['’][A-Za-z]+)*")
 
 

@@ -1,9 +1,10 @@
 """Many answers at once: prompts under different preferences in one continuous batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator
 
@@ -88,7 +89,8 @@ def _run(
         completion_batch_size=batch_size,
         prefill_batch_size=min(8, batch_size),
     )
-    prompts, caches, samplers = [], [], []
+    prompts, caches = [], []
+    samplers: list[Callable[[mx.array], mx.array]] = []
     for index in indices:
         request = requests[index]
         prompt, cache = _start(model, request)

@@ -1,6 +1,6 @@
 """A conversation with a guided model: the prompt cache is kept from turn to turn, and α can change between turns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,9 @@ class Conversation:
         system_prompt: System message, if any.
     """
 
+    _base_tokens: list[int]
+    _guide_tokens: list[int]
+
     def __init__(
         self,
         model: GuidedModel,
@@ -58,7 +61,7 @@ class Conversation:
         if alpha != self._alpha:
             self._alpha = alpha
             self._guide_cache = self._model.guide.make_cache(alpha)
-            self._guide_tokens: list[int] = []
+            self._guide_tokens = []
 
     @property
     def last_question(self) -> PromptTokens | None:
@@ -72,7 +75,7 @@ class Conversation:
         self._base_cache, self._guide_cache = self._model.split_cache(self._model.make_cache(self._alpha))
         self._base_tokens, self._guide_tokens = [], []
 
-    def ask(self, question: str, sampling: Sampling, max_tokens: int) -> Iterator[Chunk]:
+    def ask(self, question: str, sampling: Sampling, max_tokens: int) -> Generator[Chunk, None, None]:
         """Answers a question, piece by piece.
 
         Closing the iterator early keeps the answer as far as it came.
@@ -128,9 +131,13 @@ class Conversation:
         self._base_tokens, self._guide_tokens = [], []
 
 
-def _reuse(cache: list[Any], cached: Sequence[int], wanted: Sequence[int], fresh: Any) -> tuple[list[Any], list[int]]:
+def _reuse(
+    cache: list[Any], cached: Sequence[int], wanted: Sequence[int], fresh: Callable[[], list[Any]]
+) -> tuple[list[Any], list[int]]:
     """Trims a cache to what it shares with the wanted tokens; returns it with the tokens still to be read."""
-    shared = next((i for i, (a, b) in enumerate(zip(cached, wanted, strict=False)) if a != b), min(len(cached), len(wanted)))
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(cached, wanted, strict=False)) if a != b), min(len(cached), len(wanted))
+    )
     shared = min(shared, len(wanted) - 1)
     if shared and rewind(cache, len(cached) - shared):
         return cache, list(wanted[shared:])

@@ -4,13 +4,13 @@ Eq. 13, with logits up to a constant per position (softmax removes it, and with 
 
     log π̃(y_t) = log π_base(y_t | x, y_<t) + (1/β) · log π_θ(α)(y_t | x, y_<t) − log Z
 
-Both classes look like mlx-lm models, so generate_step, stream_generate, BatchGenerator and speculative decoding run them
-unchanged. α enters with ``make_cache(alpha=…)`` and lives in the prompt cache.
+Both classes look like mlx-lm models, so generate_step, stream_generate, BatchGenerator and speculative decoding run
+them unchanged. α enters with ``make_cache(alpha=…)`` and lives in the prompt cache.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +19,7 @@ from parm_mlx.errors import PreferenceError
 from parm_mlx.mlxlm import PreferenceCache, make_prompt_cache
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.layer import BoundPreferences, Preferences, conditioned
+from parm_mlx.pblora.layer import BoundPreferences, Conditioning, Preferences, conditioned
 from parm_mlx.preference import AlphaSpec, check_beta, parse_alpha
 
 Cache = list[Any]
@@ -59,7 +59,7 @@ class Guide(nn.Module):
     @property
     def layers(self) -> list[Any]:
         """One item per entry of the prompt cache, as mlx-lm expects."""
-        return _padded(self.model, len(make_prompt_cache(self.model))) + [self]
+        return [*_padded(self.model, len(make_prompt_cache(self.model))), self]
 
     def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
         """A prompt cache for one sequence under one preference.
@@ -95,12 +95,12 @@ class Guide(nn.Module):
         """
         if cache:
             preference: PreferenceCache = cache[-1]
-            with conditioned(preference.bound(self._bind)):
-                logits: mx.array = self.model(preference.take_inputs(inputs), cache=cache[:-1])
-            return logits
-        with conditioned(Preferences(self._alpha_rows(alpha, inputs.shape[0]))):
-            logits = self.model(inputs)
-        return logits
+            conditioning: Conditioning = preference.bound(self._bind)
+            inputs, cache = preference.take_inputs(inputs), cache[:-1]
+        else:
+            conditioning = Preferences(self._alpha_rows(alpha, inputs.shape[0]))
+        with conditioned(conditioning):
+            return cast(mx.array, self.model(inputs, cache=cache))
 
     def _alpha_rows(self, alpha: AlphaSpec | mx.array | None, rows: int) -> mx.array:
         k = len(self.objectives)
@@ -108,7 +108,7 @@ class Guide(nn.Module):
             if alpha.shape not in ((k,), (1, k), (rows, k)):
                 raise PreferenceError(f"alpha has shape {alpha.shape}; it must be ({k},) or ({rows}, {k})")
             return alpha
-        if isinstance(alpha, Sequence) and not isinstance(alpha, str) and alpha and isinstance(alpha[0], Sequence):
+        if isinstance(alpha, list | tuple) and alpha and isinstance(alpha[0], Sequence):
             if len(alpha) != rows:
                 raise PreferenceError(f"{len(alpha)} preference vectors given for {rows} rows")
             return mx.array([parse_alpha(row, self.objectives) for row in alpha], dtype=mx.float32)

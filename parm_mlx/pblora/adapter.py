@@ -70,8 +70,8 @@ def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.a
     """Puts a stored adapter on a model, in place.
 
     Raises:
-        AdapterError: The targets match no layer, or tensors are unknown, missing or of the wrong shape for this model; all
-            of them are listed, and the model is left as it was.
+        AdapterError: The targets match no layer, or tensors are unknown, missing or of the wrong shape for this model;
+            all of them are listed, and the model is left as it was.
     """
     targets = find_targets(model, config.target_modules)
     expected = {
@@ -148,7 +148,9 @@ def read_safetensors(file: Path) -> Tensors:
         assert isinstance(loaded, dict)
         mx.eval(list(loaded.values()))
     except RuntimeError as error:
-        raise AdapterError(f"{file} is not a readable safetensors file: {error}", hint="fetch or convert it again") from None
+        raise AdapterError(
+            f"{file} is not a readable safetensors file: {error}", hint="fetch or convert it again"
+        ) from None
     return loaded
 
 

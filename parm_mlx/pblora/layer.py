@@ -54,8 +54,10 @@ class Preferences:
         self.alpha = alpha if alpha.ndim == 2 else alpha[None]
 
     def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
+        """Maps z = A x to s · B · M(α) · z."""
         z = z @ layer.core(self.alpha).swapaxes(-1, -2)
-        return layer.scale * (z @ layer.b.T)
+        update: mx.array = layer.scale * (z @ layer.b.T)
+        return update
 
 
 class BoundPreferences:
@@ -77,6 +79,7 @@ class BoundPreferences:
             self.matrices = cores
 
     def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
+        """Maps z = A x to s · B · M(α) · z."""
         z = z @ self.matrices[layer.index]
         return z if self.rows == 1 else z @ layer.b.T
 
@@ -114,8 +117,8 @@ class PBLoRALinear(nn.Module):
         rows = alpha.shape[0]
         w1 = mx.broadcast_to(self.w1, (rows, self.r1, self.r1))
         w2 = (alpha.astype(self.w2.dtype) @ self.w2).reshape(rows, self.r2, self.r2)
-        upper = mx.pad(w1, ((0, 0), (0, 0), (0, self.r2)))
-        lower = mx.pad(w2, ((0, 0), (0, 0), (self.r1, 0)))
+        upper = mx.pad(w1, [(0, 0), (0, 0), (0, self.r2)])
+        lower = mx.pad(w2, [(0, 0), (0, 0), (self.r1, 0)])
         return mx.concatenate([upper, lower], axis=1)
 
     def delta(self, alpha: mx.array) -> mx.array:
@@ -147,7 +150,7 @@ class PBLoRALinear(nn.Module):
         conditioning = _active.get()
         if conditioning is None:
             raise PreferenceError("a model with a PARM adapter was run without a preference vector")
-        y = self.linear(x)
+        y: mx.array = self.linear(x)
         z = self.dropout(x).astype(self.a.dtype) @ self.a.T
         return y + conditioning.update(self, z).astype(y.dtype)
 

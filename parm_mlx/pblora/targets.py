@@ -35,8 +35,8 @@ def find_targets(model: nn.Module, suffixes: Sequence[str]) -> list[Target]:
         suffixes: For instance ``("q_proj", "k_proj", "v_proj")`` or ``("self_attn.q_proj",)``.
 
     Raises:
-        AdapterError: No layer matches (the candidates are listed), a suffix matches nothing, or it names mixture-of-experts
-            layers, which cannot be adapted yet.
+        AdapterError: No layer matches (the candidates are listed), a suffix matches nothing, or it names
+            mixture-of-experts layers, which cannot be adapted yet.
     """
     targets, candidates, experts = [], dict[str, None](), dict[str, None]()
     matched = set()
@@ -75,7 +75,9 @@ def default_targets(model: nn.Module) -> tuple[str, ...]:
     Raises:
         AdapterError: The family names its attention otherwise; the candidates are listed.
     """
-    names = {path.rsplit(".", 1)[-1] for block in model.layers for path, m in block.named_modules() if isinstance(m, LINEAR)}
+    names = {
+        path.rsplit(".", 1)[-1] for block in model.layers for path, m in block.named_modules() if isinstance(m, LINEAR)
+    }
     if set(DEFAULT_TARGETS) <= names:
         return DEFAULT_TARGETS
     for fused in FUSED_ATTENTION:

@@ -5,13 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from parm_mlx.errors import ConfigError, PreferenceError
 from parm_mlx.preference import parse_objectives
-
-DEFAULT_BETA_OBJECTIVE = 0.01
-DEFAULT_EPOCHS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +21,8 @@ class TrainConfig:
         model: Backbone of the PARM; directory or hub id of an MLX model.
         data: Preference data, a ``.jsonl`` file or a folder.
         out: Directory for the adapter.
-        iters: Number of steps. Not together with ``epochs``.
-        epochs: Passes over the training pairs; 2 when ``iters`` is not given either.
+        iters: Number of steps; takes the place of ``epochs``.
+        epochs: Passes over the training pairs.
         batch_size: Pairs per step.
         learning_rate: Highest learning rate.
         warmup: Steps of linear warm-up.
@@ -54,7 +51,7 @@ class TrainConfig:
     data: str = ""
     out: str = ""
     iters: int | None = None
-    epochs: float | None = None
+    epochs: float = 2.0
     batch_size: int = 8
     learning_rate: float = 5e-4
     warmup: int = 20
@@ -70,10 +67,10 @@ class TrainConfig:
     dropout: float = 0.05
     target_modules: tuple[str, ...] | None = None
     objectives: tuple[str, ...] | None = None
-    beta_objective: tuple[float, ...] = (DEFAULT_BETA_OBJECTIVE,)
+    beta_objective: tuple[float, ...] = (0.01,)
     gamma: float = 0.0
     dirichlet: float = 0.5
-    alpha_per: str = "example"
+    alpha_per: Literal["example", "batch"] = "example"
 
     def __post_init__(self) -> None:
         problems = []
@@ -85,8 +82,6 @@ class TrainConfig:
                 object.__setattr__(self, setting.name, _READ[setting.name](value))
             except (ValueError, PreferenceError) as reason:
                 problems.append(f"{setting.name} {reason}" if isinstance(reason, ValueError) else str(reason))
-        if self.iters is not None and self.epochs is not None:
-            problems.append("iters and epochs are both given; choose one")
         if problems:
             raise ConfigError("training settings: " + "; ".join(problems))
 
@@ -96,23 +91,24 @@ class TrainConfig:
 
         Args:
             file: The YAML file, if there is one; ``batch_size`` and ``batch-size`` are the same key.
-            flags: Settings by name; None where a flag is not given.
+            flags: Settings by name, those that were given.
 
         Raises:
             ConfigError: The file cannot be read, holds unknown keys, or settings are wrong.
         """
         values = read_settings(Path(file), [setting.name for setting in fields(cls)]) if file else {}
-        given = {name: value for name, value in flags.items() if value is not None}
-        for one, other in (("iters", "epochs"), ("epochs", "iters")):
-            if one in given:
-                values.pop(other, None)
-        return cls(**(values | given))
+        for source, where in ((values, f"config {file}"), (flags, "training settings")):
+            if {"iters", "epochs"} <= source.keys():
+                raise ConfigError(f"{where}: iters and epochs are both given; choose one")
+        if "epochs" in flags:
+            values.pop("iters", None)
+        return cls(**{**values, **flags})
 
     def steps(self, pairs: int) -> int:
         """Number of steps for so many training pairs."""
         if self.iters is not None:
             return self.iters
-        return max(1, math.ceil((self.epochs or DEFAULT_EPOCHS) * pairs / self.batch_size))
+        return max(1, math.ceil(self.epochs * pairs / self.batch_size))
 
     def betas(self, k: int) -> tuple[float, ...]:
         """β_i of k objectives.

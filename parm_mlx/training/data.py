@@ -60,8 +60,8 @@ def load_data(
         hold_out: Whether to keep pairs for validation. Without, every pair of a file trains.
 
     Raises:
-        DataError: There are no such files, rows cannot be used (all of them are reported together), an objective has no
-            pair, or nothing is left.
+        DataError: There are no such files, rows cannot be used (all of them are reported together), or every prompt of
+            ``valid.jsonl`` is in ``train.jsonl`` too.
     """
     paths = _find(Path(source).expanduser())
     problems = Problems()
@@ -79,10 +79,8 @@ def load_data(
         train, valid = split_by_prompt(pairs, seed) if hold_out else (pairs, [])
         notes = []
     counts = Counter(name for pair in train for name in pair.preferred)
-    if unlabelled := [name for name in names if not counts[name]]:
-        raise DataError(f"{source}: no training pair is labelled for {', '.join(map(repr, unlabelled))}")
     labels = ", ".join(f"{name} ({counts[name]})" for name in names)
-    notes.insert(0, f"{len(train)} pairs train and {len(valid)} validate; objectives and labels: {labels}")
+    notes.insert(0, f"{len(train)} pairs to train on, {len(valid)} to validate; objectives and their labels: {labels}")
     if hold_out and not valid:
         notes.append("too few prompts to hold some out: there is no validation")
     return PreferenceData(names, train, valid, files, tuple(notes))

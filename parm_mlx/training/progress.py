@@ -1,15 +1,21 @@
 """A training run on a terminal: a bar with the latest numbers, or one line per report where there is no terminal."""
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from parm_mlx.preference import format_alpha
-from parm_mlx.training.report import TrainRecord, ValidRecord
+from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
+
+T = TypeVar("T")
 
 
-class ConsoleProgress:
+class ConsoleProgress(Progress):
     """Shows a run.
 
     Args:
@@ -19,7 +25,7 @@ class ConsoleProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.steps = 0
-        self._bar: Progress | None = None
+        self._bars: Bars | None = None
         self._task = TaskID(0)
         self._started = 0.0
 
@@ -27,24 +33,29 @@ class ConsoleProgress:
         """Writes a line."""
         self.console.print(message, style="dim", markup=False)
 
+    def track(self, items: Sequence[T], label: str) -> Iterable[T]:
+        """Shows a bar while the items are worked on."""
+        if not self.console.is_terminal:
+            return items
+        return self._tracked(items, label)
+
     def begin(self, steps: int) -> None:
         """Starts the bar, or the clock."""
         self.steps, self._started = steps, time.monotonic()
         if self.console.is_terminal:
-            columns = (MofNCompleteColumn(), BarColumn(20), TimeRemainingColumn(), TextColumn("{task.fields[news]}"))
-            self._bar = Progress(*columns, console=self.console, transient=True)
-            self._task = self._bar.add_task("", total=steps, news="")
-            self._bar.start()
+            self._bars = self._new_bars()
+            self._task = self._bars.add_task("", total=steps, news="training")
+            self._bars.start()
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
-        if self._bar:
-            self._bar.update(self._task, completed=step)
+        if self._bars:
+            self._bars.update(self._task, completed=step)
 
     def report(self, record: TrainRecord) -> None:
         """Updates the bar's numbers, or writes a line."""
-        if self._bar:
-            self._bar.update(self._task, news=_news(record))
+        if self._bars:
+            self._bars.update(self._task, news=_news(record))
             return
         left = (time.monotonic() - self._started) * (self.steps - record.step) / record.step
         ending = f"  {_duration(left)} left" if record.step < self.steps else ""
@@ -60,9 +71,22 @@ class ConsoleProgress:
 
     def end(self) -> None:
         """Removes the bar."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        if self._bars:
+            self._bars.stop()
+            self._bars = None
+
+    def _new_bars(self) -> Bars:
+        news = TextColumn("{task.fields[news]}", markup=False)
+        columns = (MofNCompleteColumn(), BarColumn(20), TimeRemainingColumn(), news)
+        return Bars(*columns, console=self.console, transient=True)
+
+    def _tracked(self, items: Sequence[T], label: str) -> Iterator[T]:
+        with nullcontext(self._bars) if self._bars else self._new_bars() as bars:
+            task = bars.add_task("", total=len(items), news=label)
+            for item in items:
+                yield item
+                bars.advance(task)
+            bars.remove_task(task)
 
 
 def _news(record: TrainRecord) -> str:

@@ -1,14 +1,16 @@
-"""What a training run tells: records for ``metrics.jsonl``, and an interface for whoever shows them."""
+"""What a training run tells: records for ``metrics.jsonl``, and a base class for whoever shows them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
 from parm_mlx.training.validation import GridPoint
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,15 @@ class ValidRecord:
         return sum(point.loss for point in self.grid) / len(self.grid)
 
 
-class Progress(Protocol):
-    """Shows a training run to somebody."""
+class Progress:
+    """Shows a training run to somebody; this one shows nothing, and is what others build on."""
 
     def note(self, message: str) -> None:
         """Something the user should know."""
+
+    def track(self, items: Sequence[T], label: str) -> Iterable[T]:
+        """Passes on the items of a piece of work that may take a while."""
+        return items
 
     def begin(self, steps: int) -> None:
         """Training starts."""
@@ -72,28 +78,6 @@ class Progress(Protocol):
 
     def end(self) -> None:
         """Training is over, whether well or not."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def note(self, message: str) -> None:
-        """Ignores it."""
-
-    def begin(self, steps: int) -> None:
-        """Ignores it."""
-
-    def advance(self, step: int) -> None:
-        """Ignores it."""
-
-    def report(self, record: TrainRecord) -> None:
-        """Ignores it."""
-
-    def validated(self, record: ValidRecord) -> None:
-        """Ignores it."""
-
-    def end(self) -> None:
-        """Ignores it."""
 
 
 class Meter:

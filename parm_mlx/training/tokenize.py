@@ -5,14 +5,14 @@ last characters of the one to the first of the other; the response starts at the
 not have.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from parm_mlx.errors import DataError, ModelError
+from parm_mlx.errors import ModelError
 from parm_mlx.guidance.prompts import encode, render_prompt
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.training.rows import Pair, Problems
@@ -74,7 +74,7 @@ def tokenize(tokenizer: TokenizerWrapper, prompt: str, response: str) -> TokenRo
 
 
 def tokenize_pairs(
-    tokenizer: TokenizerWrapper, pairs: Sequence[Pair], objectives: Sequence[str], max_length: int
+    tokenizer: TokenizerWrapper, pairs: Iterable[Pair], objectives: Sequence[str], max_length: int
 ) -> tuple[list[TokenPair], str | None]:
     """Tokenises pairs and leaves out those that are too long; nothing is ever cut.
 
@@ -88,7 +88,7 @@ def tokenize_pairs(
         The pairs that fit, and a note that counts the others, if there are any.
 
     Raises:
-        DataError: A prompt does not suit the chat template, or no pair fits.
+        DataError: Prompts do not suit the chat template; all of them are reported together.
         ModelError: The tokenizer has no end-of-sequence token, or no chat template for prompts that need one.
     """
     if tokenizer.eos_token_id is None:
@@ -109,13 +109,8 @@ def tokenize_pairs(
     problems.raise_any("data")
     if not lengths:
         return kept, None
-    if not kept:
-        raise DataError(
-            f"all {len(pairs)} pairs are longer than {max_length} tokens (the shortest has {min(lengths)})",
-            hint="raise --max-seq-length",
-        )
-    note = f"{len(lengths)} of {len(pairs)} pairs are left out: longer than {max_length} tokens (up to {max(lengths)})"
-    return kept, note
+    total, span = len(kept) + len(lengths), f"{min(lengths)} to {max(lengths)}"
+    return kept, f"{len(lengths)} of {total} pairs are left out: {span} tokens, and the limit is {max_length}"
 
 
 def _tokenize_pair(tokenizer: TokenizerWrapper, pair: Pair, objectives: Sequence[str]) -> TokenPair:

@@ -3,16 +3,17 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from parm_mlx.errors import RunError
+from parm_mlx.errors import DataError, RunError
 from parm_mlx.files import check_new, new_directory
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.interrupt import stop_on_interrupt
+from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.pblora.adapter import adapter_tensors, attach, save_adapter
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.targets import default_targets
@@ -24,8 +25,8 @@ from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.provenance import backbone_reference, provenance
-from parm_mlx.training.report import Meter, Progress, Silent, TrainRecord, ValidRecord, as_metrics
-from parm_mlx.training.tokenize import tokenize_pairs
+from parm_mlx.training.report import Meter, Progress, TrainRecord, ValidRecord, as_metrics
+from parm_mlx.training.tokenize import UNLABELLED, TokenPair, tokenize_pairs
 from parm_mlx.training.validation import validate
 
 METRICS_FILE = "metrics.jsonl"
@@ -67,7 +68,7 @@ def train(config: TrainConfig, *, force: bool = False, progress: Progress | None
         RunError: The loss is not finite, or the adapter cannot be written; nothing new is left at ``config.out``.
     """
     out = check_new(config.out, force)
-    run = _Run(config, progress or Silent())
+    run = _Run(config, progress or Progress())
     with stop_on_interrupt() as stopped:
         run.loop(stopped)
         if run.done == 0:
@@ -101,10 +102,7 @@ class _Run:
         self.k = len(self.data.objectives)
         beta = mx.array(config.betas(self.k))
         model, tokenizer = load_base(config.model)
-        train, valid = (
-            self._tokenize(tokenizer, split, pairs)
-            for split, pairs in (("training", self.data.train), ("validation", self.data.valid))
-        )
+        train, valid = self._tokenize(tokenizer, "training"), self._tokenize(tokenizer, "validation")
         self.steps = config.steps(len(train))
         self.batches = training_batches(train, config.batch_size, order)
         self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
@@ -119,8 +117,12 @@ class _Run:
             objective_betas=config.betas(self.k),
         )
         mx.random.seed(_seed(init))
-        attach(model, self.adapter)
+        layers = attach(model, self.adapter)
         model.train()
+        size = sum(tensor.size for tensor in adapter_tensors(model).values())
+        progress.note(f"{self.steps} steps; {size:,} trainable numbers in {len(layers)} layers")
+        if config.warmup >= self.steps:
+            progress.note(f"the warm-up of {config.warmup} steps covers the whole run; see --warmup")
         optimizer = Optimizer(
             model,
             peak=config.learning_rate,
@@ -176,17 +178,30 @@ class _Run:
         if not self.valid:
             return
         meter.pause()
-        grid = validate(self.learner.scorer, self.valid, self.learner.beta, self.config.gamma, stopped)
+        grid = validate(
+            self.learner,
+            self.valid,
+            track=partial(self.progress.track, label="validating"),
+            stopped=stopped,
+        )
         if grid is not None:
             record = ValidRecord(self.done, self.data.objectives, grid)
             self.records.append(record)
             self.progress.validated(record)
         meter.resume()
 
-    def _tokenize(self, tokenizer: Any, split: str, pairs: list[Any]) -> list[Any]:
+    def _tokenize(self, tokenizer: TokenizerWrapper, split: str) -> list[TokenPair]:
+        pairs = self.progress.track(self.data.train if split == "training" else self.data.valid, f"tokenizing {split}")
         kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, self.config.max_seq_length)
         if note:
             self.progress.note(f"{split}: {note}")
+        labelled = sum((pair.preferred != UNLABELLED for pair in kept), start=np.zeros(self.k))
+        if split == "training" and not labelled.all():
+            bare = [name for name, count in zip(self.data.objectives, labelled, strict=True) if not count]
+            raise DataError(
+                f"{self.config.data}: no training pair is left for {', '.join(bare)}",
+                hint=f"{note}; raise --max-seq-length" if note else "is the name spelled as in the data?",
+            )
         return kept
 
     def save(self, directory: Path, out: Path) -> None:

@@ -1,6 +1,6 @@
 """Validation: the same pairs at the same preference vectors, every time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from parm_mlx.preference import Alpha, simplex_grid
 from parm_mlx.training.batches import Batch
-from parm_mlx.training.logprobs import ResponseScorer
-from parm_mlx.training.loss import preference_loss
+from parm_mlx.training.learner import Learner
 
 Values = NDArray[np.float64]
+Track = Callable[[Sequence[tuple[Batch, int]]], Iterable[tuple[Batch, int]]]
 
 
 @dataclass(frozen=True)
@@ -38,35 +38,28 @@ def validation_grid(k: int) -> list[Alpha]:
 
 
 def validate(
-    scorer: ResponseScorer,
-    batches: Sequence[Batch],
-    beta: mx.array,
-    gamma: float,
-    stopped: Callable[[], bool] = lambda: False,
+    learner: Learner, batches: Sequence[Batch], track: Track = iter, stopped: Callable[[], bool] = lambda: False
 ) -> list[GridPoint] | None:
     """Measures the objective on every batch at every grid point, without dropout.
 
     Args:
-        scorer: Scores responses; its model is in training mode again afterwards.
+        learner: Holds the model and the objective; the model is in training mode again afterwards.
         batches: The validation batches.
-        beta: (k,) β_i.
-        gamma: γ.
+        track: Passes on the (batch, grid point) pairs, and may show how far it is.
         stopped: Asked between batches; validation ends without a result when it returns True.
     """
-    k = beta.size
+    k = learner.beta.size
     grid = validation_grid(k)
     sums = np.zeros((len(grid), 3, k))
-    scorer.model.eval()
+    model = learner.scorer.model
+    model.eval()
     try:
-        for batch in batches:
-            for point, alpha in enumerate(grid):
-                if stopped():
-                    return None
-                logprobs = scorer(batch, mx.array(alpha))
-                loss = preference_loss(logprobs, batch.preferred, batch.labelled, mx.array(alpha), beta, gamma)
-                sums[point] += np.array(mx.stack([loss.per_objective * loss.labelled, loss.correct, loss.labelled]))
+        for batch, point in track([(batch, point) for batch in batches for point in range(len(grid))]):
+            if stopped():
+                return None
+            sums[point] += np.array(learner.loss(batch, mx.array(grid[point]))[1])
     finally:
-        scorer.model.train()
+        model.train()
     return [_grid_point(alpha, *sums[point]) for point, alpha in enumerate(grid)]
 
 

@@ -13,7 +13,9 @@ CASES += [("gpt_neox", None), ("gpt2", None), ("mixtral", None)]
 
 
 def alone(model: Any, prompt: list[int], alpha: list[float], tokens: int) -> list[int]:
-    return [t for t, _ in generate_step(mx.array(prompt), model, max_tokens=tokens, prompt_cache=model.make_cache(alpha))]
+    return [
+        t for t, _ in generate_step(mx.array(prompt), model, max_tokens=tokens, prompt_cache=model.make_cache(alpha))
+    ]
 
 
 @pytest.mark.parametrize(("family", "bits"), CASES)

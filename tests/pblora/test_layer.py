@@ -8,7 +8,11 @@ from parm_mlx.pblora import PBLoRAConfig, PBLoRALinear
 from parm_mlx.pblora.layer import BoundPreferences, Preferences, conditioned, linear_dims
 
 CONFIG = PBLoRAConfig(objectives=("a", "b"), r1=3, r2=2, scale=1.5)
-QUANTISATIONS = [("affine", bits, 32) for bits in (2, 3, 4, 5, 6, 8)] + [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)]
+QUANTISATIONS = [("affine", bits, 32) for bits in (2, 3, 4, 5, 6, 8)] + [
+    ("mxfp4", 4, 32),
+    ("nvfp4", 4, 16),
+    ("mxfp8", 8, 32),
+]
 
 
 def random_layer(linear: nn.Module, config: PBLoRAConfig = CONFIG) -> PBLoRALinear:

@@ -1,0 +1,149 @@
+"""Makes the PARM of the bundled pair: warmth against brevity.
+
+    python examples/bundled/make_parm.py
+
+The base answers training questions twice at temperature 1. Two deterministic scorers say which answer is warmer and
+which is shorter, and ``parm_mlx.training`` learns the adapter from these pairs. Held-out questions never occur.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
+
+# isort: split
+import dialogues
+import mlx.core as mx
+import process
+from mlx_lm.generate import batch_generate
+from rich.console import Console
+
+from parm_mlx.evaluation.rewards import score
+from parm_mlx.guidance.loading import load_base
+from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.progress import ConsoleProgress
+from parm_mlx.training.trainer import train
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "parm_mlx" / "models"
+OBJECTIVES = ("warmth", "brevity")
+SEED = 20250506
+MAX_TOKENS = 180
+Prompt = list[dialogues.Message]
+
+
+def training_prompts(count: int) -> list[Prompt]:
+    """Different conversations of the training side, each up to a question of the user."""
+    rng = random.Random(SEED + 1)
+    found: dict[str, Prompt] = {}
+    while len(found) < count:
+        talk = dialogues.dialogue(rng)
+        ends = [i for i, message in enumerate(talk) if message["role"] == "user"]
+        end = ends[0] if rng.random() < 0.7 else rng.choice(ends)
+        prompt = talk[: end + 1]
+        found.setdefault(json.dumps(prompt), prompt)
+    return list(found.values())
+
+
+def sample(model: Any, tokenizer: Any, prompts: list[Prompt], seed: int) -> list[str]:
+    """One answer per prompt at temperature 1; "" where it did not end."""
+    mx.random.seed(seed)
+    rows = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts]
+    out = batch_generate(
+        model,
+        tokenizer,
+        rows,
+        max_tokens=MAX_TOKENS,
+        sampler=mx.random.categorical,
+        completion_batch_size=64,
+        prefill_batch_size=16,
+        return_token_ids=True,
+    )
+    ended = [len(tokens) < MAX_TOKENS for tokens in out.token_ids]
+    return [text if end else "" for text, end in zip(out.texts, ended, strict=True)]
+
+
+def label(prompt: Prompt, responses: tuple[str, str]) -> dict[str, Any] | None:
+    """A row of preference data: each objective names its better response, unless the two score the same."""
+    preferred = {}
+    for name in OBJECTIVES:
+        first, second = (score(name, text) for text in responses)
+        if first != second:
+            preferred[name] = 0 if first > second else 1
+    if not preferred or not all(responses):
+        return None
+    asked: str | Prompt = prompt[0]["content"] if len(prompt) == 1 else prompt
+    return {"prompt": asked, "responses": list(responses), "preferred": preferred}
+
+
+def make_pairs(base: Path, out: Path, count: int) -> dict[str, Any]:
+    """Samples, labels and writes the pairs; returns how many there are and how often the objectives disagree."""
+    model, tokenizer = load_base(base)
+    prompts = training_prompts(count)
+    begin = time.perf_counter()
+    both = zip(sample(model, tokenizer, prompts, SEED), sample(model, tokenizer, prompts, SEED + 1), strict=True)
+    rows = [row for prompt, pair in zip(prompts, both, strict=True) if (row := label(prompt, pair))]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    labelled = [row["preferred"] for row in rows if len(row["preferred"]) == len(OBJECTIVES)]
+    return {
+        "prompts": count,
+        "pairs": len(rows),
+        "labelled_by_both": len(labelled),
+        "disagree": round(sum(p["warmth"] != p["brevity"] for p in labelled) / len(labelled), 3),
+        "sampling_minutes": round((time.perf_counter() - begin) / 60, 1),
+    }
+
+
+def main() -> None:
+    """Runs both halves: the pairs, unless they are there already, and the training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=MODELS / "base")
+    parser.add_argument("--out", type=Path, default=MODELS / "parm")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bundled")
+    parser.add_argument("--prompts", type=int, default=4000)
+    parser.add_argument("--iters", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--beta-objective", type=float, default=0.1)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--target-modules", default="q_proj,k_proj,v_proj")
+    args = parser.parse_args()
+    process.keep_freed_memory()
+
+    args.work.mkdir(parents=True, exist_ok=True)
+    pairs, summary = args.work / "pairs.jsonl", args.work / "pairs.json"
+    if not summary.exists():
+        summary.write_text(json.dumps(make_pairs(args.base, pairs, args.prompts), indent=2) + "\n", encoding="utf-8")
+    print(summary.read_text(encoding="utf-8").strip(), flush=True)
+
+    begin = time.perf_counter()
+    config = TrainConfig(
+        model=str(args.base),
+        data=str(pairs),
+        out=str(args.out),
+        objectives=OBJECTIVES,
+        iters=args.iters,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        beta_objective=(args.beta_objective,),
+        dropout=0.0,
+        r1=args.rank,
+        r2=args.rank,
+        lora_alpha=2.0 * args.rank,
+        target_modules=tuple(args.target_modules.split(",")),
+        max_seq_length=512,
+        val_batches=10,
+        seed=SEED % 1000,
+    )
+    train(config, force=True, progress=ConsoleProgress(Console(stderr=True)))
+    minutes = {"training_minutes": round((time.perf_counter() - begin) / 60, 1)}
+    (args.work / "parm.json").write_text(json.dumps(minutes, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(minutes))
+
+
+if __name__ == "__main__":
+    main()

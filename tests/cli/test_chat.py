@@ -1,0 +1,110 @@
+import io
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parm_mlx.guidance.conversation import Conversation
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def chat(
+    run_cli: Run, official: Path, official_parm: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    models = ["--model", official / "base_lm", "--parm", official_parm, "--temp", 0, "--max-tokens", 12]
+
+    def run(lines: str, *more: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        return run_cli("chat", *models, *more)
+
+    return run
+
+
+def test_a_whole_conversation(chat: Run, official: Path) -> None:
+    """The first answers are the official greedy tokens at (1, 0) and (0, 1), cut at 12 tokens."""
+    cases = json.loads((official / "expected_greedy.json").read_text())
+    from mlx_lm.utils import load_tokenizer
+
+    tokenizer = load_tokenizer(official / "base_lm")
+    question = cases["prompts"][0]
+    first, second = (
+        tokenizer.decode(case["generated_ids"][:12], skip_special_tokens=True)
+        for alpha in ([1, 0], [0, 1])
+        for case in cases["cases"]
+        if case["alpha"] == alpha and case["prompt_index"] == 0
+    )
+    script = f"{question}\n/compare 1,0 helpful=1\n/reset\n\n/alpha 0,2\n{question}\n/alpha\n/help\n/quit\nnever read\n"
+    code, out, err = chat(script, "--alpha", "1,0")
+    assert code == 0
+    compared = [f"[harmless=1 helpful=0]\n{first.strip()}\n\n", f"[harmless=0 helpful=1]\n{second.strip()}\n\n"]
+    assert out == f"{first}\n{''.join(compared)}{second}\n"
+    notes = err.splitlines()
+    assert notes[0] == "preference: harmless=1 helpful=0   /help lists the commands"
+    assert "the conversation starts anew" in notes
+    assert "alpha 0,2 is used as harmless=0 helpful=1" in notes
+    assert notes.count("preference: harmless=0 helpful=1") == 2
+    assert any(note.startswith("/compare") for note in notes)
+
+
+def test_quiet_prints_answers_only(chat: Run) -> None:
+    code, out, err = chat("hello\n", "--quiet", "--alpha", "0.5,0.5")
+    assert (code, err) == (0, "")
+    assert out.strip()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("/alpha 1", "error: alpha has 1 weight(s)"),
+        ("/alpha kind=1", "error: unknown objective 'kind'"),
+        ("/compare 1,0", "error: nothing to compare yet"),
+        ("/compare", "error: nothing to compare yet"),
+        ("/nonsense", "error: unknown command /nonsense"),
+    ],
+)
+def test_a_wrong_command_does_not_end_the_conversation(chat: Run, line: str, reason: str) -> None:
+    code, out, err = chat(f"{line}\nhello\n/compare\n")
+    assert code == 0
+    assert reason in err
+    assert out.strip()
+    assert "/compare needs preferences" in err
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = Conversation.ask
+
+    def interrupted(self: Conversation, question: str, *more: Any) -> Iterator[Any]:
+        for number, chunk in enumerate(ask(self, question, *more)):
+            if question == "first" and number == 3:
+                signal.raise_signal(signal.SIGINT)
+            yield chunk
+
+    monkeypatch.setattr(Conversation, "ask", interrupted)
+    code, out, err = chat("first\nsecond\n")
+    assert code == 0
+    assert err.count("stopped") == 1
+    assert len(out.splitlines()) >= 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_real_process_answers_a_pipe(official: Path, official_parm: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "parm_mlx.cli.main",
+        "chat",
+        "--model",
+        official / "base_lm",
+        "--parm",
+        official_parm,
+    ]
+    done = subprocess.run([*map(str, command), "--quiet"], input="hello\n", capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
+    assert done.stderr == "" or done.stderr.startswith("hint: OpenBLAS")

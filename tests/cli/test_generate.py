@@ -1,0 +1,130 @@
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def models(official: Path, official_parm: Path) -> list[str]:
+    return ["--model", str(official / "base_lm"), "--parm", str(official_parm)]
+
+
+def test_several_alphas_give_one_json_object_each(run_cli: Run, official: Path, models: list[str]) -> None:
+    expected = json.loads((official / "expected_greedy.json").read_text())
+    code, out, err = run_cli(
+        "generate",
+        *models,
+        "--prompt",
+        expected["prompts"][0],
+        "--alpha",
+        "1,0",
+        "--alpha",
+        "helpful=1",
+        "--json",
+        "--max-tokens",
+        32,
+    )
+    assert (code, err) == (0, "")
+    records = [json.loads(line) for line in out.splitlines()]
+    cases = {tuple(case["alpha"]): case for case in expected["cases"] if case["prompt_index"] == 0}
+    assert [record["alpha"] for record in records] == [[1, 0], [0, 1]]
+    for record in records:
+        case = cases[tuple(record["alpha"])]
+        assert record["text"] == case["text"]
+        assert record["finish_reason"] == ("stop" if case["ended_with_eos"] else "length")
+        assert record["tokens"] == len(case["generated_ids"]) - case["ended_with_eos"]
+        assert record["objectives"] == ["harmless", "helpful"]
+
+
+def test_one_answer_is_printed_alone_and_several_with_titles(run_cli: Run, models: list[str]) -> None:
+    code, out, _ = run_cli("generate", *models, "--prompt", "Hi", "--max-tokens", 4)
+    assert code == 0
+    assert "[" not in out.splitlines()[0][:1]
+    code, out, err = run_cli(
+        "generate", *models, "--prompt", "Hi", "--max-tokens", 4, "--alpha", "2,0", "--alpha", "0,1"
+    )
+    assert out.startswith("[harmless=1 helpful=0]\n")
+    assert "[harmless=0 helpful=1]\n" in out
+    assert err == "alpha 2,0 is used as harmless=1 helpful=0\n"
+
+
+def test_prompts_come_from_stdin_and_files(
+    run_cli: Run, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital of France?\n"))
+    from_stdin = run_cli("generate", *models, "--prompt", "-", "--max-tokens", 5, "--json")[1]
+    file = tmp_path / "prompts.txt"
+    file.write_text('What is the capital of France?\n\n{"prompt": "Tell me a joke."}\n', encoding="utf-8")
+    lines = run_cli("generate", *models, "--prompts", file, "--max-tokens", 5, "--json")[1].splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["What is the capital of France?", "Tell me a joke."]
+    assert lines[0] == from_stdin.strip()
+
+
+def test_system_prompts_and_plain_text_change_what_is_read(run_cli: Run, models: list[str]) -> None:
+    def text(*more: object) -> str:
+        return run_cli("generate", *models, "--prompt", "Hi", "--max-tokens", 8, *more)[1]
+
+    assert len({text(), text("--system-prompt", "Be kind."), text("--ignore-chat-template")}) == 3
+
+
+def test_sampling_is_reproducible(run_cli: Run, models: list[str]) -> None:
+    def text(seed: int) -> str:
+        return run_cli("generate", *models, "--prompt", "Hi", "--max-tokens", 8, "--temp", 1, "--seed", seed)[1]
+
+    assert text(1) == text(1) != text(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "either --prompt or --prompts"),
+        (["--prompt", " "], "the prompt is empty"),
+        (["--prompt", "x", "--alpha", "0.5"], "alpha has 1 weight(s), the objectives are harmless, helpful (k=2)"),
+        (["--prompt", "x", "--alpha", "kind=1"], "unknown objective 'kind'"),
+        (["--prompt", "x", "--alpha", ""], "alpha is empty"),
+        (["--prompt", "x", "--alpha", "0,0"], "alpha is all zero"),
+        (["--prompt", "x", "--alpha=-1,2"], "the weight of harmless must be"),
+        (["--prompt", "x", "--beta", "0"], "beta must be a finite number above 0, got 0"),
+        (["--prompt", "x", "--beta", "nan"], "beta must be"),
+        (["--prompt", "x", "--parm", "nowhere"], "adapter nowhere: no such directory"),
+        (["--prompt", "x", "--model", "nowhere"], "model nowhere: no such directory"),
+        (["--prompt", "x", "--guide-model", "nowhere"], "guide model nowhere: no such directory"),
+        (
+            ["--prompt", "x", "--ignore-chat-template", "--system-prompt", "y"],
+            "--system-prompt needs the chat template",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(run_cli: Run, models: list[str], arguments: list[str], reason: str) -> None:
+    code, out, err = run_cli("generate", *models, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert reason in err.splitlines()[0]
+
+
+def test_a_base_needs_a_parm(run_cli: Run, models: list[str]) -> None:
+    code, _, err = run_cli("generate", *models[:2], "--prompt", "x")
+    assert code == 2
+    assert "need --parm" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "holds no prompt"),
+        (b"{broken", "prompts.txt:1: broken JSON"),
+        (b'{"text": 1}', '"prompt" must be a text'),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_wrong_prompt_files(run_cli: Run, models: list[str], tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(content)
+    code, _, err = run_cli("generate", *models, "--prompts", file)
+    assert code == 2
+    assert reason in err
+    assert run_cli("generate", *models, "--prompts", tmp_path / "missing")[0] == 2

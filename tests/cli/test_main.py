@@ -1,0 +1,101 @@
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from parm_mlx.cli import main as cli
+from parm_mlx.errors import RunError
+
+Run = Callable[..., tuple[int, str, str]]
+COMMANDS = ("demo", "chat", "generate", "train", "convert", "fuse")
+
+
+def test_help_names_every_command(run_cli: Run) -> None:
+    code, out, err = run_cli("--help")
+    assert code == 0
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert err == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(run_cli: Run, command: str) -> None:
+    code, out, _ = run_cli(command, "--help")
+    assert code == 0
+    assert f"parm-mlx {command}" in out.partition("Example")[2]
+
+
+def test_the_version(run_cli: Run) -> None:
+    import parm_mlx
+
+    assert run_cli("--version") == (0, f"parm-mlx {parm_mlx.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["generate", "--nonsense"], "No such option"),
+        (["generate", "--beta", "strong", "--prompt", "x"], "'--beta'"),
+        (["nonsense"], "No such command"),
+        (["generate", "--max-tokens", "0", "--prompt", "x"], "max-tokens"),
+        (["generate", "--top-p", "2", "--prompt", "x"], "top-p"),
+        (["fuse"], "Missing"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(run_cli: Run, arguments: list[str], reason: str) -> None:
+    code, out, err = run_cli(*arguments)
+    assert code == 2
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert reason in lines[0]
+    assert all(line.startswith("hint: ") for line in lines[1:])
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (RunError("the disk is full", hint="make room"), 1, "error: the disk is full\nhint: make room\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero\nhint: this was not"),
+    ],
+)
+def test_failures_have_an_exit_code_and_no_traceback(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, shown: str
+) -> None:
+    app = cli.typer.Typer()
+    app.command("fail")(failing(error))
+    app.callback()(cli.options)
+    monkeypatch.setattr(cli, "app", app)
+    got, out, err = run_cli("fail")
+    assert (got, out) == (code, "")
+    assert err.startswith(shown)
+    assert "Traceback" not in err
+    if code != 130:
+        with pytest.raises(type(error)):
+            run_cli("fail", "--debug")
+
+
+def test_brackets_in_errors_are_no_markup(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = cli.typer.Typer()
+    app.command("fail")(failing(RunError("[red]tensor[0][/red] is broken")))
+    app.callback()(cli.options)
+    monkeypatch.setattr(cli, "app", app)
+    assert run_cli("fail")[2] == "error: [red]tensor[0][/red] is broken\n"
+
+
+def test_help_and_usage_errors_wait_for_no_heavy_import() -> None:
+    script = (
+        "import sys; from parm_mlx.cli.main import run; run(['--help']); run(['generate', '--nope']);"
+        "heavy = {'mlx', 'mlx_lm', 'transformers', 'huggingface_hub', 'numpy', 'yaml', 'jinja2'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,133 @@
+"""Plain LoRA adapters as guides with one fixed objective."""
+
+import json
+from collections.abc import Callable
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import parm_mlx
+from parm_mlx.convert.detect import detect
+from parm_mlx.convert.lora import is_lora, read_lora
+from parm_mlx.convert.run import Request, convert
+from parm_mlx.errors import AdapterError, PreferenceError
+from parm_mlx.mlxlm import load_weights_and_tokenizer
+from parm_mlx.pblora.adapter import Tensors, read_adapter
+from parm_mlx.pblora.config import PBLoRAConfig
+
+IDS = mx.array([[1, 40, 80, 120, 160]])
+
+
+def read(path: Path) -> tuple[PBLoRAConfig, Tensors]:
+    return read_lora(path, detect(path).config)
+
+
+def test_settings(lora: Path) -> None:
+    config, tensors = read_lora(lora, detect(lora).config, "helpful")
+    assert (config.objectives, config.k, config.r1, config.r2) == (("helpful",), 1, 2, 0)
+    assert config.scale == 6 / 2
+    assert config.dropout == 0.05
+    assert config.target_modules == ("v_proj", "q_proj")
+    assert len(tensors) == 4 * 3
+    assert mx.array_equal(tensors["layers.0.self_attn.q_proj.w1"], mx.eye(2))
+
+
+@pytest.mark.parametrize("rooted", [False, True])
+def test_the_guide_is_the_model_with_the_update_added_to_its_weights(
+    lora: Path, arm: Path, tmp_path: Path, edit: Callable[..., Path], rooted: bool
+) -> None:
+    """W + s·B·A with s = lora_alpha / r = 6 / 2, or lora_alpha / √r for rank-stabilised LoRA."""
+    convert(Request(str(edit(lora, use_rslora=rooted)), tmp_path / "guide", guide_model=str(arm)), lambda _: None)
+    guide, _ = parm_mlx.load_guide(tmp_path / "guide")
+
+    scale = 6 / sqrt(2) if rooted else 3.0
+    model, _ = load_weights_and_tokenizer(arm)
+    tensors = load_file(lora / "adapter_model.safetensors")
+    for number, block in enumerate(model.layers):
+        for name in ("q_proj", "v_proj"):
+            prefix = f"base_model.model.model.layers.{number}.self_attn.{name}"
+            update = scale * tensors[f"{prefix}.lora_B.weight"] @ tensors[f"{prefix}.lora_A.weight"]
+            layer = block.self_attn[name]
+            layer.weight = layer.weight + mx.array(update)
+
+    plain, updated = load_weights_and_tokenizer(arm)[0](IDS), model(IDS)
+    assert float(mx.abs(updated - plain).max()) > 0.1
+    np.testing.assert_allclose(np.array(guide(IDS, alpha=[1.0])), np.array(updated), atol=2e-5)
+
+
+@pytest.mark.parametrize("rooted", [False, True])
+def test_there_and_back(lora: Path, tmp_path: Path, edit: Callable[..., Path], rooted: bool) -> None:
+    edit(lora, use_rslora=rooted)
+    convert(Request(str(lora), tmp_path / "ours", objectives="helpful"), lambda _: None)
+    assert is_lora(*read_adapter(tmp_path / "ours"))
+    convert(Request(str(tmp_path / "ours"), tmp_path / "theirs", to_peft=True), lambda _: None)
+
+    original, again = (load_file(path / "adapter_model.safetensors") for path in (lora, tmp_path / "theirs"))
+    assert {name: tensor.tobytes() for name, tensor in original.items()} == {
+        name: tensor.tobytes() for name, tensor in again.items()
+    }
+    configs = [json.loads((path / "adapter_config.json").read_text()) for path in (lora, tmp_path / "theirs")]
+    assert configs[0] == configs[1]
+
+
+def test_a_trained_core_is_not_plain_lora(lora: Path) -> None:
+    config, tensors = read(lora)
+    assert is_lora(config, tensors)
+    tensors["layers.0.self_attn.q_proj.w1"] = 2 * mx.eye(2)
+    assert not is_lora(config, tensors)
+
+
+def test_transposed_weights_do_not_change_the_update(lora: Path, edit: Callable[..., Path]) -> None:
+    """A and B of a layer whose weight is stored (in, out) have the same shapes: the update acts on x alone."""
+    _, plain = read(lora)
+    _, transposed = read(edit(lora, fan_in_fan_out=True))
+    assert all(mx.array_equal(plain[name], transposed[name]) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, "use_dora is True: DoRA"),
+        ({"bias": "lora_only"}, "bias is 'lora_only': trained biases"),
+        ({"lora_bias": True}, "lora_bias is True: trained biases"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save is ['embed_tokens']"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is {'q_proj': 8}: every layer must have the same rank"),
+        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern is {'q_proj': 8}: every layer must have the same lora_alpha"),
+        ({"layers_to_transform": [1]}, "layers_to_transform is [1]"),
+        ({"target_parameters": ["experts.w"]}, "target_parameters is ['experts.w']"),
+        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS': only causal language models can guide"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4': that changes the backbone"),
+        ({"r": 4}, "lora_A.weight has shape (2, 64), not (4, ·)"),
+        ({"r": ..., "lora_alpha": "6"}, "r is missing; lora_alpha must be a finite number above 0, got '6'"),
+    ],
+)
+def test_what_would_mean_something_else_is_refused(
+    lora: Path, edit: Callable[..., Path], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AdapterError) as caught:
+        read(edit(lora, **settings))
+    assert message in str(caught.value)
+
+
+def test_adapted_embeddings_are_unknown_tensors(lora: Path) -> None:
+    file = lora / "adapter_model.safetensors"
+    tensors = dict(mx.load(str(file)))
+    mx.eval(list(tensors.values()))
+    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = mx.zeros((2, 512))
+    tensors["base_model.model.lm_head.lora_A.weight"] = mx.zeros((2, 64))
+    file.unlink()
+    mx.save_safetensors(str(file), tensors)
+    with pytest.raises(AdapterError) as caught:
+        read(lora)
+    assert "unknown tensor base_model.model.model.embed_tokens.lora_embedding_A" in str(caught.value)
+    assert "unknown tensor base_model.model.lm_head.lora_A.weight" in str(caught.value)
+
+
+def test_one_objective_has_one_name(lora: Path) -> None:
+    with pytest.raises(PreferenceError):
+        read_lora(lora, detect(lora).config, "helpful,harmless")

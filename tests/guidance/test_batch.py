@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+
+from parm_mlx.guidance.batch import Answer, Request, generate_batch
+from parm_mlx.guidance.loading import load_with_tokenizers
+from parm_mlx.guidance.prompts import Prompter, PromptTokens
+from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.mlxlm import TokenizerWrapper
+
+Loaded = tuple[object, TokenizerWrapper, Prompter]
+
+
+@pytest.fixture(scope="module")
+def loaded(official: Path, official_parm: Path) -> Loaded:
+    model, tokenizer, guide_tokenizer = load_with_tokenizers(official / "base_lm", official_parm)
+    return model, tokenizer, Prompter(tokenizer, guide_tokenizer)
+
+
+def run(loaded: Loaded, requests: list[Request], tokens: int = 12) -> list[Answer]:
+    model, tokenizer, _ = loaded
+    return sorted(generate_batch(model, tokenizer, requests, tokens), key=lambda answer: answer.index)  # type: ignore[arg-type]
+
+
+def test_sampled_answers_depend_on_prompt_preference_and_seed_alone(loaded: Loaded) -> None:
+    _, _, prompter = loaded
+    sampling = Sampling(temp=1.0, top_p=0.95, top_k=50, min_p=0.01, seed=5)
+    requests = [
+        Request(prompter(text), alpha, sampling, number)
+        for number, text in enumerate(("Tell me a joke.", "What is the capital of France?", "Hi"))
+        for alpha in ((1.0, 0.0), (0.5, 0.5), None)
+    ]
+    together = run(loaded, requests)
+    assert [answer.tokens for answer in together] == [run(loaded, [request])[0].tokens for request in requests]
+    other = [Request(r.prompt, r.alpha, Sampling(temp=1.0, seed=6), r.number) for r in requests]
+    assert [a.tokens for a in run(loaded, other)] != [a.tokens for a in together]
+
+
+def test_unguided_requests_ask_the_base_alone(loaded: Loaded) -> None:
+    model, _, prompter = loaded
+    prompt = prompter("Tell me a joke.")
+    expected = [t for t, _ in generate_step(mx.array(prompt.base), model.base, max_tokens=12)]  # type: ignore[attr-defined]
+    assert run(loaded, [Request(prompt, None, Sampling())])[0].tokens == expected
+
+
+def test_guide_prompts_of_their_own_run_in_the_same_batch(loaded: Loaded) -> None:
+    _, _, prompter = loaded
+    plain = prompter("Tell me a joke.")
+    own = PromptTokens(plain.base, [*prompter("What is the capital of France?").guide[:-1], 7])
+    requests = [Request(prompt, (0.3, 0.7), Sampling()) for prompt in (plain, own, plain)]
+    together = [answer.tokens for answer in run(loaded, requests)]
+    assert together[0] == together[2] != together[1]
+    assert together == [run(loaded, [request])[0].tokens for request in requests]
+
+
+def test_answers_end_with_a_reason(loaded: Loaded) -> None:
+    _, tokenizer, prompter = loaded
+    answer = run(loaded, [Request(prompter("Can you help me?"), (0.0, 1.0), Sampling())], 40)[0]
+    assert answer.finish_reason in ("stop", "length")
+    assert not set(answer.tokens) & set(tokenizer.eos_token_ids)
+    assert answer.text == tokenizer.decode(answer.tokens)

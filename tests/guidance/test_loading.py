@@ -1,0 +1,124 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+import parm_mlx
+from parm_mlx.errors import AdapterError, ModelError
+from parm_mlx.guidance.loading import recorded_backbone
+
+
+def copy(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
+
+
+def change_json(file: Path, change: Any) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_backbone_that_the_adapter_records_is_used(official: Path, official_parm: Path) -> None:
+    assert recorded_backbone(official_parm) == (official / "arm_base").resolve()
+    guide, tokenizer = parm_mlx.load_guide(official_parm, alpha="helpful=1")
+    assert guide.alpha == (0.0, 1.0)
+    assert tokenizer.eos_token_id == 2
+
+
+def test_an_adapter_may_lie_beside_its_backbone(official: Path, official_parm: Path, tmp_path: Path) -> None:
+    copy(official / "arm_base", tmp_path / "models" / "arm")
+    parm = copy(official_parm, tmp_path / "models" / "parm")
+    change_json(parm / "adapter_config.json", lambda c: c.update(base_model="../arm"))
+    assert parm_mlx.load_guide(parm)[0].objectives == ("harmless", "helpful")
+
+
+def test_a_missing_backbone_is_explained(official_parm: Path, tmp_path: Path) -> None:
+    parm = copy(official_parm, tmp_path / "parm")
+    change_json(parm / "adapter_config.json", lambda c: c.update(base_model="/gone/away"))
+    with pytest.raises(ModelError, match="guide model /gone/away: no such directory") as caught:
+        parm_mlx.load_guide(parm)
+    assert "--guide-model" in str(caught.value.hint)
+    change_json(parm / "adapter_config.json", lambda c: c.update(base_model=None))
+    with pytest.raises(AdapterError, match="does not record its backbone"):
+        parm_mlx.load_guide(parm)
+
+
+def test_one_model_as_base_and_backbone_is_held_once(official: Path, official_parm: Path) -> None:
+    model, _ = parm_mlx.load(official / "arm_base", official_parm)
+    base = dict(tree_flatten(model.base.parameters()))
+    guide = dict(tree_flatten(model.guide.model.parameters()))
+    mx.eval(base, guide)
+    before = mx.get_active_memory()
+    del base, guide
+    parm_mlx.load(official / "arm_base", official_parm)
+    weights = sum(v.nbytes for _, v in tree_flatten(model.base.parameters()))
+    assert mx.get_active_memory() - before < 0.5 * weights
+    ids = mx.array([[1, 5, 9]])
+    alone, _ = parm_mlx.load_guide(official_parm)
+    assert mx.array_equal(model.guide(ids, alpha="1,0"), alone(ids, alpha="1,0"))
+
+
+def test_sixteen_bit_weights_are_widened_on_a_cpu(official: Path, official_parm: Path, tmp_path: Path) -> None:
+    half = copy(official / "base_lm", tmp_path / "half")
+    weights = mx.load(str(half / "model.safetensors"))
+    mx.save_safetensors(str(half / "model.safetensors"), {k: v.astype(mx.bfloat16) for k, v in weights.items()})
+    model, _ = parm_mlx.load(half, official_parm)
+    expected = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+    assert model.base(mx.array([[1, 2]])).dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+        (lambda d: (d / "model.safetensors").unlink(), r"no model\*.safetensors"),
+        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "found pytorch_model.bin, which are not"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"\0" * 64), "cannot be loaded"),
+        (lambda d: [(d / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")], "holds no tokenizer"),
+        (lambda d: change_json(d / "config.json", lambda c: c.update(model_type="unheard-of")), "unheard-of"),
+        (
+            lambda d: change_json(d / "config.json", lambda c: c.update(num_hidden_layers=5)),
+            "cannot be loaded: Missing",
+        ),
+        (lambda d: change_json(d / "config.json", lambda c: c.pop("hidden_size")), "cannot be loaded"),
+        (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
+    ],
+)
+def test_broken_models_are_refused_in_one_line(
+    official: Path, official_parm: Path, tmp_path: Path, change: Any, reason: str
+) -> None:
+    broken = copy(official / "base_lm", tmp_path / "broken")
+    change(broken)
+    with pytest.raises(ModelError, match=reason) as caught:
+        parm_mlx.load(broken, official_parm)
+    assert "\n" not in str(caught.value)
+
+
+def swap_tokens(vocabulary: dict[str, int]) -> None:
+    names = list(vocabulary)
+    a, b = names[300], names[301]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+
+
+def test_another_tokenizer_is_refused_with_what_differs(official: Path, official_parm: Path, tmp_path: Path) -> None:
+    other = copy(official / "base_lm", tmp_path / "other")
+    change_json(other / "tokenizer.json", lambda c: swap_tokens(c["model"]["vocab"]))
+    with pytest.raises(
+        ModelError, match=r"different tokenizers: 2 ids stand for different tokens \(\d+ is '.*' and '.*'"
+    ):
+        parm_mlx.load(other, official_parm)
+
+
+def test_a_special_token_in_one_of_them_is_no_obstacle(official: Path, official_parm: Path, tmp_path: Path) -> None:
+    other = copy(official / "base_lm", tmp_path / "other")
+    pad = {"id": 512, "content": "<pad>", "special": True}
+    pad |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    change_json(other / "tokenizer.json", lambda c: c["added_tokens"].append(pad))
+    model, tokenizer = parm_mlx.load(other, official_parm)
+    assert "<pad>" in tokenizer.get_vocab()
+    assert model(mx.array([[1, 2]])).shape[-1] == 512
