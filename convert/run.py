@@ -11,7 +11,14 @@ from parm_mlx.convert.pblora import read_pblora, write_pblora
 from parm_mlx.errors import AdapterError, InputError, OutputError
 from parm_mlx.files import check_new, new_directory, resolve
 from parm_mlx.mlxlm import load_weights_and_tokenizer
-from parm_mlx.pblora.adapter import Tensors, load_into, read_adapter, save_adapter
+from parm_mlx.pblora.adapter import (
+    Tensors,
+    backbone_reference,
+    find_backbone,
+    load_into,
+    read_adapter,
+    save_adapter,
+)
 from parm_mlx.pblora.config import PBLoRAConfig
 
 Say = Callable[[str], None]
@@ -43,15 +50,12 @@ class Request:
     guide_model: str | None = None
 
 
-def convert(request: Request, say: Say) -> Kind:
+def convert(request: Request, say: Say) -> None:
     """Converts a model or an adapter.
 
     Args:
         request: What to do.
         say: Where notes go, the detected kind first.
-
-    Returns:
-        What the source is.
 
     Raises:
         InputError: The source cannot be converted as asked; nothing was written.
@@ -73,7 +77,6 @@ def convert(request: Request, say: Say) -> Kind:
         )
     else:
         _convert_adapter(request, source, say)
-    return source.kind
 
 
 def _check_options(request: Request, kind: Kind) -> None:
@@ -105,17 +108,23 @@ def _keep_apart(out: Path, source: Path) -> None:
 
 def _convert_adapter(request: Request, source: Source, say: Say) -> None:
     config, tensors = _read(request, source, say)
-    backbone = None
-    if request.guide_model is not None:
-        backbone = _checked_backbone(request.guide_model, request.source, config, tensors)
-        config = replace(config, base_model=backbone)
+    given = request.guide_model
+    if given is not None:
+        path = resolve(given, "guide model")
+        _keep_apart(request.out, path)
+        _check_backbone(request, path, config, tensors)
+        is_hub_id = not Path(given).expanduser().is_dir()
+        absolute = given if is_hub_id else str(path.resolve())
+        config = replace(config, base_model=absolute if request.to_peft else backbone_reference(given, request.out))
+    elif request.to_peft and config.base_model is not None:
+        config = replace(config, base_model=str(find_backbone(source.path, config.base_model)))
     with new_directory(request.out, request.force) as partial:
         if not request.to_peft:
             save_adapter(partial, config, tensors)
         elif is_lora(config, tensors):
-            write_lora(partial, config, tensors, backbone)
+            write_lora(partial, config, tensors, config.base_model if given else None)
         else:
-            write_pblora(partial, config, tensors, backbone)
+            write_pblora(partial, config, tensors, config.base_model if given else None)
     say(_describe(config, tensors))
 
 
@@ -132,15 +141,13 @@ def _read(request: Request, source: Source, say: Say) -> tuple[PBLoRAConfig, Ten
     return config, tensors
 
 
-def _checked_backbone(guide_model: str, adapter: str, config: PBLoRAConfig, tensors: Tensors) -> str:
-    """Checks the shapes of an adapter against its backbone, and returns how the adapter should record that one."""
-    path = resolve(guide_model, "guide model")
+def _check_backbone(request: Request, path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:
     backbone, _ = load_weights_and_tokenizer(path, lazy=True)
     try:
         load_into(backbone, config, tensors)
     except AdapterError as error:
-        raise AdapterError(f"{adapter} on guide model {guide_model}: {error}", hint=error.hint) from None
-    return str(path.resolve()) if Path(guide_model).expanduser().is_dir() else guide_model
+        what = f"{request.source} on guide model {request.guide_model}"
+        raise AdapterError(f"{what}: {error}", hint=error.hint) from None
 
 
 def _describe(config: PBLoRAConfig, tensors: Tensors) -> str:

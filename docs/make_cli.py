@@ -25,14 +25,13 @@ NOTHING = (inspect.Parameter.empty, ...)
 KEEP_LINES = "\b\n"
 
 
-def split(annotation: Any) -> tuple[Any, ArgumentInfo | OptionInfo]:
-    """Takes an annotated parameter apart into its type and typer's description of it."""
-    if (
-        typing.get_origin(annotation) is not typing.Annotated
-    ):  # Python 3.10 adds None to the type of what defaults to it
-        annotation = next(member for member in typing.get_args(annotation) if member is not type(None))
-    kind, *notes = typing.get_args(annotation)
-    return kind, next(note for note in notes if isinstance(note, (ArgumentInfo, OptionInfo)))
+def split(annotation: Any) -> tuple[Any, ArgumentInfo | OptionInfo | None]:
+    """Takes a parameter apart into its type and typer's description of it, if it is one that a user can give."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return parts[0], next((note for note in parts[1:] if isinstance(note, (ArgumentInfo, OptionInfo))), None)
+    # Python 3.10 wraps the annotation of a parameter that defaults to None into an optional.
+    return next((split(part) for part in parts if typing.get_origin(part) is typing.Annotated), (annotation, None))
 
 
 def describe_names(info: OptionInfo, parameter: str) -> str:
@@ -47,6 +46,8 @@ def describe_type(kind: Any) -> str:
         kind = next(member for member in typing.get_args(kind) if member is not type(None))
     if typing.get_origin(kind) is list:
         return describe_type(typing.get_args(kind)[0])
+    if typing.get_origin(kind) is typing.Literal:
+        return "|".join(typing.get_args(kind))
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "|".join(str(member.value) for member in kind)
     return {bool: "", str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}[kind]
@@ -84,7 +85,7 @@ def describe_parameters(function: Callable[..., Any]) -> tuple[list[str], list[s
     for parameter in inspect.signature(function).parameters.values():
         kind, info = split(hints[parameter.name])
         default = parameter.default
-        if info.hidden:
+        if info is None or info.hidden:
             continue
         if isinstance(info, ArgumentInfo):
             label = info.metavar or parameter.name.upper()

@@ -13,6 +13,11 @@ import pytest
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
 
+import mlx.core as mx  # isort: skip
+
+# Expected numbers and equal tokens are pinned on the CPU, also on a Mac; PARM_MLX_TEST_DEVICE=gpu tests Metal.
+mx.set_default_device(mx.gpu if os.environ.get("PARM_MLX_TEST_DEVICE") == "gpu" else mx.cpu)
+
 OFFICIAL = Path(__file__).parent / "fixtures" / "official"
 REPOSITORY = Path(__file__).parent.parent
 

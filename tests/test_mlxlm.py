@@ -18,7 +18,7 @@ def rows(*values: float) -> PreferenceCache:
 
 def test_the_cache_entry_has_every_method_of_mlx_lms_entries() -> None:
     known = {name for name in vars(_BaseCache) if not name.startswith("__")}
-    assert known <= {"state", "is_trimmable", "size", "nbytes", "empty", "from_state"}
+    assert known <= {"state", "meta_state", "is_trimmable", "size", "nbytes", "empty", "from_state"}
     for name in ("merge", "extend", "filter", "extract", "trim", "prepare", "finalize"):
         assert callable(getattr(PreferenceCache, name))
 
@@ -69,7 +69,8 @@ def test_copies_and_states_are_independent() -> None:
     twin = copy.deepcopy(cache)
     twin.filter([1])
     assert cache.alpha.shape == (2, 2)
-    restored = PreferenceCache.from_state(cache.state)
+    restored = rows(0.5)
+    restored.state = cache.state
     assert mx.array_equal(restored.alpha, cache.alpha)
     assert restored.bound(lambda alpha: alpha.shape) == (2, 2)
     assert restored.nbytes == 16

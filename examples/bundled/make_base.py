@@ -28,7 +28,6 @@ import world
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.llama import Model, ModelArgs
 
-
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20250506
 ARCHITECTURE = {

@@ -23,6 +23,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import process
 import world
+
 from parm_mlx.evaluation.rewards import score
 from parm_mlx.guidance.batch import Request, generate_batch
 from parm_mlx.guidance.prompts import Prompter, PromptTokens

@@ -8,6 +8,7 @@ import typer
 from parm_mlx.cli import console, options
 from parm_mlx.cli.session import Session, open_session
 from parm_mlx.errors import ParmError, PreferenceError
+from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import format_alpha
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Chat:
 
     def _answer(self, question: str) -> None:
         reason = None
-        with console.stop_on_interrupt() as stopped:
+        with stop_on_interrupt() as stopped:
             answer = self._conversation.ask(question, self._sampling, self._max_tokens)
             for chunk in answer:
                 typer.echo(chunk.text, nl=False)
@@ -145,7 +146,7 @@ class Chat:
         alphas = self._session.alphas(specs)
         requests = [Request(question, alpha, self._sampling) for alpha in alphas]
         produced = generate_batch(self._session.model, self._session.tokenizer, requests, self._max_tokens)
-        with console.stop_on_interrupt() as stopped:
+        with stop_on_interrupt() as stopped:
             for answer in produced:
                 typer.echo(f"[{format_alpha(alphas[answer.index], self._session.objectives)}]\n{answer.text.strip()}\n")
                 if stopped():

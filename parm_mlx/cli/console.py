@@ -1,10 +1,7 @@
 """What commands print: results on stdout; notes, progress and errors on stderr."""
 
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from functools import cache
-from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 import parm_mlx
@@ -73,24 +70,3 @@ def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
         yield from items
         return
     yield from track(items, label, total, console=stderr(), transient=True)
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Lets the first Ctrl-C end a piece of work politely: yields a function that says whether it came.
-
-    A second Ctrl-C raises KeyboardInterrupt.
-    """
-    came = False
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        if came:
-            raise KeyboardInterrupt
-        came = True
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGINT, before)

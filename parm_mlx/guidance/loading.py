@@ -10,7 +10,7 @@ from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.files import resolve
 from parm_mlx.guidance.model import Guide, GuidedModel
 from parm_mlx.mlxlm import TokenizerWrapper, load_weights_and_tokenizer
-from parm_mlx.pblora.adapter import load_into, read_adapter, read_config
+from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
 from parm_mlx.preference import AlphaSpec
 
 BUNDLED = Path(__file__).parents[1] / "models"
@@ -133,11 +133,8 @@ def _backbone(adapter: Path, recorded: str | None, given: str | Path | None) -> 
         return resolve(given, "guide model")
     if recorded is None:
         raise AdapterError(f"adapter {adapter} does not record its backbone", hint="name it with --guide-model")
-    beside = adapter / recorded
-    if recorded.startswith("..") and beside.is_dir():
-        return beside
     try:
-        return resolve(recorded, "guide model")
+        return resolve(find_backbone(adapter, recorded), "guide model")
     except ModelError as error:
         hint = f"adapter {adapter} records this backbone; name another with --guide-model"
         raise ModelError(str(error), hint=hint) from None

@@ -5,6 +5,7 @@ A directory holds ``adapter_config.json`` and ``adapters.safetensors``. Tensors 
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -87,6 +88,18 @@ def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.a
             if (tensor := tensors.get(f"{name}.{key}")) is not None:
                 layer[key] = tensor
     model.eval()
+
+
+def backbone_reference(model: str, out: Path) -> str:
+    """How an adapter at ``out`` records its backbone: a hub id as it is, a directory relative to the adapter."""
+    path = Path(model).expanduser()
+    return os.path.relpath(path.resolve(), out.expanduser().resolve()) if path.is_dir() else model
+
+
+def find_backbone(path: Path, reference: str) -> str | Path:
+    """The inverse of :func:`backbone_reference` for the adapter at ``path``."""
+    beside = path / reference
+    return beside.resolve() if reference.startswith("..") and beside.is_dir() else reference
 
 
 def save_adapter(path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:

@@ -139,7 +139,7 @@ def read_settings(path: Path, names: list[str]) -> dict[str, Any]:
         raise ConfigError(f"config {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"config {path} is not UTF-8 text") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"config {path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None

@@ -63,14 +63,15 @@ def load_data(
         DataError: There are no such files, rows cannot be used (all of them are reported together), or every prompt of
             ``valid.jsonl`` is in ``train.jsonl`` too.
     """
-    paths = _find(Path(source).expanduser())
+    source = Path(source).expanduser()
+    paths = _find(source)
     problems = Problems()
     read = {path: _read(path, objectives, problems) for path in paths}
     names = tuple(objectives) if objectives else _objectives_of(read)
     _check_objectives(read, names, problems)
     problems.raise_any(source)
     files = tuple(DataFile(path.name, _sha256(path), len(pairs)) for path, pairs in read.items())
-    by_split = {path.stem: pairs for path, pairs in read.items()} if Path(source).is_dir() else {}
+    by_split = {path.stem: pairs for path, pairs in read.items()} if source.is_dir() else {}
     if "valid" in by_split:
         train, valid = by_split["train"], by_split["valid"] if hold_out else []
         train, valid, notes = _without_shared_prompts(train, valid)

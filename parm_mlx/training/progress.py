@@ -8,6 +8,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from parm_mlx.preference import format_alpha
 from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
@@ -76,8 +77,9 @@ class ConsoleProgress(Progress):
             self._bars = None
 
     def _new_bars(self) -> Bars:
-        news = TextColumn("{task.fields[news]}", markup=False)
-        columns = (MofNCompleteColumn(), BarColumn(20), TimeRemainingColumn(), news)
+        left = TimeRemainingColumn(compact=True, table_column=Column(min_width=5))
+        news = TextColumn("{task.fields[news]}", markup=False, table_column=Column(no_wrap=True))
+        columns = (MofNCompleteColumn(), BarColumn(10), left, news)
         return Bars(*columns, console=self.console, transient=True)
 
     def _tracked(self, items: Sequence[T], label: str) -> Iterator[T]:
@@ -87,6 +89,7 @@ class ConsoleProgress(Progress):
                 yield item
                 bars.advance(task)
             bars.remove_task(task)
+            bars.refresh()
 
 
 def _news(record: TrainRecord) -> str:

@@ -1,21 +1,22 @@
 """What an adapter records about its training, so that it can be repeated."""
 
-import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import PreferenceData
 
 
-def provenance(config: TrainConfig, data: PreferenceData, *, steps: int, done: int) -> dict[str, Any]:
+def provenance(
+    config: TrainConfig, data: PreferenceData, *, pairs: tuple[int, int], steps: int, done: int
+) -> dict[str, Any]:
     """The ``training`` entry of ``adapter_config.json``.
 
     Args:
         config: The settings.
-        data: What was trained on.
+        data: What was read.
+        pairs: How many pairs trained and validated.
         steps: Steps planned.
         done: Steps done.
     """
@@ -23,8 +24,8 @@ def provenance(config: TrainConfig, data: PreferenceData, *, steps: int, done: i
     return {
         "settings": settings,
         "data": [{"file": file.name, "sha256": file.sha256, "pairs": file.pairs} for file in data.files],
-        "train_pairs": len(data.train),
-        "valid_pairs": len(data.valid),
+        "train_pairs": pairs[0],
+        "valid_pairs": pairs[1],
         "steps": steps,
         "steps_done": done,
         "versions": {
@@ -33,9 +34,3 @@ def provenance(config: TrainConfig, data: PreferenceData, *, steps: int, done: i
             "platform": f"{platform.system()} {platform.machine()}",
         },
     }
-
-
-def backbone_reference(model: str, out: Path) -> str:
-    """How an adapter at ``out`` names its backbone: a hub id as it is, a directory relative to the adapter."""
-    path = Path(model).expanduser()
-    return os.path.relpath(path.resolve(), out.resolve()) if path.is_dir() else model

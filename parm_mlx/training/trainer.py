@@ -14,7 +14,7 @@ from parm_mlx.files import check_new, new_directory
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.mlxlm import TokenizerWrapper
-from parm_mlx.pblora.adapter import adapter_tensors, attach, save_adapter
+from parm_mlx.pblora.adapter import adapter_tensors, attach, backbone_reference, save_adapter
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.targets import default_targets
 from parm_mlx.preference import sample_dirichlet
@@ -24,7 +24,7 @@ from parm_mlx.training.data import load_data
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.optimizer import Optimizer
-from parm_mlx.training.provenance import backbone_reference, provenance
+from parm_mlx.training.provenance import provenance
 from parm_mlx.training.report import Meter, Progress, TrainRecord, ValidRecord, as_metrics
 from parm_mlx.training.tokenize import UNLABELLED, TokenPair, tokenize_pairs
 from parm_mlx.training.validation import validate
@@ -103,6 +103,7 @@ class _Run:
         beta = mx.array(config.betas(self.k))
         model, tokenizer = load_base(config.model)
         train, valid = self._tokenize(tokenizer, "training"), self._tokenize(tokenizer, "validation")
+        self.pairs = len(train), len(valid)
         self.steps = config.steps(len(train))
         self.batches = training_batches(train, config.batch_size, order)
         self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
@@ -209,7 +210,7 @@ class _Run:
         config = replace(
             self.adapter,
             base_model=backbone_reference(self.config.model, out),
-            training=provenance(self.config, self.data, steps=self.steps, done=self.done),
+            training=provenance(self.config, self.data, pairs=self.pairs, steps=self.steps, done=self.done),
         )
         save_adapter(directory, config, adapter_tensors(self.learner.scorer.model))
         lines = [json.dumps(as_metrics(record)) + "\n" for record in self.records]

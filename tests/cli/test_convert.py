@@ -27,8 +27,7 @@ def test_the_commands_of_a_whole_project(official: Path, tmp_path: Path, run_cli
     assert (code, out) == (0, f"{k2}\n")
     assert err.splitlines() == [
         f"{official / 'parm_k2'} is a PEFT PBLoRA adapter",
-        "objectives harmless, helpful; r1=4, r2=4, scale 2; 6 layers (k_proj, q_proj, v_proj); "
-        f"backbone {arm.resolve()}",
+        "objectives harmless, helpful; r1=4, r2=4, scale 2; 6 layers (k_proj, q_proj, v_proj); backbone ../arm",
     ]
 
     code, out, err = run_cli("convert", k2, "--out", peft, "--to", "peft")
@@ -54,7 +53,7 @@ def test_an_existing_output_needs_force(official: Path, tmp_path: Path, run_cli:
     assert run_cli(*command, "--force")[0] == 0
 
 
-def test_the_source_is_never_replaced(official: Path, tmp_path: Path, run_cli: Run) -> None:
+def test_what_is_read_is_never_replaced(official: Path, tmp_path: Path, run_cli: Run) -> None:
     source = tmp_path / "k2"
     shutil.copytree(official / "parm_k2", source)
     before = sorted(path.name for path in source.iterdir())
@@ -62,6 +61,12 @@ def test_the_source_is_never_replaced(official: Path, tmp_path: Path, run_cli: R
     assert code == 2
     assert "would replace" in err
     assert sorted(path.name for path in source.iterdir()) == before
+
+    backbone = tmp_path / "arm"
+    shutil.copytree(official / "arm_base", backbone)
+    code, _, err = run_cli("convert", source, "--out", backbone, "--force", "--guide-model", backbone)
+    assert code == 2
+    assert f"would replace {backbone}" in err
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_missing_and_broken_files_are_refused(saved: Path) -> None:
     with pytest.raises(AdapterError, match="must hold a JSON object"):
         read_adapter(saved)
     config.unlink()
-    with pytest.raises(AdapterError, match=r"adapter_config\\.json is missing"):
+    with pytest.raises(AdapterError, match=r"adapter_config\.json is missing"):
         read_adapter(saved)
 
 

@@ -1,0 +1,129 @@
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parm_mlx.training.progress import ConsoleProgress
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = [
+        {"prompt": f"Question {i}?", "responses": ["Yes, of course.", "No."], "preferred": {"warm": 0, "brief": 1}}
+        for i in range(12)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def train(run_cli: RunCli, official: Path, folder: Path) -> RunCli:
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        base = ["--model", official / "arm_base", "--data", folder / "pairs.jsonl", "--out", folder / "mine"]
+        return run_cli("train", *base, *arguments)
+
+    return run
+
+
+def test_training_and_the_use_of_its_result(train: RunCli, run_cli: RunCli, folder: Path, official: Path) -> None:
+    code, out, err = train("--iters", 20, "--batch-size", 4, "--steps-per-report", 5)
+    assert (code, out.strip()) == (0, str(folder / "mine"))
+    assert "objectives and their labels: warm (11), brief (11)" in err
+    assert err.count("step 5/20  loss") == 1
+    assert "at warm=0.25 brief=0.75:" in err
+    assert "20 steps done" in err
+    code, out, err = run_cli(
+        *("generate", "--model", official / "base_lm", "--parm", folder / "mine"),
+        *("--prompt", "Hi", "--alpha", "warm=1", "--max-tokens", 2, "--json"),
+    )
+    assert code == 0, err
+    assert json.loads(out)["objectives"] == ["warm", "brief"]
+
+
+def test_an_existing_output_needs_force(train: RunCli, folder: Path) -> None:
+    arguments = ("--iters", 1, "--batch-size", 2, "--val-batches", 0)
+    assert train(*arguments)[0] == 0
+    before = (folder / "mine" / "adapters.safetensors").read_bytes()
+    code, out, err = train(*arguments, "--seed", 1)
+    assert (code, out) == (2, "")
+    assert err == f"error: {folder / 'mine'} exists already\nhint: choose another --out, or replace it with --force\n"
+    assert train(*arguments, "--seed", 1, "--force")[0] == 0
+    assert (folder / "mine" / "adapters.safetensors").read_bytes() != before
+
+
+def test_settings_from_a_file(run_cli: RunCli, folder: Path, official: Path) -> None:
+    (folder / "train.yaml").write_text(
+        f"model: {official / 'arm_base'}\ndata: {folder / 'pairs.jsonl'}\nout: {folder / 'mine'}\n"
+        "iters: 50\nbatch-size: 2\nlearning-rate: 1e-3\nval-batches: 0\nalpha-per: batch\n"
+    )
+    code, _, err = run_cli("train", "--config", folder / "train.yaml", "--iters", 2)
+    assert code == 0, err
+    settings = json.loads((folder / "mine" / "adapter_config.json").read_text())["training"]["settings"]
+    assert (settings["iters"], settings["batch_size"], settings["learning_rate"]) == (2, 2, 1e-3)
+    assert (settings["alpha_per"], settings["warmup"]) == ("batch", 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--batch-size", "0"], "error: training settings: batch_size must be a whole number ≥ 1, got 0"),
+        (["--objectives", "warm"], "unknown objective 'brief'"),
+        (["--config", "nothing.yaml"], "config nothing.yaml cannot be read"),
+        (["--alpha-per", "step"], "--alpha-per"),
+        (["--max-seq-length", "3"], "no training pair is left"),
+        (["--epochs", "1", "--iters", "1"], "iters and epochs are both given"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(train: RunCli, folder: Path, arguments: list[str], error: str) -> None:
+    code, out, err = train(*arguments)
+    assert (code, out) == (2, "")
+    assert error in err
+    assert "Traceback" not in err
+    assert not (folder / "mine").exists()
+
+
+def test_missing_settings_are_listed(run_cli: RunCli) -> None:
+    code, _, err = run_cli("train")
+    assert code == 2
+    assert err == "error: training settings: model is missing; data is missing; out is missing\n"
+
+
+def test_bad_rows_are_reported_with_file_and_line(train: RunCli, folder: Path) -> None:
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write('{"prompt": "x"\n{"prompt": "x"}\n')
+    code, _, err = train()
+    assert code == 2
+    assert "2 rows cannot be used\n  pairs.jsonl:13: broken JSON" in err
+    assert "\n  pairs.jsonl:14: needs 'responses'" in err
+
+
+def test_ctrl_c_saves_and_exits_with_130(train: RunCli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def advance(self: ConsoleProgress, step: int) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ConsoleProgress, "advance", advance)
+    code, out, err = train("--iters", 1000, "--batch-size", 2)
+    assert (code, out.strip()) == (130, str(folder / "mine"))
+    assert "holds what 3 steps have learned" in err
+    assert json.loads((folder / "mine" / "adapter_config.json").read_text())["training"]["steps_done"] == 3
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(
+    train: RunCli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ConsoleProgress, "begin", lambda self, steps: signal.raise_signal(signal.SIGINT))
+    assert train("--iters", 10)[0] == 130
+    assert not (folder / "mine").exists()
+
+
+def test_help_shows_the_defaults_and_examples(run_cli: RunCli) -> None:
+    code, out, _ = run_cli("train", "--help")
+    assert code == 0
+    assert "[default: 0.0005]" in out
+    assert "parm-mlx train --model base --data pairs.jsonl --out my-parm" in out

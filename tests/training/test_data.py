@@ -1,0 +1,157 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parm_mlx.errors import DataError
+from parm_mlx.training.data import load_data, split_by_prompt
+from parm_mlx.training.rows import Pair
+
+Write = Callable[..., Path]
+
+
+def single(i: int, **fields: Any) -> dict[str, Any]:
+    return {"prompt": f"Question {i}", "chosen": "good", "rejected": "bad", **fields}
+
+
+def test_a_file_is_split_by_prompt(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    path = write_rows(rows)
+    data = load_data(path)
+    assert data.objectives == ("long", "short")
+    assert len(data.train) == 22
+    assert len(data.valid) == 2  # one of twelve prompts, with both its pairs
+    assert not {p.prompt for p in data.train} & {p.prompt for p in data.valid}
+    assert data.files[0].name == "pairs.jsonl"
+    assert data.files[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert data.files[0].pairs == 24
+    assert "long (22), short (22)" in data.notes[0]
+
+
+@given(prompts=st.lists(st.integers(0, 30), min_size=1, max_size=80), seed=st.integers(0, 5))
+def test_no_prompt_is_ever_on_both_sides(prompts: list[int], seed: int) -> None:
+    pairs = [Pair(str(prompt), ("a", "b"), {"x": 0}, str(i)) for i, prompt in enumerate(prompts)]
+    train, valid = split_by_prompt(pairs, seed)
+    assert sorted([p.where for p in train + valid]) == sorted(p.where for p in pairs)
+    assert not {p.prompt for p in train} & {p.prompt for p in valid}
+    assert train
+    assert bool(valid) == (len(set(prompts)) > 1)
+
+
+def test_the_seed_decides_the_split(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    path = write_rows(rows)
+    splits = {tuple(p.where for p in load_data(path, seed=seed).valid) for seed in range(8)}
+    assert len(splits) > 1
+    assert load_data(path, seed=3) == load_data(path, seed=3)
+
+
+def test_without_hold_out_everything_trains(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    data = load_data(write_rows(rows), hold_out=False)
+    assert (len(data.train), len(data.valid), len(data.notes)) == (24, 0, 1)
+
+
+def test_one_prompt_cannot_be_held_out(write_rows: Write) -> None:
+    data = load_data(write_rows([single(1, objective="x"), single(1, objective="y")]))
+    assert (len(data.train), len(data.valid)) == (2, 0)
+    assert "too few prompts" in data.notes[-1]
+
+
+def test_given_objectives_fix_the_order(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    assert load_data(write_rows(rows), objectives=["short", "long"]).objectives == ("short", "long")
+
+
+def test_an_unknown_objective_is_reported_with_its_rows(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    rows[4]["preferred"] = {"lnog": 0}
+    with pytest.raises(DataError) as caught:
+        load_data(write_rows(rows), objectives=["long", "short"])
+    assert str(caught.value) == (
+        "pairs.jsonl:5: unknown objective 'lnog' (the objectives are long, short); did you mean 'long'?"
+    )
+
+
+def test_every_bad_row_is_counted_in_one_error(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    lines = [json.dumps(row) for row in rows]
+    for i in range(0, 24, 2):
+        lines[i] = lines[i][:-1]
+    path = write_rows(lines)
+    with pytest.raises(DataError) as caught:
+        load_data(path)
+    message = str(caught.value).splitlines()
+    assert message[0] == f"{path}: 12 rows cannot be used"
+    assert [line.split(":")[1] for line in message[1:]] == [str(i) for i in range(1, 25, 2)]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"pairs\.jsonl: the file is empty"):
+        load_data(path)
+
+
+def test_missing_and_empty_sources(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        load_data(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"no \.jsonl file"):
+        load_data(tmp_path)
+
+
+def test_train_and_valid_files(write_rows: Write) -> None:
+    write_rows([single(i, objective="x") for i in range(5)], "d/train.jsonl")
+    path = write_rows([single(i, objective="x") for i in range(3, 9)], "d/valid.jsonl")
+    write_rows(["not read"], "d/test.jsonl")
+    data = load_data(path.parent)
+    assert [p.where for p in data.train] == [f"train.jsonl:{i}" for i in range(1, 6)]
+    assert [p.prompt for p in data.valid] == ["Question 5", "Question 6", "Question 7", "Question 8"]
+    assert "2 pairs of valid.jsonl are left out" in data.notes[1]
+    assert [file.name for file in data.files] == ["train.jsonl", "valid.jsonl"]
+
+
+def test_a_valid_file_of_trained_prompts_only(write_rows: Write) -> None:
+    write_rows([single(1, objective="x")], "d/train.jsonl")
+    path = write_rows([single(1, objective="x")], "d/valid.jsonl")
+    with pytest.raises(DataError, match="every prompt"):
+        load_data(path.parent)
+
+
+def test_an_objective_that_only_validates_is_unknown(write_rows: Write) -> None:
+    write_rows([single(1, objective="x")], "d/train.jsonl")
+    path = write_rows([single(2, objective="y")], "d/valid.jsonl")
+    with pytest.raises(DataError, match=r"valid\.jsonl:1: unknown objective 'y'"):
+        load_data(path.parent)
+
+
+def test_one_file_per_objective(write_rows: Write) -> None:
+    write_rows([single(i) for i in range(20)], "d/helpful.jsonl")
+    path = write_rows([single(i) for i in range(10, 30)], "d/harmless.jsonl")
+    data = load_data(path.parent)
+    assert data.objectives == ("harmless", "helpful")
+    assert len(data.train) + len(data.valid) == 40
+    assert not {p.prompt for p in data.train} & {p.prompt for p in data.valid}
+    assert load_data(path.parent, objectives=["helpful", "harmless"]).objectives == ("helpful", "harmless")
+
+
+def test_splits_and_objectives_do_not_mix(write_rows: Write) -> None:
+    write_rows([single(1)], "d/helpful.jsonl")
+    path = write_rows([single(2, objective="helpful")], "d/train.jsonl")
+    with pytest.raises(DataError, match=r"train\.jsonl beside helpful\.jsonl"):
+        load_data(path.parent)
+
+
+def test_valid_without_train(write_rows: Write) -> None:
+    path = write_rows([single(1)], "d/valid.jsonl")
+    with pytest.raises(DataError, match=r"train\.jsonl is missing"):
+        load_data(path.parent)
+
+
+def test_what_a_chosen_rejected_row_judges(write_rows: Write) -> None:
+    """The field decides, then the file's name, or the only objective that was asked for."""
+    path = write_rows([single(1), single(2, objective="kind")], "helpful.jsonl")
+    assert load_data(path).objectives == ("helpful", "kind")
+    assert load_data(write_rows([single(1)]), objectives=["kind"]).objectives == ("kind",)
+    with pytest.raises(DataError, match="'objective' is missing, and the file name does not tell it"):
+        load_data(write_rows([single(1)]), objectives=["kind", "helpful"])

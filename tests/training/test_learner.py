@@ -1,0 +1,59 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from parm_mlx.pblora import adapter_tensors
+from parm_mlx.training.learner import Learner
+
+MakeLearner = Callable[..., Learner]
+
+
+def gradients(learner: Learner, batch: Any, alpha: mx.array) -> dict[str, np.ndarray]:
+    _, grads = learner.value_and_grad(batch, alpha)
+    return {name.removeprefix("model."): np.array(grad) for name, grad in tree_flatten(grads)}
+
+
+@pytest.mark.parametrize(("prefix", "case"), [("grad_b0::", 0), ("grad_b1::", 3)])
+@pytest.mark.parametrize("per_pair", [False, True])
+def test_the_official_gradients(
+    loss_fixture: Any, learner: MakeLearner, prefix: str, case: int, per_pair: bool
+) -> None:
+    """Relative to the largest number of each tensor: the official float32 gradients themselves are 6e-6 off float64."""
+    content = loss_fixture.content["cases"][case]
+    alpha = mx.array([content["alpha"]] * 4) if per_pair else mx.array(content["alpha"])
+    ours = gradients(learner(content["beta_obj"]), loss_fixture.batch, alpha)
+    expected = loss_fixture.gradients(prefix)
+    assert ours.keys() == expected.keys()
+    for name, grad in expected.items():
+        np.testing.assert_allclose(ours[name], grad, rtol=0, atol=1e-5 * np.abs(grad).max(), err_msg=name)
+
+
+def test_only_the_adapter_gets_gradients(loss_fixture: Any, learner: MakeLearner) -> None:
+    names = gradients(learner(), loss_fixture.batch, mx.array([0.5, 0.5])).keys()
+    assert names == adapter_tensors(learner().scorer.model).keys()
+
+
+def test_three_official_optimiser_steps(
+    loss_fixture: Any, learner: MakeLearner, official: Path, adapter_after_training: dict[str, np.ndarray]
+) -> None:
+    run = json.loads((official / "train3" / "train3.json").read_text())
+    ours = learner(run["beta_obj"])
+    for step, alpha in enumerate(run["alphas_per_step"]):
+        result = ours.step(step, loss_fixture.batch, mx.array(alpha))
+        logged = run["logged"][step]
+        assert result.learning_rate == pytest.approx(run["lr_used_per_step"][step], abs=1e-12)
+        assert result.loss == pytest.approx(logged["loss"], abs=6e-5)  # logged with four decimals
+        assert result.grad_norm == pytest.approx(logged["grad_norm"], rel=1e-5)
+        losses, correct, labelled = result.sums
+        np.testing.assert_allclose(losses / labelled, [logged["loss_safe"], logged["loss_help"]], rtol=1e-5)
+        assert (correct / labelled).tolist() == [logged[f"rewards_{name}/accuracies"] for name in ("safe", "help")]
+    tensors = adapter_tensors(ours.scorer.model)
+    assert tensors.keys() == adapter_after_training.keys()
+    for name, expected in adapter_after_training.items():
+        np.testing.assert_allclose(np.array(tensors[name]), expected, rtol=0, atol=1e-6, err_msg=name)

@@ -1,0 +1,92 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from parm_mlx.training.learner import Learner
+from parm_mlx.training.loss import preference_loss, token_logprobs
+
+
+def test_token_logprobs_by_hand() -> None:
+    """softmax(0, log 3) = (1/4, 3/4)."""
+    logits = mx.array([[0.0, math.log(3)], [30.0, 30.0]])
+    assert token_logprobs(logits, mx.array([1, 0])).tolist() == pytest.approx([math.log(0.75), math.log(0.5)])
+    assert token_logprobs(logits.astype(mx.bfloat16), mx.array([1, 0])).dtype == mx.float32
+
+
+LOGPROBS = mx.array([[-1.0, -5.0, -2.0], [-3.0, -4.0, -2.5]])  # differences 2, -1, 0.5
+PREFERRED = mx.array([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]])  # margins (2, -2), (-1, -1), (-0.5, 0.5)
+LABELLED = mx.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def test_the_objective_by_hand() -> None:
+    """β = (1, 2). Objective 1 judges all pairs, objective 2 the first and the last one.
+
+    losses 1: softplus(-2), softplus(1), softplus(0.5); losses 2: softplus(4), -, softplus(-1).
+    """
+    loss = preference_loss(LOGPROBS, PREFERRED, LABELLED, mx.array([0.3, 0.7]), mx.array([1.0, 2.0]))
+    first = (softplus(-2) + softplus(1) + softplus(0.5)) / 3
+    second = (softplus(4) + softplus(-1)) / 2
+    assert loss.per_objective.tolist() == pytest.approx([first, second])
+    assert loss.total.item() == pytest.approx(0.3 * first + 0.7 * second)
+    assert loss.correct.tolist() == [1, 1]
+    assert loss.labelled.tolist() == [3, 2]
+
+
+def test_one_alpha_per_pair_weighs_inside_the_mean() -> None:
+    alpha = mx.array([[1.0, 0.0], [0.5, 0.5], [0.2, 0.8]])
+    loss = preference_loss(LOGPROBS, PREFERRED, LABELLED, alpha, mx.array([1.0, 2.0]))
+    first = (softplus(-2) + 0.5 * softplus(1) + 0.2 * softplus(0.5)) / 3
+    second = (0 * softplus(4) + 0.8 * softplus(-1)) / 2
+    assert loss.total.item() == pytest.approx(first + second)
+
+
+def test_gamma_asks_for_a_margin() -> None:
+    one = (LOGPROBS[:, :1], PREFERRED[:1], LABELLED[:1])
+    loss = preference_loss(*one, mx.array([1.0, 0.0]), mx.array([1.0, 1.0]), gamma=0.5)
+    assert loss.per_objective.tolist() == pytest.approx([softplus(0.5 - 2), softplus(0.5 + 2)])
+
+
+def test_an_objective_without_labels_weighs_nothing() -> None:
+    labelled = LABELLED * mx.array([1.0, 0.0])
+    loss = preference_loss(LOGPROBS, PREFERRED, labelled, mx.array([0.5, 0.5]), mx.array([1.0, 1.0]))
+    assert loss.per_objective[1].item() == 0
+    assert loss.total.item() == pytest.approx(0.5 * loss.per_objective[0].item())
+
+
+def test_huge_margins_stay_finite() -> None:
+    loss = preference_loss(1e6 * LOGPROBS, PREFERRED, LABELLED, mx.array([0.5, 0.5]), mx.array([1.0, 1.0]))
+    assert math.isfinite(loss.total.item())
+
+
+def cases(fixture: Any) -> list[dict[str, Any]]:
+    with_gamma = [case for case in fixture.content["variants"] if set(case["set"]) == {"gamma"}]
+    assert len(with_gamma) == 1
+    return [*fixture.content["cases"], *with_gamma]
+
+
+def test_the_official_losses(loss_fixture: Any, learner: Callable[..., Learner]) -> None:
+    """Totals, losses and accuracies per objective, for every α and β of the fixture; α shared or repeated per pair."""
+    scorer, batch = learner().scorer, loss_fixture.batch
+    for case in cases(loss_fixture):
+        alpha, beta = mx.array(case["alpha"]), mx.array(case["beta_obj"])
+        gamma = case.get("set", {}).get("gamma", 0.0)
+        metrics = case["metrics"]
+        for weights in (alpha, mx.stack([alpha] * 4)):
+            logprobs = scorer(batch, weights)
+            loss = preference_loss(logprobs, batch.preferred, batch.labelled, weights, beta, gamma)
+            np.testing.assert_allclose(loss.total.item(), case["total_loss"], rtol=1e-5)
+            expected = [metrics["loss_safe"], metrics["loss_help"]]
+            np.testing.assert_allclose(np.array(loss.per_objective), expected, rtol=1e-5)
+            accuracy = (loss.correct / loss.labelled).tolist()
+            assert accuracy == [metrics["rewards_safe/accuracies"], metrics["rewards_help/accuracies"]]
+            if "logps_response0" in case:
+                expected = [case["logps_response0"], case["logps_response1"]]
+                np.testing.assert_allclose(np.array(logprobs), expected, rtol=1e-5)

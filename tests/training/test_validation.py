@@ -1,0 +1,44 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from parm_mlx.training.learner import Learner
+from parm_mlx.training.validation import validate, validation_grid
+
+
+def test_the_grid() -> None:
+    assert validation_grid(1) == [(1.0,)]
+    assert validation_grid(2) == [(1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
+    assert len(validation_grid(3)) == 6
+    assert validation_grid(4) == [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+
+
+def test_grid_points_hold_the_official_losses(loss_fixture: Any, learner: Callable[..., Learner]) -> None:
+    """Cases 1 and 2 of the fixture are α = (1, 0) and (0.5, 0.5), on the grid; two equal batches change nothing."""
+    ours = learner()
+    grid = validate(ours, [loss_fixture.batch] * 2)
+    assert grid is not None
+    points = {point.alpha: point for point in grid}
+    for case in loss_fixture.content["cases"][1:3]:
+        point, metrics = points[tuple(case["alpha"])], case["metrics"]
+        assert point.loss == pytest.approx(case["total_loss"], rel=1e-5)
+        assert point.objective_loss == pytest.approx([metrics["loss_safe"], metrics["loss_help"]], rel=1e-5)
+        assert point.accuracy == (metrics["rewards_safe/accuracies"], metrics["rewards_help/accuracies"])
+
+
+def test_there_is_no_dropout_and_training_goes_on(loss_fixture: Any, learner: Callable[..., Learner]) -> None:
+    ours = learner()
+    model = ours.scorer.model
+    for _, module in model.named_modules():
+        if hasattr(module, "_p_1"):
+            module._p_1 = 0.5
+    model.train()
+    assert validate(ours, [loss_fixture.batch]) == validate(ours, [loss_fixture.batch])
+    assert model.training
+    assert all(module.training for _, module in model.named_modules())
+
+
+def test_it_can_be_stopped(loss_fixture: Any, learner: Callable[..., Learner]) -> None:
+    answers = iter([False, False, True])
+    assert validate(learner(), [loss_fixture.batch], stopped=lambda: next(answers)) is None
