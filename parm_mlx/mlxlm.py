@@ -27,7 +27,10 @@ __all__ = [
     "make_prompt_cache",
     "rewind",
     "save_like",
+    "trunk_and_output_layer",
 ]
+
+Layer = Callable[[mx.array], mx.array]
 
 NO_TOKEN = -1
 
@@ -177,6 +180,22 @@ def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Modul
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{path} cannot be loaded: {reason[0]}") from error
     return model, tokenizer
+
+
+def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
+    """The part of a model up to its last hidden states, and its output layer, tied or not.
+
+    Returns:
+        The two parts by the names that most families use, or None. A family may do more after the output layer, so that
+        the parts together need not be the model.
+    """
+    trunk = getattr(model, "model", None)
+    if not isinstance(trunk, nn.Module) or not callable(trunk):
+        return None
+    output_layer = model.get("lm_head")
+    if output_layer is None:
+        output_layer = getattr(trunk.get("embed_tokens"), "as_linear", None)
+    return None if output_layer is None else (trunk, output_layer)
 
 
 def save_like(path: Path, model: nn.Module, source: Path) -> None:

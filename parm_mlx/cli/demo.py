@@ -17,7 +17,9 @@ WEIGHTS = (1.0, 0.5, 0.0)
 def demo(
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Ask this instead; may be repeated.", show_default="unseen questions"),
+        typer.Option(
+            "--prompt", metavar="<str>", help="Ask this instead; may be repeated.", show_default="unseen questions"
+        ),
     ] = None,
     alpha: options.Alphas = None,
     beta: options.Beta = 1.0,

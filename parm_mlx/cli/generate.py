@@ -16,7 +16,8 @@ from parm_mlx.preference import Alpha, format_alpha
 
 def generate(
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help='The prompt; "-" reads it from stdin. May be repeated.')
+        list[str] | None,
+        typer.Option("--prompt", metavar="<str>", help='The prompt; "-" reads it from stdin. May be repeated.'),
     ] = None,
     prompts: Annotated[
         Path | None,

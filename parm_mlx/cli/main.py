@@ -14,18 +14,17 @@ app = typer.Typer(
     name="parm-mlx",
     help="Steer a language model by preference while it generates.",
     epilog="Start with: parm-mlx demo",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-app.command("demo")(demo.demo)
-app.command("chat")(chat.chat)
-app.command("generate")(generate.generate)
-app.command("train")(train.train)
-app.command("convert")(convert.convert)
-app.command("fuse")(fuse.fuse)
+app.command("demo", short_help="Answer unseen questions at several preferences.")(demo.demo)
+app.command("chat", short_help="Chat, and change the preference at any turn.")(chat.chat)
+app.command("generate", short_help="Answer prompts at one or several preferences.")(generate.generate)
+app.command("train", short_help="Train a PARM adapter on preference data.")(train.train)
+app.command("convert", short_help="Convert models and adapters.")(convert.convert)
+app.command("fuse", short_help="Fix a PARM at one preference as a plain model.")(fuse.fuse)
 
 
 def _show_version(wanted: bool) -> None:
@@ -34,14 +33,17 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Steer a language model by preference while it generates."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:

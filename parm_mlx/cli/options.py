@@ -29,6 +29,7 @@ Alphas = Annotated[
     list[str] | None,
     typer.Option(
         "--alpha",
+        metavar="<str>",
         help='Preference: "0.7,0.3", or by name "warmth=0.7,brevity=0.3"; may be given several times.',
         show_default="all equal",
     ),

@@ -4,16 +4,13 @@ The output layer is the largest matrix of many models, and prompt positions and 
 computing it in chunks is :meth:`ResponseScorer.token_logprobs`.
 """
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import mlx.nn as nn
 
+from parm_mlx.mlxlm import Layer, trunk_and_output_layer
 from parm_mlx.pblora.layer import Preferences, conditioned
 from parm_mlx.training.batches import Batch
 from parm_mlx.training.loss import token_logprobs
-
-Layer = Callable[[mx.array], mx.array]
 
 
 class ResponseScorer:
@@ -65,22 +62,17 @@ def split_output_layer(model: nn.Module, k: int) -> tuple[Layer, Layer] | None:
     Returns:
         The two parts, or None where the model does not come apart this way.
     """
-    trunk = getattr(model, "model", None)
-    if not isinstance(trunk, nn.Module) or not callable(trunk):
+    if (parts := trunk_and_output_layer(model)) is None:
         return None
-    output_layer = model.get("lm_head")
-    if output_layer is None:
-        output_layer = getattr(trunk.get("embed_tokens"), "as_linear", None)
-    if output_layer is None:
-        return None
+    trunk, output_layer = parts
     was_training = model.training
     model.eval()
     ids = mx.arange(4)[None]
     with conditioned(Preferences(mx.full((k,), 1 / k))):
-        whole, parts = model(ids), output_layer(trunk(ids))
+        whole, joined = model(ids), output_layer(trunk(ids))
     model.train(was_training)
-    same = whole.shape == parts.shape and mx.allclose(whole, parts, rtol=1e-4, atol=1e-4).item()
-    return (trunk, output_layer) if same else None
+    same = whole.shape == joined.shape and mx.allclose(whole, joined, rtol=1e-4, atol=1e-4).item()
+    return parts if same else None
 
 
 def _at(x: mx.array, positions: mx.array) -> mx.array:

@@ -25,6 +25,10 @@ def test_every_command_has_help_with_an_example(run_cli: Run, command: str) -> N
     assert f"parm-mlx {command}" in out.partition("Example")[2]
 
 
+def test_no_command_shows_the_help(run_cli: Run) -> None:
+    assert run_cli() == run_cli("--help")
+
+
 def test_the_version(run_cli: Run) -> None:
     import parm_mlx
 

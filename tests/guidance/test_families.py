@@ -5,8 +5,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.generate import BatchGenerator, generate_step
-from tiny import VOCABULARY, tiny_guided
+from mlx_lm.generate import BatchGenerator, generate_step, speculative_generate_step
+from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from tiny import VOCABULARY, tiny_guide, tiny_guided
+
+from parm_mlx.pblora.fuse import fuse_model
 
 CASES = [("llama", None), ("llama", 4), ("qwen2", None), ("gemma", None), ("gemma3_text", None), ("phi3", None)]
 CASES += [("gpt_neox", None), ("gpt2", None), ("mixtral", None)]
@@ -63,3 +66,28 @@ def test_the_preference_changes_what_every_family_says(family: str, bits: int | 
     model = tiny_guided(family, bits)
     logits = [model.guide(mx.array([[5, 6, 7]]), alpha=alpha) for alpha in ([1, 0], [0, 1])]
     assert mx.abs(logits[0] - logits[1]).max().item() > 1e-2
+
+
+@pytest.mark.parametrize(("family", "bits"), CASES)
+def test_the_adapter_is_the_fused_weight_in_every_family(family: str, bits: int | None) -> None:
+    ids, alpha = mx.array([[5, 6, 7, 60, 3]]), (0.3, 0.7)
+    guide, twin = tiny_guide(family, bits=bits), tiny_guide(family, bits=bits)
+    fuse_model(twin.model, alpha, dequantize=True)
+    logits = guide(ids, alpha=alpha)
+    assert mx.allclose(twin.model(ids), logits, rtol=1e-3, atol=2e-3)
+    assert mx.allclose(guide(ids, cache=guide.make_cache(alpha)), logits, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("family", "bits"), [case for case in CASES if case[0] != "gemma3_text"])
+def test_drafts_and_reused_caches_change_no_token_in_any_family(family: str, bits: int | None) -> None:
+    """Not on gemma3_text: mlx-lm cannot trim a sliding window that has been passed."""
+    model = tiny_guided(family, bits)
+    prompt, alpha = [5, 6, 7, 60, 3], [0.2, 0.8]
+    expected = alone(model, prompt, alpha, 12)
+    cache = model.make_cache(alpha) + make_prompt_cache(model.base)
+    steps = speculative_generate_step(mx.array(prompt), model, model.base, max_tokens=12, prompt_cache=cache)
+    assert [token for token, _, _ in steps] == expected
+    cache = model.make_cache(alpha)
+    first = [t for t, _ in generate_step(mx.array(prompt), model, max_tokens=6, prompt_cache=cache)]
+    trim_prompt_cache(cache, 6)
+    assert [t for t, _ in generate_step(mx.array(first), model, max_tokens=6, prompt_cache=cache)] == expected[6:]
