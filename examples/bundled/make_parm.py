@@ -149,8 +149,8 @@ def main() -> None:
         beta_objective=(args.beta_objective,),
         dropout=0.0,
         target_modules=TARGET_MODULES,
-        max_seq_length=512,
-        val_batches=-1,
+        max_seq_length=256,
+        val_batches=4,
         steps_per_eval=100,
         seed=SEED % 1000,
     )

@@ -32,7 +32,7 @@ from parm_mlx.preference import Alpha, simplex_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "parm_mlx" / "models"
-SEED = 7
+SEED = 2026
 MAX_TOKENS = 180
 SHOWN = 10
 
