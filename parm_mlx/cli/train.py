@@ -18,8 +18,8 @@ def train(
         str | None,
         typer.Option(
             "--data",
-            help="Preference data: a .jsonl file (split by prompt), or a folder with train.jsonl and valid.jsonl, "
-            "or with one file per objective.",
+            help="Preference data: a file (.jsonl or .json, or either with .gz; split by prompt), or a folder with "
+            "train.jsonl and valid.jsonl, or with one file per objective.",
         ),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="Directory for the adapter.")] = None,
@@ -47,6 +47,14 @@ def train(
             help="Most tokens of a prompt with its response; longer pairs are left out, never cut.",
         ),
     ] = TrainConfig.max_seq_length,
+    chat_template: Annotated[
+        Literal["beaver", "alpaca", "hh", "plain"] | None,
+        typer.Option(
+            "--chat-template",
+            help="Built-in chat template; the adapter records it.",
+            show_default="the tokenizer's own",
+        ),
+    ] = None,
     objectives: Annotated[
         str | None,
         typer.Option(
@@ -106,6 +114,8 @@ def train(
     \b
       {"prompt": "…", "responses": ["…", "…"], "preferred": {"helpful": 0, "harmless": 1}}
       {"prompt": "…", "chosen": "…", "rejected": "…", "objective": "helpful"}
+
+    Rows of HH-RLHF and of PKU-SafeRLHF are read as they are; `parm-mlx data inspect` shows what is in the data.
 
     Ctrl-C ends the training after the step in progress and saves what has been learned.
 

@@ -31,6 +31,7 @@ class TrainConfig:
         steps_per_report: Steps between reports.
         steps_per_eval: Steps between validations.
         val_batches: Batches per validation; -1 for all, 0 for no validation.
+        chat_template: Name of a built-in chat template; the tokenizer's own by default.
         seed: Seed of the split, the initial adapter, the order of the data, α and dropout.
         r1: Rank that does not depend on α.
         r2: Rank that depends on α.
@@ -57,6 +58,7 @@ class TrainConfig:
     warmup: int = 20
     weight_decay: float = 0.05
     max_seq_length: int = 1024
+    chat_template: str | None = None
     steps_per_report: int = 10
     steps_per_eval: int = 200
     val_batches: int = 25
@@ -226,6 +228,14 @@ def _alpha_per(value: Any) -> str:
     return str(value)
 
 
+def _chat_template(value: Any) -> str:
+    from parm_mlx.guidance.templates import CHAT_TEMPLATES
+
+    if value not in CHAT_TEMPLATES:
+        raise ValueError(f"must be one of {', '.join(CHAT_TEMPLATES)}, got {value!r}")
+    return str(value)
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "model": _text,
     "data": _text,
@@ -237,6 +247,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "warmup": _whole(0),
     "weight_decay": _number(0),
     "max_seq_length": _whole(2),
+    "chat_template": _chat_template,
     "steps_per_report": _whole(1),
     "steps_per_eval": _whole(1),
     "val_batches": _whole(-1),

@@ -116,6 +116,7 @@ class _Run:
             dropout=config.dropout,
             target_modules=config.target_modules or default_targets(model),
             objective_betas=config.betas(self.k),
+            chat_template=config.chat_template,
         )
         mx.random.seed(_seed(init))
         layers = attach(model, self.adapter)
@@ -193,7 +194,8 @@ class _Run:
 
     def _tokenize(self, tokenizer: TokenizerWrapper, split: str) -> list[TokenPair]:
         pairs = self.progress.track(self.data.train if split == "training" else self.data.valid, f"tokenizing {split}")
-        kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, self.config.max_seq_length)
+        limit, template = self.config.max_seq_length, self.config.chat_template
+        kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, limit, template)
         if note:
             self.progress.note(f"{split}: {note}")
         labelled = sum((pair.preferred != UNLABELLED for pair in kept), start=np.zeros(self.k))

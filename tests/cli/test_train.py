@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from parm_mlx.cli.session import open_session
+from parm_mlx.guidance.loading import load_base
+from parm_mlx.guidance.prompts import encode, render_prompt
 from parm_mlx.training.progress import ConsoleProgress
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -45,6 +48,15 @@ def test_training_and_the_use_of_its_result(train: RunCli, run_cli: RunCli, fold
     assert json.loads(out)["objectives"] == ["warm", "brief"]
 
 
+def test_guidance_reads_the_template_of_the_training(train: RunCli, folder: Path, official: Path) -> None:
+    assert train("--iters", 1, "--val-batches", 0, "--chat-template", "hh")[0] == 0
+    assert json.loads((folder / "mine" / "adapter_config.json").read_text())["chat_template"] == "hh"
+    prompter = open_session(str(official / "base_lm"), str(folder / "mine"), None, 1.0).prompter
+    tokenizer = load_base(official / "base_lm")[1]
+    assert prompter("Hi").guide == encode(tokenizer, "\n\nHuman: Hi\n\nAssistant:")
+    assert prompter("Hi").base == encode(tokenizer, render_prompt(tokenizer, "Hi"))
+
+
 def test_an_existing_output_needs_force(train: RunCli, folder: Path) -> None:
     arguments = ("--iters", 1, "--batch-size", 2, "--val-batches", 0)
     assert train(*arguments)[0] == 0
@@ -75,6 +87,7 @@ def test_settings_from_a_file(run_cli: RunCli, folder: Path, official: Path) -> 
         (["--objectives", "warm"], "unknown objective 'brief'"),
         (["--config", "nothing.yaml"], "config nothing.yaml cannot be read"),
         (["--alpha-per", "step"], "--alpha-per"),
+        (["--chat-template", "bever"], "--chat-template"),
         (["--max-seq-length", "3"], "no training pair is left"),
         (["--epochs", "1", "--iters", "1"], "iters and epochs are both given"),
     ],

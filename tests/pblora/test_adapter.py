@@ -169,3 +169,14 @@ def test_mixture_of_experts_layers_are_refused() -> None:
     assert default_targets(model) == ("q_proj", "k_proj", "v_proj")
     with pytest.raises(AdapterError, match="mixture-of-experts"):
         find_targets(model, ("gate_proj",))
+
+
+def test_a_chat_template_is_recorded_only_if_there_is_one() -> None:
+    plain = PBLoRAConfig(objectives=("a", "b"))
+    assert "chat_template" not in plain.to_dict()
+    assert PBLoRAConfig.from_dict(plain.to_dict()).chat_template is None
+    named = PBLoRAConfig(objectives=("a", "b"), chat_template="beaver")
+    assert named.to_dict()["chat_template"] == "beaver"
+    assert PBLoRAConfig.from_dict(named.to_dict()) == named
+    with pytest.raises(AdapterError, match="chat_template must be a name, got 3"):
+        PBLoRAConfig.from_dict(plain.to_dict() | {"chat_template": 3})
