@@ -12,7 +12,7 @@ from parm_mlx.errors import InputError, ModelError, OutputError, RunError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.jsonl"]
-_OURS = ("config.json", "adapter_config.json")
+_OURS = ("config.json", "adapter_config.json", "prepared.json")
 
 
 def resolve(source: str | Path, what: str = "model") -> Path:
@@ -64,7 +64,7 @@ def check_new(path: str | Path, force: bool = False) -> Path:
 
     Args:
         path: The directory to be made.
-        force: Whether an existing model or adapter directory there may be replaced.
+        force: Whether an existing model, adapter or prepared data directory there may be replaced.
 
     Raises:
         OutputError: It exists and may not be replaced, or its parent cannot be written.
@@ -75,7 +75,9 @@ def check_new(path: str | Path, force: bool = False) -> Path:
             raise OutputError(f"{path} exists already", hint="choose another --out, or replace it with --force")
         replaceable = path.is_dir() and not path.is_symlink()
         if not replaceable or (any(path.iterdir()) and not any((path / name).is_file() for name in _OURS)):
-            raise OutputError(f"{path} is not a model or adapter directory, so --force does not replace it")
+            raise OutputError(
+                f"{path} is not a model, adapter or prepared data directory, so --force does not replace it"
+            )
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"{path} cannot be written: {parent} is not a writable directory")

@@ -40,7 +40,7 @@ def test_force_replaces_models_and_adapters_only(tmp_path: Path) -> None:
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="exists already"):
         check_new(out)
-    with pytest.raises(OutputError, match="not a model or adapter directory"):
+    with pytest.raises(OutputError, match="not a model, adapter or prepared"):
         check_new(out, force=True)
     (out / "adapter_config.json").write_text("{}")
     with new_directory(out, force=True):
@@ -50,7 +50,7 @@ def test_force_replaces_models_and_adapters_only(tmp_path: Path) -> None:
 
 def test_a_file_is_no_place_for_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="not a model or adapter"):
+    with pytest.raises(OutputError, match="not a model, adapter or prepared"):
         check_new(tmp_path / "file", force=True)
     with pytest.raises(OutputError, match="cannot be written"):
         check_new(tmp_path / "file" / "out")

@@ -51,4 +51,8 @@ ChatTemplate = Annotated[
         show_default="the tokenizer's own, or what the adapter records",
     ),
 ]
+TrainedTemplate = Annotated[
+    Literal["beaver", "alpaca", "hh", "plain"] | None,
+    typer.Option("--chat-template", help="Built-in chat template to train with.", show_default="the tokenizer's own"),
+]
 SystemPrompt = Annotated[str | None, typer.Option("--system-prompt", help="System message put before the prompt.")]

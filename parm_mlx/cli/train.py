@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from parm_mlx.cli import console
+from parm_mlx.cli import console, options
 from parm_mlx.training.config import TrainConfig
 
 
@@ -47,14 +47,7 @@ def train(
             help="Most tokens of a prompt with its response; longer pairs are left out, never cut.",
         ),
     ] = TrainConfig.max_seq_length,
-    chat_template: Annotated[
-        Literal["beaver", "alpaca", "hh", "plain"] | None,
-        typer.Option(
-            "--chat-template",
-            help="Built-in chat template; the adapter records it.",
-            show_default="the tokenizer's own",
-        ),
-    ] = None,
+    chat_template: options.TrainedTemplate = None,
     objectives: Annotated[
         str | None,
         typer.Option(

@@ -24,7 +24,8 @@ class Prompter:
         base: The base's tokenizer.
         guide: The guide's tokenizer.
         template: Whether chat templates are applied; without, a prompt is plain text to continue.
-        base_template: Name of the base's chat template. By default its tokenizer's own, or the guide's where it has none.
+        base_template: Name of the base's chat template. By default its tokenizer's own, or, where it has none,
+            the guide's.
         guide_template: Name of the chat template that the guide was trained with; None is its tokenizer's own.
 
     Raises:
@@ -70,8 +71,8 @@ def render_prompt(tokenizer: TokenizerWrapper, prompt: Prompt, chat_template: st
     Args:
         tokenizer: An mlx-lm tokenizer.
         prompt: A user's text or a list of messages.
-        chat_template: Name of a built-in chat template; by default the tokenizer's own. Where that is none, a text stays
-            as it is.
+        chat_template: Name of a built-in chat template; by default the tokenizer's own. Where there is none, a text
+            stays as it is.
 
     Raises:
         ModelError: The prompt is a list of messages and there is no chat template, or none of that name.

@@ -28,7 +28,7 @@ class PBLoRAConfig:
         target_modules: Name suffixes of the adapted linear layers.
         base_model: The backbone that the adapter was made for (path or hub id).
         objective_betas: β_i of the training objective, one per objective.
-        chat_template: Name of the built-in chat template that the adapter was trained with; None is the tokenizer's own.
+        chat_template: Name of the built-in chat template that it was trained with; None is the tokenizer's own.
         training: Everything else that reproduces the training.
     """
 

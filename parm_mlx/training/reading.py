@@ -29,7 +29,7 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
     """
     where = f"{path.name}:1"
     with path.open("rb") as raw:
-        packed = cast(io.BufferedReader, raw).peek(2).startswith(_GZIP)
+        packed = raw.peek(2).startswith(_GZIP)
         file = cast(io.BufferedReader, gzip.GzipFile(fileobj=raw) if packed else raw)
         try:
             start = file.peek(256)

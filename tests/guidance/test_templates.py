@@ -59,5 +59,6 @@ def test_an_unknown_name() -> None:
 
 
 def test_the_command_line_offers_all_of_them() -> None:
-    kind = typing.get_args(options.ChatTemplate)[0]
-    assert typing.get_args(typing.get_args(kind)[0]) == CHAT_TEMPLATES
+    for option in (options.ChatTemplate, options.TrainedTemplate):
+        kind = typing.get_args(option)[0]
+        assert typing.get_args(typing.get_args(kind)[0]) == CHAT_TEMPLATES
