@@ -13,7 +13,7 @@ from parm_mlx.errors import AdapterError, ConfigError, DataError, ModelError, Ou
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
-from parm_mlx.training.trainer import TrainResult, train
+from parm_mlx.training.run import TrainResult, train
 
 Write = Callable[..., Path]
 Rows = list[dict[str, Any]]
@@ -196,7 +196,7 @@ def test_bad_input_is_found_before_training(
     run: Callable[..., TrainResult], tmp_path: Path, settings: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
     class NeverBegins(Listener):
-        def begin(self, steps: int) -> None:
+        def begin(self, steps: int, done: int = 0) -> None:
             raise AssertionError("training began")
 
     with pytest.raises(error, match=reason):
@@ -220,7 +220,7 @@ def interrupting(at: int) -> Listener:
             if step == at:
                 signal.raise_signal(signal.SIGINT)
 
-        def begin(self, steps: int) -> None:
+        def begin(self, steps: int, done: int = 0) -> None:
             if at == 0:
                 signal.raise_signal(signal.SIGINT)
 
