@@ -159,9 +159,9 @@ class CheckpointFolder:
         with suppress(OSError):
             self.path.rmdir()
 
-    def last(self) -> Path | None:
-        """The newest checkpoint."""
-        steps = self.steps()
+    def last(self, before: int | None = None) -> Path | None:
+        """The newest checkpoint, or the newest of those before a step."""
+        steps = [step for step in self.steps() if before is None or step < before]
         return self.at(steps[-1]) if steps else None
 
     def _lock(self, handle: int) -> None:

@@ -160,8 +160,9 @@ class Trainer:
         return result.learning_rate
 
     def _diverged(self, what: str) -> RunError:
+        """Names the last checkpoint that was followed by a step without trouble."""
         return RunError(
-            f"{what}. The last good checkpoint: {self.folder.last() or 'none'}",
+            f"{what}. The last good checkpoint: {self.folder.last(before=self.done) or 'none'}",
             hint="a lower --learning-rate, or a model in float32, usually helps; a checkpoint is an adapter too",
         )
 
