@@ -3,8 +3,8 @@
     python tests/kill_runs.py --runs 20
 
 Half of the signals are SIGKILL; the others are SIGINT, SIGTERM and a disk that takes no more than a few kilobytes per
-file. Every run must end with the same bytes as the run that nobody disturbed, and with the same metrics, each step once.
-The test suite runs a short version.
+file. Every run must end with the same bytes as the run that nobody disturbed, and with the same metrics, each step
+once. The test suite runs a short version.
 """
 
 import argparse

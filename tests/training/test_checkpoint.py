@@ -138,9 +138,9 @@ def test_what_a_killed_process_left_is_put_right(folder: CheckpointFolder) -> No
 
 
 def test_two_processes_do_not_share_an_output(folder: CheckpointFolder) -> None:
-    with folder.locked(), pytest.raises(OutputError, match="another process trains to the same output"):
-        with CheckpointFolder(folder.path.with_suffix(""), 1).locked():
-            pass
+    other = CheckpointFolder(folder.path.with_suffix(""), 1).locked()
+    with folder.locked(), pytest.raises(OutputError, match="another process trains to the same output"), other:
+        pass
     assert not folder.path.exists(), "an empty folder goes again"
 
 
