@@ -1,6 +1,7 @@
 """``metrics.jsonl``: everything a run reports, one JSON object per line, written while it runs."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,8 +45,9 @@ class History:
     @property
     def best_step(self) -> int | None:
         """The step with the lowest validation loss; the adapter before the first step does not count."""
-        found = [record for record in self.records if isinstance(record, ValidRecord) and record.step > 0]
-        return min(found, key=lambda record: record.loss).step if found else None
+        losses = {record.step: record.loss for record in self.records if isinstance(record, ValidRecord)}
+        found = [step for step, loss in losses.items() if step > 0 and math.isfinite(loss)]
+        return min(found, key=lambda step: losses[step]) if found else None
 
 
 def write_metrics(path: Path, records: Iterable[Record]) -> None:
