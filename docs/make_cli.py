@@ -19,7 +19,8 @@ OUTPUT = Path(__file__).parent / "cli.md"
 HEADER = """# The command line
 
 Results go to stdout, everything else (progress, notes, errors) to stderr. Exit codes: 0 done, 1 a failure while
-running, 2 wrong usage or input, 130 stopped with Ctrl-C. `make docs` writes this page from the commands.
+running, 2 wrong usage or input, 130 stopped with Ctrl-C, 143 training stopped with SIGTERM. `make docs` writes this
+page from the commands.
 """
 NOTHING = (inspect.Parameter.empty, ...)
 KEEP_LINES = "\b\n"

@@ -1,6 +1,7 @@
 """Where directories come from and how they are written: local paths, the Hugging Face hub, whole-or-nothing outputs."""
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -119,6 +120,37 @@ def _swap(partial: Path, path: Path) -> None:
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Ends what a process that was killed inside :func:`new_directory` left beside ``path``.
+
+    Half-written directories are removed. What was about to be replaced is put back, unless it has been replaced.
+    Nothing may be writing to ``path`` meanwhile.
+    """
+    with disk_errors(path):
+        for old in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(path)
+        for partial in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory so that it is gone whole: renamed first, in the way that :func:`recover` knows."""
+    gone = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with disk_errors(path):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def flush_files(directory: Path) -> None:
+    """Waits until the files of a directory are on the disk, so that they outlast a power cut after a rename."""
+    for file in directory.iterdir():
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from parm_mlx.errors import ModelError, OutputError, RunError
-from parm_mlx.files import check_new, new_directory, resolve
+from parm_mlx.files import check_new, new_directory, recover, remove_directory, resolve
 
 
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
@@ -32,6 +32,20 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseExcepti
         fail()
     assert (out / "config.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_recover_ends_what_a_killed_process_began(tmp_path: Path) -> None:
+    """Killed between the renames: the old directory comes back. Killed after them: it goes."""
+    (tmp_path / ".out.old-7").mkdir()
+    (tmp_path / ".out.partial-7").mkdir()
+    (tmp_path / ".out2.partial-7").mkdir()
+    recover(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out2.partial-7", "out"]
+    (tmp_path / ".out.old-8").mkdir()
+    recover(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out2.partial-7", "out"]
+    remove_directory(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".out2.partial-7"]
 
 
 def test_force_replaces_models_and_adapters_only(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 1 failed while running, 2 wrong usage or input, 130 interrupted."""
+    """Runs the command line and exits: 0 done, 1 failed while running, 2 wrong usage or input, 130 or 143 stopped."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
