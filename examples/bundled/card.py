@@ -61,9 +61,9 @@ def _values(base: Any, pairs: Any, parm: Any, results: Any, adapter: Any) -> dic
         "max_tokens": measure.MAX_TOKENS,
         "table": "\n".join(rows),
         "spearman_warmth": summary["warmth"]["spearman"],
-        "spearman_brevity": summary["brevity"]["spearman"],
+        "spearman_focus": summary["focus"]["spearman"],
         "corner_warmth": summary["warmth"]["corner_difference_sd"],
-        "corner_brevity": summary["brevity"]["corner_difference_sd"],
+        "corner_focus": summary["focus"]["corner_difference_sd"],
         "hv": summary["hv"],
         "mip": summary["mip"],
         "answers": "\n\n".join(_answer(shown) for shown in results["answers"]),
@@ -75,7 +75,7 @@ def _row(name: str, row: Any) -> str:
     cells = (
         name,
         f"{scores['warmth']:.2f}",
-        f"{scores['brevity']:.1f}",
+        f"{scores['focus']:.1f}",
         f"{row['on_topic']:.0%}",
         f"{row['ended']:.0%}",
     )
@@ -83,5 +83,5 @@ def _row(name: str, row: Any) -> str:
 
 
 def _answer(shown: Any) -> str:
-    warmth, brevity = shown["alpha"]
-    return f"**{shown['question']}** (warmth {warmth:g}, brevity {brevity:g})\n\n> {shown['answer']}"
+    warmth, focus = shown["alpha"]
+    return f"**{shown['question']}** (warmth {warmth:g}, focus {focus:g})\n\n> {shown['answer']}"

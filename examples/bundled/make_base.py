@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import random
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,13 @@ def targets(mask: np.ndarray, streams: int, share: float = 0.76) -> tuple[np.nda
     return places, weights
 
 
+def make_optimizer(steps: int, peak: float) -> optim.Optimizer:
+    """AdamW with a warm-up of 100 steps and a cosine decay to a fiftieth of the peak."""
+    warm_up = optim.linear_schedule(0.0, peak, 100)
+    decay = optim.cosine_decay(peak, steps - 100, peak * 0.02)
+    return optim.AdamW(optim.join_schedules([warm_up, decay], [100]), betas=[0.9, 0.98], weight_decay=0.05)
+
+
 def perplexity(model: Model, tokenizer: Any, count: int) -> float:
     """Perplexity per token of the answers to ``count`` held-out questions, end mark included."""
     rng = random.Random(SEED)
@@ -142,17 +150,17 @@ def save_model(model: Model, tokenizer: Any, out: Path) -> int:
     return sum(path.stat().st_size for path in out.iterdir())
 
 
-def save_state(path: Path, step: int, trainer: Trainer) -> None:
-    """Writes everything that is needed to go on after ``step`` steps."""
+def save_state(path: Path, step: int, seconds: float, trainer: Trainer) -> None:
+    """Writes everything that is needed to go on after ``step`` steps, which took so many seconds."""
     state = {f"model.{k}": v for k, v in tree_flatten(trainer.model.parameters())}
     state |= {f"optimizer.{k}": v for k, v in tree_flatten(trainer.optimizer.state)}
     part = path.with_name("part.safetensors")
-    mx.save_safetensors(str(part), state, metadata={"step": str(step)})
+    mx.save_safetensors(str(part), state, metadata={"step": str(step), "seconds": str(seconds)})
     part.replace(path)
 
 
-def load_state(path: Path, model: Model, optimizer: optim.Optimizer) -> int:
-    """Restores what save_state wrote; returns the number of steps done."""
+def load_state(path: Path, model: Model, optimizer: optim.Optimizer) -> tuple[int, float]:
+    """Restores what save_state wrote; returns the number of steps done and the seconds they took."""
     arrays, metadata = mx.load(str(path), return_metadata=True)
     parts: dict[str, list[tuple[str, mx.array]]] = {"model": [], "optimizer": []}
     for name, value in arrays.items():
@@ -160,11 +168,38 @@ def load_state(path: Path, model: Model, optimizer: optim.Optimizer) -> int:
         parts[owner].append((rest, value))
     model.load_weights(parts["model"])
     optimizer.state = tree_unflatten(parts["optimizer"])
-    return int(metadata["step"])
+    return int(metadata["step"]), float(metadata["seconds"])
+
+
+def fit(trainer: Trainer, tokenizer: Any, args: argparse.Namespace, begin: float) -> list[float]:
+    """Trains up to ``args.steps`` steps, from the checkpoint if there is one; returns the losses.
+
+    Reports every 50 steps; writes a checkpoint and the model every 400.
+    """
+    model, checkpoint = trainer.model, args.work / "base_state.safetensors"
+    done, seconds = load_state(checkpoint, model, trainer.optimizer) if checkpoint.exists() else (0, 0.0)
+    clock, seen, losses = time.perf_counter(), 0, []
+    for step in range(done, args.steps):
+        ids, mask = make_batch(tokenizer, step, args.rows, args.length)
+        places, weights = targets(mask, args.streams)
+        loss = trainer.step(mx.array(ids), mx.array(places), mx.array(weights))
+        mx.eval(loss, model.state, trainer.optimizer.state)
+        losses.append(loss.item())
+        seen += args.rows * args.length
+        if (step + 1) % 50 == 0:
+            speed = seen / (time.perf_counter() - clock)
+            left = (args.steps - step - 1) * args.rows * args.length / speed / 60
+            mean = statistics.mean(losses[-50:])
+            print(f"step {step + 1}  loss {mean:.3f}  {speed:.0f} tokens/s  {left:.1f} min left", flush=True)
+        if (step + 1) % 400 == 0 or step + 1 == args.steps:
+            save_state(checkpoint, step + 1, seconds + time.perf_counter() - begin, trainer)
+            save_model(model, tokenizer, args.out)
+            print(f"step {step + 1}  held-out perplexity {perplexity(model, tokenizer, 96):.3f}", flush=True)
+    return losses
 
 
 def main() -> None:
-    """Trains, with a report every 50 steps and a checkpoint every 400."""
+    """Trains, and writes the model, the demo's held-out questions and the numbers for the model card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "parm_mlx" / "models" / "base")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bundled")
@@ -181,37 +216,12 @@ def main() -> None:
     mx.random.seed(SEED)
     tokenizer = bpe.train(SEED)
     model = Model(ModelArgs.from_dict(ARCHITECTURE))
-    warm_up = optim.linear_schedule(0.0, args.learning_rate, 100)
-    decay = optim.cosine_decay(args.learning_rate, args.steps - 100, args.learning_rate * 0.02)
-    optimizer = optim.AdamW(optim.join_schedules([warm_up, decay], [100]), betas=[0.9, 0.98], weight_decay=0.05)
+    optimizer = make_optimizer(args.steps, args.learning_rate)
     optimizer.init(model.trainable_parameters())
-    checkpoint = args.work / "base_state.safetensors"
-    done = load_state(checkpoint, model, optimizer) if checkpoint.exists() else 0
     mx.eval(model.parameters(), optimizer.state)
     size = sum(value.size for _, value in tree_flatten(model.parameters()))
-    print(
-        f"{size / 1e6:.2f} M parameters, step {done} of {args.steps}, {args.rows} x {args.length} tokens a step",
-        flush=True,
-    )
-
-    trainer = Trainer(model, optimizer, args.streams)
-    clock, seen, losses = time.perf_counter(), 0, []
-    for step in range(done, args.steps):
-        ids, mask = make_batch(tokenizer, step, args.rows, args.length)
-        places, weights = targets(mask, args.streams)
-        loss = trainer.step(mx.array(ids), mx.array(places), mx.array(weights))
-        mx.eval(loss, model.state, optimizer.state)
-        losses.append(loss.item())
-        seen += args.rows * args.length
-        if (step + 1) % 50 == 0:
-            speed = seen / (time.perf_counter() - clock)
-            left = (args.steps - step - 1) * args.rows * args.length / speed / 60
-            mean = sum(losses[-50:]) / len(losses[-50:])
-            print(f"step {step + 1}  loss {mean:.3f}  {speed:.0f} tokens/s  {left:.1f} min left", flush=True)
-        if (step + 1) % 400 == 0:
-            save_state(checkpoint, step + 1, trainer)
-            save_model(model, tokenizer, args.out)
-            print(f"step {step + 1}  held-out perplexity {perplexity(model, tokenizer, 96):.3f}", flush=True)
+    print(f"{size / 1e6:.2f} M parameters, {args.steps} steps of {args.rows} x {args.length} tokens", flush=True)
+    losses = fit(Trainer(model, optimizer, args.streams), tokenizer, args, begin)
 
     total = save_model(model, tokenizer, args.out)
     prompts = json.dumps(world.demo_questions(), indent=2, ensure_ascii=False)
@@ -219,7 +229,7 @@ def main() -> None:
     result = {
         "parameters": size,
         "tokens": args.steps * args.rows * args.length,
-        "final_loss": round(sum(losses[-100:]) / max(1, len(losses[-100:])), 4),
+        "final_loss": round(statistics.mean(losses[-100:]), 4) if losses else None,
         "held_out_perplexity": round(perplexity(model, tokenizer, 800), 4),
         "minutes": round((time.perf_counter() - begin) / 60, 1),
         "bytes": total,

@@ -1,9 +1,14 @@
-"""Makes the PARM of the bundled pair: warmth against brevity.
+"""Makes the PARM of the bundled pair: warmth against focus.
 
     python examples/bundled/make_parm.py
 
-The base answers training questions twice at temperature 1. Two deterministic scorers say which answer is warmer and
-which is shorter, and ``parm_mlx.training`` learns the adapter from these pairs. Held-out questions never occur.
+The base answers training questions twice at temperature 1, and pairs of even length are kept. Two deterministic
+scorers say which answer is warmer and which has more substance, and ``parm_mlx.training`` learns the adapter from these
+pairs. Held-out questions never occur.
+
+Why even length: the loss compares log-probabilities summed over tokens, so the shorter answer of an uneven pair wins as
+soon as every token becomes less likely, and the longer one as soon as every token becomes more likely. A small model
+finds this before it finds the words that matter, and rambles.
 """
 
 import argparse
@@ -30,9 +35,12 @@ from parm_mlx.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "parm_mlx" / "models"
-OBJECTIVES = ("warmth", "brevity")
+OBJECTIVES = ("warmth", "focus")
 SEED = 20250506
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_TOKENS = 180
+CHUNK = 1000
+MAX_TOKEN_DIFFERENCE = 8
 Prompt = list[dialogues.Message]
 
 
@@ -53,18 +61,28 @@ def sample(model: Any, tokenizer: Any, prompts: list[Prompt], seed: int) -> list
     """One answer per prompt at temperature 1; "" where it did not end."""
     mx.random.seed(seed)
     rows = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts]
-    out = batch_generate(
-        model,
-        tokenizer,
-        rows,
-        max_tokens=MAX_TOKENS,
-        sampler=mx.random.categorical,
-        completion_batch_size=64,
-        prefill_batch_size=16,
-        return_token_ids=True,
-    )
-    ended = [len(tokens) < MAX_TOKENS for tokens in out.token_ids]
-    return [text if end else "" for text, end in zip(out.texts, ended, strict=True)]
+    texts: list[str] = []
+    for start in range(0, len(rows), CHUNK):
+        out = batch_generate(
+            model,
+            tokenizer,
+            rows[start : start + CHUNK],
+            max_tokens=MAX_TOKENS,
+            sampler=mx.random.categorical,
+            completion_batch_size=64,
+            prefill_batch_size=16,
+            return_token_ids=True,
+        )
+        ended = [len(tokens) < MAX_TOKENS for tokens in out.token_ids]
+        texts += [text if end else "" for text, end in zip(out.texts, ended, strict=True)]
+        print(f"seed {seed}: {len(texts)} of {len(rows)} answers", flush=True)
+    return texts
+
+
+def are_even(tokenizer: Any, responses: tuple[str, str]) -> bool:
+    """Whether two finished answers differ by at most MAX_TOKEN_DIFFERENCE tokens."""
+    first, second = (len(tokenizer.encode(text, add_special_tokens=False)) for text in responses)
+    return all(responses) and abs(first - second) <= MAX_TOKEN_DIFFERENCE
 
 
 def label(prompt: Prompt, responses: tuple[str, str]) -> dict[str, Any] | None:
@@ -74,7 +92,7 @@ def label(prompt: Prompt, responses: tuple[str, str]) -> dict[str, Any] | None:
         first, second = (score(name, text) for text in responses)
         if first != second:
             preferred[name] = 0 if first > second else 1
-    if not preferred or not all(responses):
+    if not preferred:
         return None
     asked: str | Prompt = prompt[0]["content"] if len(prompt) == 1 else prompt
     return {"prompt": asked, "responses": list(responses), "preferred": preferred}
@@ -86,14 +104,15 @@ def make_pairs(base: Path, out: Path, count: int) -> dict[str, Any]:
     prompts = training_prompts(count)
     begin = time.perf_counter()
     both = zip(sample(model, tokenizer, prompts, SEED), sample(model, tokenizer, prompts, SEED + 1), strict=True)
-    rows = [row for prompt, pair in zip(prompts, both, strict=True) if (row := label(prompt, pair))]
+    even = [(prompt, pair) for prompt, pair in zip(prompts, both, strict=True) if are_even(tokenizer, pair)]
+    rows = [row for prompt, pair in even if (row := label(prompt, pair))]
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     labelled = [row["preferred"] for row in rows if len(row["preferred"]) == len(OBJECTIVES)]
     return {
         "prompts": count,
         "pairs": len(rows),
         "labelled_by_both": len(labelled),
-        "disagree": round(sum(p["warmth"] != p["brevity"] for p in labelled) / len(labelled), 3),
+        "disagree": round(sum(p["warmth"] != p["focus"] for p in labelled) / len(labelled), 3),
         "sampling_minutes": round((time.perf_counter() - begin) / 60, 1),
     }
 
@@ -105,12 +124,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MODELS / "parm")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bundled")
     parser.add_argument("--prompts", type=int, default=4000)
-    parser.add_argument("--iters", type=int, default=500)
+    parser.add_argument("--iters", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--beta-objective", type=float, default=0.1)
-    parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--target-modules", default="q_proj,k_proj,v_proj")
     args = parser.parse_args()
     process.keep_freed_memory()
 
@@ -131,12 +148,10 @@ def main() -> None:
         learning_rate=args.learning_rate,
         beta_objective=(args.beta_objective,),
         dropout=0.0,
-        r1=args.rank,
-        r2=args.rank,
-        lora_alpha=2.0 * args.rank,
-        target_modules=tuple(args.target_modules.split(",")),
+        target_modules=TARGET_MODULES,
         max_seq_length=512,
-        val_batches=10,
+        val_batches=-1,
+        steps_per_eval=100,
         seed=SEED % 1000,
     )
     train(config, force=True, progress=ConsoleProgress(Console(stderr=True)))

@@ -206,7 +206,7 @@ def demo_questions(count: int = 60) -> list[str]:
     """Held-out questions in plain words, of mixed topics and intents, for ``parm-mlx demo``."""
     rng = random.Random(count)
     plain = [q for q in split()[1] if q.text.endswith("?") and q.text[0].isupper() and not q.remark]
-    plain = [q for q in plain if q.intent in ("how", "tips", "first", "avoid")]
+    plain = [q for q in plain if " your " not in q.text and q.intent in ("how", "tips", "first", "avoid")]
     chosen: dict[str, str] = {}
     for question in rng.sample(plain, len(plain)):
         chosen.setdefault(question.topic.do, question.text)

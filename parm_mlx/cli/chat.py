@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from parm_mlx.guidance.sampling import Sampling
 
 COMMANDS = """\
-/alpha 0.8,0.2          answer by this preference from now on (also by name: /alpha warmth=0.8,brevity=0.2)
+/alpha 0.8,0.2          answer by this preference from now on (also by name: /alpha warmth=0.8,focus=0.2)
 /alpha                  show the preference
 /compare 1,0 0,1        answer the last question at several preferences, beside the conversation
 /reset                  forget the conversation

@@ -23,7 +23,7 @@ def demo(
     ] = None,
     alpha: options.Alphas = None,
     beta: options.Beta = 1.0,
-    temp: options.Temp = 0.7,
+    temp: options.Temp = 1.0,
     max_tokens: options.MaxTokens = 120,
     seed: options.Seed = 0,
 ) -> None:
@@ -51,7 +51,7 @@ def demo(
             typer.echo(f"\n▌ {text}\n")
             asked = text
         scores[weights].append([SCORERS[name](answer.text) for name in objectives])
-        measured = "  ".join(f"{name} {score:g}" for name, score in zip(objectives, scores[weights][-1], strict=True))
+        measured = "  ".join(f"{name} {score:.1f}" for name, score in zip(objectives, scores[weights][-1], strict=True))
         typer.echo(f"  [{format_alpha(weights, objectives)}]  →  {measured}")
         typer.echo(f"  {answer.text.strip()}\n")
     typer.echo(_summary(objectives, scores))

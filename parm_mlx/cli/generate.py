@@ -48,7 +48,7 @@ def generate(
     \b
     Examples:
       parm-mlx generate --prompt "How do I keep basil alive?" --alpha 1,0 --alpha 0,1
-      parm-mlx generate --prompts questions.txt --alpha warmth=0.7,brevity=0.3 --json
+      parm-mlx generate --prompts questions.txt --alpha warmth=0.7,focus=0.3 --json
       parm-mlx generate --model base --parm parm --guide-model small --prompt - < question.txt
     """
     texts = _prompts(prompt, prompts)

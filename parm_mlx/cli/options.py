@@ -21,16 +21,14 @@ GuideModel = Annotated[
 ]
 Alpha = Annotated[
     str | None,
-    typer.Option(
-        "--alpha", help='Preference: "0.7,0.3", or by name "warmth=0.7,brevity=0.3".', show_default="all equal"
-    ),
+    typer.Option("--alpha", help='Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3".', show_default="all equal"),
 ]
 Alphas = Annotated[
     list[str] | None,
     typer.Option(
         "--alpha",
         metavar="<str>",
-        help='Preference: "0.7,0.3", or by name "warmth=0.7,brevity=0.3"; may be given several times.',
+        help='Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3"; may be given several times.',
         show_default="all equal",
     ),
 ]

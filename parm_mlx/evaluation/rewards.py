@@ -1,10 +1,11 @@
 """Built-in scorers: deterministic, published functions from an answer to a number, larger is more.
 
-They score style, not truth. The bundled PARM is trained on ``warmth`` and ``brevity``, and the demo prints them.
+They score style, not truth. The bundled PARM is trained on ``warmth`` and ``focus``, and the demo prints them.
 """
 
 import re
 from collections.abc import Callable
+from functools import cache
 
 WARM_EXPRESSIONS = (
     "always here for you",
@@ -83,9 +84,13 @@ def words(text: str) -> list[str]:
 
 def count_expressions(text: str, expressions: tuple[str, ...]) -> int:
     """How often expressions occur as whole words, longest first and without overlap; case does not matter."""
+    return len(_pattern(expressions).findall(" ".join(words(text))))
+
+
+@cache
+def _pattern(expressions: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(expressions, key=len, reverse=True)
-    pattern = r"\b(?:" + "|".join(re.escape(expression) for expression in longest_first) + r")\b"
-    return len(re.findall(pattern, " ".join(words(text))))
+    return re.compile(r"\b(?:" + "|".join(re.escape(expression) for expression in longest_first) + r")\b")
 
 
 def warmth(text: str) -> float:
@@ -101,6 +106,16 @@ def brevity(text: str) -> float:
 def detail(text: str) -> float:
     """Number of different words that carry content, which is all but COMMON_WORDS."""
     return float(len(set(words(text)) - COMMON_WORDS))
+
+
+def focus(text: str) -> float:
+    """Share of the words that inform, in percent: different content words outside of warm expressions, over all words.
+
+    Pleasantries and repetitions lower it. 0 for an empty text.
+    """
+    said = words(text)
+    informing = words(_pattern(WARM_EXPRESSIONS).sub(" ", " ".join(said)))
+    return 100 * len(set(informing) - COMMON_WORDS) / len(said) if said else 0.0
 
 
 def caution(text: str) -> float:
@@ -122,6 +137,7 @@ SCORERS: dict[str, Callable[[str], float]] = {
     "warmth": warmth,
     "brevity": brevity,
     "detail": detail,
+    "focus": focus,
     "caution": caution,
     "hedging": hedging,
     "reasons": reasons,

@@ -8,6 +8,7 @@ from parm_mlx.evaluation.rewards import (
     caution,
     count_expressions,
     detail,
+    focus,
     hedging,
     reasons,
     score,
@@ -53,6 +54,13 @@ def test_brevity_is_minus_the_number_of_words() -> None:
 def test_detail_counts_each_content_word_once() -> None:
     """Content words: boil, water, egg; "the" and "in" are common, and "water" comes twice."""
     assert detail("Boil the water, the egg in water.") == 3
+
+
+def test_focus_is_the_share_of_different_informing_words() -> None:
+    """Boil, egg, water, now of 7 words; boil, water of 9; boil, water of 4."""
+    assert focus("Boil the egg in the water now.") == pytest.approx(100 * 4 / 7)
+    assert focus("I am glad! Boil water. Good luck, my friend!") == pytest.approx(100 * 2 / 9)
+    assert focus("Boil water. Boil water.") == pytest.approx(50)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from parm_mlx.evaluation.rewards import brevity, warmth
+from parm_mlx.evaluation.rewards import focus, warmth
 
 MODULES = ("world", "answers", "dialogues")
 COUNTS = {"step": 4, "need": 1, "avoid": 2, "why": 2, "time": 1, "example": 1, "like": 1, "joke": 1, "ask": 1}
@@ -111,16 +111,16 @@ def test_each_style_shows(bundled: SimpleNamespace) -> None:
     )
 
 
-def test_warmth_and_brevity_conflict(bundled: SimpleNamespace) -> None:
-    """On two answers to one question, the warmer one is the longer one more often than not."""
+def test_warmth_and_focus_conflict(bundled: SimpleNamespace) -> None:
+    """On two answers to one question, the warmer one has less substance more often than not."""
     rng = random.Random(4)
     opposite = strict = 0
     for _ in range(1000):
         question = bundled.world.draw(rng)
         a, b = (bundled.dialogues.answer(question, rng) for _ in range(2))
-        warmer, shorter = warmth(a) - warmth(b), brevity(a) - brevity(b)
-        if warmer and shorter:
+        warmer, denser = warmth(a) - warmth(b), focus(a) - focus(b)
+        if warmer and denser:
             strict += 1
-            opposite += (warmer > 0) != (shorter > 0)
+            opposite += (warmer > 0) != (denser > 0)
     assert strict > 500
     assert opposite / strict >= 0.5
