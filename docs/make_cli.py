@@ -19,7 +19,8 @@ OUTPUT = Path(__file__).parent / "cli.md"
 HEADER = """# The command line
 
 Results go to stdout, everything else (progress, notes, errors) to stderr. Exit codes: 0 done, 1 a failure while
-running, 2 wrong usage or input, 130 stopped with Ctrl-C. `make docs` writes this page from the commands.
+running, 2 wrong usage or input, 130 stopped with Ctrl-C, 143 training stopped with SIGTERM. `make docs` writes this
+page from the commands.
 """
 NOTHING = (inspect.Parameter.empty, ...)
 KEEP_LINES = "\b\n"
@@ -104,17 +105,31 @@ def describe_command(name: str, function: Callable[..., Any]) -> str:
     return "\n".join([f"## {name}", "", describe_text(function), "", f"Usage: `{usage}`", "", *table, ""])
 
 
+def describe_commands(program: str, app: typer.Typer) -> list[str]:
+    """The sections of the commands that a program, or a group of its commands, shows."""
+    return [
+        describe_command(f"{program} {info.name}", info.callback)
+        for info in app.registered_commands
+        if info.callback is not None and not info.hidden
+    ]
+
+
 def reference(app: typer.Typer) -> str:
     """The whole page, one section for each command that the program shows."""
     sections = [HEADER]
     if app.registered_callback is not None and app.registered_callback.callback is not None:
         _, table = describe_parameters(app.registered_callback.callback)
         sections.append("\n".join(["Before the command:", "", *table, ""]))
-    sections += [
-        describe_command(f"parm-mlx {info.name}", info.callback)
-        for info in app.registered_commands
-        if info.callback is not None and not info.hidden
-    ]
+    sections += describe_commands("parm-mlx", app)
+    for group in app.registered_groups:
+        name, inner = f"parm-mlx {group.name}", group.typer_instance
+        if (
+            inner is not None
+            and inner.registered_callback is not None
+            and inner.registered_callback.callback is not None
+        ):
+            sections.append(f"## {name}\n\n{describe_text(inner.registered_callback.callback)}\n")
+            sections += describe_commands(name, inner)
     return "\n".join(sections)
 
 

@@ -7,6 +7,7 @@ ParmError                  exit 1
 │   ├── ModelError         a model or tokenizer directory
 │   ├── DataError          preference data
 │   ├── ConfigError        settings
+│   ├── CheckpointError    checkpoints of a training run
 │   └── OutputError        an output that exists or cannot be written
 └── RunError               exit 1: something failed while running
 """
@@ -51,6 +52,10 @@ class DataError(InputError):
 
 class ConfigError(InputError):
     """Settings that cannot be used."""
+
+
+class CheckpointError(InputError):
+    """Checkpoints of a training run that cannot be read, or that belong to another run."""
 
 
 class OutputError(InputError):

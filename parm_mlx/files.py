@@ -1,6 +1,7 @@
 """Where directories come from and how they are written: local paths, the Hugging Face hub, whole-or-nothing outputs."""
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from parm_mlx.errors import InputError, ModelError, OutputError, RunError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.jsonl"]
-_OURS = ("config.json", "adapter_config.json")
+_OURS = ("config.json", "adapter_config.json", "prepared.json")
 
 
 def resolve(source: str | Path, what: str = "model") -> Path:
@@ -64,7 +65,7 @@ def check_new(path: str | Path, force: bool = False) -> Path:
 
     Args:
         path: The directory to be made.
-        force: Whether an existing model or adapter directory there may be replaced.
+        force: Whether an existing model, adapter or prepared data directory there may be replaced.
 
     Raises:
         OutputError: It exists and may not be replaced, or its parent cannot be written.
@@ -75,7 +76,9 @@ def check_new(path: str | Path, force: bool = False) -> Path:
             raise OutputError(f"{path} exists already", hint="choose another --out, or replace it with --force")
         replaceable = path.is_dir() and not path.is_symlink()
         if not replaceable or (any(path.iterdir()) and not any((path / name).is_file() for name in _OURS)):
-            raise OutputError(f"{path} is not a model or adapter directory, so --force does not replace it")
+            raise OutputError(
+                f"{path} is not a model, adapter or prepared data directory, so --force does not replace it"
+            )
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"{path} cannot be written: {parent} is not a writable directory")
@@ -117,6 +120,37 @@ def _swap(partial: Path, path: Path) -> None:
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Ends what a process that was killed inside :func:`new_directory` left beside ``path``.
+
+    Half-written directories are removed. What was about to be replaced is put back, unless it has been replaced.
+    Nothing may be writing to ``path`` meanwhile.
+    """
+    with disk_errors(path):
+        for old in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(path)
+        for partial in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory so that it is gone whole: renamed first, in the way that :func:`recover` knows."""
+    gone = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with disk_errors(path):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def flush_files(directory: Path) -> None:
+    """Waits until the files of a directory are on the disk, so that they outlast a power cut after a rename."""
+    for file in directory.iterdir():
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
 
 
 @contextmanager

@@ -2,30 +2,49 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C has been pressed; a second Ctrl-C raises KeyboardInterrupt.
+class Stop:
+    """Says, when called, whether a signal has asked the work to stop.
 
-    Outside the main thread, where Python delivers no signals, the answer is always no.
+    Attributes:
+        signal: The number of that signal, the first one if there were several.
     """
-    came = False
 
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        if came:
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether the work should stop."""
+        return self.signal is not None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Remembers a signal; a second Ctrl-C raises KeyboardInterrupt."""
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        came = True
+        self.signal = self.signal or number
 
+
+@contextmanager
+def stop_on_interrupt(*signals: int) -> Iterator[Stop]:
+    """Yields a function that says whether the work should stop, because Ctrl-C has been pressed or a signal came.
+
+    A second Ctrl-C raises KeyboardInterrupt; other signals may come as often as they like. Outside the main thread,
+    where Python delivers no signals, the answer is always no.
+
+    Args:
+        signals: What asks the work to stop; by default Ctrl-C alone.
+    """
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: came
+        yield stop
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, stop.handle) for number in signals or (signal.SIGINT,)}
     try:
-        yield lambda: came
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

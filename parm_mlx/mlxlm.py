@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import _BaseCache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import load_model, load_tokenizer, save_config, save_model
+from mlx_lm.utils import load_config, load_model, load_tokenizer, save_config, save_model
 
 from parm_mlx.errors import ModelError
 
@@ -23,6 +23,7 @@ __all__ = [
     "PreferenceCache",
     "TokenizerWrapper",
     "filter_logprobs",
+    "load_tokenizer_alone",
     "load_weights_and_tokenizer",
     "make_prompt_cache",
     "rewind",
@@ -159,6 +160,28 @@ def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: in
     return logprobs
 
 
+def load_tokenizer_alone(path: Path) -> TokenizerWrapper:
+    """Loads the tokenizer of a model directory, the same as with its weights.
+
+    Raises:
+        ModelError: The directory holds no tokenizer that mlx-lm can load.
+    """
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is no model directory: config.json is missing")
+    _check_tokenizer(path)
+    try:
+        tokenizer: TokenizerWrapper = load_tokenizer(path, eos_token_ids=load_config(path).get("eos_token_id"))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"the tokenizer of {path} cannot be loaded: {reason[0]}") from error
+    return tokenizer
+
+
+def _check_tokenizer(path: Path) -> None:
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise ModelError(f"{path} holds no tokenizer")
+
+
 def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
     """Loads an MLX (or unquantised Hugging Face) model directory.
 
@@ -171,8 +194,7 @@ def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Modul
         found = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in path.glob(pattern))
         extra = f" (found {', '.join(found)}, which are not loaded)" if found else ""
         raise ModelError(f"{path} holds no model*.safetensors{extra}")
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        raise ModelError(f"{path} holds no tokenizer")
+    _check_tokenizer(path)
     try:
         model, config = load_model(path, lazy=lazy)
         tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from parm_mlx.errors import ModelError, OutputError, RunError
-from parm_mlx.files import check_new, new_directory, resolve
+from parm_mlx.files import check_new, new_directory, recover, remove_directory, resolve
 
 
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
@@ -34,13 +34,27 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseExcepti
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_recover_ends_what_a_killed_process_began(tmp_path: Path) -> None:
+    """Killed between the renames: the old directory comes back. Killed after them: it goes."""
+    (tmp_path / ".out.old-7").mkdir()
+    (tmp_path / ".out.partial-7").mkdir()
+    (tmp_path / ".out2.partial-7").mkdir()
+    recover(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out2.partial-7", "out"]
+    (tmp_path / ".out.old-8").mkdir()
+    recover(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out2.partial-7", "out"]
+    remove_directory(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".out2.partial-7"]
+
+
 def test_force_replaces_models_and_adapters_only(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="exists already"):
         check_new(out)
-    with pytest.raises(OutputError, match="not a model or adapter directory"):
+    with pytest.raises(OutputError, match="not a model, adapter or prepared"):
         check_new(out, force=True)
     (out / "adapter_config.json").write_text("{}")
     with new_directory(out, force=True):
@@ -50,7 +64,7 @@ def test_force_replaces_models_and_adapters_only(tmp_path: Path) -> None:
 
 def test_a_file_is_no_place_for_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="not a model or adapter"):
+    with pytest.raises(OutputError, match="not a model, adapter or prepared"):
         check_new(tmp_path / "file", force=True)
     with pytest.raises(OutputError, match="cannot be written"):
         check_new(tmp_path / "file" / "out")

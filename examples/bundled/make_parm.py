@@ -31,7 +31,7 @@ from parm_mlx.evaluation.rewards import score
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.progress import ConsoleProgress
-from parm_mlx.training.trainer import train
+from parm_mlx.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "parm_mlx" / "models"

@@ -37,6 +37,7 @@ def chat(
     max_tokens: options.MaxTokens = 512,
     seed: options.Seed = 0,
     system_prompt: options.SystemPrompt = None,
+    chat_template: options.ChatTemplate = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print answers only.")] = False,
 ) -> None:
     """Chat, and change the preference at any turn with /alpha.
@@ -49,7 +50,7 @@ def chat(
       parm-mlx chat --model base --parm parm --alpha helpful=0.8,harmless=0.2
       echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
     """
-    session = open_session(model, parm, guide_model, beta)
+    session = open_session(model, parm, guide_model, beta, chat_template=chat_template)
     weights = session.alpha(alpha)
 
     from parm_mlx.guidance.conversation import Conversation

@@ -62,7 +62,7 @@ def blas_hint() -> None:
         stderr().print(f"[cyan]hint:[/] {HINT}")
 
 
-def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+def progress(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     """Passes items on, with a progress bar on stderr when that is a terminal."""
     from rich.progress import track
 

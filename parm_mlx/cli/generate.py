@@ -35,6 +35,7 @@ def generate(
     max_tokens: options.MaxTokens = 256,
     seed: options.Seed = 0,
     system_prompt: options.SystemPrompt = None,
+    chat_template: options.ChatTemplate = None,
     ignore_chat_template: Annotated[
         bool, typer.Option("--ignore-chat-template", help="Continue the prompt as plain text.")
     ] = False,
@@ -53,7 +54,9 @@ def generate(
     texts = _prompts(prompt, prompts)
     if ignore_chat_template and system_prompt:
         raise InputError("--system-prompt needs the chat template")
-    session = open_session(model, parm, guide_model, beta, template=not ignore_chat_template)
+    if ignore_chat_template and chat_template:
+        raise InputError("--chat-template and --ignore-chat-template exclude each other")
+    session = open_session(model, parm, guide_model, beta, not ignore_chat_template, chat_template)
     alphas = session.alphas(alpha)
 
     from parm_mlx.guidance.sampling import Sampling

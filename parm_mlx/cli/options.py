@@ -1,6 +1,6 @@
 """Options that several commands share, with mlx-lm's names."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,4 +41,16 @@ MinP = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling; the same seed, the same answer.")]
+ChatTemplate = Annotated[
+    Literal["beaver", "alpaca", "hh", "plain"] | None,
+    typer.Option(
+        "--chat-template",
+        help="Built-in chat template of the base.",
+        show_default="the tokenizer's own, or what the adapter records",
+    ),
+]
+TrainedTemplate = Annotated[
+    Literal["beaver", "alpaca", "hh", "plain"] | None,
+    typer.Option("--chat-template", help="Built-in chat template to train with.", show_default="the tokenizer's own"),
+]
 SystemPrompt = Annotated[str | None, typer.Option("--system-prompt", help="System message put before the prompt.")]

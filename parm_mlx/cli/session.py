@@ -42,7 +42,12 @@ class Session:
 
 
 def open_session(
-    model: str | None, parm: str | None, guide_model: str | None, beta: float, template: bool = True
+    model: str | None,
+    parm: str | None,
+    guide_model: str | None,
+    beta: float,
+    template: bool = True,
+    chat_template: str | None = None,
 ) -> Session:
     """Loads what ``--model``, ``--parm`` and ``--guide-model`` name; the bundled model when none is given.
 
@@ -63,4 +68,11 @@ def open_session(
     else:
         base, adapter = model or guide_model or str(recorded_backbone(parm)), parm
     guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapter, guide_model, beta=beta)
-    return Session(guided, tokenizer, Prompter(tokenizer, guide_tokenizer, template))
+    prompter = Prompter(
+        tokenizer,
+        guide_tokenizer,
+        template,
+        base_template=chat_template,
+        guide_template=guided.guide.config.chat_template,
+    )
+    return Session(guided, tokenizer, prompter)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from parm_mlx.cli import console
+from parm_mlx.cli import console, options
 from parm_mlx.training.config import TrainConfig
 
 
@@ -18,8 +18,8 @@ def train(
         str | None,
         typer.Option(
             "--data",
-            help="Preference data: a .jsonl file (split by prompt), or a folder with train.jsonl and valid.jsonl, "
-            "or with one file per objective.",
+            help="Preference data: a file (.jsonl or .json, or either with .gz; split by prompt), or a folder with "
+            "train.jsonl and valid.jsonl, or with one file per objective.",
         ),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="Directory for the adapter.")] = None,
@@ -47,6 +47,7 @@ def train(
             help="Most tokens of a prompt with its response; longer pairs are left out, never cut.",
         ),
     ] = TrainConfig.max_seq_length,
+    chat_template: options.TrainedTemplate = None,
     objectives: Annotated[
         str | None,
         typer.Option(
@@ -93,11 +94,31 @@ def train(
     steps_per_eval: Annotated[
         int, typer.Option("--steps-per-eval", help="Steps between validations.")
     ] = TrainConfig.steps_per_eval,
+    steps_per_save: Annotated[
+        int, typer.Option("--steps-per-save", help="Steps between checkpoints, in OUT.checkpoints.")
+    ] = TrainConfig.steps_per_save,
+    keep_checkpoints: Annotated[
+        int,
+        typer.Option(
+            "--keep-checkpoints",
+            help="How many of the newest checkpoints to keep, besides the best by validation.",
+        ),
+    ] = TrainConfig.keep_checkpoints,
+    save: Annotated[
+        Literal["last", "best"],
+        typer.Option("--save", help="Which adapter is the result: of the last step, or the best by validation loss."),
+    ] = TrainConfig.save,
     val_batches: Annotated[
         int, typer.Option("--val-batches", help="Batches per validation; -1 for all, 0 for none.")
     ] = TrainConfig.val_batches,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = TrainConfig.seed,
-    force: Annotated[bool, typer.Option("--force", help="Replace an adapter that exists at --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint, with the same settings and data.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace an adapter that exists at --out, and checkpoints of an earlier run."),
+    ] = False,
 ) -> None:
     """Train a PARM adapter on preference data.
 
@@ -107,26 +128,35 @@ def train(
       {"prompt": "…", "responses": ["…", "…"], "preferred": {"helpful": 0, "harmless": 1}}
       {"prompt": "…", "chosen": "…", "rejected": "…", "objective": "helpful"}
 
-    Ctrl-C ends the training after the step in progress and saves what has been learned.
+    Rows of HH-RLHF and of PKU-SafeRLHF are read as they are; `parm-mlx data inspect` shows what is in the data.
+
+    While training, checkpoints are written to OUT.checkpoints; each can be used as an adapter. After Ctrl-C, a kill or
+    a full disk, the same command with --resume goes on as if nothing had happened. Ctrl-C and SIGTERM finish the step
+    in progress and save first. The finished adapter takes the place of the checkpoints; only the best by validation
+    stays, when it is not the result.
 
     \b
     Examples:
       parm-mlx train --model base --data pairs.jsonl --out my-parm --iters 200
       parm-mlx train --model base --data pairs/ --out my-parm --objectives harmless,helpful
+      parm-mlx train --model base --data pairs.jsonl --out my-parm --iters 200 --resume
       parm-mlx train --config train.yaml --learning-rate 1e-4 --out second-try
     """
-    names = context.params.keys() - {"config", "force"}
+    names = context.params.keys() - {"config", "force", "resume"}
     given = {name: context.params[name] for name in names if _is_given(context, name)}
     settings = TrainConfig.from_sources(config, given)
     console.blas_hint()
     from parm_mlx.training.progress import ConsoleProgress
-    from parm_mlx.training.trainer import train as run
+    from parm_mlx.training.run import train as run
 
-    result = run(settings, force=force, progress=ConsoleProgress(console.stderr()))
+    result = run(settings, force=force, resume=resume, progress=ConsoleProgress(console.stderr()))
     typer.echo(str(result.out))
-    if result.interrupted:
-        console.note(f"interrupted: {result.out} holds what {result.steps} steps have learned")
-        raise typer.Exit(console.INTERRUPTED)
+    if result.signal is not None:
+        console.note(
+            f"stopped after {result.steps} steps; the same command with --resume goes on from there\n"
+            f"{result.out} holds what has been learned; try it: parm-mlx chat --parm {result.out}"
+        )
+        raise typer.Exit(128 + result.signal)
     console.note(f"{result.steps} steps done; try it: parm-mlx chat --parm {result.out}")
 
 

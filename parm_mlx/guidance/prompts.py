@@ -1,15 +1,12 @@
 """From conversations to prompt tokens, for the base and for the guide, which may need different templates."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
 from parm_mlx.errors import ModelError
+from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Prompt, check_template, render
 from parm_mlx.mlxlm import TokenizerWrapper
-
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -27,10 +24,28 @@ class Prompter:
         base: The base's tokenizer.
         guide: The guide's tokenizer.
         template: Whether chat templates are applied; without, a prompt is plain text to continue.
+        base_template: Name of the base's chat template. By default its tokenizer's own, or, where it has none,
+            the guide's.
+        guide_template: Name of the chat template that the guide was trained with; None is its tokenizer's own.
+
+    Raises:
+        ModelError: There is no chat template of such a name.
     """
 
-    def __init__(self, base: TokenizerWrapper, guide: TokenizerWrapper, template: bool = True) -> None:
-        self._tokenizers = (base, guide)
+    def __init__(
+        self,
+        base: TokenizerWrapper,
+        guide: TokenizerWrapper,
+        template: bool = True,
+        *,
+        base_template: str | None = None,
+        guide_template: str | None = None,
+    ) -> None:
+        check_template(guide_template)
+        check_template(base_template)
+        if base_template is None and not base.has_chat_template:
+            base_template = guide_template
+        self._readers = ((base, base_template), (guide, guide_template))
         self._template = template
 
     def __call__(self, prompt: Prompt) -> PromptTokens:
@@ -39,27 +54,32 @@ class Prompter:
         Raises:
             ModelError: A tokenizer has no chat template for a conversation, or its template refuses this one.
         """
-        return PromptTokens(*(self._encode(tokenizer, prompt) for tokenizer in self._tokenizers))
+        return PromptTokens(*(self._encode(tokenizer, name, prompt) for tokenizer, name in self._readers))
 
-    def _encode(self, tokenizer: TokenizerWrapper, prompt: Prompt) -> list[int]:
+    def _encode(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Prompt) -> list[int]:
         try:
-            text = prompt if isinstance(prompt, str) and not self._template else render_prompt(tokenizer, prompt)
+            as_it_is = isinstance(prompt, str) and not self._template
+            text = render(PLAIN, prompt) if as_it_is else render_prompt(tokenizer, prompt, name)
         except TemplateError as error:
             raise ModelError(f"the chat template does not accept this conversation: {error}") from error
         return encode(tokenizer, text) or [tokenizer.eos_token_id]
 
 
-def render_prompt(tokenizer: TokenizerWrapper, prompt: Prompt) -> str:
+def render_prompt(tokenizer: TokenizerWrapper, prompt: Prompt, chat_template: str | None = None) -> str:
     """The text that the model continues with its response.
 
     Args:
         tokenizer: An mlx-lm tokenizer.
-        prompt: A user's text or a list of messages. Without a chat template a text stays as it is.
+        prompt: A user's text or a list of messages.
+        chat_template: Name of a built-in chat template; by default the tokenizer's own. Where there is none, a text
+            stays as it is.
 
     Raises:
-        ModelError: The prompt is a list of messages and the tokenizer has no chat template.
+        ModelError: The prompt is a list of messages and there is no chat template, or none of that name.
         jinja2.TemplateError: The template does not accept these messages.
     """
+    if chat_template is not None:
+        return render(chat_template, prompt, tokenizer.eos_token or "")
     if isinstance(prompt, str):
         if not tokenizer.has_chat_template:
             return prompt
@@ -67,7 +87,7 @@ def render_prompt(tokenizer: TokenizerWrapper, prompt: Prompt) -> str:
     elif not tokenizer.has_chat_template:
         raise ModelError(
             "the model's tokenizer has no chat template, so it cannot read a conversation",
-            hint="use a chat model, or a prompt in plain text",
+            hint=f"name one with --chat-template: {', '.join(CHAT_TEMPLATES)}",
         )
     text: str = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
     return text
@@ -78,3 +98,24 @@ def encode(tokenizer: TokenizerWrapper, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     bos = tokenizer.bos_token_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def split_response(tokenizer: TokenizerWrapper, prompt: str, response: str) -> tuple[list[int], int]:
+    """The boundary between prompt and response; it is decided here and nowhere else.
+
+    Both are tokenised together, because a tokenizer may join the last characters of the one to the first of the other
+    (a template that ends in a space: "▁" and "▁Yes"). The response starts at the first token that the prompt alone does
+    not have.
+
+    Args:
+        tokenizer: An mlx-lm tokenizer.
+        prompt: As :func:`render_prompt` returns it.
+        response: The response, without a turn's end.
+
+    Returns:
+        The token ids of [BOS] prompt response, and the index of the first response token; the number of tokens when
+        the response has none.
+    """
+    alone, ids = encode(tokenizer, prompt), encode(tokenizer, prompt + response)
+    start = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
+    return ids, start

@@ -83,11 +83,16 @@ def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.a
     }
     _check(tensors, expected, "the adapter does not fit the model")
     attach(model, config)
+    set_adapter_tensors(model, tensors)
+    model.eval()
+
+
+def set_adapter_tensors(model: nn.Module, tensors: Mapping[str, mx.array]) -> None:
+    """Puts tensors into the adapter that a model has already; the inverse of :func:`adapter_tensors`."""
     for name, layer in adapted_layers(model).items():
         for key in TENSORS:
             if (tensor := tensors.get(f"{name}.{key}")) is not None:
                 layer[key] = tensor
-    model.eval()
 
 
 def backbone_reference(model: str, out: Path) -> str:

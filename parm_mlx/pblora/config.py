@@ -28,6 +28,7 @@ class PBLoRAConfig:
         target_modules: Name suffixes of the adapted linear layers.
         base_model: The backbone that the adapter was made for (path or hub id).
         objective_betas: β_i of the training objective, one per objective.
+        chat_template: Name of the built-in chat template that it was trained with; None is the tokenizer's own.
         training: Everything else that reproduces the training.
     """
 
@@ -39,6 +40,7 @@ class PBLoRAConfig:
     target_modules: tuple[str, ...] = DEFAULT_TARGETS
     base_model: str | None = None
     objective_betas: tuple[float, ...] | None = None
+    chat_template: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +73,8 @@ class PBLoRAConfig:
             or not all(_is_number(b) and b > 0 for b in self.objective_betas)
         ):
             problems.append(f"objective_betas must hold one number above 0 per objective, got {self.objective_betas!r}")
+        if self.chat_template is not None and not isinstance(self.chat_template, str):
+            problems.append(f"chat_template must be a name, got {self.chat_template!r}")
         if not isinstance(self.training, dict):
             problems.append("training must be a JSON object")
         return problems
@@ -86,8 +90,11 @@ class PBLoRAConfig:
         return self.r1 + self.r2
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of ``adapter_config.json``."""
-        return {"fine_tune_type": FINE_TUNE_TYPE, "format_version": FORMAT_VERSION, **asdict(self)}
+        """The content of ``adapter_config.json``; a chat template is named only if there is one."""
+        content = {"fine_tune_type": FINE_TUNE_TYPE, "format_version": FORMAT_VERSION, **asdict(self)}
+        if self.chat_template is None:
+            del content["chat_template"]
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "PBLoRAConfig":

@@ -69,13 +69,9 @@ def make_batch(pairs: Sequence[TokenPair]) -> Batch:
     )
 
 
-def training_batches(pairs: Sequence[TokenPair], size: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """Yields batches without end: each pair once per epoch, in a new order, batches running on across epochs."""
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < size:
-            waiting.extend(rng.permutation(len(pairs)).tolist())
-        chosen, waiting = waiting[:size], waiting[size:]
+def training_batches(pairs: Sequence[TokenPair], order: Iterator[list[int]]) -> Iterator[Batch]:
+    """Yields the batches of an order without end; nothing is drawn ahead."""
+    for chosen in order:
         yield make_batch([pairs[i] for i in chosen])
 
 

@@ -30,7 +30,11 @@ class TrainConfig:
         max_seq_length: Most tokens of a prompt with its response; longer pairs are left out.
         steps_per_report: Steps between reports.
         steps_per_eval: Steps between validations.
+        steps_per_save: Steps between checkpoints.
+        keep_checkpoints: How many of the newest checkpoints are kept, besides the best one by validation.
+        save: ``last`` makes the adapter of the last step the result, ``best`` the one with the lowest validation loss.
         val_batches: Batches per validation; -1 for all, 0 for no validation.
+        chat_template: Name of a built-in chat template; the tokenizer's own by default.
         seed: Seed of the split, the initial adapter, the order of the data, α and dropout.
         r1: Rank that does not depend on α.
         r2: Rank that depends on α.
@@ -57,8 +61,12 @@ class TrainConfig:
     warmup: int = 20
     weight_decay: float = 0.05
     max_seq_length: int = 1024
+    chat_template: str | None = None
     steps_per_report: int = 10
     steps_per_eval: int = 200
+    steps_per_save: int = 100
+    keep_checkpoints: int = 2
+    save: Literal["last", "best"] = "last"
     val_batches: int = 25
     seed: int = 0
     r1: int = 4
@@ -82,6 +90,8 @@ class TrainConfig:
                 object.__setattr__(self, setting.name, _READ[setting.name](value))
             except (ValueError, PreferenceError) as reason:
                 problems.append(f"{setting.name} {reason}" if isinstance(reason, ValueError) else str(reason))
+        if not problems and self.save == "best" and self.val_batches == 0:
+            problems.append("save is 'best', but val_batches is 0: only validation tells which is best")
         if problems:
             raise ConfigError("training settings: " + "; ".join(problems))
 
@@ -220,9 +230,20 @@ def _positive_numbers(value: Any) -> tuple[float, ...]:
     return numbers
 
 
-def _alpha_per(value: Any) -> str:
-    if value not in ("example", "batch"):
-        raise ValueError(f"must be 'example' or 'batch', got {value!r}")
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"must be {' or '.join(map(repr, choices))}, got {value!r}")
+        return str(value)
+
+    return read
+
+
+def _chat_template(value: Any) -> str:
+    from parm_mlx.guidance.templates import CHAT_TEMPLATES
+
+    if value not in CHAT_TEMPLATES:
+        raise ValueError(f"must be one of {', '.join(CHAT_TEMPLATES)}, got {value!r}")
     return str(value)
 
 
@@ -237,8 +258,12 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "warmup": _whole(0),
     "weight_decay": _number(0),
     "max_seq_length": _whole(2),
+    "chat_template": _chat_template,
     "steps_per_report": _whole(1),
     "steps_per_eval": _whole(1),
+    "steps_per_save": _whole(1),
+    "keep_checkpoints": _whole(1),
+    "save": _one_of("last", "best"),
     "val_batches": _whole(-1),
     "seed": _whole(0),
     "r1": _whole(0),
@@ -250,5 +275,5 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "beta_objective": _positive_numbers,
     "gamma": _number(0),
     "dirichlet": _number(0, above=True),
-    "alpha_per": _alpha_per,
+    "alpha_per": _one_of("example", "batch"),
 }

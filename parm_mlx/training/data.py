@@ -1,25 +1,23 @@
 """Preference data: files → pairs for training and validation, split so that no prompt is in both."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
 from parm_mlx.errors import DataError
-from parm_mlx.training.rows import Pair, Problems, RowError, parse_row, read_lines
+from parm_mlx.training.rows import Pair, Problems
+from parm_mlx.training.sources import DataReader, check_objectives, find_files, sha256, stem
 
 VALID_SHARE = 0.1
 MAX_VALID_PROMPTS = 500
-_SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that was read: its name, the SHA-256 of its bytes and its number of pairs."""
+    """A file that was read: its name, the SHA-256 of its bytes and its number of pairs, unusable ones included."""
 
     name: str
     sha256: str
@@ -51,10 +49,11 @@ def load_data(
     """Reads preference data.
 
     A file is split by prompt. A folder holds either ``train.jsonl`` and, if it likes, ``valid.jsonl``; or one file per
-    objective (``helpful.jsonl``), which are split together.
+    objective (``helpful.jsonl``), which are split together. The formats are those of
+    :mod:`parm_mlx.training.formats`; pairs of two equal responses are left out, and counted in a note.
 
     Args:
-        source: A ``.jsonl`` file or a folder of them.
+        source: A ``.jsonl`` file (or ``.json``, or either with ``.gz``) or a folder of them.
         objectives: Their names in the order of α; by default those of the data, in order of appearance.
         seed: Seed of the split.
         hold_out: Whether to keep pairs for validation. Without, every pair of a file trains.
@@ -64,14 +63,18 @@ def load_data(
             ``valid.jsonl`` is in ``train.jsonl`` too.
     """
     source = Path(source).expanduser()
-    paths = _find(source)
     problems = Problems()
-    read = {path: _read(path, objectives, problems) for path in paths}
+    reader = DataReader(objectives, problems)
+    paths = [path for path in find_files(source) if source.is_file() or stem(path) != "test"]
+    read = {path: list(reader.read(path)) for path in paths}
     names = tuple(objectives) if objectives else _objectives_of(read)
-    _check_objectives(read, names, problems)
+    for pair in (pair for pairs in read.values() for pair in pairs):
+        check_objectives(pair, names, problems)
     problems.raise_any(source)
-    files = tuple(DataFile(path.name, _sha256(path), len(pairs)) for path, pairs in read.items())
-    by_split = {path.stem: pairs for path, pairs in read.items()} if source.is_dir() else {}
+    files = tuple(DataFile(path.name, sha256(path), len(pairs)) for path, pairs in read.items())
+    read = {path: [pair for pair in pairs if not pair.undecidable] for path, pairs in read.items()}
+    equal = sum(file.pairs for file in files) - sum(map(len, read.values()))
+    by_split = {stem(path): pairs for path, pairs in read.items()} if source.is_dir() else {}
     if "valid" in by_split:
         train, valid = by_split["train"], by_split["valid"] if hold_out else []
         train, valid, notes = _without_shared_prompts(train, valid)
@@ -82,6 +85,8 @@ def load_data(
     counts = Counter(name for pair in train for name in pair.preferred)
     labels = ", ".join(f"{name} ({counts[name]})" for name in names)
     notes.insert(0, f"{len(train)} pairs to train on, {len(valid)} to validate; objectives and their labels: {labels}")
+    if equal:
+        notes.append(f"{equal} pairs are left out: both responses are equal")
     if hold_out and not valid:
         notes.append("too few prompts to hold some out: there is no validation")
     return PreferenceData(names, train, valid, files, tuple(notes))
@@ -93,63 +98,20 @@ def split_by_prompt(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[
     Returns:
         (train, valid), each in the order of ``pairs``. With a single prompt nothing is held out.
     """
-    prompts = list(dict.fromkeys(pair.prompt_key for pair in pairs))
+    keys = [pair.prompt_key for pair in pairs]
+    prompts = list(dict.fromkeys(keys))
     size = min(max(1, round(VALID_SHARE * len(prompts))), MAX_VALID_PROMPTS) if len(prompts) > 1 else 0
     chosen = np.random.default_rng(seed).permutation(len(prompts))[:size]
     held_out = {prompts[i] for i in chosen}
-    train = [pair for pair in pairs if pair.prompt_key not in held_out]
-    return train, [pair for pair in pairs if pair.prompt_key in held_out]
-
-
-def _find(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DataError(f"data {source}: no such file or folder")
-    found = {path.stem: path for path in sorted(source.glob("*.jsonl")) if path.is_file()}
-    if not found:
-        raise DataError(f"data {source}: no .jsonl file in this folder")
-    per_objective = [path for stem, path in found.items() if stem not in _SPLITS]
-    if "train" in found:
-        if per_objective:
-            extra = ", ".join(path.name for path in per_objective)
-            raise DataError(f"data {source}: train.jsonl beside {extra}; keep either splits or one file per objective")
-        return [found[stem] for stem in ("train", "valid") if stem in found]
-    if len(per_objective) < len(found):
-        raise DataError(f"data {source}: train.jsonl is missing")
-    return per_objective
-
-
-def _read(path: Path, objectives: Sequence[str] | None, problems: Problems) -> list[Pair]:
-    default = objectives[0] if objectives and len(objectives) == 1 else None
-    if path.stem in (objectives or [path.stem]) and path.stem not in _SPLITS:
-        default = path.stem
-    pairs, before = [], problems.count
-    try:
-        for where, text in read_lines(path, problems):
-            try:
-                pairs.append(parse_row(text, where, default))
-            except RowError as error:
-                problems.add(where, error)
-    except OSError as error:
-        raise DataError(f"data {path} cannot be read: {error.strerror or error}") from None
-    if not pairs and problems.count == before:
-        problems.add(path.name, "the file is empty")
-    return pairs
+    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    for pair, key in zip(pairs, keys, strict=True):
+        sides[key in held_out].append(pair)
+    return sides
 
 
 def _objectives_of(read: dict[Path, list[Pair]]) -> tuple[str, ...]:
-    trained = [pairs for path, pairs in read.items() if path.stem != "valid" or len(read) == 1]
+    trained = [pairs for path, pairs in read.items() if stem(path) != "valid" or len(read) == 1]
     return tuple(dict.fromkeys(name for pairs in trained for pair in pairs for name in pair.preferred))
-
-
-def _check_objectives(read: dict[Path, list[Pair]], names: Sequence[str], problems: Problems) -> None:
-    for pair in (pair for pairs in read.values() for pair in pairs):
-        for name in pair.preferred:
-            if name not in names:
-                close = get_close_matches(name, names, 1)
-                meant = f"; did you mean {close[0]!r}?" if close else ""
-                problems.add(pair.where, f"unknown objective {name!r} (the objectives are {', '.join(names)}){meant}")
 
 
 def _without_shared_prompts(train: list[Pair], valid: list[Pair]) -> tuple[list[Pair], list[Pair], list[str]]:
@@ -160,11 +122,3 @@ def _without_shared_prompts(train: list[Pair], valid: list[Pair]) -> tuple[list[
         raise DataError("every prompt of valid.jsonl is in train.jsonl too", hint="split the data by prompt")
     notes = [f"{dropped} pairs of valid.jsonl are left out: their prompts are in train.jsonl too"] if dropped else []
     return train, kept, notes
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,6 +9,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from parm_mlx.errors import CheckpointError
 
 MAX_GRAD_NORM = 1.0
 
@@ -49,6 +52,21 @@ class Optimizer:
     def state(self) -> Any:
         """The moments and the step count."""
         return self.adamw.state
+
+    def tensors(self) -> dict[str, mx.array]:
+        """The state by name, as a checkpoint stores it."""
+        return dict(tree_flatten(self.adamw.state))
+
+    def restore(self, tensors: dict[str, mx.array]) -> None:
+        """Takes up the state that :meth:`tensors` gave.
+
+        Raises:
+            CheckpointError: It is the state of another model.
+        """
+        expected = {name: tensor.shape for name, tensor in self.tensors().items()}
+        if expected != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise CheckpointError("the optimiser's state does not fit the model")
+        self.adamw.state = tree_map_with_path(lambda name, _: tensors[name], self.adamw.state)
 
     def update(self, step: int, grads: Any) -> tuple[float, mx.array]:
         """Updates the model with gradients of step ``step`` (from 0).

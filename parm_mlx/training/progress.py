@@ -25,7 +25,7 @@ class ConsoleProgress(Progress):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.steps = 0
+        self.steps = self._before = 0
         self._bars: Bars | None = None
         self._task = TaskID(0)
         self._started = 0.0
@@ -40,12 +40,12 @@ class ConsoleProgress(Progress):
             return items
         return self._tracked(items, label)
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int, done: int = 0) -> None:
         """Starts the bar, or the clock."""
-        self.steps, self._started = steps, time.monotonic()
+        self.steps, self._before, self._started = steps, done, time.monotonic()
         if self.console.is_terminal:
             self._bars = self._new_bars()
-            self._task = self._bars.add_task("", total=steps, news="training")
+            self._task = self._bars.add_task("", total=steps, completed=done, news="training")
             self._bars.start()
 
     def advance(self, step: int) -> None:
@@ -58,7 +58,7 @@ class ConsoleProgress(Progress):
         if self._bars:
             self._bars.update(self._task, news=_news(record))
             return
-        left = (time.monotonic() - self._started) * (self.steps - record.step) / record.step
+        left = (time.monotonic() - self._started) * (self.steps - record.step) / (record.step - self._before)
         ending = f"  {_duration(left)} left" if record.step < self.steps else ""
         self.console.print(f"step {record.step}/{self.steps}  {_news(record)}{ending}", markup=False)
 

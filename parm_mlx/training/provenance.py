@@ -23,14 +23,24 @@ def provenance(
     settings = {name: value for name, value in config.to_dict().items() if name not in ("model", "data", "out")}
     return {
         "settings": settings,
-        "data": [{"file": file.name, "sha256": file.sha256, "pairs": file.pairs} for file in data.files],
+        "data": files(data),
         "train_pairs": pairs[0],
         "valid_pairs": pairs[1],
         "steps": steps,
         "steps_done": done,
-        "versions": {
-            **{name: version(name) for name in ("parm-mlx", "mlx", "mlx-lm", "numpy")},
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-        },
+        "versions": versions(),
+    }
+
+
+def files(data: PreferenceData) -> list[dict[str, Any]]:
+    """The data files, with the SHA-256 of their bytes."""
+    return [{"file": file.name, "sha256": file.sha256, "pairs": file.pairs} for file in data.files]
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on besides settings and data."""
+    return {
+        **{name: version(name) for name in ("parm-mlx", "mlx", "mlx-lm", "numpy")},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }

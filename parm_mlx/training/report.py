@@ -64,8 +64,8 @@ class Progress:
         """Passes on the items of a piece of work that may take a while."""
         return items
 
-    def begin(self, steps: int) -> None:
-        """Training starts."""
+    def begin(self, steps: int, done: int = 0) -> None:
+        """Training starts, or goes on after ``done`` steps."""
 
     def advance(self, step: int) -> None:
         """``step`` steps are done."""
@@ -117,6 +117,18 @@ class Meter:
         self.tokens += tokens
         self.pairs += pairs
 
+    def state(self) -> dict[str, Any]:
+        """What has been added up, as plain values."""
+        self.pause()
+        self.resume()
+        values = {name: getattr(self, name) for name in ("steps", "tokens", "pairs", "loss", "norm", "seconds")}
+        return {**values, "sums": self.sums.tolist()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state` gave."""
+        for name, value in state.items():
+            setattr(self, name, np.array(value) if name == "sums" else value)
+
     def record(self, step: int, learning_rate: float) -> TrainRecord:
         """The record of the steps since the last reset."""
         self.pause()
@@ -150,3 +162,19 @@ def as_metrics(record: TrainRecord | ValidRecord) -> dict[str, Any]:
         for point in record.grid
     ]
     return {"kind": "valid", "step": record.step, "loss": record.loss, "grid": grid}
+
+
+def from_metrics(line: dict[str, Any]) -> TrainRecord | ValidRecord:
+    """The inverse of :func:`as_metrics`."""
+    if line["kind"] == "train":
+        return TrainRecord(**{name: value for name, value in line.items() if name != "kind"})
+    grid = [
+        GridPoint(
+            alpha=tuple(point["alpha"]),
+            loss=point["loss"],
+            objective_loss=tuple(point["objective_loss"].values()),
+            accuracy=tuple(point["accuracy"].values()),
+        )
+        for point in line["grid"]
+    ]
+    return ValidRecord(line["step"], tuple(line["grid"][0]["accuracy"]), grid)

@@ -1,9 +1,4 @@
-"""From texts to token sequences: the boundary between prompt and response is decided here and nowhere else.
-
-A sequence is [BOS] prompt response EOS. Prompt and response are tokenised together, because a tokenizer may join the
-last characters of the one to the first of the other; the response starts at the first token that the prompt alone does
-not have.
-"""
+"""From pairs to token sequences: [BOS] prompt response EOS, and where the response starts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,9 +8,9 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from parm_mlx.errors import ModelError
-from parm_mlx.guidance.prompts import encode, render_prompt
+from parm_mlx.guidance.prompts import render_prompt, split_response
 from parm_mlx.mlxlm import TokenizerWrapper
-from parm_mlx.training.rows import Pair, Problems
+from parm_mlx.training.rows import Pair, Problems, RowError
 
 UNLABELLED = -1
 
@@ -66,15 +61,18 @@ def tokenize(tokenizer: TokenizerWrapper, prompt: str, response: str) -> TokenRo
         prompt: As :func:`parm_mlx.guidance.prompts.render_prompt` returns it.
         response: The response, without a turn's end.
     """
-    alone, ids = encode(tokenizer, prompt), encode(tokenizer, prompt + response)
-    start = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
+    ids, start = split_response(tokenizer, prompt, response)
     if len(ids) == start or ids[-1] != tokenizer.eos_token_id:
         ids = [*ids, tokenizer.eos_token_id]
     return TokenRow(np.array(ids, np.int32), start)
 
 
 def tokenize_pairs(
-    tokenizer: TokenizerWrapper, pairs: Iterable[Pair], objectives: Sequence[str], max_length: int
+    tokenizer: TokenizerWrapper,
+    pairs: Iterable[Pair],
+    objectives: Sequence[str],
+    max_length: int,
+    chat_template: str | None = None,
 ) -> tuple[list[TokenPair], str | None]:
     """Tokenises pairs and leaves out those that are too long; nothing is ever cut.
 
@@ -83,6 +81,7 @@ def tokenize_pairs(
         pairs: What to tokenise.
         objectives: The k objectives.
         max_length: Most tokens that a prompt with its response may have, BOS and EOS included.
+        chat_template: Name of a built-in chat template; by default the tokenizer's own.
 
     Returns:
         The pairs that fit, and a note that counts the others, if there are any.
@@ -91,19 +90,16 @@ def tokenize_pairs(
         DataError: Prompts do not suit the chat template; all of them are reported together.
         ModelError: The tokenizer has no end-of-sequence token, or no chat template for prompts that need one.
     """
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the model's tokenizer has no end-of-sequence token: a response could not end")
+    check_eos(tokenizer)
     problems, kept, lengths = Problems(), [], []
     for pair in pairs:
         try:
-            token_pair = _tokenize_pair(tokenizer, pair, objectives)
-        except TemplateError as error:
-            problems.add(pair.where, f"the chat template does not accept this prompt: {error}")
+            token_pair = tokenize_pair(tokenizer, pair, objectives, chat_template)
+        except RowError as error:
+            problems.add(pair.where, error)
             continue
         if len(token_pair) > max_length:
             lengths.append(len(token_pair))
-        elif not all(row.start for row in token_pair.rows):
-            problems.add(pair.where, "'prompt' has no token before the response")
         else:
             kept.append(token_pair)
     problems.raise_any("data")
@@ -113,8 +109,31 @@ def tokenize_pairs(
     return kept, f"{len(lengths)} of {total} pairs are left out: {span} tokens, and the limit is {max_length}"
 
 
-def _tokenize_pair(tokenizer: TokenizerWrapper, pair: Pair, objectives: Sequence[str]) -> TokenPair:
-    prompt = render_prompt(tokenizer, pair.prompt)
+def check_eos(tokenizer: TokenizerWrapper) -> None:
+    """Checks that responses can end.
+
+    Raises:
+        ModelError: The tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the model's tokenizer has no end-of-sequence token: a response could not end")
+
+
+def tokenize_pair(
+    tokenizer: TokenizerWrapper, pair: Pair, objectives: Sequence[str], chat_template: str | None = None
+) -> TokenPair:
+    """Tokenises one pair.
+
+    Raises:
+        RowError: The chat template does not accept the prompt, or no token is left of the prompt.
+        ModelError: The tokenizer has no chat template for a prompt that needs one.
+    """
+    try:
+        prompt = render_prompt(tokenizer, pair.prompt, chat_template)
+    except TemplateError as error:
+        raise RowError(f"the chat template does not accept this prompt: {error}") from None
     first, second = (tokenize(tokenizer, prompt, response) for response in pair.responses)
+    if not (first.start and second.start):
+        raise RowError("'prompt' has no token before the response")
     preferred = np.array([pair.preferred.get(name, UNLABELLED) for name in objectives], np.int8)
     return TokenPair((first, second), preferred, pair.where)

@@ -1,8 +1,7 @@
-"""The training run: from settings to an adapter directory."""
+"""The training loop, with all the state that a checkpoint holds."""
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,85 +9,61 @@ import mlx.core as mx
 import numpy as np
 
 from parm_mlx.errors import DataError, RunError
-from parm_mlx.files import check_new, new_directory
 from parm_mlx.guidance.loading import load_base
-from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.mlxlm import TokenizerWrapper
-from parm_mlx.pblora.adapter import adapter_tensors, attach, backbone_reference, save_adapter
+from parm_mlx.pblora.adapter import (
+    Tensors,
+    adapter_tensors,
+    attach,
+    backbone_reference,
+    read_adapter,
+    read_safetensors,
+    save_adapter,
+    set_adapter_tensors,
+)
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.targets import default_targets
 from parm_mlx.preference import sample_dirichlet
 from parm_mlx.training.batches import Batch, fixed_batches, training_batches
+from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import load_data
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write_metrics
 from parm_mlx.training.optimizer import Optimizer
-from parm_mlx.training.provenance import provenance
-from parm_mlx.training.report import Meter, Progress, TrainRecord, ValidRecord, as_metrics
+from parm_mlx.training.order import DataOrder
+from parm_mlx.training.provenance import files, provenance, versions
+from parm_mlx.training.report import Meter, Progress, ValidRecord
+from parm_mlx.training.resume import check_files, settings_of, version_note
 from parm_mlx.training.tokenize import UNLABELLED, TokenPair, tokenize_pairs
 from parm_mlx.training.validation import validate
 
-METRICS_FILE = "metrics.jsonl"
+OPTIMIZER_FILE = "optimizer.safetensors"
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        out: The adapter directory.
-        steps: Steps done.
-        interrupted: Whether Ctrl-C ended it early.
-        records: Everything that was reported, in order.
-    """
-
-    out: Path
-    steps: int
-    interrupted: bool
-    records: tuple[TrainRecord | ValidRecord, ...]
-
-
-def train(config: TrainConfig, *, force: bool = False, progress: Progress | None = None) -> TrainResult:
-    """Trains a PARM and writes its adapter directory, with ``metrics.jsonl`` in it.
-
-    All input is checked before the first step. Ctrl-C ends the run after the step in progress and saves what has been
-    learned; before the first step it is a plain ``KeyboardInterrupt``.
-
-    Args:
-        config: The settings.
-        force: Whether an adapter at ``config.out`` may be replaced.
-        progress: Who is told about the run.
-
-    Returns:
-        How the run ended.
-
-    Raises:
-        InputError: Settings, data, model or output cannot be used; nothing has been trained.
-        RunError: The loss is not finite, or the adapter cannot be written; nothing new is left at ``config.out``.
-    """
-    out = check_new(config.out, force)
-    run = _Run(config, progress or Progress())
-    with stop_on_interrupt() as stopped:
-        run.loop(stopped)
-        if run.done == 0:
-            raise KeyboardInterrupt
-        with new_directory(out, force) as directory:
-            run.save(directory, out)
-    return TrainResult(out, run.done, run.done < run.steps, tuple(run.records))
-
-
-class _Run:
-    """A run whose input is loaded and checked.
+class Trainer:
+    """A run whose input is loaded and checked, and which stands at some step.
 
     Every use of randomness (initial adapter, order of the data, α, dropout, choice of validation pairs) has its own
     stream, so that none depends on how often another was used.
+
+    Args:
+        config: The settings.
+        progress: Who is told about the run.
+        folder: Where checkpoints and metrics go.
+        checkpoint: Where to go on from.
+
+    Raises:
+        InputError: Settings, data, model or checkpoint cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, progress: Progress) -> None:
-        self.config, self.progress = config, progress
+    def __init__(
+        self, config: TrainConfig, progress: Progress, folder: CheckpointFolder, checkpoint: Checkpoint | None
+    ) -> None:
+        self.config, self.progress, self.folder = config, progress, folder
         self.done = 0
-        self.records: list[TrainRecord | ValidRecord] = []
+        self.history = History(folder.metrics)
         init, order, choice, alpha, dropout = (
             np.random.default_rng(seed) for seed in np.random.SeedSequence(config.seed).spawn(5)
         )
@@ -99,13 +74,17 @@ class _Run:
         )
         for note in self.data.notes:
             progress.note(note)
+        if checkpoint:
+            check_files(checkpoint.state["data"], self.data.files, checkpoint.path)
         self.k = len(self.data.objectives)
+        self.meter = Meter(self.data.objectives)
         beta = mx.array(config.betas(self.k))
         model, tokenizer = load_base(config.model)
         train, valid = self._tokenize(tokenizer, "training"), self._tokenize(tokenizer, "validation")
         self.pairs = len(train), len(valid)
         self.steps = config.steps(len(train))
-        self.batches = training_batches(train, config.batch_size, order)
+        self.order = DataOrder(len(train), config.batch_size, order)
+        self.batches = training_batches(train, self.order)
         self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
 
         self.adapter = PBLoRAConfig(
@@ -116,6 +95,7 @@ class _Run:
             dropout=config.dropout,
             target_modules=config.target_modules or default_targets(model),
             objective_betas=config.betas(self.k),
+            chat_template=config.chat_template,
         )
         mx.random.seed(_seed(init))
         layers = attach(model, self.adapter)
@@ -124,49 +104,54 @@ class _Run:
         progress.note(f"{self.steps} steps; {size:,} trainable numbers in {len(layers)} layers")
         if config.warmup >= self.steps:
             progress.note(f"the warm-up of {config.warmup} steps covers the whole run; see --warmup")
-        optimizer = Optimizer(
+        self.optimizer = Optimizer(
             model,
             peak=config.learning_rate,
             warmup=config.warmup,
             steps=self.steps,
             weight_decay=config.weight_decay,
         )
-        self.learner = Learner(ResponseScorer(model, self.k), beta, config.gamma, optimizer)
+        self.learner = Learner(ResponseScorer(model, self.k), beta, config.gamma, self.optimizer)
+        if checkpoint:
+            self._restore(checkpoint)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step is done, and the validation after the last one."""
+        return self.done == self.steps and not self._validation_due()
 
     def loop(self, stopped: Callable[[], bool]) -> None:
         """Trains until the last step or until asked to stop."""
-        config, meter = self.config, Meter(self.data.objectives)
-        self.progress.begin(self.steps)
+        self.meter.resume()
+        self.folder.begin(keep=self.done > 0)
+        self.history.begin()
+        self.progress.begin(self.steps, self.done)
         try:
-            self._validate(meter, stopped)
+            self._validate(stopped)
             while self.done < self.steps and not stopped():
-                batch = next(self.batches)
-                rate = self._step(batch, meter)
+                rate = self._step(next(self.batches))
                 self.progress.advance(self.done)
-                last = self.done == self.steps or stopped()
-                if last or self.done % config.steps_per_report == 0:
-                    record = meter.record(self.done, rate)
-                    self.records.append(record)
-                    self.progress.report(record)
-                    meter.reset()
-                if last or self.done % config.steps_per_eval == 0:
-                    self._validate(meter, stopped)
+                if self._due(self.config.steps_per_report):
+                    self._report(rate)
+                self._validate(stopped)
+                if self._due(self.config.steps_per_save) or self.history.best_step == self.done:
+                    self.save_checkpoint()
         finally:
             self.progress.end()
 
-    def _step(self, batch: Batch, meter: Meter) -> float:
+    def _due(self, every: int) -> bool:
+        return self.done == self.steps or self.done % every == 0
+
+    def _step(self, batch: Batch) -> float:
         draws = 1 if self.config.alpha_per == "batch" else len(batch.where)
         alpha = sample_dirichlet(self.alpha_rng, self.config.dirichlet, self.k, draws)
         mx.random.seed(_seed(self.dropout_rng))
         result = self.learner.step(self.done, batch, mx.array(alpha[0] if draws == 1 else alpha))
         if not result.finite:
             what = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}"
-            raise RunError(
-                f"step {self.done + 1}: {what}; nothing is saved. Rows of this step: {', '.join(batch.where)}",
-                hint="a lower --learning-rate, or a model in float32, usually helps",
-            )
+            raise self._diverged(f"step {self.done + 1}: {what}. Rows of this step: {', '.join(batch.where)}")
         self.done += 1
-        meter.add(
+        self.meter.add(
             loss=result.loss,
             norm=result.grad_norm,
             sums=result.sums,
@@ -175,10 +160,27 @@ class _Run:
         )
         return result.learning_rate
 
-    def _validate(self, meter: Meter, stopped: Callable[[], bool]) -> None:
-        if not self.valid:
+    def _diverged(self, what: str) -> RunError:
+        """Names the last checkpoint that was followed by a step without trouble."""
+        return RunError(
+            f"{what}. The last good checkpoint: {self.folder.last(before=self.done) or 'none'}",
+            hint="a lower --learning-rate, or a model in float32, usually helps; a checkpoint is an adapter too",
+        )
+
+    def _report(self, rate: float) -> None:
+        record = self.meter.record(self.done, rate)
+        self.history.add(record)
+        self.progress.report(record)
+        self.meter.reset()
+
+    def _validation_due(self) -> bool:
+        return bool(self.valid) and self._due(self.config.steps_per_eval) and self.history.validated_at != self.done
+
+    def _validate(self, stopped: Callable[[], bool]) -> None:
+        """Validates where that is due and has not been done; when asked to stop, it is left for later."""
+        if not self._validation_due():
             return
-        meter.pause()
+        self.meter.pause()
         grid = validate(
             self.learner,
             self.valid,
@@ -187,13 +189,14 @@ class _Run:
         )
         if grid is not None:
             record = ValidRecord(self.done, self.data.objectives, grid)
-            self.records.append(record)
+            self.history.add(record)
             self.progress.validated(record)
-        meter.resume()
+        self.meter.resume()
 
     def _tokenize(self, tokenizer: TokenizerWrapper, split: str) -> list[TokenPair]:
         pairs = self.progress.track(self.data.train if split == "training" else self.data.valid, f"tokenizing {split}")
-        kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, self.config.max_seq_length)
+        limit, template = self.config.max_seq_length, self.config.chat_template
+        kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, limit, template)
         if note:
             self.progress.note(f"{split}: {note}")
         labelled = sum((pair.preferred != UNLABELLED for pair in kept), start=np.zeros(self.k))
@@ -205,16 +208,59 @@ class _Run:
             )
         return kept
 
-    def save(self, directory: Path, out: Path) -> None:
-        """Writes the adapter and the metrics into ``directory``, which will be renamed to ``out``."""
+    def save_checkpoint(self) -> Path:
+        """Writes a checkpoint of where the run stands."""
+        tensors = adapter_tensors(self.learner.scorer.model)
+        if not all(mx.isfinite(tensor).all().item() for tensor in tensors.values()):
+            raise self._diverged(f"step {self.done}: the adapter holds numbers that are not finite")
+        state = {
+            "steps": self.steps,
+            "order": self.order.state(),
+            "alpha_rng": self.alpha_rng.bit_generator.state,
+            "dropout_rng": self.dropout_rng.bit_generator.state,
+            "meter": self.meter.state(),
+            "settings": settings_of(self.config),
+            "data": files(self.data),
+            "versions": versions(),
+        }
+
+        def write(directory: Path) -> None:
+            self.write_adapter(directory, self.folder.at(self.done), self.done, tensors)
+            mx.save_safetensors(str(directory / OPTIMIZER_FILE), self.optimizer.tensors())
+
+        return self.folder.save(self.done, state, write, self.history.best_step)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint."""
+        state, path = checkpoint.state, checkpoint.path
+        set_adapter_tensors(self.learner.scorer.model, read_adapter(path)[1])
+        self.optimizer.restore(read_safetensors(path / OPTIMIZER_FILE))
+        self.order.restore(state["order"])
+        self.alpha_rng.bit_generator.state = state["alpha_rng"]
+        self.dropout_rng.bit_generator.state = state["dropout_rng"]
+        self.meter.restore(state["meter"])
+        self.history.records = read_metrics(path / METRICS_FILE)
+        self.done = checkpoint.step
+        self.progress.note(f"going on after step {self.done} from {path}")
+        if note := version_note(state["versions"], versions()):
+            self.progress.note(note)
+
+    def result(self) -> tuple[int, Tensors]:
+        """The adapter that was asked for, and the step it is from."""
+        best = self.history.best_step
+        if self.config.save == "best" and best is not None and best != self.done:
+            return best, read_adapter(read_checkpoint(self.folder.at(best)).path)[1]
+        return self.done, adapter_tensors(self.learner.scorer.model)
+
+    def write_adapter(self, directory: Path, final: Path, step: int, tensors: Tensors) -> None:
+        """Writes the adapter of a step, and the metrics, into ``directory``, which will be renamed to ``final``."""
         config = replace(
             self.adapter,
-            base_model=backbone_reference(self.config.model, out),
-            training=provenance(self.config, self.data, pairs=self.pairs, steps=self.steps, done=self.done),
+            base_model=backbone_reference(self.config.model, final),
+            training=provenance(self.config, self.data, pairs=self.pairs, steps=self.steps, done=step),
         )
-        save_adapter(directory, config, adapter_tensors(self.learner.scorer.model))
-        lines = [json.dumps(as_metrics(record)) + "\n" for record in self.records]
-        (directory / METRICS_FILE).write_text("".join(lines), encoding="utf-8")
+        save_adapter(directory, config, tensors)
+        write_metrics(directory / METRICS_FILE, self.history.records)
 
 
 def _seed(rng: np.random.Generator) -> int:

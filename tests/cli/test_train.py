@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from parm_mlx.cli.session import open_session
+from parm_mlx.guidance.loading import load_base
+from parm_mlx.guidance.prompts import encode, render_prompt
 from parm_mlx.training.progress import ConsoleProgress
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -45,6 +48,15 @@ def test_training_and_the_use_of_its_result(train: RunCli, run_cli: RunCli, fold
     assert json.loads(out)["objectives"] == ["warm", "brief"]
 
 
+def test_guidance_reads_the_template_of_the_training(train: RunCli, folder: Path, official: Path) -> None:
+    assert train("--iters", 1, "--val-batches", 0, "--chat-template", "hh")[0] == 0
+    assert json.loads((folder / "mine" / "adapter_config.json").read_text())["chat_template"] == "hh"
+    prompter = open_session(str(official / "base_lm"), str(folder / "mine"), None, 1.0).prompter
+    tokenizer = load_base(official / "base_lm")[1]
+    assert prompter("Hi").guide == encode(tokenizer, "\n\nHuman: Hi\n\nAssistant:")
+    assert prompter("Hi").base == encode(tokenizer, render_prompt(tokenizer, "Hi"))
+
+
 def test_an_existing_output_needs_force(train: RunCli, folder: Path) -> None:
     arguments = ("--iters", 1, "--batch-size", 2, "--val-batches", 0)
     assert train(*arguments)[0] == 0
@@ -75,6 +87,7 @@ def test_settings_from_a_file(run_cli: RunCli, folder: Path, official: Path) -> 
         (["--objectives", "warm"], "unknown objective 'brief'"),
         (["--config", "nothing.yaml"], "config nothing.yaml cannot be read"),
         (["--alpha-per", "step"], "--alpha-per"),
+        (["--chat-template", "bever"], "--chat-template"),
         (["--max-seq-length", "3"], "no training pair is left"),
         (["--epochs", "1", "--iters", "1"], "iters and epochs are both given"),
     ],
@@ -102,22 +115,40 @@ def test_bad_rows_are_reported_with_file_and_line(train: RunCli, folder: Path) -
     assert "\n  pairs.jsonl:14: needs 'responses'" in err
 
 
-def test_ctrl_c_saves_and_exits_with_130(train: RunCli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_goes_on(
+    train: RunCli, folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     def advance(self: ConsoleProgress, step: int) -> None:
         if step == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    monkeypatch.setattr(ConsoleProgress, "advance", advance)
-    code, out, err = train("--iters", 1000, "--batch-size", 2)
-    assert (code, out.strip()) == (130, str(folder / "mine"))
-    assert "holds what 3 steps have learned" in err
-    assert json.loads((folder / "mine" / "adapter_config.json").read_text())["training"]["steps_done"] == 3
+    arguments = ("--iters", 6, "--batch-size", 2, "--val-batches", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(ConsoleProgress, "advance", advance)
+        code, out, err = train(*arguments)
+    checkpoint = folder / "mine.checkpoints" / "step-00000003"
+    assert (code, out.strip()) == (128 + number, str(checkpoint))
+    assert "stopped after 3 steps; the same command with --resume goes on from there" in err
+    assert f"parm-mlx chat --parm {checkpoint}" in err
+    code, out, err = train(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {checkpoint.parent} holds the checkpoints of an earlier run, up to step 3\nhint: ")
+    code, out, err = train(*arguments, "--resume", "--learning-rate", "1e-3", "--gamma", 1)
+    assert code == 2
+    assert "made with other settings:\n  learning_rate: 0.0005 → 0.001\n  gamma: 0.0 → 1.0\n" in err
+    code, out, err = train(*arguments, "--resume", "--steps-per-report", 3)
+    assert (code, out.strip()) == (0, str(folder / "mine")), err
+    assert f"going on after step 3 from {checkpoint}" in err
+    code, out, err = train(*arguments, "--resume")
+    assert (code, out.strip()) == (0, str(folder / "mine")), err
+    assert "is finished already" in err
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(
     train: RunCli, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ConsoleProgress, "begin", lambda self, steps: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(ConsoleProgress, "begin", lambda self, steps, done: signal.raise_signal(signal.SIGINT))
     assert train("--iters", 10)[0] == 130
     assert not (folder / "mine").exists()
 

@@ -169,3 +169,16 @@ def test_mixture_of_experts_layers_are_refused() -> None:
     assert default_targets(model) == ("q_proj", "k_proj", "v_proj")
     with pytest.raises(AdapterError, match="mixture-of-experts"):
         find_targets(model, ("gate_proj",))
+
+
+def test_a_chat_template_is_recorded_only_if_there_is_one() -> None:
+    def read(config: PBLoRAConfig, **changes: Any) -> PBLoRAConfig:
+        return PBLoRAConfig.from_dict(json.loads(json.dumps(config.to_dict() | changes)))
+
+    plain = PBLoRAConfig(objectives=("a", "b"))
+    assert "chat_template" not in plain.to_dict()
+    assert read(plain).chat_template is None
+    named = PBLoRAConfig(objectives=("a", "b"), chat_template="beaver")
+    assert read(named) == named
+    with pytest.raises(AdapterError, match="chat_template must be a name, got 3"):
+        read(plain, chat_template=3)

@@ -2,6 +2,7 @@ import mlx.core as mx
 import numpy as np
 
 from parm_mlx.training.batches import fixed_batches, make_batch, training_batches
+from parm_mlx.training.order import DataOrder
 from parm_mlx.training.tokenize import TokenPair, TokenRow
 
 
@@ -35,7 +36,7 @@ def test_layout_of_a_batch() -> None:
 
 def test_every_pair_comes_once_per_epoch_in_full_batches() -> None:
     pairs = [pair(2, 1, 1, str(i)) for i in range(7)]
-    batches = training_batches(pairs, 3, np.random.default_rng(0))
+    batches = training_batches(pairs, DataOrder(7, 3, np.random.default_rng(0)))
     seen = [where for _ in range(14) for where in next(batches).where]
     epochs = [seen[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(epoch) == list("0123456") for epoch in epochs)

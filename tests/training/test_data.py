@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import json
 from collections.abc import Callable
@@ -85,6 +86,13 @@ def test_every_bad_row_is_counted_in_one_error(write_rows: Write, rows: list[dic
     assert [line.split(":")[1] for line in message[1:]] == [str(i) for i in range(1, 25, 2)]
 
 
+def test_pairs_of_equal_responses_are_left_out_and_counted(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    rows[3]["responses"] = ["same", "same"]
+    data = load_data(write_rows(rows))
+    assert (len(data.train) + len(data.valid), data.files[0].pairs) == (23, 24)
+    assert data.notes[1] == "1 pairs are left out: both responses are equal"
+
+
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_an_empty_file_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "pairs.jsonl"
@@ -140,6 +148,16 @@ def test_splits_and_objectives_do_not_mix(write_rows: Write) -> None:
     path = write_rows([single(2, objective="helpful")], "d/train.jsonl")
     with pytest.raises(DataError, match=r"train\.jsonl beside helpful\.jsonl"):
         load_data(path.parent)
+
+
+def test_compressed_files_and_lists_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "helpful.jsonl.gz").write_bytes(gzip.compress(json.dumps(single(1)).encode()))
+    (tmp_path / "harmless.json").write_text(json.dumps([single(2), single(3)]))
+    (tmp_path / "._harmless.json").write_text("not data")
+    assert load_data(tmp_path, hold_out=False).objectives == ("harmless", "helpful")
+    (tmp_path / "helpful.json").write_text("[]")
+    with pytest.raises(DataError, match=r"both helpful\.json and helpful\.jsonl\.gz; keep one of them"):
+        load_data(tmp_path)
 
 
 def test_valid_without_train(write_rows: Write) -> None:

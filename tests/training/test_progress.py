@@ -1,8 +1,11 @@
 import io
+import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from parm_mlx.training.metrics import History, read_metrics
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.report import Meter, TrainRecord, ValidRecord
 from parm_mlx.training.validation import GridPoint
@@ -44,6 +47,17 @@ def test_lines_where_there_is_no_terminal() -> None:
     ]
 
 
+def test_the_time_left_counts_the_steps_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 steps were done before; the 4 since took 40 s, so the 10 that are left take 100 s."""
+    now = iter([0.0, 40.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    stream = io.StringIO()
+    progress = ConsoleProgress(Console(file=stream, width=120))
+    progress.begin(20, done=6)
+    progress.report(RECORD)
+    assert stream.getvalue().endswith("1:40 left\n")
+
+
 def test_a_bar_on_a_terminal() -> None:
     shown = show(terminal=True)
     assert "10/20" in shown
@@ -64,3 +78,27 @@ def test_a_meter_adds_up_steps() -> None:
     meter.reset()
     meter.add(loss=1.0, norm=1.0, sums=[[1, 1], [1, 1], [1, 1]], tokens=1, pairs=1)
     assert meter.record(3, 0.0).loss == 1.0
+
+
+def test_a_restored_meter_goes_on() -> None:
+    """Half of the steps before, half after: the same means as in one piece, and both stretches of time."""
+    first = Meter(("a", "b"))
+    first.add(loss=1.0, norm=2.0, sums=[[4.0, 1.0], [3, 0], [4, 2]], tokens=10, pairs=4)
+    state = first.state()
+    second = Meter(("a", "b"))
+    second.restore(json.loads(json.dumps(state)))
+    second.add(loss=3.0, norm=4.0, sums=[[2.0, 0.0], [1, 0], [4, 0]], tokens=30, pairs=4)
+    record = second.record(2, 1e-3)
+    assert (record.loss, record.grad_norm, record.objective_loss) == (2.0, 3.0, {"a": 0.75, "b": 0.5})
+    assert second.seconds > state["seconds"]
+
+
+def test_metrics_are_read_as_they_were_written(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    history.begin()
+    later = ValidRecord(20, VALID.objectives, [GridPoint((1.0, 0.0), 0.25, (0.25, 0.6), (0.9, 0.25))])
+    start = ValidRecord(0, VALID.objectives, [GridPoint((1.0, 0.0), 0.125, (0.125, 0.6), (0.9, 0.25))])
+    for record in (start, VALID, RECORD, later, RECORD):
+        history.add(record)
+    assert read_metrics(history.path) == history.records
+    assert (history.validated_at, history.best_step) == (20, 20), "the adapter before the first step is no result"

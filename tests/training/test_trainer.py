@@ -13,7 +13,7 @@ from parm_mlx.errors import AdapterError, ConfigError, DataError, ModelError, Ou
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
-from parm_mlx.training.trainer import TrainResult, train
+from parm_mlx.training.run import TrainResult, train
 
 Write = Callable[..., Path]
 Rows = list[dict[str, Any]]
@@ -196,7 +196,7 @@ def test_bad_input_is_found_before_training(
     run: Callable[..., TrainResult], tmp_path: Path, settings: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
     class NeverBegins(Listener):
-        def begin(self, steps: int) -> None:
+        def begin(self, steps: int, done: int = 0) -> None:
             raise AssertionError("training began")
 
     with pytest.raises(error, match=reason):
@@ -211,6 +211,7 @@ def test_a_loss_that_is_no_number_stops_the_run(run: Callable[..., TrainResult],
     assert message.startswith("step ")
     assert "loss nan" in message
     assert message.count("pairs.jsonl:") == 4
+    assert message.endswith("The last good checkpoint: none")
     assert not (tmp_path / "out").exists()
 
 
@@ -220,7 +221,7 @@ def interrupting(at: int) -> Listener:
             if step == at:
                 signal.raise_signal(signal.SIGINT)
 
-        def begin(self, steps: int) -> None:
+        def begin(self, steps: int, done: int = 0) -> None:
             if at == 0:
                 signal.raise_signal(signal.SIGINT)
 
@@ -229,20 +230,24 @@ def interrupting(at: int) -> Listener:
 
 def test_ctrl_c_keeps_what_has_been_learned(run: Callable[..., TrainResult], tmp_path: Path) -> None:
     """The steps before Ctrl-C are those of the run that was not interrupted."""
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     whole = run(out=str(tmp_path / "whole"), iters=12, steps_per_report=2, steps_per_eval=100)
-    result = run(iters=12, progress=interrupting(at=2), steps_per_eval=100)
-    assert (result.steps, result.interrupted) == (2, True)
-    assert signal.getsignal(signal.SIGINT) is handler
+    result = run(iters=12, steps_per_report=2, progress=interrupting(at=2), steps_per_eval=100)
+    assert (result.steps, result.interrupted, result.signal) == (2, True, signal.SIGINT)
+    assert result.out == tmp_path / "out.checkpoints" / "step-00000002"
+    assert not (tmp_path / "out").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     training = read_adapter(result.out)[0].training
     assert (training["steps"], training["steps_done"]) == (12, 2)
     last, first = result.records[-1], whole.records[1]
     assert isinstance(last, TrainRecord)
     assert isinstance(first, TrainRecord)
     assert (last.step, last.loss) == (2, first.loss)
+    guide, _ = load_guide(result.out)  # a checkpoint is an adapter, and knows its backbone
+    assert guide.objectives == ("long", "short")
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(run: Callable[..., TrainResult], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(progress=interrupting(at=0))
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]

@@ -1,0 +1,172 @@
+"""``parm-mlx data``: what is in preference data, and any format of it → ours."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parm_mlx.cli import console, options
+from parm_mlx.preference import parse_objectives
+
+if TYPE_CHECKING:
+    from parm_mlx.training.rows import Pair
+    from parm_mlx.training.survey import Ruler, Split, Survey
+
+app = typer.Typer(rich_markup_mode=None)
+
+Objectives = Annotated[
+    str | None,
+    typer.Option(
+        "--objectives", help="Names in the order of alpha, comma-separated.", show_default="those of the data"
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    """Look at preference data, and bring it into our format.
+
+    A row of any format is one JSON object; a file has one format, which is detected. It may be compressed with gzip.
+
+    \b
+      {"prompt": "…", "responses": ["…", "…"], "preferred": {"helpful": 0, "harmless": 1}}
+      {"prompt": "…", "chosen": "…", "rejected": "…", "objective": "helpful"}
+      {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …, "objective": …}   HH-RLHF
+      {"prompt", "response_0", "response_1", "better_response_id", "safer_response_id"}   PKU-SafeRLHF
+
+    Without "objective", the name of the file tells it (helpful.jsonl), or --objectives with one name.
+
+    \b
+    Examples:
+      parm-mlx data inspect pairs.jsonl --model base
+      parm-mlx data prepare safe-rlhf.jsonl.gz --out pairs
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="DATA", help="A file or a folder, as for train --data.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Backbone to train: its tokenizer measures lengths.", show_default="no lengths"),
+    ] = None,
+    max_seq_length: Annotated[
+        int, typer.Option("--max-seq-length", min=2, help="Most tokens of a prompt with its response.")
+    ] = 1024,
+    chat_template: options.TrainedTemplate = None,
+    objectives: Objectives = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what is in preference data, and what training would keep and drop.
+
+    \b
+    Examples:
+      parm-mlx data inspect pairs.jsonl
+      parm-mlx data inspect pairs/ --model base --max-seq-length 512 --json
+    """
+    from parm_mlx.training.survey import survey
+
+    names = parse_objectives(objectives) if objectives else None
+    ruler = _ruler(model, max_seq_length, chat_template) if model else None
+    found = survey(source, objectives=names, ruler=ruler, track=_track)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        typer.echo("\n".join(_lines(found)))
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(help="A file or a folder of any format; splits in it are made anew.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    valid_share: Annotated[
+        float, typer.Option("--valid-share", min=0, max=1, help="Share of the prompts for validation; 0: none.")
+    ] = 0.1,
+    test_share: Annotated[
+        float, typer.Option("--test-share", min=0, max=1, help="Share of the prompts for testing; 0: none.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the split.")] = 0,
+    objectives: Objectives = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, instead of refusing the data.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace prepared data that exists at --out.")] = False,
+) -> None:
+    """Write preference data in our format, split by prompt into train, valid and test.
+
+    The folder appears whole or not at all. Rows whose responses are equal are left out and counted.
+
+    \b
+    Examples:
+      parm-mlx data prepare safe-rlhf.jsonl.gz --out pairs --seed 1
+      parm-mlx data prepare hh/ --out pairs --test-share 0 --skip-bad
+    """
+    from parm_mlx.training.prepare import prepare as run
+
+    done = run(
+        source,
+        out,
+        objectives=parse_objectives(objectives) if objectives else None,
+        valid_share=valid_share,
+        test_share=test_share,
+        seed=seed,
+        skip_bad=skip_bad,
+        force=force,
+        track=_track,
+    )
+    typer.echo(str(out))
+    for name, rows in done.rows.items():
+        console.note(f"{name}.jsonl: {rows} rows, {done.prompts[name]} prompts")
+    if done.equal:
+        console.note(f"{done.equal} rows are left out: both responses are equal")
+    if done.bad:
+        console.note("\n  ".join([f"{done.bad} rows are left out: they cannot be used", *done.first_bad]))
+
+
+app.command("inspect", short_help="Show what is in preference data.")(inspect)
+app.command("prepare", short_help="Write any format as ours, split by prompt.")(prepare)
+
+
+def _track(pairs: "Iterable[Pair]") -> "Iterable[Pair]":
+    return console.progress(pairs, None, "rows")
+
+
+def _ruler(model: str, limit: int, chat_template: str | None) -> "Ruler":
+    from parm_mlx.files import resolve
+    from parm_mlx.mlxlm import load_tokenizer_alone
+    from parm_mlx.training.survey import Ruler
+
+    return Ruler(load_tokenizer_alone(resolve(model)), limit, chat_template)
+
+
+def _lines(found: "Survey") -> list[str]:
+    lines = [f"{name}: {form}" for name, form in found.formats.items()]
+    lines.append(f"objectives: {', '.join(found.objectives)}")
+    for (a, b), (both, differ) in found.disagreement.items():
+        lines.append(f"{a} and {b} disagree in {differ} of {both} rows ({differ / both:.0%})")
+    for split in found.splits:
+        lines += ["", *_split_lines(split, found)]
+    if [split.name for split in found.splits] == ["train"]:
+        lines += ["", "there is no valid split: training holds out a tenth of the prompts, at most 500"]
+    shared = [f"{count} by {a} and {b}" for (a, b), count in found.shared_prompts().items()]
+    if shared:
+        lines += ["", f"prompts shared: {', '.join(shared)}"]
+    return lines
+
+
+def _split_lines(split: "Split", found: "Survey") -> list[str]:
+    labels = ", ".join(f"{name} {split.labels[name]}" for name in found.objectives)
+    prompts = len(split.prompts)
+    lines = [
+        f"{split.name}: {split.rows} rows",
+        f"  prompts          {prompts} different; {split.rows - prompts} rows repeat one",
+        f"  labels           {labels}",
+        f"  equal responses  {split.equal}",
+    ]
+    if percentiles := split.percentiles():
+        shares = ", ".join(f"{share}%: {value}" for share, value in percentiles.items())
+        lines.append(f"  tokens           {shares} (limit {found.limit})")
+    dropped = "".join(f"; {count} dropped: {reason}" for reason, count in split.dropped.items())
+    return [*lines, f"  training         {split.kept} kept{dropped}"]

@@ -1,0 +1,103 @@
+"""Chat templates by name, for models whose tokenizer has none or that were trained with another one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+
+from parm_mlx.errors import ModelError
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message]
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The pieces that a conversation is put together from.
+
+    Attributes:
+        begin: What the text begins with.
+        user: A turn of the user.
+        assistant: What the assistant's answer follows.
+        answer: An earlier answer of the assistant, with what ends it; ``{eos}`` is the end-of-sequence token.
+        system: The system message where the conversation has none. It follows ``begin``.
+        system_end: What ends a system message.
+    """
+
+    begin: str
+    user: str
+    assistant: str
+    answer: str
+    system: str = ""
+    system_end: str = ""
+
+
+_INSTRUCTION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
+_TEMPLATES = {
+    "beaver": ChatTemplate(
+        begin="BEGINNING OF CONVERSATION: ",
+        user="USER: {content} ",
+        assistant="ASSISTANT:",
+        answer="{content}{eos}",
+        system_end=" ",
+    ),
+    "alpaca": ChatTemplate(
+        begin="",
+        user="### Instruction:\n{content}\n\n",
+        assistant="### Response:",
+        answer="{content}\n\n",
+        system=_INSTRUCTION,
+        system_end="\n\n",
+    ),
+    "hh": ChatTemplate(begin="", user="\n\nHuman: {content}", assistant="\n\nAssistant:", answer=" {content}"),
+    PLAIN: ChatTemplate(begin="", user="{content}", assistant="", answer="\n\n{content}\n\n", system_end="\n\n"),
+}
+
+CHAT_TEMPLATES = tuple(_TEMPLATES)
+
+
+def check_template(name: str | None) -> None:
+    """Checks that there is a chat template of this name; None, the tokenizer's own, always passes.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if name is not None and name not in _TEMPLATES:
+        raise ModelError(
+            f"unknown chat template {name!r}", hint=f"there are {', '.join(CHAT_TEMPLATES)}, and the tokenizer's own"
+        )
+
+
+def render(name: str, prompt: Prompt, eos: str = "") -> str:
+    """The text that the assistant continues.
+
+    Args:
+        name: Name of the template.
+        prompt: A user's text, or a conversation: a system message, if any, then user and assistant in turns, the user
+            last.
+        eos: The end-of-sequence token as text.
+
+    Raises:
+        ModelError: There is no such template.
+        jinja2.TemplateError: The conversation has another order.
+    """
+    check_template(name)
+    template = _TEMPLATES[name]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    system = template.system
+    if messages and messages[0]["role"] == "system":
+        system = messages.pop(0)["content"]
+    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(messages))]
+    if len(messages) % 2 == 0 or [message["role"] for message in messages] != expected:
+        raise TemplateError(f"{name} reads user and assistant in turns, the user first and last")
+    text = template.begin + (system + template.system_end if system else "")
+    for message in messages:
+        if message["role"] == "user":
+            text += template.user.replace("{content}", message["content"]) + template.assistant
+        else:
+            text += template.answer.replace("{eos}", eos).replace("{content}", message["content"])
+    return text

@@ -1,0 +1,217 @@
+"""Checkpoints of a training run: a folder beside the output, with one directory per checkpoint.
+
+``OUT.checkpoints/step-00000120`` is an adapter directory that can be used as any other, with two more files:
+``optimizer.safetensors`` and ``state.json``, which holds everything else that the run needs to go on, and the SHA-256
+of the other files. A checkpoint is written beside and renamed, so it is whole or not there.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parm_mlx.errors import CheckpointError, OutputError, RunError
+from parm_mlx.files import flush_files, new_directory, recover, remove_directory
+from parm_mlx.training.metrics import METRICS_FILE
+
+STATE_FILE = "state.json"
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_LEFT_OVER = re.compile(r"\.(step-\d{8,})\.(old|partial)-.*")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files have been verified.
+
+    Attributes:
+        path: Its directory.
+        step: Steps done.
+        state: What the run stored.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of the run that writes to ``out``.
+
+    Args:
+        out: The run's output; the folder is ``OUT.checkpoints`` beside it.
+        keep: How many of the newest checkpoints to keep.
+    """
+
+    def __init__(self, out: Path, keep: int) -> None:
+        self.path = out.with_name(f"{out.name}.checkpoints")
+        self.metrics = self.path / METRICS_FILE
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, readable or not, in ascending order."""
+        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+
+    def at(self, step: int) -> Path:
+        """Where the checkpoint of a step is or would be."""
+        return self.path / f"step-{step:08}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder, which is made if need be and removed again if nothing was put into it.
+
+        Raises:
+            OutputError: Another process trains to the same output, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from None
+        try:
+            self._lock(handle)
+            self._recover()
+            yield
+        finally:
+            with suppress(OSError):
+                self.path.rmdir()
+            os.close(handle)
+
+    def begin(self, keep: bool) -> None:
+        """Prepares the folder for a run that starts now; ``keep`` says that it goes on from a checkpoint."""
+        for step in [] if keep else self.steps():
+            remove_directory(self.at(step))
+
+    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None], best: int | None) -> Path:
+        """Writes a checkpoint, then removes those that need not be kept.
+
+        Args:
+            step: Steps done.
+            state: What the run needs to go on, as plain values.
+            write: Writes the other files into a directory.
+            best: The step with the best validation, which is kept besides the newest.
+
+        Raises:
+            RunError: The disk is full or failed. The earlier checkpoints are still there.
+        """
+        path = self.at(step)
+        try:
+            with new_directory(path, force=True) as directory:
+                write(directory)
+                files = {file.name: _sha256(file) for file in sorted(directory.iterdir())}
+                content = {"format_version": FORMAT_VERSION, "step": step, "files": files, "run": state}
+                text = json.dumps({"sha256": _digest(content), "content": content}, indent=1)
+                (directory / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+                flush_files(directory)
+        except RunError as error:
+            hint = "make room, then give the same command with --resume"
+            raise RunError(f"{error}; the last good checkpoint is {self.last() or 'none'}", hint=hint) from error
+        for other in self.steps()[: -self.keep]:
+            if other != best:
+                remove_directory(self.at(other))
+        return path
+
+    def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that can be read; newer ones that cannot are removed, with a note.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none can be read.
+        """
+        broken = []
+        for step in reversed(self.steps()):
+            try:
+                checkpoint = read_checkpoint(self.at(step))
+            except CheckpointError as error:
+                broken.append(step)
+                note(f"{error}; the one before it is tried")
+                continue
+            for newer in broken:
+                remove_directory(self.at(newer))
+            return checkpoint
+        if broken:
+            raise CheckpointError(
+                f"no checkpoint in {self.path} can be read", hint="start from the beginning with --force"
+            )
+        return None
+
+    def check_unused(self) -> None:
+        """Raises OutputError when there are checkpoints of an earlier run."""
+        if steps := self.steps():
+            raise OutputError(
+                f"{self.path} holds the checkpoints of an earlier run, up to step {steps[-1]}",
+                hint="continue it with --resume, or start from the beginning with --force",
+            )
+
+    def clear(self, keep: int | None = None) -> None:
+        """Removes the checkpoints, oldest first, and the folder with them; ``keep`` names a step that stays."""
+        for step in self.steps():
+            if step != keep:
+                remove_directory(self.at(step))
+        for file in self.path.glob(f"{METRICS_FILE}*"):
+            file.unlink()
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def last(self, before: int | None = None) -> Path | None:
+        """The newest checkpoint, or the newest of those before a step."""
+        steps = [step for step in self.steps() if before is None or step < before]
+        return self.at(steps[-1]) if steps else None
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{self.path} is in use: another process trains to the same output",
+                hint="wait for it, or choose another --out",
+            ) from None
+        except OSError:  # a file system without locks
+            return
+
+    def _recover(self) -> None:
+        for entry in list(self.path.iterdir()):
+            if found := _LEFT_OVER.fullmatch(entry.name):
+                recover(self.path / found[1])
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint and verifies its files.
+
+    Raises:
+        CheckpointError: A file is missing, truncated or changed.
+    """
+    try:
+        stored = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        content = stored["content"]
+        if stored["sha256"] != _digest(content):
+            raise CheckpointError(f"checkpoint {path} is broken: {STATE_FILE} was changed")
+        if content["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint {path} has the unknown format {content['format_version']}")
+        for name, digest in content["files"].items():
+            if _sha256(path / name) != digest:
+                raise CheckpointError(f"checkpoint {path} is broken: {name} was changed or truncated")
+        return Checkpoint(path, content["step"], content["run"])
+    except OSError as error:
+        name = Path(error.filename or STATE_FILE).name
+        raise CheckpointError(f"checkpoint {path} is broken: {name}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"checkpoint {path} is broken: {STATE_FILE} is not readable") from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

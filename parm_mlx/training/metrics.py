@@ -1,0 +1,75 @@
+"""``metrics.jsonl``: everything a run reports, one JSON object per line, written while it runs."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from parm_mlx.files import disk_errors
+from parm_mlx.training.report import TrainRecord, ValidRecord, as_metrics, from_metrics
+
+METRICS_FILE = "metrics.jsonl"
+Record = TrainRecord | ValidRecord
+
+
+class History:
+    """What a run has reported, in memory and in a file that grows with it.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = []
+
+    def begin(self) -> None:
+        """Makes the file hold exactly the records so far."""
+        write_metrics(self.path, self.records)
+
+    def add(self, record: Record) -> None:
+        """Adds a record, which others can read at once.
+
+        Raises:
+            RunError: The disk is full or failed.
+        """
+        self.records.append(record)
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+
+    @property
+    def validated_at(self) -> int | None:
+        """The step of the last validation."""
+        return next((record.step for record in reversed(self.records) if isinstance(record, ValidRecord)), None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the lowest validation loss; the adapter before the first step does not count."""
+        losses = {record.step: record.loss for record in self.records if isinstance(record, ValidRecord)}
+        found = [step for step, loss in losses.items() if step > 0 and math.isfinite(loss)]
+        return min(found, key=lambda step: losses[step]) if found else None
+
+
+def write_metrics(path: Path, records: Iterable[Record]) -> None:
+    """Writes all records, in place of what the file holds.
+
+    Raises:
+        RunError: The disk is full or failed.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with disk_errors(path):
+        partial.write_text("".join(map(_line, records)), encoding="utf-8")
+        partial.replace(path)
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Reads all records.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    return [from_metrics(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _line(record: Record) -> str:
+    return json.dumps(as_metrics(record)) + "\n"

@@ -1,0 +1,172 @@
+import gzip
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+GOOD: dict[str, Any] = {"prompt": "Hi", "responses": ["Yes", "No"], "preferred": {"helpful": 0, "harmless": 1}}
+CHOSEN = {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "objective": "helpful"}
+HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No", "objective": "x"}
+SAFE = {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1}
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+def without(row: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != key}
+
+
+# Name of the file, its content, its bad lines, and a part of the reason.
+MALFORMED: list[tuple[str, bytes, list[int], str]] = [
+    ("f.jsonl", lines(GOOD, b'{"prompt": "Hi"', GOOD), [2], "broken JSON"),
+    ("f.jsonl", lines(b"{'prompt': 'Hi'}", GOOD, b"prompt,chosen,rejected"), [1, 3], "broken JSON"),
+    ("f.jsonl", lines(GOOD, [GOOD]), [2], "a row must be a JSON object, not a list"),
+    ("f.jsonl", lines(GOOD, "Hi", 3, None), [2, 3, 4], "a row must be a JSON object, not a text"),
+    ("f.jsonl", lines(without(GOOD, "prompt"), GOOD), [1], "'prompt' is missing"),
+    ("f.jsonl", lines(GOOD, without(GOOD, "responses")), [2], "'responses' is missing"),
+    ("f.jsonl", lines(GOOD, without(GOOD, "preferred")), [2], "'preferred' is missing"),
+    ("f.jsonl", lines(without(CHOSEN, "rejected")), [1], "'rejected' is missing"),
+    ("train.jsonl", lines(CHOSEN, without(CHOSEN, "objective") | {"objective": None}), [2], "'objective' is missing"),
+    ("f.jsonl", lines(GOOD | {"prompt": 7}), [1], "'prompt' must be a text or a list of messages"),
+    ("f.jsonl", lines(GOOD | {"prompt": ""}, GOOD | {"prompt": []}), [1, 2], "'prompt' is empty"),
+    ("f.jsonl", lines(GOOD | {"prompt": [{"role": "user"}]}), [1], "must have 'role' and 'content'"),
+    ("f.jsonl", lines(GOOD | {"prompt": [{"role": "assistant", "content": "x"}]}), [1], "must not be the assistant's"),
+    ("f.jsonl", lines(GOOD | {"responses": ["one"]}), [1], "must be a list of two texts"),
+    ("f.jsonl", lines(GOOD | {"responses": ["one", 2]}), [1], "the second response must be a text"),
+    ("f.jsonl", lines(GOOD | {"preferred": {"helpful": 2}}), [1], "must be 0 or 1, not 2"),
+    ("f.jsonl", lines(GOOD | {"preferred": {"helpful": True}}), [1], "must be 0 or 1, not true"),
+    ("f.jsonl", lines(GOOD | {"preferred": {"helpful": 0.5}}, GOOD | {"preferred": {}}), [1, 2], "must be 0 or 1"),
+    ("f.jsonl", lines(SAFE, SAFE | {"safer_response_id": -1}), [2], "'safer_response_id' must be 0 or 1, not -1"),
+    ("f.jsonl", lines(without(SAFE, "response_1")), [1], "'response_1' is missing"),
+    ("f.jsonl", lines(HH, HH | {"chosen": "Hi. Yes."}), [2], "no transcript that begins with"),
+    ("f.jsonl", lines(HH, HH | {"rejected": "\n\nHuman: Ho\n\nAssistant: No"}), [2], "differ before the assistant's"),
+    ("f.jsonl", lines(HH | {"chosen": "\n\nHuman: Hi"}), [1], "does not end with a turn of the assistant"),
+    ("f.jsonl", lines(GOOD, CHOSEN, SAFE), [2, 3], "mixed formats: this row is chosen and rejected, line 1 is"),
+    ("f.jsonl", lines(GOOD | CHOSEN), [1], "a row has the fields of one format"),
+    ("f.jsonl", lines(GOOD, b'{"prompt": "H\0i"}'), [2], "NUL"),
+    ("f.jsonl", lines(GOOD | {"prompt": "H\0i"}), [1], "NUL"),
+    ("f.jsonl", lines(GOOD, GOOD | {"prompt": "x" * (16 * 2**20)}, b"{"), [2, 3], "longer than 16 MiB"),
+    ("f.jsonl", lines(GOOD, b'{"prompt": "\xe9t\xe9"}'), [2], "not UTF-8 text"),
+    ("f.jsonl", lines(GOOD).decode().encode("utf-16"), [1], "UTF-16"),
+    ("f.jsonl", lines(GOOD, b"[" * 100_000), [2], "nesting that is too large"),
+    ("f.jsonl", lines(GOOD | {"prompt": "\ud800"}), [1], "surrogate"),
+    ("f.json", b"[\n" + json.dumps(GOOD).encode() + b",\n{]", [3], "broken JSON"),
+    ("f.jsonl.gz", gzip.compress(lines(GOOD, GOOD))[:-9], [2], "the compressed file is broken"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "bad", "reason"), MALFORMED, ids=range(len(MALFORMED)))
+def test_malformed_files_are_refused_with_file_and_line(
+    run_cli: RunCli, tmp_path: Path, name: str, content: bytes, bad: list[int], reason: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    out = tmp_path / "out"
+    for arguments in (
+        ("data", "inspect", path),
+        ("data", "prepare", path, "--out", out),
+        ("train", "--model", "none", "--data", path, "--out", out),
+    ):
+        begin = time.process_time()
+        code, stdout, err = run_cli(*arguments)
+        assert time.process_time() - begin < 1 or arguments[0] == "train"
+        assert (code, stdout) == (2, "")
+        rows = [line.removeprefix("error: ").strip() for line in err.splitlines()]
+        if len(bad) > 1:
+            assert rows.pop(0) == f"{path}: {len(bad)} rows cannot be used"
+        assert [row.partition(": ")[0] for row in rows] == [f"{name}:{line}" for line in bad]
+        assert reason in rows[0]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file(run_cli: RunCli, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text(content)
+    assert run_cli("data", "inspect", path) == (2, "", "error: f.jsonl: the file is empty\n")
+
+
+def test_a_folder_without_data_and_no_file_at_all(run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").mkdir()
+    code, _, err = run_cli("data", "inspect", tmp_path)
+    assert (code, err.startswith(f"error: data {tmp_path}: no .jsonl file")) == (2, True)
+    assert run_cli("data", "inspect", tmp_path / "x")[2] == f"error: data {tmp_path / 'x'}: no such file or folder\n"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    rows = [GOOD, GOOD | {"preferred": {"helpful": 1, "harmless": 1}}, GOOD | {"responses": ["a", "a"]}]
+    path.write_bytes(lines(*rows, *(GOOD | {"prompt": f"Question {i}"} for i in range(7))))
+    return path
+
+
+def test_inspect(run_cli: RunCli, pairs: Path) -> None:
+    code, out, err = run_cli("data", "inspect", pairs)
+    assert (code, err) == (0, "")
+    assert out == (
+        "pairs.jsonl: responses and preferred\n"
+        "objectives: helpful, harmless\n"
+        "helpful and harmless disagree in 9 of 10 rows (90%)\n\n"
+        "train: 10 rows\n"
+        "  prompts          8 different; 2 rows repeat one\n"
+        "  labels           helpful 10, harmless 10\n"
+        "  equal responses  1\n"
+        "  training         9 kept; 1 dropped: both responses are equal\n\n"
+        "there is no valid split: training holds out a tenth of the prompts, at most 500\n"
+    )
+
+
+def test_inspect_with_a_model_as_json(run_cli: RunCli, pairs: Path, official: Path) -> None:
+    arguments = ("data", "inspect", pairs, "--model", official / "arm_base", "--max-seq-length", "2", "--json")
+    code, out, err = run_cli(*arguments)
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    found = json.loads(out)
+    (split,) = found["splits"]
+    assert (split["kept"], split["dropped"]) == (0, {"longer than the limit": 9, "both responses are equal": 1})
+    assert list(split["token_percentiles"]) == ["50", "90", "95", "99", "100"]
+    longer = json.loads(run_cli(*arguments, "--chat-template", "alpaca")[1])["splits"][0]["token_percentiles"]
+    assert all(longer[share] > tokens for share, tokens in split["token_percentiles"].items())
+
+
+def test_inspect_shows_lengths_and_shared_prompts(run_cli: RunCli, tmp_path: Path, official: Path) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(GOOD))
+    code, out, _ = run_cli("data", "inspect", tmp_path, "--model", official / "arm_base")
+    assert code == 0
+    assert "(limit 1024)" in out
+    assert "valid: 1 rows\n" in out
+    assert "training         0 kept; 1 dropped: prompt is in train too" in out
+    assert out.endswith("prompts shared: 1 by train and valid\n")
+
+
+def test_prepare_and_train_on_it(run_cli: RunCli, pairs: Path, tmp_path: Path, official: Path) -> None:
+    code, out, err = run_cli("data", "prepare", pairs, "--out", tmp_path / "out", "--skip-bad")
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n")
+    assert "1 rows are left out: both responses are equal" in err
+    code, _, err = run_cli("data", "prepare", pairs, "--out", tmp_path / "out")
+    assert (code, "exists already" in err) == (2, True)
+    model = ("--model", official / "arm_base", "--iters", 1, "--batch-size", 2)
+    code, _, err = run_cli("train", *model, "--data", tmp_path / "out", "--out", tmp_path / "parm")
+    assert code == 0, err
+
+
+def test_prepare_says_which_rows_are_bad(run_cli: RunCli, pairs: Path, tmp_path: Path) -> None:
+    with pairs.open("a") as file:
+        file.write("{\n")
+    code, _, err = run_cli("data", "prepare", pairs, "--out", tmp_path / "out", "--skip-bad")
+    assert code == 0
+    assert "1 rows are left out: they cannot be used\n  pairs.jsonl:11: broken JSON" in err
+
+
+def test_the_group_shows_its_help(run_cli: RunCli) -> None:
+    assert run_cli("data") == run_cli("data", "--help")
+    for command in ("inspect", "prepare"):
+        assert f"parm-mlx data {command}" in run_cli("data", command, "--help")[1]

@@ -1,0 +1,133 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parm_mlx.errors import ModelError
+from parm_mlx.guidance.loading import load_base
+from parm_mlx.guidance.prompts import Prompter, encode, render_prompt, split_response
+from parm_mlx.guidance.templates import CHAT_TEMPLATES, render
+
+TALK = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes"},
+    {"role": "user", "content": "Why?"},
+]
+
+
+class Letters:
+    """One token per letter, but " y", "yes" and " yes" are one token each, as in a byte-pair tokenizer."""
+
+    has_chat_template = False
+    bos_token_id, eos_token_id = 1, 2
+    eos_token = "$"
+    joined = ("·yes", "yes", "·y")
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids, text = [], text.replace(" ", "·")
+        while text:
+            piece = next((p for p in self.joined if text.startswith(p)), text[0])
+            ids.append(1000 + self.joined.index(piece) if piece in self.joined else ord(piece))
+            text = text[len(piece) :]
+        return ids
+
+
+class Spaced(Letters):
+    """A chat template of its own that ends in a space."""
+
+    has_chat_template = True
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return "".join(f"{message['role'][0]}: {message['content']}\n" for message in messages) + "a: "
+
+
+def split(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], list[int]]:
+    ids, start = split_response(tokenizer, prompt, response)
+    return ids[:start], ids[start:]
+
+
+def test_a_boundary_that_is_also_one_of_tokens() -> None:
+    assert split(Letters(), "Q:", "no") == ([1, ord("Q"), ord(":")], [ord("n"), ord("o")])
+
+
+@pytest.mark.parametrize(("response", "first"), [("yes", 1000), ("y", 1002)])
+def test_a_template_that_ends_in_a_space_gives_it_to_the_response(response: str, first: int) -> None:
+    """Alone, the prompt ends in the token of the space; with the response, space and response are one token."""
+    prompt = render_prompt(Spaced(), "Q")  # type: ignore[arg-type]
+    assert prompt == "u: Q\na: "
+    before, after = split(Spaced(), prompt, response)
+    assert before == [1, *map(ord, "u:·Q\na:")]
+    assert after == [first]
+
+
+def test_a_space_that_stays_by_itself_is_the_prompts() -> None:
+    assert split(Spaced(), "a: ", "no") == ([1, *map(ord, "a:·")], [*map(ord, "no")])
+
+
+def test_an_empty_response_has_no_tokens() -> None:
+    assert split(Spaced(), "a: ", "") == ([1, *map(ord, "a:·")], [])
+
+
+def test_an_earlier_merge_moves_the_boundary_further_back() -> None:
+    """ "ye" are two tokens of the prompt; with an "s" they are one with it."""
+    assert split(Letters(), "a:ye", "s!") == ([1, ord("a"), ord(":")], [1001, ord("!")])
+
+
+def test_a_conversation_in_a_built_in_template() -> None:
+    prompt = render_prompt(Letters(), TALK, "beaver")  # type: ignore[arg-type]
+    assert prompt == "BEGINNING OF CONVERSATION: USER: Hi ASSISTANT:Yes$USER: Why? ASSISTANT:"
+    before, after = split(Letters(), prompt, "yes")
+    assert len(before) == 1 + len(prompt)
+    assert after == [1001]
+
+
+@pytest.fixture(scope="module")
+def official_tokenizer(official: Path) -> Any:
+    return load_base(official / "arm_base")[1]
+
+
+def test_beaver_is_the_template_of_the_official_model(official_tokenizer: Any) -> None:
+    for prompt in ("Hi", TALK):
+        assert render_prompt(official_tokenizer, prompt, "beaver") == render_prompt(official_tokenizer, prompt)
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@pytest.mark.parametrize("response", ["", " ", "Yes.", " Yes.", "\n\nYes", ") then"])
+def test_the_boundary_loses_and_adds_nothing(official_tokenizer: Any, name: str, response: str) -> None:
+    for prompt in ("Hi", TALK):
+        text = render_prompt(official_tokenizer, prompt, name)
+        ids, start = split_response(official_tokenizer, text, response)
+        assert ids == encode(official_tokenizer, text + response)
+        assert ids[:start] == encode(official_tokenizer, text)[:start]
+        assert 0 < start <= len(ids)
+        assert bool(response) == (start < len(ids))
+
+
+def test_base_and_guide_read_their_own_templates() -> None:
+    base, guide = Spaced(), Letters()
+    tokens = Prompter(base, guide, guide_template="hh")("Q")  # type: ignore[arg-type]
+    assert tokens.base == encode(base, "u: Q\na: ")  # type: ignore[arg-type]
+    assert tokens.guide == encode(guide, render("hh", "Q"))  # type: ignore[arg-type]
+
+
+def test_a_base_without_a_template_reads_the_guides() -> None:
+    bare = Letters()
+    tokens = Prompter(bare, bare, guide_template="beaver")(TALK)  # type: ignore[arg-type]
+    assert tokens.base == tokens.guide
+    named = Prompter(bare, bare, base_template="alpaca", guide_template="beaver")("Q")  # type: ignore[arg-type]
+    assert named.base == encode(bare, render("alpaca", "Q"))  # type: ignore[arg-type]
+
+
+def test_plain_text_passes_every_template_by() -> None:
+    tokens = Prompter(Spaced(), Letters(), template=False, guide_template="hh")("Q")  # type: ignore[arg-type]
+    assert tokens.base == tokens.guide == [1, ord("Q")]
+
+
+def test_what_cannot_be_read_is_said() -> None:
+    with pytest.raises(ModelError, match="unknown chat template 'x'"):
+        Prompter(Letters(), Letters(), guide_template="x")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="no chat template") as caught:
+        Prompter(Letters(), Letters())(TALK)  # type: ignore[arg-type]
+    assert caught.value.hint == "name one with --chat-template: beaver, alpaca, hh, plain"
+    with pytest.raises(ModelError, match="does not accept this conversation"):
+        Prompter(Letters(), Letters(), guide_template="hh")(TALK[1:])  # type: ignore[arg-type]

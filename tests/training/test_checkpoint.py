@@ -1,0 +1,163 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from parm_mlx.errors import CheckpointError, OutputError, RunError
+from parm_mlx.training.checkpoint import CheckpointFolder, read_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "out", keep=2)
+
+
+def write(directory: Path) -> None:
+    (directory / "adapter_config.json").write_text("{}")
+    (directory / "adapters.safetensors").write_bytes(bytes(100))
+
+
+def save(folder: CheckpointFolder, *steps: int, best: int | None = None) -> None:
+    for step in steps:
+        folder.save(step, {"n": step}, write, best)
+
+
+def test_what_is_saved_can_be_read(folder: CheckpointFolder) -> None:
+    path = folder.save(7, {"a": [1, 2.5, None], "rng": {"state": 2**127 + 1}}, write, None)
+    assert path.name == "step-00000007"
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.step, checkpoint.state) == (7, {"a": [1, 2.5, None], "rng": {"state": 2**127 + 1}})
+    assert sorted(file.name for file in path.iterdir()) == [
+        "adapter_config.json",
+        "adapters.safetensors",
+        "state.json",
+    ]
+
+
+def test_the_newest_and_the_best_are_kept(folder: CheckpointFolder) -> None:
+    save(folder, 2, 4, 6, 8, best=4)
+    assert folder.steps() == [4, 6, 8]
+    save(folder, 10, best=10)
+    assert folder.steps() == [8, 10]
+    assert [path.name[0] for path in folder.path.iterdir()] == ["s", "s"]
+
+
+def truncate(path: Path) -> None:
+    (path / "adapters.safetensors").write_bytes(bytes(50))
+
+
+def flip(path: Path) -> None:
+    (path / "adapters.safetensors").write_bytes(bytes(99) + b"x")
+
+
+def forget(path: Path) -> None:
+    (path / "adapters.safetensors").unlink()
+
+
+def cut_state(path: Path) -> None:
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text[: len(text) // 2])
+
+
+def change_state(path: Path) -> None:
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text.replace('"n": 4', '"n": 5'))
+
+
+def other_shape(path: Path) -> None:
+    (path / "state.json").write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "adapters.safetensors was changed or truncated"),
+        (flip, "adapters.safetensors was changed or truncated"),
+        (forget, "adapters.safetensors: No such file"),
+        (cut_state, "state.json is not readable"),
+        (change_state, "state.json was changed"),
+        (other_shape, "state.json is not readable"),
+    ],
+)
+def test_a_broken_checkpoint_gives_way_to_the_one_before(
+    folder: CheckpointFolder, damage: Callable[[Path], None], reason: str
+) -> None:
+    save(folder, 2, 4)
+    damage(folder.at(4))
+    notes: list[str] = []
+    newest = folder.newest(notes.append)
+    assert newest is not None
+    assert newest.step == 2
+    assert len(notes) == 1
+    assert str(folder.at(4)) in notes[0]
+    assert reason in notes[0]
+    assert folder.steps() == [2]
+    damage(folder.at(2)) if damage is not change_state else truncate(folder.at(2))
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read") as caught:
+        folder.newest(notes.append)
+    assert caught.value.hint == "start from the beginning with --force"
+
+
+def test_an_unknown_format_is_not_read(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("parm_mlx.training.checkpoint.FORMAT_VERSION", 2)
+        save(folder, 2)
+    with pytest.raises(CheckpointError, match="unknown format 2"):
+        read_checkpoint(folder.at(2))
+
+
+def test_without_checkpoints_there_is_no_newest(folder: CheckpointFolder) -> None:
+    assert folder.newest(print) is None
+    folder.check_unused()
+
+
+def test_a_full_disk_leaves_the_earlier_ones(folder: CheckpointFolder) -> None:
+    save(folder, 2)
+
+    def fill(directory: Path) -> None:
+        write(directory)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="the disk is full") as caught:
+        folder.save(4, {}, fill, None)
+    assert str(caught.value).endswith(f"the last good checkpoint is {folder.at(2)}")
+    assert caught.value.hint == "make room, then give the same command with --resume"
+    assert [path.name for path in folder.path.iterdir()] == ["step-00000002"]
+
+
+def test_what_a_killed_process_left_is_put_right(folder: CheckpointFolder) -> None:
+    """Killed while writing step 6, while removing step 2, and between the two renames that replace step 4."""
+    save(folder, 2, 4)
+    (folder.path / ".step-00000006.partial-123").mkdir()
+    folder.at(2).rename(folder.path / ".step-00000002.partial-123")
+    folder.at(4).rename(folder.path / ".step-00000004.old-123")
+    with folder.locked():
+        assert [path.name for path in folder.path.iterdir()] == ["step-00000004"]
+        assert read_checkpoint(folder.at(4)).step == 4
+
+
+def test_two_processes_do_not_share_an_output(folder: CheckpointFolder) -> None:
+    other = CheckpointFolder(folder.path.with_suffix(""), 1).locked()
+    with folder.locked(), pytest.raises(OutputError, match="another process trains to the same output"), other:
+        pass
+    assert not folder.path.exists(), "an empty folder goes again"
+
+
+def test_the_folder_goes_with_the_last_checkpoint(folder: CheckpointFolder) -> None:
+    save(folder, 2, 4)
+    folder.metrics.write_text("{}\n")
+    with pytest.raises(OutputError, match="up to step 4"):
+        folder.check_unused()
+    folder.clear(keep=2)
+    assert [path.name for path in folder.path.iterdir()] == ["step-00000002"]
+    (folder.path / "notes.txt").write_text("mine")
+    folder.clear()
+    assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
+
+
+def test_the_state_is_readable_text(folder: CheckpointFolder) -> None:
+    save(folder, 2)
+    content = json.loads((folder.at(2) / "state.json").read_text())["content"]
+    assert (content["step"], content["run"], content["format_version"]) == (2, {"n": 2}, 1)
+    assert content["files"].keys() == {"adapter_config.json", "adapters.safetensors"}

@@ -1,0 +1,270 @@
+"""Runs that end early and go on: in this process, where the moment can be chosen, and killed for real."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from kill_runs import kill_runs, outcome
+
+from parm_mlx.errors import CheckpointError, ConfigError, OutputError, RunError
+from parm_mlx.pblora import read_adapter
+from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
+from parm_mlx.training.run import TrainResult, train
+
+Run = Callable[..., TrainResult]
+STEPS = 7
+
+
+class KilledError(BaseException):
+    """Ends a run on the spot, as nothing in it expects."""
+
+
+def kill() -> None:
+    raise KilledError
+
+
+class Listener(Progress):
+    """Remembers notes, and ends the run at a moment: "advance 3", "report 4", "validated 2"."""
+
+    def __init__(self, moment: str, ending: Callable[[], None]) -> None:
+        self.moment, self.ending = moment, ending
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def advance(self, step: int) -> None:
+        self._end(f"advance {step}")
+
+    def report(self, record: TrainRecord) -> None:
+        self._end(f"report {record.step}")
+
+    def validated(self, record: ValidRecord) -> None:
+        self._end(f"validated {record.step}")
+
+    def _end(self, moment: str) -> None:
+        if moment == self.moment:
+            self.ending()
+
+
+@pytest.fixture
+def run(official: Path, tmp_path: Path, write_rows: Callable[..., Path], rows: list[dict[str, Any]]) -> Run:
+    """Trains for 7 steps with 4 of 22 pairs, so that an epoch ends within; saves every 2, validates every 3."""
+    data = write_rows(rows)
+
+    def run_train(
+        out: str = "out",
+        moment: str = "",
+        ending: Callable[[], None] = kill,
+        notes: list[str] | None = None,
+        **settings: Any,
+    ) -> TrainResult:
+        defaults: dict[str, Any] = {
+            "model": str(official / "arm_base"),
+            "data": str(data),
+            "out": str(tmp_path / out),
+            "iters": STEPS,
+            "batch_size": 4,
+            "learning_rate": 0.01,
+            "warmup": 1,
+            "val_batches": 1,
+            "steps_per_save": 2,
+            "steps_per_eval": 3,
+            "steps_per_report": 2,
+            "keep_checkpoints": 2,
+        }
+        how = {name: settings.pop(name) for name in ("force", "resume") if name in settings}
+        listener = Listener(moment, ending)
+        if notes is not None:
+            listener.notes = notes
+        return train(TrainConfig(**(defaults | settings)), progress=listener, **how)
+
+    return run_train
+
+
+def killed(run: Run, moment: str, **settings: Any) -> None:
+    with pytest.raises(KilledError):
+        run(moment=moment, **settings)
+
+
+def folder_of(run_out: Path) -> Path:
+    return run_out.with_name(f"{run_out.name}.checkpoints")
+
+
+@pytest.mark.parametrize("save", ["last", "best"])
+def test_a_run_that_is_ended_again_and_again_gives_the_same_bytes(run: Run, tmp_path: Path, save: str) -> None:
+    """Between a step and its report, between a report and its validation, between a validation and its checkpoint."""
+    expected = outcome(run("whole", save=save).out)
+    for moment in ("advance 1", "advance 3", "validated 3", "report 4", "advance 6", "validated 7"):
+        killed(run, moment, save=save, resume=True)
+    metrics = (folder_of(tmp_path / "out") / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["step"] == 7, "the metrics are written while the run goes on"
+    result = run(save=save, resume=True)
+    assert outcome(result.out) == expected
+    steps = [(type(record), record.step) for record in result.records]
+    assert len(steps) == len(set(steps))
+    assert sorted({step for _, step in steps}) == [0, 2, 3, 4, 6, 7]
+
+
+def test_a_signal_during_the_validation_leaves_it_for_later(run: Run, tmp_path: Path) -> None:
+    """It comes between the report of step 6 and its validation."""
+    expected = outcome(run("whole").out)
+    result = run(moment="report 6", ending=lambda: signal.raise_signal(signal.SIGTERM))
+    assert (result.steps, result.signal) == (6, signal.SIGTERM)
+    assert [record.step for record in result.records if isinstance(record, ValidRecord)] == [0, 3]
+    assert outcome(run(resume=True).out) == expected
+
+
+def test_a_second_ctrl_c_ends_the_run_on_the_spot(run: Run, tmp_path: Path) -> None:
+    expected = outcome(run("whole").out)
+
+    def press_twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(moment="advance 5", ending=press_twice)
+    assert (folder_of(tmp_path / "out") / "step-00000004").is_dir()
+    assert outcome(run(resume=True).out) == expected
+
+
+def test_one_alpha_per_batch_and_dropout_go_on_too(run: Run) -> None:
+    settings = {"alpha_per": "batch", "dropout": 0.3, "val_batches": 0}
+    expected = outcome(run("whole", **settings).out)
+    killed(run, "advance 3", **settings)
+    assert outcome(run(resume=True, **settings).out) == expected
+
+
+def test_without_a_checkpoint_it_starts_from_the_beginning(run: Run, tmp_path: Path) -> None:
+    notes: list[str] = []
+    run(resume=True, notes=notes, iters=1)
+    assert f"no checkpoint in {tmp_path / 'out.checkpoints'}: starting from the beginning" in notes
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up while the optimiser of step 4 is written."""
+    expected = outcome(run("whole").out)
+    save_safetensors, calls = mx.save_safetensors, []
+
+    def write(path: str, *arguments: Any, **more: Any) -> None:
+        calls.append(path)
+        if len(calls) == 6:
+            Path(path).write_bytes(b"half of i")
+            raise RuntimeError("[write] Unable to write 100 bytes to file.")
+        save_safetensors(path, *arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mx, "save_safetensors", write)
+        with pytest.raises(RunError, match="step-00000004 was not written") as caught:
+            run()
+    last = folder_of(tmp_path / "out") / "step-00000003"
+    assert f"the last good checkpoint is {last}" in str(caught.value)
+    assert sorted(path.name for path in last.parent.iterdir()) == ["metrics.jsonl", "step-00000002", last.name]
+    assert outcome(run(resume=True).out) == expected
+
+
+def test_a_broken_checkpoint_is_passed_over(run: Run, tmp_path: Path) -> None:
+    expected = outcome(run("whole").out)
+    killed(run, "advance 5")
+    (folder_of(tmp_path / "out") / "step-00000004" / "optimizer.safetensors").write_bytes(b"")
+    notes: list[str] = []
+    assert outcome(run(resume=True, notes=notes).out) == expected
+    assert any("optimizer.safetensors was changed or truncated; the one before it is tried" in note for note in notes)
+
+
+def test_other_settings_are_refused_and_shown(run: Run, tmp_path: Path) -> None:
+    killed(run, "advance 3")
+    with pytest.raises(CheckpointError) as caught:
+        run(resume=True, seed=1, beta_objective="0.1,0.2", model=str(tmp_path))
+    assert "\n  seed: 0 → 1" in str(caught.value)
+    assert "\n  beta_objective: [0.01] → [0.1, 0.2]" in str(caught.value)
+    assert f' → "{tmp_path}"' in str(caught.value)
+    run(resume=True, steps_per_report=1, steps_per_save=5, keep_checkpoints=1, save="best")
+
+
+def test_other_data_is_refused(run: Run, tmp_path: Path) -> None:
+    killed(run, "advance 3")
+    data = tmp_path / "pairs.jsonl"
+    text = data.read_text()
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / data.name).write_text(text)
+    data.write_text(text.replace("Question", "A question"))
+    with pytest.raises(CheckpointError, match=r"other data \(SHA-256\):\n  pairs.jsonl: \w{12}… → \w{12}…"):
+        run(resume=True)
+    run(resume=True, data=str(moved / data.name))
+
+
+def test_checkpoints_are_not_overwritten_by_accident(run: Run, tmp_path: Path) -> None:
+    killed(run, "advance 3")
+    with pytest.raises(OutputError, match="holds the checkpoints of an earlier run, up to step 2"):
+        run()
+    result = run(force=True, seed=1)
+    assert not (folder_of(result.out) / "step-00000002").exists()
+
+
+def test_a_finished_run_has_nothing_left_to_do(run: Run, tmp_path: Path) -> None:
+    """Also when the process was ended before it could remove the checkpoints."""
+    killed(run, "validated 7", val_batches=-1)
+    folder = folder_of(tmp_path / "out")
+    kept = folder.rename(tmp_path / "kept")
+    first = run(val_batches=-1)
+    before = outcome(first.out)
+    if folder.exists():
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        folder.rmdir()
+    kept.rename(folder)
+    notes: list[str] = []
+    second = run(resume=True, notes=notes, val_batches=-1)
+    assert f"{first.out} is finished already" in notes
+    assert (second.steps, second.records) == (first.steps, first.records)
+    assert outcome(second.out) == before
+    assert not list(folder.glob("step-00000006"))
+
+
+def test_the_best_adapter_is_the_result_or_stays(run: Run, tmp_path: Path) -> None:
+    """A learning rate that makes the loss worse after a good beginning."""
+    settings = {"learning_rate": 0.3, "warmup": 0, "steps_per_eval": 1, "iters": 6, "beta_objective": 1}
+    notes: list[str] = []
+    last = run("last", notes=notes, **settings)
+    losses = {record.step: record.loss for record in last.records if isinstance(record, ValidRecord) and record.step}
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 6, "the settings of this test must let the loss grow"
+    stays = folder_of(last.out) / f"step-{best:08}"
+    assert [path.name for path in stays.parent.iterdir()] == [stays.name]
+    assert any(str(stays) in note for note in notes)
+    result = run("best", save="best", **settings)
+    assert not folder_of(result.out).exists()
+    config, tensors = read_adapter(result.out)
+    assert config.training["steps_done"] == best
+    kept = read_adapter(stays)[1]
+    assert all(mx.array_equal(tensors[name], kept[name]).item() for name in kept)
+    assert not all(mx.array_equal(tensors[name], tensor).item() for name, tensor in read_adapter(last.out)[1].items())
+
+
+def test_best_needs_validation(run: Run) -> None:
+    with pytest.raises(ConfigError, match="save is 'best', but val_batches is 0"):
+        run(save="best", val_batches=0)
+
+
+def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(run: Run, tmp_path: Path) -> None:
+    """The rate grows from 0 in the warm-up, so that the first step is harmless and saved."""
+    with pytest.raises(RunError) as caught:
+        run(learning_rate=1e30, warmup=1, iters=20, val_batches=0, steps_per_save=1)
+    good = folder_of(tmp_path / "out") / "step-00000001"
+    assert str(caught.value).endswith(f"The last good checkpoint: {good}")
+    tensors = read_adapter(good)[1]
+    assert all(mx.isfinite(tensor).all().item() for tensor in tensors.values())
+
+
+def test_killed_processes(tmp_path: Path) -> None:
+    """The short version of the kill test: one run, ended four times at a random moment."""
+    assert len(kill_runs(tmp_path, runs=1, kills=4, steps=40)) >= 4
