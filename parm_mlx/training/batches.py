@@ -1,81 +1,100 @@
-"""Batches: which pairs, in which order, laid out as arrays."""
+"""Batches: which pairs, and in which order."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
 
+from parm_mlx.training.layout import Layout, separate_rows, shared_prefixes
 from parm_mlx.training.tokenize import UNLABELLED, TokenPair
 
-PAD_TOKENS = 8
-PAD_TARGETS = 32
+BUCKET_BATCHES = 32
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs as arrays. Rows 0 … B-1 are the first responses, rows B … 2B-1 the second ones of the same pairs.
-
-    Only response tokens are predicted; they are listed flat, N of them (padded, with weight 0 on padding).
+    """B pairs; their arrays are laid out when first asked for.
 
     Attributes:
-        inputs: Token ids (2B, L), right-padded; the last token of a sequence is never an input.
-        positions: (N,) index into the flattened (2B · L) inputs after which each response token comes.
-        targets: (N,) the response tokens.
-        members: (2B, N) float32, 1 where a target belongs to a row.
+        pairs: The pairs.
         preferred: (B, k) float32, 0 or 1: the response each objective prefers.
         labelled: (B, k) float32, 1 where the objective judged the pair.
-        where: File and line of each pair.
-        tokens: Number of tokens in the sequences, without padding.
     """
 
-    inputs: mx.array
-    positions: mx.array
-    targets: mx.array
-    members: mx.array
+    pairs: tuple[TokenPair, ...]
     preferred: mx.array
     labelled: mx.array
-    where: tuple[str, ...]
-    tokens: int
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """File and line of each pair."""
+        return tuple(pair.where for pair in self.pairs)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in the 2B sequences, without padding."""
+        return sum(len(row) for pair in self.pairs for row in pair.rows)
+
+    @cached_property
+    def rows(self) -> Layout:
+        """The pairs as 2B separate sequences."""
+        return separate_rows(self.pairs)
+
+    @cached_property
+    def shared(self) -> Layout | None:
+        """The pairs with what both responses begin with read once, where that saves enough."""
+        return shared_prefixes(self.pairs)
+
+    def parts(self, count: int) -> "list[tuple[Batch, slice]]":
+        """Splits the batch into at most ``count`` batches of nearly equal size, each with the pairs it holds."""
+        bounds = [len(self.pairs) * i // count for i in range(count + 1)]
+        slices = [slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False) if begin < end]
+        return [(Batch(self.pairs[s], self.preferred[s], self.labelled[s]), s) for s in slices]
 
 
 def make_batch(pairs: Sequence[TokenPair]) -> Batch:
-    """Lays out pairs as arrays."""
-    rows = [pair.rows[side] for side in (0, 1) for pair in pairs]
-    length = _round_up(max(len(row) for row in rows) - 1, PAD_TOKENS)
-    count = sum(len(row) - row.start for row in rows)
-    padded = _round_up(count, PAD_TARGETS)
-    inputs = np.zeros((len(rows), length), np.int32)
-    positions, targets = np.zeros(padded, np.int32), np.zeros(padded, np.int32)
-    members = np.zeros((len(rows), padded), np.float32)
-    done = 0
-    for i, row in enumerate(rows):
-        inputs[i, : len(row) - 1] = row.ids[:-1]
-        end = done + len(row) - row.start
-        positions[done:end] = i * length + np.arange(row.start - 1, len(row) - 1)
-        targets[done:end] = row.ids[row.start :]
-        members[i, done:end] = 1
-        done = end
+    """Makes a batch of pairs."""
     preferred = np.stack([pair.preferred for pair in pairs])
     return Batch(
-        inputs=mx.array(inputs),
-        positions=mx.array(positions),
-        targets=mx.array(targets),
-        members=mx.array(members),
+        pairs=tuple(pairs),
         preferred=mx.array((preferred == 1).astype(np.float32)),
         labelled=mx.array((preferred != UNLABELLED).astype(np.float32)),
-        where=tuple(pair.where for pair in pairs),
-        tokens=sum(len(row) for row in rows),
     )
 
 
-def training_batches(pairs: Sequence[TokenPair], size: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """Yields batches without end: each pair once per epoch, in a new order, batches running on across epochs."""
-    waiting: list[int] = []
+def training_order(lengths: Sequence[int], size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Yields the pairs of each batch without end: each pair once per epoch, in a new order every epoch.
+
+    Batches hold pairs of similar length, so that there is little padding: 32 batches' worth of pairs at a time are
+    sorted by length, and the batches cut from them are shuffled. What an epoch leaves over runs on into the next one.
+
+    Args:
+        lengths: Length of each pair.
+        size: Pairs per batch, shortest first.
+        rng: Decides the order.
+    """
+    left_over: list[int] = []
     while True:
-        while len(waiting) < size:
-            waiting.extend(rng.permutation(len(pairs)).tolist())
-        chosen, waiting = waiting[:size], waiting[size:]
+        order = rng.permutation(len(lengths)).tolist()
+        if left_over:
+            missing = size - len(left_over)
+            left_over, order = left_over + order[:missing], order[missing:]
+            if len(left_over) < size:
+                continue
+            yield _by_length(left_over, lengths)
+        full = len(order) // size * size
+        order, left_over = order[:full], order[full:]
+        for begin in range(0, full, BUCKET_BATCHES * size):
+            window = _by_length(order[begin : begin + BUCKET_BATCHES * size], lengths)
+            for batch in rng.permutation(len(window) // size):
+                yield window[batch * size : (batch + 1) * size]
+
+
+def training_batches(pairs: Sequence[TokenPair], size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """Yields batches without end, in the order of :func:`training_order`."""
+    for chosen in training_order([len(pair) for pair in pairs], size, rng):
         yield make_batch([pairs[i] for i in chosen])
 
 
@@ -93,5 +112,5 @@ def fixed_batches(pairs: Sequence[TokenPair], size: int, limit: int, rng: np.ran
     return [make_batch(ordered[i : i + size]) for i in range(0, len(ordered), size)]
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _by_length(indices: list[int], lengths: Sequence[int]) -> list[int]:
+    return sorted(indices, key=lambda i: lengths[i])

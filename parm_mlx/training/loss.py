@@ -54,7 +54,13 @@ def margins(logprobs: mx.array, preferred: mx.array) -> mx.array:
 
 
 def preference_loss(
-    logprobs: mx.array, preferred: mx.array, labelled: mx.array, alpha: mx.array, beta: mx.array, gamma: float = 0.0
+    logprobs: mx.array,
+    preferred: mx.array,
+    labelled: mx.array,
+    alpha: mx.array,
+    beta: mx.array,
+    gamma: float = 0.0,
+    count: mx.array | None = None,
 ) -> Loss:
     """The scalarised objective.
 
@@ -65,14 +71,15 @@ def preference_loss(
         alpha: (k,) for the whole batch, or (B, k) with one preference vector per pair.
         beta: (k,) β_i.
         gamma: γ, the margin that the preferred response should win by.
+        count: (k,) the number of pairs to take the means over, by default those labelled here. The losses of the parts
+            of a batch, each with the batch's numbers, add up to the loss of the batch.
     """
     margin = margins(logprobs, preferred)
     losses = mx.logaddexp(0.0, gamma - beta * margin) * labelled
-    count = labelled.sum(axis=0)
-    weights = 1 / mx.maximum(count, 1)
+    weights = 1 / mx.maximum(labelled.sum(axis=0) if count is None else count, 1)
     return Loss(
         total=((alpha * losses).sum(axis=0) * weights).sum(),
         per_objective=losses.sum(axis=0) * weights,
         correct=((margin > 0) * labelled).sum(axis=0),
-        labelled=count,
+        labelled=labelled.sum(axis=0),
     )

@@ -19,6 +19,7 @@ from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.targets import default_targets
 from parm_mlx.preference import sample_dirichlet
 from parm_mlx.training.batches import Batch, fixed_batches, training_batches
+from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import load_data
 from parm_mlx.training.learner import Learner
@@ -105,7 +106,7 @@ class _Run:
         train, valid = self._tokenize(tokenizer, "training"), self._tokenize(tokenizer, "validation")
         self.pairs = len(train), len(valid)
         self.steps = config.steps(len(train))
-        self.batches = training_batches(train, config.batch_size, order)
+        self.batches = training_batches(train, config.pairs_per_step, order)
         self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
 
         self.adapter = PBLoRAConfig(
@@ -120,6 +121,8 @@ class _Run:
         mx.random.seed(_seed(init))
         layers = attach(model, self.adapter)
         model.train()
+        if config.grad_checkpoint:
+            checkpoint_blocks(model)
         size = sum(tensor.size for tensor in adapter_tensors(model).values())
         progress.note(f"{self.steps} steps; {size:,} trainable numbers in {len(layers)} layers")
         if config.warmup >= self.steps:
@@ -131,7 +134,7 @@ class _Run:
             steps=self.steps,
             weight_decay=config.weight_decay,
         )
-        self.learner = Learner(ResponseScorer(model, self.k), beta, config.gamma, optimizer)
+        self.learner = Learner(ResponseScorer(model, self.k), beta, config.gamma, optimizer, config.grad_accumulation_steps)
 
     def loop(self, stopped: Callable[[], bool]) -> None:
         """Trains until the last step or until asked to stop."""
