@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -50,7 +51,7 @@ class Batch:
     def parts(self, count: int) -> "list[tuple[Batch, slice]]":
         """Splits the batch into at most ``count`` batches of nearly equal size, each with the pairs it holds."""
         bounds = [len(self.pairs) * i // count for i in range(count + 1)]
-        slices = [slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False) if begin < end]
+        slices = [slice(begin, end) for begin, end in pairwise(bounds) if begin < end]
         return [(Batch(self.pairs[s], self.preferred[s], self.labelled[s]), s) for s in slices]
 
 

@@ -1,6 +1,6 @@
 """Gradient checkpointing: the layers of a model are computed again in the backward pass instead of being remembered."""
 
-from functools import lru_cache
+import functools
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +22,7 @@ def checkpoint_blocks(model: nn.Module) -> None:
         block.__class__ = _checkpointed(type(block))
 
 
-@lru_cache(maxsize=None)
+@functools.cache
 def _checkpointed(kind: type) -> type:
     """A kind of block that is computed again in the backward pass."""
 

@@ -63,7 +63,7 @@ def _logprobs_and_slope(output_layer: Layer, h: mx.array, y: mx.array) -> tuple[
     logits = z.astype(mx.float32)
     log_sum = mx.logsumexp(logits, axis=-1, keepdims=True)
     logprobs = mx.take_along_axis(logits, y[:, None], axis=-1) - log_sum
-    p = mx.exp(logits - log_sum)
+    p = mx.softmax(logits, axis=-1)
     p_minus_y = mx.put_along_axis(p, y[:, None], mx.exp(logprobs) - 1, axis=-1)
     _, (slope,) = mx.vjp(output_layer, [h], [p_minus_y.astype(z.dtype)])
     return logprobs[:, 0], -slope

@@ -134,7 +134,8 @@ class _Run:
             steps=self.steps,
             weight_decay=config.weight_decay,
         )
-        self.learner = Learner(ResponseScorer(model, self.k), beta, config.gamma, optimizer, config.grad_accumulation_steps)
+        scorer = ResponseScorer(model, self.k)
+        self.learner = Learner(scorer, beta, config.gamma, optimizer, config.grad_accumulation_steps)
 
     def loop(self, stopped: Callable[[], bool]) -> None:
         """Trains until the last step or until asked to stop."""
