@@ -19,7 +19,8 @@ def checkpoint_blocks(model: nn.Module) -> None:
         model: An mlx-lm model with adapters attached.
     """
     for block in model.layers:
-        block.__class__ = _checkpointed(type(block))
+        kind: Any = type(block)
+        block.__class__ = _checkpointed(kind)
 
 
 @functools.cache
@@ -30,12 +31,12 @@ def _checkpointed(kind: type) -> type:
         if not self.training:
             return kind.__call__(self, x, *args, **kwargs)
         cache = next((a for a in (*args, *kwargs.values()) if isinstance(a, PrefixCache)), None)
-        key = mx.array(mx.random.state[0])
+        key = mx.array(random_state())
         computed = False
 
         def block(parameters: Any, x: mx.array, state: list[mx.array]) -> tuple[Any, list[mx.array]]:
             nonlocal computed
-            before, outside = self.trainable_parameters(), mx.array(mx.random.state[0])
+            before, outside = self.trainable_parameters(), mx.array(random_state())
             held = cache.state if cache else []
             self.update(parameters)
             if cache:
@@ -61,6 +62,13 @@ def _checkpointed(kind: type) -> type:
     return type(f"Checkpointed{kind.__name__}", (kind,), {"__call__": call})
 
 
+def random_state() -> mx.array:
+    """MLX's random state itself, which every use of randomness changes."""
+    state: Any = mx.random.state
+    current: mx.array = state[0]
+    return current
+
+
 def set_random_state(key: mx.array) -> None:
-    """Sets MLX's random state to a state that it has had."""
-    mx.random.state[0][:] = key
+    """Sets MLX's random state to a copy of a state that it has had."""
+    random_state()[:] = key

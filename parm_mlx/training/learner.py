@@ -78,7 +78,9 @@ class Learner:
         """
         count = batch.labelled.sum(axis=0)
         parts = batch.parts(self.parts)
-        return reduce(_add, (self._part(part, alpha if alpha.ndim == 1 else alpha[s], count) for part, s in parts))
+        results = (self._part(part, alpha if alpha.ndim == 1 else alpha[s], count) for part, s in parts)
+        total: tuple[tuple[mx.array, mx.array], Any] = reduce(_add, results)
+        return total
 
     def _part(self, part: Batch, alpha: mx.array, count: mx.array) -> Any:
         with self.scorer.conditioned(alpha):

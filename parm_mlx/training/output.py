@@ -4,6 +4,8 @@ log p(y | h) = z_y − log Σ_v exp z_v with z = W h, and its gradient in h is W
 as large as h itself. Both are computed for one chunk of tokens after another, and only they are kept.
 """
 
+from typing import Any
+
 import mlx.core as mx
 
 from parm_mlx.mlxlm import Layer
@@ -38,7 +40,7 @@ def chunked_logprobs_with_grad(
     It costs as much as a forward and a backward pass of the output layer, also where no gradient is taken.
     """
 
-    @mx.custom_function  # type: ignore[untyped-decorator]
+    @mx.custom_function
     def scored(hidden: mx.array) -> tuple[mx.array, mx.array]:
         done: list[mx.array] = []
         slopes: list[mx.array] = []
@@ -49,12 +51,13 @@ def chunked_logprobs_with_grad(
             slopes.append(slope)
         return mx.concatenate(done), mx.concatenate(slopes)
 
-    @scored.vjp  # type: ignore[untyped-decorator]
+    @scored.vjp
     def scored_vjp(primals: mx.array, cotangents: list[mx.array], outputs: list[mx.array]) -> mx.array:
         slope = outputs[1]
         return cotangents[0][:, None].astype(slope.dtype) * slope
 
-    logprobs: mx.array = scored(hidden)[0]
+    outputs: Any = scored(hidden)
+    logprobs: mx.array = outputs[0]
     return logprobs
 
 
