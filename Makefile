@@ -25,6 +25,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python examples/bench/decode.py
+	$(BIN)/python examples/bench/train.py
 
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py

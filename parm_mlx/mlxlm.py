@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import _BaseCache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache, _BaseCache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_config, load_model, load_tokenizer, save_config, save_model
@@ -21,7 +21,9 @@ from parm_mlx.errors import ModelError
 
 __all__ = [
     "PreferenceCache",
+    "PrefixCache",
     "TokenizerWrapper",
+    "attention_windows",
     "filter_logprobs",
     "load_tokenizer_alone",
     "load_weights_and_tokenizer",
@@ -137,6 +139,108 @@ class PreferenceCache(_BaseCache):
 
     def __deepcopy__(self, memo: Any) -> "PreferenceCache":
         return copy(self)
+
+
+class PrefixCache:
+    """Keys and values of one layer for prefixes that several rows continue, for use inside ``value_and_grad``.
+
+    The first pass reads the prefixes of B pairs, right-padded. The second pass, with the :meth:`fork` of the cache,
+    reads what follows them: rows b and B + b continue prefix b at its own position and see nothing of its padding.
+
+    Args:
+        lengths: Length of each prefix, without padding.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = tuple(lengths)
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self.forked = False
+        self.windows: set[int | None] = set()
+
+    def fork(self) -> "PrefixCache":
+        """The cache for the rows that continue the prefixes that this one holds."""
+        rows = copy(self)
+        rows.forked = True
+        return rows
+
+    @property
+    def even(self) -> bool:
+        """Whether all prefixes have one length, so that there is no padding to hide."""
+        return len(set(self.lengths)) == 1
+
+    @property
+    def offset(self) -> int | mx.array:
+        """Position of the next token, or of the next token of each row."""
+        if not self.forked:
+            return 0
+        return self.lengths[0] if self.even else mx.array(self.lengths * 2)
+
+    @property
+    def state(self) -> list[mx.array]:
+        """The keys and values of the prefixes."""
+        return [] if self.keys is None or self.values is None else [self.keys, self.values]
+
+    @state.setter
+    def state(self, value: Sequence[mx.array]) -> None:
+        self.keys, self.values = value or (None, None)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values that a pass attends to; (rows, heads, tokens, dimensions) in and out."""
+        if not self.forked:
+            self.keys, self.values = keys, values
+            return keys, values
+        assert self.keys is not None
+        assert self.values is not None
+        return _continued(self.keys, keys), _continued(self.values, values)
+
+    def make_mask(
+        self, N: int, return_array: bool = False, window_size: int | None = None, **_: Any
+    ) -> str | mx.array | None:
+        """The attention mask for N tokens: causal, within the window, and blind to the padding of prefixes."""
+        self.windows.add(window_size)
+        if window_size is None and not return_array and (self.even or not self.forked):
+            return "causal"
+        if not self.forked:
+            at = mx.arange(N)
+            return _visible(at[:, None], at[None], window_size)
+        lengths = mx.array(self.lengths * 2)[:, None, None, None]
+        padded = max(self.lengths)
+        before, after = mx.arange(padded), lengths + mx.arange(N)
+        shape = (*lengths.shape[:3], padded)
+        seen = mx.concatenate([mx.broadcast_to(before, shape), after], axis=-1)
+        real = mx.concatenate([before < lengths, mx.ones(after.shape, mx.bool_)], axis=-1)
+        return _visible(after.swapaxes(-1, -2), seen, window_size) & real
+
+
+def _visible(query: mx.array, key: mx.array, window_size: int | None) -> mx.array:
+    mask = query >= key
+    return mask if window_size is None else mask & (query < key + window_size)
+
+
+def _continued(prefix: mx.array, rest: mx.array) -> mx.array:
+    """Prefixes (B, H, P, D) before the rest of two rows each (2B, H, R, D): (2B, H, P + R, D)."""
+    twice = mx.broadcast_to(prefix[None], (2, *prefix.shape))
+    return mx.concatenate([twice, rest.reshape(2, -1, *rest.shape[1:])], axis=3).reshape(
+        rest.shape[0], rest.shape[1], -1, rest.shape[3]
+    )
+
+
+def attention_windows(model: nn.Module) -> set[int | None] | None:
+    """The window sizes of a model's attention layers, None standing for no window.
+
+    Returns:
+        The sizes, or None if some layer keeps anything but keys and values.
+    """
+    windows: set[int | None] = set()
+    for entry in make_prompt_cache(model):
+        if type(entry) is KVCache:
+            windows.add(None)
+        elif type(entry) is RotatingKVCache and entry.keep == 0:
+            windows.add(entry.max_size)
+        else:
+            return None
+    return windows
 
 
 def rewind(cache: list[Any], tokens: int) -> bool:

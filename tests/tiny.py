@@ -5,12 +5,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_map
 
 from parm_mlx.guidance.model import Guide, GuidedModel
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.targets import default_targets
+from parm_mlx.training.tokenize import TokenPair, TokenRow
 
 VOCABULARY = 96
 OBJECTIVES = ("helpful", "harmless")
@@ -94,3 +96,15 @@ def tiny_guide(family: str = "llama", seed: int = 1, bits: int | None = None, **
 def tiny_guided(family: str = "llama", bits: int | None = None, beta: float = 1.0) -> GuidedModel:
     """A base and a guide of one family, with different weights."""
     return GuidedModel(tiny_model(family, 0, bits), tiny_guide(family, 1, bits), beta)
+
+
+def random_pairs(*sizes: tuple[int, int, int]) -> list[TokenPair]:
+    """Pairs of so many prompt tokens and so many tokens in each response."""
+    rng = np.random.default_rng(0)
+
+    def one(prompt: int, *responses: int) -> TokenPair:
+        start = rng.integers(0, VOCABULARY, prompt)
+        ids = [np.concatenate([start, rng.integers(0, VOCABULARY, n)]).astype(np.int32) for n in responses]
+        return TokenPair((TokenRow(ids[0], prompt), TokenRow(ids[1], prompt)), np.array([0, 1], np.int8), "x")
+
+    return [one(*size) for size in sizes]

@@ -32,7 +32,20 @@ def train(
     epochs: Annotated[
         float, typer.Option("--epochs", help="Passes over the training pairs, instead of --iters.")
     ] = TrainConfig.epochs,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per step.")] = TrainConfig.batch_size,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Pairs that are computed together.")
+    ] = TrainConfig.batch_size,
+    grad_accumulation_steps: Annotated[
+        int,
+        typer.Option(
+            "--grad-accumulation-steps",
+            help="Batches per step: the same step as one larger batch, in the memory of a small one.",
+        ),
+    ] = TrainConfig.grad_accumulation_steps,
+    grad_checkpoint: Annotated[
+        bool,
+        typer.Option("--grad-checkpoint", help="Compute layers again in the backward pass: less memory, more time."),
+    ] = TrainConfig.grad_checkpoint,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", help="Highest learning rate; it decays with a cosine.")
     ] = TrainConfig.learning_rate,

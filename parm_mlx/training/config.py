@@ -23,7 +23,10 @@ class TrainConfig:
         out: Directory for the adapter.
         iters: Number of steps; takes the place of ``epochs``.
         epochs: Passes over the training pairs.
-        batch_size: Pairs per step.
+        batch_size: Pairs that are computed together; the pairs of a step without gradient accumulation.
+        grad_accumulation_steps: Batches per step, whose gradients are accumulated; a step is the same as with one batch
+            of that many times the size, in the memory of one.
+        grad_checkpoint: Whether layers are computed again in the backward pass, which takes less memory and more time.
         learning_rate: Highest learning rate.
         warmup: Steps of linear warm-up.
         weight_decay: Decoupled weight decay of all adapter tensors.
@@ -57,6 +60,8 @@ class TrainConfig:
     iters: int | None = None
     epochs: float = 2.0
     batch_size: int = 8
+    grad_accumulation_steps: int = 1
+    grad_checkpoint: bool = False
     learning_rate: float = 5e-4
     warmup: int = 20
     weight_decay: float = 0.05
@@ -118,7 +123,12 @@ class TrainConfig:
         """Number of steps for so many training pairs."""
         if self.iters is not None:
             return self.iters
-        return max(1, math.ceil(self.epochs * pairs / self.batch_size))
+        return max(1, math.ceil(self.epochs * pairs / self.pairs_per_step))
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs that every update of the adapter is made of."""
+        return self.batch_size * self.grad_accumulation_steps
 
     def betas(self, k: int) -> tuple[float, ...]:
         """β_i of k objectives.
@@ -230,6 +240,12 @@ def _positive_numbers(value: Any) -> tuple[float, ...]:
     return numbers
 
 
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, got {value!r}")
+    return value
+
+
 def _one_of(*choices: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if value not in choices:
@@ -254,6 +270,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "iters": _whole(1),
     "epochs": _number(0, above=True),
     "batch_size": _whole(1),
+    "grad_accumulation_steps": _whole(1),
+    "grad_checkpoint": _switch,
     "learning_rate": _number(0, above=True),
     "warmup": _whole(0),
     "weight_decay": _number(0),

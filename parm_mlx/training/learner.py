@@ -1,10 +1,13 @@
 """One training step: loss, gradients, update."""
 
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_map
 from numpy.typing import NDArray
 
 from parm_mlx.training.batches import Batch
@@ -22,12 +25,20 @@ class StepResult:
         sums: (3, k): for each objective the summed loss, the correct pairs and the labelled pairs.
         grad_norm: Norm of the gradient before clipping.
         learning_rate: Rate of the update.
+        pairs: Pairs of the batch.
+        tokens: Tokens of both sequences of its pairs.
+        inputs: Positions that the model read, padding left out.
+        cells: Positions that the model read.
     """
 
     loss: float
     sums: NDArray[np.float32]
     grad_norm: float
     learning_rate: float
+    pairs: int
+    tokens: int
+    inputs: int
+    cells: int
 
     @property
     def finite(self) -> bool:
@@ -43,26 +54,68 @@ class Learner:
         beta: (k,) β_i.
         gamma: γ.
         optimizer: Updates the model's trainable tensors.
+        parts: Parts that the batch of a step is computed in, one after another; the result is the same, and the memory
+            is that of one part.
     """
 
-    def __init__(self, scorer: ResponseScorer, beta: mx.array, gamma: float, optimizer: Optimizer) -> None:
-        self.scorer, self.beta, self.gamma, self.optimizer = scorer, beta, gamma, optimizer
-        self.value_and_grad = nn.value_and_grad(scorer.model, self.loss)
+    def __init__(
+        self, scorer: ResponseScorer, beta: mx.array, gamma: float, optimizer: Optimizer, parts: int = 1
+    ) -> None:
+        self.scorer, self.beta, self.gamma, self.optimizer, self.parts = scorer, beta, gamma, optimizer, parts
+        self._value_and_grad = nn.value_and_grad(scorer.model, self.loss)
 
-    def loss(self, batch: Batch, alpha: mx.array) -> tuple[mx.array, mx.array]:
+    def loss(self, batch: Batch, alpha: mx.array, count: mx.array | None = None) -> tuple[mx.array, mx.array]:
         """The total loss, and (3, k) summed loss, correct pairs and labelled pairs per objective.
 
         Args:
             batch: B pairs.
             alpha: (k,) or (B, k).
+            count: (k,) labelled pairs of the whole batch, if this is a part of one.
         """
         logprobs = self.scorer(batch, alpha)
-        loss = preference_loss(logprobs, batch.preferred, batch.labelled, alpha, self.beta, self.gamma)
-        return loss.total, mx.stack([loss.per_objective * loss.labelled, loss.correct, loss.labelled])
+        count = batch.labelled.sum(axis=0) if count is None else count
+        loss = preference_loss(logprobs, batch.preferred, batch.labelled, alpha, self.beta, self.gamma, count)
+        return loss.total, mx.stack([loss.per_objective * count, loss.correct, loss.labelled])
+
+    def value_and_grad(self, batch: Batch, alpha: mx.array) -> tuple[tuple[mx.array, mx.array], Any]:
+        """What :meth:`loss` returns, and the gradient of the total loss in the trainable tensors.
+
+        Args:
+            batch: B pairs.
+            alpha: (k,) or (B, k).
+        """
+        loss, grads = self._accumulate(batch.parts(self.parts), alpha, batch.labelled.sum(axis=0))
+        return loss, grads
+
+    def _accumulate(self, parts: list[tuple[Batch, slice]], alpha: mx.array, count: mx.array) -> Any:
+        return reduce(_add, (self._part(part, alpha if alpha.ndim == 1 else alpha[s], count) for part, s in parts))
+
+    def _part(self, part: Batch, alpha: mx.array, count: mx.array) -> Any:
+        with self.scorer.conditioned(alpha):
+            result = self._value_and_grad(part, alpha, count)
+        mx.eval(result)
+        return result
 
     def step(self, step: int, batch: Batch, alpha: mx.array) -> StepResult:
         """Does step ``step`` (from 0) on a batch; α is (k,) or (B, k)."""
-        (total, sums), grads = self.value_and_grad(batch, alpha)
+        parts = batch.parts(self.parts)
+        (total, sums), grads = self._accumulate(parts, alpha, batch.labelled.sum(axis=0))
         rate, norm = self.optimizer.update(step, grads)
         mx.eval(total, sums, norm, self.scorer.model.trainable_parameters(), self.optimizer.state)
-        return StepResult(float(total), np.array(sums), float(norm), rate)
+        layouts = [self.scorer.layout(part) for part, _ in parts]
+        return StepResult(
+            loss=float(total),
+            sums=np.array(sums),
+            grad_norm=float(norm),
+            learning_rate=rate,
+            pairs=len(batch.pairs),
+            tokens=batch.tokens,
+            inputs=sum(layout.tokens for layout in layouts),
+            cells=sum(layout.cells for layout in layouts),
+        )
+
+
+def _add(a: Any, b: Any) -> Any:
+    total = tree_map(mx.add, a, b)
+    mx.eval(total)
+    return total

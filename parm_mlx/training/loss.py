@@ -16,8 +16,8 @@ class Loss(NamedTuple):
     Attributes:
         total: Σ_i α_i · mean loss of objective i, scalar. With one α per pair, α weighs inside the mean.
         per_objective: (k,) mean loss of each objective, not weighted by α; 0 where no pair is labelled.
-        correct: (k,) number of pairs whose preferred response is the more likely one.
-        labelled: (k,) number of pairs that the objective judged.
+        correct: (k,) summed weights of the pairs whose preferred response is the more likely one.
+        labelled: (k,) summed weights of the pairs that the objective judged.
     """
 
     total: mx.array
@@ -54,25 +54,33 @@ def margins(logprobs: mx.array, preferred: mx.array) -> mx.array:
 
 
 def preference_loss(
-    logprobs: mx.array, preferred: mx.array, labelled: mx.array, alpha: mx.array, beta: mx.array, gamma: float = 0.0
+    logprobs: mx.array,
+    preferred: mx.array,
+    labelled: mx.array,
+    alpha: mx.array,
+    beta: mx.array,
+    gamma: float = 0.0,
+    count: mx.array | None = None,
 ) -> Loss:
     """The scalarised objective.
 
     Args:
         logprobs: (2, B) log-probability of each response, summed over its tokens.
         preferred: (B, k) 0 or 1, the response that each objective prefers.
-        labelled: (B, k) 1 where the objective judged the pair, else 0.
+        labelled: (B, k) the weight of the pair where the objective judged it, usually 1, else 0.
         alpha: (k,) for the whole batch, or (B, k) with one preference vector per pair.
         beta: (k,) β_i.
         gamma: γ, the margin that the preferred response should win by.
+        count: (k,) the summed weights to take the means over, by default those here. The losses of the parts
+            of a batch, each with the batch's numbers, add up to the loss of the batch.
     """
     margin = margins(logprobs, preferred)
     losses = mx.logaddexp(0.0, gamma - beta * margin) * labelled
-    count = labelled.sum(axis=0)
-    weights = 1 / mx.maximum(count, 1)
+    count = labelled.sum(axis=0) if count is None else count
+    weights = 1 / mx.where(count > 0, count, 1)
     return Loss(
         total=((alpha * losses).sum(axis=0) * weights).sum(),
         per_objective=losses.sum(axis=0) * weights,
         correct=((margin > 0) * labelled).sum(axis=0),
-        labelled=count,
+        labelled=labelled.sum(axis=0),
     )

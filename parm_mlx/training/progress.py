@@ -94,7 +94,7 @@ class ConsoleProgress(Progress):
 
 def _news(record: TrainRecord) -> str:
     shares = "  ".join(f"{name} {share:.0%}" for name, share in record.accuracy.items())
-    speed = f"{record.tokens_per_second:.0f} tokens/s"
+    speed = f"{record.tokens_per_second:.0f} tokens/s  {record.padding:.0%} padding"
     return f"loss {record.loss:.4f}  {shares}  {speed}  {record.peak_memory_gb:.2f} GB peak"
 
 

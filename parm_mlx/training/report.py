@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
+from parm_mlx.training.learner import StepResult
 from parm_mlx.training.validation import GridPoint
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ class TrainRecord:
         grad_norm: Mean gradient norm before clipping.
         learning_rate: Of the last step.
         tokens_per_second: Tokens trained on, without padding.
+        padding: Share of the positions that the model read that was padding.
         pairs_per_second: Pairs trained on.
         peak_memory_gb: Highest memory use of MLX so far, in GB (10⁹ bytes).
     """
@@ -36,6 +38,7 @@ class TrainRecord:
     grad_norm: float
     learning_rate: float
     tokens_per_second: float
+    padding: float
     pairs_per_second: float
     peak_memory_gb: float
 
@@ -94,7 +97,7 @@ class Meter:
     def reset(self) -> None:
         """Starts the next stretch of steps."""
         k = len(self.objectives)
-        self.steps = self.tokens = self.pairs = 0
+        self.steps = self.tokens = self.pairs = self.inputs = self.cells = 0
         self.loss = self.norm = 0.0
         self.sums = np.zeros((3, k))
         self.seconds = 0.0
@@ -108,20 +111,23 @@ class Meter:
         """Starts the clock again."""
         self._since = time.perf_counter()
 
-    def add(self, *, loss: float, norm: float, sums: Any, tokens: int, pairs: int) -> None:
-        """Adds a step; ``sums`` (3, k): summed loss, correct pairs and labelled pairs of each objective."""
+    def add(self, step: StepResult) -> None:
+        """Adds a step."""
         self.steps += 1
-        self.loss += loss
-        self.norm += norm
-        self.sums += np.asarray(sums)
-        self.tokens += tokens
-        self.pairs += pairs
+        self.loss += step.loss
+        self.norm += step.grad_norm
+        self.sums += step.sums
+        self.inputs += step.inputs
+        self.cells += step.cells
+        self.tokens += step.tokens
+        self.pairs += step.pairs
 
     def state(self) -> dict[str, Any]:
         """What has been added up, as plain values."""
         self.pause()
         self.resume()
-        values = {name: getattr(self, name) for name in ("steps", "tokens", "pairs", "loss", "norm", "seconds")}
+        names = ("steps", "tokens", "pairs", "inputs", "cells", "loss", "norm", "seconds")
+        values = {name: getattr(self, name) for name in names}
         return {**values, "sums": self.sums.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -134,7 +140,7 @@ class Meter:
         self.pause()
         self.resume()
         losses, correct, labelled = self.sums
-        count = np.maximum(labelled, 1)
+        count = np.where(labelled > 0, labelled, 1)
         return TrainRecord(
             step=step,
             loss=self.loss / self.steps,
@@ -143,6 +149,7 @@ class Meter:
             grad_norm=self.norm / self.steps,
             learning_rate=learning_rate,
             tokens_per_second=self.tokens / self.seconds,
+            padding=1 - self.inputs / self.cells,
             pairs_per_second=self.pairs / self.seconds,
             peak_memory_gb=mx.get_peak_memory() / 1e9,
         )

@@ -24,15 +24,15 @@ from parm_mlx.pblora.adapter import (
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.targets import default_targets
 from parm_mlx.preference import sample_dirichlet
-from parm_mlx.training.batches import Batch, fixed_batches, training_batches
+from parm_mlx.training.batches import Batch, TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
+from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import load_data
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write_metrics
 from parm_mlx.training.optimizer import Optimizer
-from parm_mlx.training.order import DataOrder
 from parm_mlx.training.provenance import files, provenance, versions
 from parm_mlx.training.report import Meter, Progress, ValidRecord
 from parm_mlx.training.resume import check_files, settings_of, version_note
@@ -83,8 +83,7 @@ class Trainer:
         train, valid = self._tokenize(tokenizer, "training"), self._tokenize(tokenizer, "validation")
         self.pairs = len(train), len(valid)
         self.steps = config.steps(len(train))
-        self.order = DataOrder(len(train), config.batch_size, order)
-        self.batches = training_batches(train, self.order)
+        self.batches = TrainingBatches(train, config.pairs_per_step, order)
         self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
 
         self.adapter = PBLoRAConfig(
@@ -100,6 +99,8 @@ class Trainer:
         mx.random.seed(_seed(init))
         layers = attach(model, self.adapter)
         model.train()
+        if config.grad_checkpoint:
+            checkpoint_blocks(model)
         size = sum(tensor.size for tensor in adapter_tensors(model).values())
         progress.note(f"{self.steps} steps; {size:,} trainable numbers in {len(layers)} layers")
         if config.warmup >= self.steps:
@@ -111,7 +112,8 @@ class Trainer:
             steps=self.steps,
             weight_decay=config.weight_decay,
         )
-        self.learner = Learner(ResponseScorer(model, self.k), beta, config.gamma, self.optimizer)
+        scorer = ResponseScorer(model, self.k)
+        self.learner = Learner(scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps)
         if checkpoint:
             self._restore(checkpoint)
 
@@ -151,13 +153,7 @@ class Trainer:
             what = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}"
             raise self._diverged(f"step {self.done + 1}: {what}. Rows of this step: {', '.join(batch.where)}")
         self.done += 1
-        self.meter.add(
-            loss=result.loss,
-            norm=result.grad_norm,
-            sums=result.sums,
-            tokens=batch.tokens,
-            pairs=len(batch.where),
-        )
+        self.meter.add(result)
         return result.learning_rate
 
     def _diverged(self, what: str) -> RunError:
@@ -215,7 +211,7 @@ class Trainer:
             raise self._diverged(f"step {self.done}: the adapter holds numbers that are not finite")
         state = {
             "steps": self.steps,
-            "order": self.order.state(),
+            "order": self.batches.order.state(),
             "alpha_rng": self.alpha_rng.bit_generator.state,
             "dropout_rng": self.dropout_rng.bit_generator.state,
             "meter": self.meter.state(),
@@ -235,7 +231,7 @@ class Trainer:
         state, path = checkpoint.state, checkpoint.path
         set_adapter_tensors(self.learner.scorer.model, read_adapter(path)[1])
         self.optimizer.restore(read_safetensors(path / OPTIMIZER_FILE))
-        self.order.restore(state["order"])
+        self.batches.order.restore(state["order"])
         self.alpha_rng.bit_generator.state = state["alpha_rng"]
         self.dropout_rng.bit_generator.state = state["dropout_rng"]
         self.meter.restore(state["meter"])

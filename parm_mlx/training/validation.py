@@ -64,7 +64,7 @@ def validate(
 
 
 def _grid_point(alpha: Alpha, losses: Values, correct: Values, labelled: Values) -> GridPoint:
-    count = np.maximum(labelled, 1)
+    count = np.where(labelled > 0, labelled, 1)
     objective_loss = losses / count
     return GridPoint(
         alpha=alpha,

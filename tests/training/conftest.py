@@ -13,6 +13,7 @@ import pytest
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.pblora import load_into, read_adapter
 from parm_mlx.training.batches import Batch, make_batch
+from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.optimizer import Optimizer
@@ -67,11 +68,21 @@ def our_name(official_name: str) -> str:
 def learner(official: Path, official_parm: Path) -> Callable[..., Learner]:
     """Makes a learner on the official backbone and adapter; the optimiser's settings are those of train3."""
 
-    def make(beta: Iterable[float] = (0.01, 0.01), gamma: float = 0.0) -> Learner:
+    def make(
+        beta: Iterable[float] = (0.01, 0.01),
+        gamma: float = 0.0,
+        parts: int = 1,
+        share: bool = True,
+        checkpoint: bool = False,
+        training: bool = False,
+    ) -> Learner:
         model, _ = load_base(official / "arm_base")
         load_into(model, *read_adapter(official_parm))
+        model.train(training)
+        if checkpoint:
+            checkpoint_blocks(model)
         optimizer = Optimizer(model, peak=5e-4, warmup=1, steps=3, weight_decay=0.05)
-        return Learner(ResponseScorer(model, 2), mx.array(list(beta)), gamma, optimizer)
+        return Learner(ResponseScorer(model, 2, share), mx.array(list(beta)), gamma, optimizer, parts)
 
     return make
 

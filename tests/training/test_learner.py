@@ -12,6 +12,13 @@ from parm_mlx.pblora import adapter_tensors
 from parm_mlx.training.learner import Learner
 
 MakeLearner = Callable[..., Learner]
+PATHS: dict[str, dict[str, Any]] = {
+    "rows": {"share": False},
+    "chunks": {"share": False, "training": True},
+    "shared": {"training": True},
+    "checkpointed": {"training": True, "checkpoint": True},
+    "accumulated": {"training": True, "parts": 3},
+}
 
 
 def gradients(learner: Learner, batch: Any, alpha: mx.array) -> dict[str, np.ndarray]:
@@ -21,13 +28,14 @@ def gradients(learner: Learner, batch: Any, alpha: mx.array) -> dict[str, np.nda
 
 @pytest.mark.parametrize(("prefix", "case"), [("grad_b0::", 0), ("grad_b1::", 3)])
 @pytest.mark.parametrize("per_pair", [False, True])
+@pytest.mark.parametrize("path", PATHS)
 def test_the_official_gradients(
-    loss_fixture: Any, learner: MakeLearner, prefix: str, case: int, per_pair: bool
+    loss_fixture: Any, learner: MakeLearner, prefix: str, case: int, per_pair: bool, path: str
 ) -> None:
     """Relative to the largest number of each tensor: the official float32 gradients themselves are 6e-6 off float64."""
     content = loss_fixture.content["cases"][case]
     alpha = mx.array([content["alpha"]] * 4) if per_pair else mx.array(content["alpha"])
-    ours = gradients(learner(content["beta_obj"]), loss_fixture.batch, alpha)
+    ours = gradients(learner(content["beta_obj"], **PATHS[path]), loss_fixture.batch, alpha)
     expected = loss_fixture.gradients(prefix)
     assert ours.keys() == expected.keys()
     for name, grad in expected.items():
@@ -39,11 +47,12 @@ def test_only_the_adapter_gets_gradients(loss_fixture: Any, learner: MakeLearner
     assert names == adapter_tensors(learner().scorer.model).keys()
 
 
+@pytest.mark.parametrize("path", PATHS)
 def test_three_official_optimiser_steps(
-    loss_fixture: Any, learner: MakeLearner, official: Path, adapter_after_training: dict[str, np.ndarray]
+    loss_fixture: Any, learner: MakeLearner, official: Path, adapter_after_training: dict[str, np.ndarray], path: str
 ) -> None:
     run = json.loads((official / "train3" / "train3.json").read_text())
-    ours = learner(run["beta_obj"])
+    ours = learner(run["beta_obj"], **PATHS[path])
     for step, alpha in enumerate(run["alphas_per_step"]):
         result = ours.step(step, loss_fixture.batch, mx.array(alpha))
         logged = run["logged"][step]

@@ -13,7 +13,7 @@ from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.tokenize import TokenPair, TokenRow
 
 
-def random_pairs(count: int = 3) -> list[TokenPair]:
+def unrelated_pairs(count: int = 3) -> list[TokenPair]:
     rng = np.random.default_rng(0)
 
     def row() -> TokenRow:
@@ -31,7 +31,7 @@ def test_response_scores_are_sums_over_the_guides_logits(family: str, bits: int 
     attach(model, config)
     randomise(model)
     guide = Guide(model, config)
-    pairs, alpha = random_pairs(), np.array([[1, 0], [0.5, 0.5], [0.1, 0.9]], np.float32)
+    pairs, alpha = unrelated_pairs(), np.array([[1, 0], [0.5, 0.5], [0.1, 0.9]], np.float32)
     scorer = ResponseScorer(model, 2)
     assert (scorer.parts is not None) == (family in ("llama", "qwen2", "gemma", "gemma3_text", "phi3", "mixtral"))
     scores = np.array(scorer(make_batch(pairs), mx.array(alpha)))
@@ -56,4 +56,4 @@ def test_a_model_that_does_more_after_its_output_layer_is_run_whole() -> None:
     attach(model, PBLoRAConfig(objectives=("a",)))
     scorer = ResponseScorer(model, 1)
     assert scorer.parts is None
-    assert scorer(make_batch(random_pairs()), mx.array([1.0])).shape == (2, 3)
+    assert scorer(make_batch(unrelated_pairs()), mx.array([1.0])).shape == (2, 3)

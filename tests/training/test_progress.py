@@ -2,9 +2,11 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from parm_mlx.training.learner import StepResult
 from parm_mlx.training.metrics import History, read_metrics
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.report import Meter, TrainRecord, ValidRecord
@@ -18,6 +20,7 @@ RECORD = TrainRecord(
     grad_norm=1.0,
     learning_rate=1e-4,
     tokens_per_second=1234.5,
+    padding=0.0625,
     pairs_per_second=8.0,
     peak_memory_gb=1.234,
 )
@@ -41,7 +44,7 @@ def show(terminal: bool) -> str:
 def test_lines_where_there_is_no_terminal() -> None:
     assert show(terminal=False).splitlines() == [
         "a [note]",
-        "step 10/20  loss 0.6931  long 50%  short 92%  1234 tokens/s  1.23 GB peak  0:00 left",
+        "step 10/20  loss 0.6931  long 50%  short 92%  1234 tokens/s  6% padding  1.23 GB peak  0:00 left",
         "validation at step 10: loss 0.5000; accuracy",
         "  at long=0.7 short=0.3:  long 90%  short 25%",
     ]
@@ -66,28 +69,33 @@ def test_a_bar_on_a_terminal() -> None:
     assert "at long=0.7 short=0.3:  long 90%  short 25%" in shown
 
 
+def step(loss: float, norm: float, sums: list[list[float]], tokens: int, pairs: int) -> StepResult:
+    return StepResult(loss, np.array(sums, np.float32), norm, 1e-3, pairs, tokens, inputs=tokens, cells=tokens + 10)
+
+
 def test_a_meter_adds_up_steps() -> None:
     meter = Meter(("a", "b"))
-    meter.add(loss=1.0, norm=2.0, sums=[[4.0, 1.0], [3, 0], [4, 2]], tokens=10, pairs=4)
-    meter.add(loss=3.0, norm=4.0, sums=[[2.0, 0.0], [1, 0], [4, 0]], tokens=30, pairs=4)
+    meter.add(step(loss=1.0, norm=2.0, sums=[[4.0, 1.0], [3, 0], [4, 2]], tokens=10, pairs=4))
+    meter.add(step(loss=3.0, norm=4.0, sums=[[2.0, 0.0], [1, 0], [4, 0]], tokens=30, pairs=4))
     record = meter.record(2, 1e-3)
     assert (record.step, record.loss, record.grad_norm, record.learning_rate) == (2, 2.0, 3.0, 1e-3)
     assert record.objective_loss == pytest.approx({"a": 0.75, "b": 0.5})
     assert record.accuracy == pytest.approx({"a": 0.5, "b": 0.0})
+    assert record.padding == pytest.approx(20 / 60)
     assert record.tokens_per_second == pytest.approx(5 * record.pairs_per_second)
     meter.reset()
-    meter.add(loss=1.0, norm=1.0, sums=[[1, 1], [1, 1], [1, 1]], tokens=1, pairs=1)
+    meter.add(step(loss=1.0, norm=1.0, sums=[[1, 1], [1, 1], [1, 1]], tokens=1, pairs=1))
     assert meter.record(3, 0.0).loss == 1.0
 
 
 def test_a_restored_meter_goes_on() -> None:
     """Half of the steps before, half after: the same means as in one piece, and both stretches of time."""
     first = Meter(("a", "b"))
-    first.add(loss=1.0, norm=2.0, sums=[[4.0, 1.0], [3, 0], [4, 2]], tokens=10, pairs=4)
+    first.add(step(loss=1.0, norm=2.0, sums=[[4.0, 1.0], [3, 0], [4, 2]], tokens=10, pairs=4))
     state = first.state()
     second = Meter(("a", "b"))
     second.restore(json.loads(json.dumps(state)))
-    second.add(loss=3.0, norm=4.0, sums=[[2.0, 0.0], [1, 0], [4, 0]], tokens=30, pairs=4)
+    second.add(step(loss=3.0, norm=4.0, sums=[[2.0, 0.0], [1, 0], [4, 0]], tokens=30, pairs=4))
     record = second.record(2, 1e-3)
     assert (record.loss, record.grad_norm, record.objective_loss) == (2.0, 3.0, {"a": 0.75, "b": 0.5})
     assert second.seconds > state["seconds"]

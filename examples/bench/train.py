@@ -1,0 +1,208 @@
+"""Time and memory of a training step: what each saving of the trainer is worth.
+
+    make bench
+    python examples/bench/train.py --json --rounds 9
+
+A PARM (PBLoRA r1 = r2 = 4 on q, k, v) on a Llama with random weights (hidden 256, 6 layers, vocabulary 32,000), 4 pairs
+in a step, each with its own α. Loss and gradients are computed in four ways, which take turns in every round:
+
+    naive      logits of every token of both sequences of a pair
+    responses  logits of response tokens only
+    chunked    the same, 256 tokens at a time
+    shared     the same, and the prompt of a pair is read once for both responses
+
+Medians over rounds are compared, and the gradients with those of the naive way: largest difference relative to the
+largest number of each tensor. Then the memory of the output layer alone, over the number of response tokens.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
+from parm_mlx.pblora import PBLoRAConfig, attach
+from parm_mlx.pblora.adapter import adapted_layers
+from parm_mlx.training.batches import Batch, make_batch
+from parm_mlx.training.layout import Layout
+from parm_mlx.training.learner import Learner
+from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.loss import token_logprobs
+from parm_mlx.training.optimizer import Optimizer
+from parm_mlx.training.output import chunked_logprobs_with_grad
+from parm_mlx.training.tokenize import TokenPair, TokenRow
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn  # isort: skip
+import numpy as np  # isort: skip
+from mlx.utils import tree_flatten  # isort: skip
+from mlx_lm.models import llama  # isort: skip
+
+CASES = {
+    "128 + 128": [(128, 128)] * 4,
+    "192 + 64": [(192, 64)] * 4,
+    "160…192 + 64": [(192, 64), (181, 64), (170, 64), (160, 64)],
+}
+TOKENS = (256, 1024, 4096)
+
+
+class Naive(ResponseScorer):
+    """Logits of every token."""
+
+    def token_logprobs(self, layout: Layout) -> mx.array:
+        """The log-probability of every response token, picked from those of all tokens."""
+        logits = self.model(layout.inputs)
+        every = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return every.reshape(-1, every.shape[-1])[layout.positions, layout.targets]
+
+
+class Responses(ResponseScorer):
+    """Logits of response tokens, all at once."""
+
+    def token_logprobs(self, layout: Layout) -> mx.array:
+        """The log-probability of every response token."""
+        trunk, output_layer = self.parts
+        hidden = trunk(layout.inputs)
+        return token_logprobs(output_layer(hidden.reshape(-1, hidden.shape[-1])[layout.positions]), layout.targets)
+
+
+WAYS: dict[str, Callable[[nn.Module], ResponseScorer]] = {
+    "naive": lambda model: Naive(model, 2, share=False),
+    "responses": lambda model: Responses(model, 2, share=False),
+    "chunked": lambda model: ResponseScorer(model, 2, share=False),
+    "shared": lambda model: ResponseScorer(model, 2),
+}
+
+
+def build(hidden: int, layers: int, vocabulary: int) -> nn.Module:
+    """A Llama with random weights and random adapters."""
+    mx.random.seed(0)
+    model = llama.Model(
+        llama.ModelArgs(
+            model_type="llama",
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            intermediate_size=hidden * 8 // 3 // 16 * 16,
+            num_attention_heads=8,
+            rms_norm_eps=1e-5,
+            vocab_size=vocabulary,
+            tie_word_embeddings=False,
+        )
+    )
+    attach(model, PBLoRAConfig(objectives=("a", "b")))
+    for layer in adapted_layers(model).values():
+        layer.b = 0.02 * mx.random.normal(layer.b.shape)
+    model.train()
+    mx.eval(model.parameters())
+    return model
+
+
+def random_batch(sizes: list[tuple[int, int]], vocabulary: int) -> Batch:
+    """Pairs of so many prompt tokens and so many tokens in each response."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for prompt, response in sizes:
+        ids = rng.integers(1, vocabulary, prompt + 2 * response).astype(np.int32)
+        first = TokenRow(ids[: prompt + response], prompt)
+        second = TokenRow(np.concatenate([ids[:prompt], ids[prompt + response :]]), prompt)
+        pairs.append(TokenPair((first, second), np.array([0, 1], np.int8), "bench"))
+    return make_batch(pairs)
+
+
+def compare(model: nn.Module, batch: Batch, rounds: int) -> dict[str, Any]:
+    """Seconds, peak memory and gradient error of every way on one batch."""
+    alpha = mx.array(np.random.default_rng(1).dirichlet([0.5, 0.5], len(batch.pairs)).astype(np.float32))
+    optimizer = Optimizer(model, peak=5e-4, warmup=0, steps=1, weight_decay=0.0)
+    learners = {name: Learner(way(model), mx.array([0.1, 0.1]), 0.0, optimizer) for name, way in WAYS.items()}
+    times: dict[str, list[float]] = {name: [] for name in learners}
+    peaks, errors = {}, {}
+    reference: dict[str, mx.array] = {}
+    for name, learner in learners.items():
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        _, grads = learner.value_and_grad(batch, alpha)
+        mx.eval(grads)
+        peaks[name] = round(mx.get_peak_memory() / 1e6, 1)
+        flat = dict(tree_flatten(grads))
+        reference = reference or flat
+        errors[name] = max((mx.abs(flat[k] - v).max() / mx.abs(v).max()).item() for k, v in reference.items())
+    for _ in range(rounds):
+        for name, learner in learners.items():
+            start = time.perf_counter()
+            mx.eval(learner.value_and_grad(batch, alpha))
+            times[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        name: {
+            "ms": round(1000 * median[name], 1),
+            "spread_ms": [round(1000 * min(times[name]), 1), round(1000 * max(times[name]), 1)],
+            "of_naive": round(median[name] / median["naive"], 3),
+            "of_responses": round(median[name] / median["responses"], 3),
+            "pairs_per_second": round(len(batch.pairs) / median[name], 2),
+            "peak_mb": peaks[name],
+            "gradient_error": errors[name],
+        }
+        for name in learners
+    }
+
+
+def output_layer_memory(hidden: int, vocabulary: int) -> dict[str, dict[str, float]]:
+    """Peak memory in MB of log-probabilities and their gradient, weights not counted, at each number of tokens."""
+    layer = nn.Linear(hidden, vocabulary, bias=False)
+    mx.eval(layer.parameters())
+    layer.freeze()
+    peaks: dict[str, dict[str, float]] = {"whole": {}, "chunked": {}}
+    for tokens in TOKENS:
+        h, y = mx.random.normal((tokens, hidden)), mx.random.randint(0, vocabulary, (tokens,))
+        mx.eval(h, y)
+        for name, score in (
+            ("whole", lambda h, y: token_logprobs(layer(h), y)),
+            ("chunked", lambda h, y: chunked_logprobs_with_grad(layer, h, y)),
+        ):
+            mx.clear_cache()
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            mx.eval(mx.value_and_grad(lambda h, y, score=score: score(h, y).sum())(h, y))
+            peaks[name][str(tokens)] = round((mx.get_peak_memory() - before) / 1e6, 1)
+    return peaks
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Time and memory of a training step.")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+
+    model = build(options.hidden, options.layers, options.vocabulary)
+    steps = {name: compare(model, random_batch(s, options.vocabulary), options.rounds) for name, s in CASES.items()}
+    memory = output_layer_memory(options.hidden, options.vocabulary)
+    machine = f"{platform.system()} {platform.machine()}, MLX {version('mlx')}, {mx.default_device()}"
+    if options.json:
+        print(json.dumps({"settings": vars(options), "steps": steps, "output_layer_mb": memory, "machine": machine}))
+        return
+    for case, ways in steps.items():
+        print(f"4 pairs of {case} tokens")
+        for name, way in ways.items():
+            low, high = way["spread_ms"]
+            print(
+                f"  {name:<10}{way['ms']:8.1f} ms [{low:.1f} – {high:.1f}]  {way['of_naive']:.2f} of naive  "
+                f"{way['of_responses']:.2f} of responses  peak {way['peak_mb']:6.0f} MB  "
+                f"gradient error {way['gradient_error']:.0e}"
+            )
+    print("output layer alone, MB at " + ", ".join(map(str, TOKENS)) + " tokens")
+    for name, peaks in memory.items():
+        print(f"  {name:<10}" + "".join(f"{peak:8.0f}" for peak in peaks.values()))
+    print(machine, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
