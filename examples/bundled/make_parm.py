@@ -14,6 +14,7 @@ finds this before it finds the words that matter, and rambles.
 import argparse
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from rich.console import Console
 
 from parm_mlx.evaluation.rewards import score
 from parm_mlx.guidance.loading import load_base
+from parm_mlx.training.checkpoint import CheckpointFolder
 from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.metrics import METRICS_FILE
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.run import train
 
@@ -155,6 +158,8 @@ def main() -> None:
         seed=SEED % 1000,
     )
     train(config, force=True, progress=ConsoleProgress(Console(stderr=True)))
+    (args.out / METRICS_FILE).replace(args.work / METRICS_FILE)
+    shutil.rmtree(CheckpointFolder(args.out, config.keep_checkpoints).path, ignore_errors=True)
     minutes = {"training_minutes": round((time.perf_counter() - begin) / 60, 1)}
     (args.work / "parm.json").write_text(json.dumps(minutes, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(minutes))
