@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench bench-peers docs clean
 
 demo: $(READY)
 	$(BIN)/parm-mlx demo
@@ -27,11 +27,17 @@ bench: $(READY)
 	$(BIN)/python examples/bench/decode.py
 	$(BIN)/python examples/bench/train.py
 
+# The peers are installed in an environment of their own.
+bench-peers:
+	test -d .venv-bench || { $(MAKE) $(READY) && $(BIN)/python -m venv .venv-bench; }
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable . mlx-lm-lora
+	.venv-bench/bin/python examples/bench/train_peers.py
+
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-bench build dist *.egg-info
 
 $(READY): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
