@@ -128,8 +128,9 @@ def load_data(
         RunError: The hub cannot be reached.
     """
     problems = Problems()
-    parts = {split: [part for part in find_parts(source, objectives) if part.split == split] for split in _READ}
-    reader = DataReader([part for split in _READ for part in parts[split]], objectives, problems)
+    found = [part for part in find_parts(source, objectives) if part.split in _READ]
+    parts = {split: [part for part in found if part.split == split] for split in _READ}
+    reader = DataReader(found, objectives, problems)
     ledgers = {split: Ledger() for split in _READ}
     for part, pair in reader:
         ledgers[part.split].add(pair)

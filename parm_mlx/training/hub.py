@@ -89,7 +89,7 @@ def hub_parts(source: str) -> list[Part]:
 
 @contextmanager
 def _clear_errors(source: str) -> Iterator[None]:
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
         yield
@@ -98,7 +98,7 @@ def _clear_errors(source: str) -> Iterator[None]:
             hint = "accept its terms there, then `hf auth login`"
             raise DataError(f"data {source} needs permission on the hub", hint=hint) from error
         raise DataError(f"data {source}: no such file or folder, and no such data set on the hub") from error
-    except (DataFilesNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise DataError(f"data {source}: no such part of the data set: {_first_line(error)}") from error
     except ConnectionError as error:
         raise RunError(

@@ -48,7 +48,8 @@ class Merged:
     @property
     def repeated(self) -> Mask:
         """(N,) the rows that are of the same pair as an earlier one, and merged with it."""
-        return (self.pair >= 0) & ~self.first
+        mask: Mask = (self.pair >= 0) & ~self.first
+        return mask
 
     @property
     def unlabelled(self) -> Mask:
@@ -60,7 +61,8 @@ class Merged:
     @property
     def kept(self) -> Mask:
         """(N,) the rows to read for the pairs that can be learned from: the first of each."""
-        return self.first & ~self.unlabelled
+        mask: Mask = self.first & ~self.unlabelled
+        return mask
 
     def preferred(self, row: int, objectives: Sequence[str]) -> dict[str, int]:
         """The labels of a row's pair, in the row's own order of the responses."""
