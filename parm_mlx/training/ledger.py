@@ -54,7 +54,7 @@ class Merged:
     @property
     def unlabelled(self) -> Mask:
         """(N,) the first rows of pairs without any label left."""
-        mask = self.first.copy()
+        mask: Mask = self.first.copy()
         mask[self.first] = (self.labels == UNLABELLED).all(axis=1)
         return mask
 
