@@ -82,7 +82,9 @@ def test_the_console_script_is_declared() -> None:
 
 
 def test_third_party_imports_are_declared_and_all_declared_are_imported() -> None:
-    declared = {re.split(r"[\[<>=!~; ]", line)[0] for line in PROJECT["project"]["dependencies"]}
+    extras = {name: lines for name, lines in PROJECT["project"]["optional-dependencies"].items() if name != "dev"}
+    lines = [*PROJECT["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
+    declared = {re.split(r"[\[<>=!~; ]", line)[0] for line in lines}
     tops = {name.split(".")[0] for source in SOURCES for name in imports(source)}
     third_party = {DISTRIBUTIONS.get(top, top) for top in tops - set(sys.stdlib_module_names) - {"parm_mlx"}}
     assert third_party == declared

@@ -28,6 +28,9 @@ Objectives = Annotated[
 def data(context: typer.Context) -> None:
     """Look at preference data, and bring it into our format.
 
+    DATA is a file, a folder of files (splits, or one per objective), a folder of such folders (one per objective), or
+    a data set on the Hugging Face hub: owner/name, or owner/name:part,part for some of its configurations or folders.
+
     A row of any format is one JSON object; a file has one format, which is detected. It may be compressed with gzip.
 
     \b
@@ -36,11 +39,12 @@ def data(context: typer.Context) -> None:
       {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …, "objective": …}   HH-RLHF
       {"prompt", "response_0", "response_1", "better_response_id", "safer_response_id"}   PKU-SafeRLHF
 
-    Without "objective", the name of the file tells it (helpful.jsonl), or --objectives with one name.
+    Without "objective", the name of the file, folder or part tells it, or --objectives with one name.
 
     \b
     Examples:
       parm-mlx data inspect pairs.jsonl --model base
+      parm-mlx data inspect Anthropic/hh-rlhf:harmless-base,helpful-base
       parm-mlx data prepare safe-rlhf.jsonl.gz --out pairs
     """
     if context.invoked_subcommand is None:
@@ -48,7 +52,7 @@ def data(context: typer.Context) -> None:
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="DATA", help="A file or a folder, as for train --data.")],
+    source: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder or a hub id, as for train --data.")],
     model: Annotated[
         str | None,
         typer.Option("--model", help="Backbone to train: its tokenizer measures lengths.", show_default="no lengths"),
@@ -79,7 +83,7 @@ def inspect(
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(help="A file or a folder of any format; splits in it are made anew.")],
+    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id; splits that exist are made anew.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     valid_share: Annotated[
         float, typer.Option("--valid-share", min=0, max=1, help="Share of the prompts for validation; 0: none.")
@@ -96,13 +100,16 @@ def prepare(
 ) -> None:
     """Write preference data in our format, split by prompt into train, valid and test.
 
-    The folder appears whole or not at all. Rows whose responses are equal are left out and counted.
+    The folder appears whole or not at all. Rows of the same pair become one with the labels of all of them. Rows whose
+    responses are equal, and labels that contradict each other, are left out and counted.
 
     \b
     Examples:
       parm-mlx data prepare safe-rlhf.jsonl.gz --out pairs --seed 1
       parm-mlx data prepare hh/ --out pairs --test-share 0 --skip-bad
+      parm-mlx data prepare PKU-Alignment/PKU-SafeRLHF-10K --out pairs
     """
+    from parm_mlx.training.ledger import merge_notes
     from parm_mlx.training.prepare import prepare as run
 
     done = run(
@@ -119,8 +126,8 @@ def prepare(
     typer.echo(str(out))
     for name, rows in done.rows.items():
         console.note(f"{name}.jsonl: {rows} rows, {done.prompts[name]} prompts")
-    if done.equal:
-        console.note(f"{done.equal} rows are left out: both responses are equal")
+    for note in merge_notes(done.equal, done.merged, done.contradictions):
+        console.note(note)
     if done.bad:
         console.note("\n  ".join([f"{done.bad} rows are left out: they cannot be used", *done.first_bad]))
 
@@ -145,7 +152,7 @@ def _lines(found: "Survey") -> list[str]:
     lines = [f"{name}: {form}" for name, form in found.formats.items()]
     lines.append(f"objectives: {', '.join(found.objectives)}")
     for (a, b), (both, differ) in found.disagreement.items():
-        lines.append(f"{a} and {b} disagree in {differ} of {both} rows ({differ / both:.0%})")
+        lines.append(f"{a} and {b} disagree in {differ} of {both} pairs ({differ / both:.0%})")
     for split in found.splits:
         lines += ["", *_split_lines(split, found)]
     if [split.name for split in found.splits] == ["train"]:
@@ -157,16 +164,22 @@ def _lines(found: "Survey") -> list[str]:
 
 
 def _split_lines(split: "Split", found: "Survey") -> list[str]:
-    labels = ", ".join(f"{name} {split.labels[name]}" for name in found.objectives)
     prompts = len(split.prompts)
     lines = [
         f"{split.name}: {split.rows} rows",
         f"  prompts          {prompts} different; {split.rows - prompts} rows repeat one",
-        f"  labels           {labels}",
-        f"  equal responses  {split.equal}",
+        f"  labels           {_named({name: split.labels.get(name, 0) for name in found.objectives})}",
+        f"  equal responses  {split.merged.equal}",
+        f"  merged           {split.merged.repeated.sum()} rows are of the same pair as an earlier one",
+        f"  contradictions   {_named(found.named(split.merged.contradictions.tolist()))}",
+        f"  pairs            {_named(found.named(split.judged))}; {split.judged_by_several} for several objectives",
     ]
     if percentiles := split.percentiles():
         shares = ", ".join(f"{share}%: {value}" for share, value in percentiles.items())
         lines.append(f"  tokens           {shares} (limit {found.limit})")
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in split.dropped.items())
     return [*lines, f"  training         {split.kept} kept{dropped}"]
+
+
+def _named(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -19,7 +19,7 @@ class TrainConfig:
 
     Attributes:
         model: Backbone of the PARM; directory or hub id of an MLX model.
-        data: Preference data, a ``.jsonl`` file or a folder.
+        data: Preference data: a file, a folder or a data set on the hub.
         out: Directory for the adapter.
         iters: Number of steps; takes the place of ``epochs``.
         epochs: Passes over the training pairs.

@@ -1,27 +1,90 @@
 """Preference data: files → pairs for training and validation, split so that no prompt is in both."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from parm_mlx.errors import DataError
+from parm_mlx.training.ledger import Keys, Ledger, Mask, Merged, merge_notes, number
+from parm_mlx.training.parts import Part
 from parm_mlx.training.rows import Pair, Problems
-from parm_mlx.training.sources import DataReader, check_objectives, find_files, sha256, stem
+from parm_mlx.training.sources import DataReader, Track, find_parts
+from parm_mlx.training.tokenize import UNLABELLED
 
 VALID_SHARE = 0.1
 MAX_VALID_PROMPTS = 500
+_READ = ("train", "valid")
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that was read: its name, the SHA-256 of its bytes and its number of pairs, unusable ones included."""
+    """A file or hub split that was read.
+
+    Attributes:
+        name: Its name.
+        identity: The SHA-256 of a file; revision and fingerprint of a data set on the hub.
+        pairs: Its number of rows, unusable ones included.
+    """
 
     name: str
-    sha256: str
+    identity: dict[str, str]
     pairs: int
+
+
+class PairStream:
+    """Chosen pairs, read anew from where they are each time; no text is held.
+
+    Args:
+        parts: The parts whose rows were merged.
+        given: The objectives that the user named.
+        objectives: The k objectives.
+        merged: What the rows are.
+        chosen: (N,) which rows to give, each with the labels of its whole pair.
+        track: Passes on the rows of a part, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        given: Sequence[str] | None,
+        objectives: Sequence[str],
+        merged: Merged,
+        chosen: Mask,
+        track: Track = iter,
+    ) -> None:
+        self.parts, self.given, self.objectives = parts, given, objectives
+        self.merged, self.chosen, self.track = merged, chosen, track
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return int(np.count_nonzero(self.chosen))
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Yields the pairs in the order of the data.
+
+        Raises:
+            DataError: The data are not what they were.
+        """
+        left = len(self)
+        if not left:
+            return
+        reader = DataReader(self.parts, self.given, Problems(), self.objectives, self.track)
+        for row, (_, pair) in enumerate(reader):
+            # numpy drops zero bytes at the end of a text
+            if row == len(self.chosen) or (self.chosen[row] and self.merged.keys[row] != pair.key.rstrip(b"\0")):
+                raise DataError(f"{pair.where}: the data have changed while they were read")
+            if self.chosen[row]:
+                left -= 1
+                yield replace(pair, preferred=self.merged.preferred(row, self.objectives))
+        if left:
+            raise DataError(f"{self.parts[-1].name}: the data have changed while they were read")
+
+    def labels(self) -> dict[str, int]:
+        """For each objective, how many of the pairs it judged: the size of its data set."""
+        labels = self.merged.labels[self.merged.pair[self.chosen]]
+        return dict(zip(self.objectives, (labels != UNLABELLED).sum(axis=0).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -37,8 +100,8 @@ class PreferenceData:
     """
 
     objectives: tuple[str, ...]
-    train: list[Pair]
-    valid: list[Pair]
+    train: PairStream
+    valid: PairStream
     files: tuple[DataFile, ...]
     notes: tuple[str, ...]
 
@@ -48,77 +111,74 @@ def load_data(
 ) -> PreferenceData:
     """Reads preference data.
 
-    A file is split by prompt. A folder holds either ``train.jsonl`` and, if it likes, ``valid.jsonl``; or one file per
-    objective (``helpful.jsonl``), which are split together. The formats are those of
-    :mod:`parm_mlx.training.formats`; pairs of two equal responses are left out, and counted in a note.
+    What :func:`parm_mlx.training.sources.find_parts` finds is read once, to check every row and to see what the rows
+    are; the texts are read again when they are asked for. Data without a split of their own for validation are split by
+    prompt. Rows of the same pair are one pair with all their labels; pairs of two equal responses are left out. Notes
+    count both.
 
     Args:
-        source: A ``.jsonl`` file (or ``.json``, or either with ``.gz``) or a folder of them.
+        source: A file, a folder or a data set on the hub.
         objectives: Their names in the order of α; by default those of the data, in order of appearance.
         seed: Seed of the split.
         hold_out: Whether to keep pairs for validation. Without, every pair of a file trains.
 
     Raises:
-        DataError: There are no such files, rows cannot be used (all of them are reported together), or every prompt of
-            ``valid.jsonl`` is in ``train.jsonl`` too.
+        DataError: There are no such data, rows cannot be used (all of them are reported together), or every prompt to
+            validate is to train, too.
+        RunError: The hub cannot be reached.
     """
-    source = Path(source).expanduser()
     problems = Problems()
-    reader = DataReader(objectives, problems)
-    paths = [path for path in find_files(source) if source.is_file() or stem(path) != "test"]
-    read = {path: list(reader.read(path)) for path in paths}
-    names = tuple(objectives) if objectives else _objectives_of(read)
-    for pair in (pair for pairs in read.values() for pair in pairs):
-        check_objectives(pair, names, problems)
+    found = [part for part in find_parts(source, objectives) if part.split in _READ]
+    parts = {split: [part for part in found if part.split == split] for split in _READ}
+    reader = DataReader(found, objectives, problems)
+    ledgers = {split: Ledger() for split in _READ}
+    for part, pair in reader:
+        ledgers[part.split].add(pair)
     problems.raise_any(source)
-    files = tuple(DataFile(path.name, sha256(path), len(pairs)) for path, pairs in read.items())
-    read = {path: [pair for pair in pairs if not pair.undecidable] for path, pairs in read.items()}
-    equal = sum(file.pairs for file in files) - sum(map(len, read.values()))
-    by_split = {stem(path): pairs for path, pairs in read.items()} if source.is_dir() else {}
-    if "valid" in by_split:
-        train, valid = by_split["train"], by_split["valid"] if hold_out else []
-        train, valid, notes = _without_shared_prompts(train, valid)
+    names = tuple(reader.objectives)
+    files = tuple(
+        DataFile(part.name, part.identity(), reader.counts[part.name]) for split in _READ for part in parts[split]
+    )
+    rows, held = (ledgers[split].merge(names) for split in _READ)
+    contradictions = dict(zip(names, (rows.contradictions + held.contradictions).tolist(), strict=True))
+    notes = merge_notes(rows.equal + held.equal, int(rows.repeated.sum() + held.repeated.sum()), contradictions)
+    if parts["valid"]:
+        usable = held.kept & hold_out
+        shared = usable & np.isin(held.prompts, rows.prompts[rows.kept])
+        if shared.any() and (shared == usable).all():
+            raise DataError(
+                f"data {source}: every prompt to validate is in the training data too", hint="split the data by prompt"
+            )
+        if shared.any():
+            notes.append(f"{shared.sum()} pairs to validate are left out: their prompts are in the training data too")
+        train = PairStream(parts["train"], objectives, names, rows, rows.kept)
+        valid = PairStream(parts["valid"], objectives, names, held, usable & ~shared)
     else:
-        pairs = [pair for pairs in read.values() for pair in pairs]
-        train, valid = split_by_prompt(pairs, seed) if hold_out else (pairs, [])
-        notes = []
-    counts = Counter(name for pair in train for name in pair.preferred)
-    labels = ", ".join(f"{name} ({counts[name]})" for name in names)
+        chosen = np.zeros(len(rows.kept), np.bool_)
+        chosen[rows.kept] = hold_out & held_out(rows.prompts[rows.kept], seed)
+        train = PairStream(parts["train"], objectives, names, rows, rows.kept & ~chosen)
+        valid = PairStream(parts["train"], objectives, names, rows, chosen)
+    labels = ", ".join(f"{name} ({count})" for name, count in train.labels().items())
     notes.insert(0, f"{len(train)} pairs to train on, {len(valid)} to validate; objectives and their labels: {labels}")
-    if equal:
-        notes.append(f"{equal} pairs are left out: both responses are equal")
-    if hold_out and not valid:
+    if hold_out and not len(valid):
         notes.append("too few prompts to hold some out: there is no validation")
+    elif bare := [name for name, count in valid.labels().items() if not count and len(valid)]:
+        notes.append(f"no pair to validate is labelled for {', '.join(bare)}")
     return PreferenceData(names, train, valid, files, tuple(notes))
 
 
-def split_by_prompt(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
+def held_out(prompts: Keys, seed: int) -> Mask:
     """Holds out a tenth of the prompts (at most 500) with all their pairs, chosen by the seed.
 
+    Args:
+        prompts: (P,) the prompt of each pair.
+        seed: Seed of the choice.
+
     Returns:
-        (train, valid), each in the order of ``pairs``. With a single prompt nothing is held out.
+        (P,) the pairs that are held out; none where there is a single prompt.
     """
-    keys = [pair.prompt_key for pair in pairs]
-    prompts = list(dict.fromkeys(keys))
-    size = min(max(1, round(VALID_SHARE * len(prompts))), MAX_VALID_PROMPTS) if len(prompts) > 1 else 0
-    chosen = np.random.default_rng(seed).permutation(len(prompts))[:size]
-    held_out = {prompts[i] for i in chosen}
-    sides: tuple[list[Pair], list[Pair]] = ([], [])
-    for pair, key in zip(pairs, keys, strict=True):
-        sides[key in held_out].append(pair)
-    return sides
-
-
-def _objectives_of(read: dict[Path, list[Pair]]) -> tuple[str, ...]:
-    trained = [pairs for path, pairs in read.items() if stem(path) != "valid" or len(read) == 1]
-    return tuple(dict.fromkeys(name for pairs in trained for pair in pairs for name in pair.preferred))
-
-
-def _without_shared_prompts(train: list[Pair], valid: list[Pair]) -> tuple[list[Pair], list[Pair], list[str]]:
-    trained = {pair.prompt_key for pair in train}
-    kept = [pair for pair in valid if pair.prompt_key not in trained]
-    dropped = len(valid) - len(kept)
-    if dropped and not kept:
-        raise DataError("every prompt of valid.jsonl is in train.jsonl too", hint="split the data by prompt")
-    notes = [f"{dropped} pairs of valid.jsonl are left out: their prompts are in train.jsonl too"] if dropped else []
-    return train, kept, notes
+    numbers, different = number(prompts)
+    count = len(different)
+    size = min(max(1, round(VALID_SHARE * count)), MAX_VALID_PROMPTS) if count > 1 else 0
+    mask: Mask = np.isin(numbers, np.random.default_rng(seed).permutation(count)[:size])
+    return mask

@@ -55,8 +55,7 @@ class RowReader:
         if self.format is None:
             self.format, self._first = found, where
         elif found != self.format:
-            line = self._first.rpartition(":")[2]
-            _fail(f"mixed formats: this row is {found}, line {line} is {self.format}; a file has one format")
+            _fail(f"mixed formats: this row is {found}, {self._first} is {self.format}; a file has one format")
         prompt, responses, preferred = _PARSERS[found](row, self._objective)
         return Pair(prompt, responses, preferred, where)
 

@@ -1,20 +1,22 @@
 """Preference data of any format → a folder of ours, split by prompt."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parm_mlx.errors import DataError
 from parm_mlx.files import check_new, new_directory
+from parm_mlx.training.data import PairStream
+from parm_mlx.training.ledger import Ledger, number
+from parm_mlx.training.parts import SPLITS
 from parm_mlx.training.rows import Pair, Problems
-from parm_mlx.training.sources import RECORD_FILE, SPLITS, DataReader, check_objectives, find_files, sha256
-
-Track = Callable[[Iterable[Pair]], Iterable[Pair]]
+from parm_mlx.training.sources import RECORD_FILE, DataReader, Track, find_parts
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Prepared:
         rows: Number of rows of each split.
         prompts: Number of different prompts of each split.
         equal: Rows left out because both responses are equal.
+        merged: Rows of the same pair as an earlier one, merged with it.
+        contradictions: For each objective, of how many pairs the labels contradicted each other; they are dropped.
         bad: Rows left out because they cannot be used.
         first_bad: Some of those, each with file, line and reason.
     """
@@ -32,6 +36,8 @@ class Prepared:
     rows: dict[str, int]
     prompts: dict[str, int]
     equal: int
+    merged: int
+    contradictions: dict[str, int]
     bad: int
     first_bad: list[str]
 
@@ -50,11 +56,11 @@ def prepare(
 ) -> Prepared:
     """Writes ``train.jsonl``, ``valid.jsonl`` and ``test.jsonl``, whole or not at all, and a record of how.
 
-    Every prompt is in one split only, with all its rows. The source is read twice and never held in memory. Splits that
-    it has already are put together and made anew.
+    Every prompt is in one split only, with all its rows; rows of the same pair become one with all their labels. The
+    source is read twice and never held in memory. Splits that it has already are put together and made anew.
 
     Args:
-        source: A file or a folder, as training reads it.
+        source: A file, a folder or a data set on the hub, as training reads it.
         out: The folder to write.
         objectives: The objectives that may occur; any, when left out.
         valid_share: Share of the prompts for validation; 0 for none.
@@ -62,35 +68,46 @@ def prepare(
         seed: Seed of the split.
         skip_bad: Whether rows that cannot be used are left out rather than refused.
         force: Whether prepared data at ``out`` may be replaced.
-        track: Passes on the rows of a file, for a progress bar.
+        track: Passes on the rows of a part, for a progress bar.
 
     Raises:
         DataError: There are no such files, rows cannot be used, or there are too few prompts for the shares.
         OutputError: ``out`` exists or cannot be written.
-        RunError: The disk is full or failed.
+        RunError: The disk is full or failed, or the hub cannot be reached.
     """
-    source, out = Path(source).expanduser(), check_new(out, force)
-    paths, problems = find_files(source), Problems()
-    prompts, equal = _prompts(paths, objectives, problems, track)
-    if problems.count and not (skip_bad and prompts):
+    out, problems = check_new(out, force), Problems()
+    parts = [replace(part, split="train") for part in find_parts(source, objectives)]
+    reader, ledger = DataReader(parts, objectives, problems, track=track), Ledger()
+    for _, pair in reader:
+        ledger.add(pair)
+    if problems.count and not (skip_bad and len(ledger)):
         problems.raise_any(source)
-    split_of = dict(zip(prompts, _assign(len(prompts), valid_share, test_share, seed), strict=True))
-    used = [SPLITS[i] for i in sorted(set(split_of.values()))]
-    rows, counts = dict.fromkeys(used, 0), dict.fromkeys(used, 0)
-    for number in split_of.values():
-        counts[SPLITS[number]] += 1
+    names = tuple(reader.objectives)
+    merged = ledger.merge(names)
+    prompts, different = number(merged.prompts[merged.kept])
+    split_of = _assign(len(different), valid_share, test_share, seed)
+    used = [name for i, name in enumerate(SPLITS) if i in split_of]
+    rows = dict.fromkeys(used, 0)
+    pairs = PairStream(parts, objectives, names, merged, merged.kept, track)
     with new_directory(out, force) as directory:
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context((directory / f"{name}.jsonl").open("w", encoding="utf-8")) for name in used
             }
-            for pair in _usable(paths, objectives, Problems(), track):
-                name = SPLITS[split_of[pair.prompt_key]]
-                files[name].write(_as_row(pair))
-                rows[name] += 1
-        prepared = Prepared(rows, counts, equal, problems.count, problems.shown)
+            for split, pair in zip(split_of[prompts], pairs, strict=True):
+                files[SPLITS[split]].write(_as_row(pair))
+                rows[SPLITS[split]] += 1
+        prepared = Prepared(
+            rows=rows,
+            prompts={name: int(np.count_nonzero(split_of == SPLITS.index(name))) for name in used},
+            equal=merged.equal,
+            merged=int(merged.repeated.sum()),
+            contradictions=dict(zip(names, merged.contradictions.tolist(), strict=True)),
+            bad=problems.count,
+            first_bad=problems.shown,
+        )
         record = {
-            "source": [{"file": path.name, "sha256": sha256(path)} for path in paths],
+            "source": [{"file": part.name, **part.identity()} for part in parts],
             "seed": seed,
             "valid_share": valid_share,
             "test_share": test_share,
@@ -100,33 +117,7 @@ def prepare(
     return prepared
 
 
-def _prompts(
-    paths: Iterable[Path], objectives: Sequence[str] | None, problems: Problems, track: Track
-) -> tuple[list[bytes], int]:
-    """The different prompts, in order, and the number of pairs that are left out because their responses are equal."""
-    found, equal = dict[bytes, None](), 0
-    for pair in _usable(paths, objectives, problems, track, equal_too=True):
-        if pair.undecidable:
-            equal += 1
-        else:
-            found[pair.prompt_key] = None
-    return list(found), equal
-
-
-def _usable(
-    paths: Iterable[Path], objectives: Sequence[str] | None, problems: Problems, track: Track, equal_too: bool = False
-) -> Iterable[Pair]:
-    reader = DataReader(objectives, problems)
-    for path in paths:
-        for pair in track(reader.read(path)):
-            before = problems.count
-            if objectives:
-                check_objectives(pair, objectives, problems)
-            if problems.count == before and (equal_too or not pair.undecidable):
-                yield pair
-
-
-def _assign(prompts: int, valid_share: float, test_share: float, seed: int) -> list[int]:
+def _assign(prompts: int, valid_share: float, test_share: float, seed: int) -> NDArray[np.int8]:
     """For each prompt the number of its split; a share above 0 gets at least one prompt."""
     sizes = [max(1, round(share * prompts)) if share > 0 else 0 for share in (valid_share, test_share)]
     if sum(sizes) >= prompts:
@@ -138,8 +129,7 @@ def _assign(prompts: int, valid_share: float, test_share: float, seed: int) -> l
     order = np.random.default_rng(seed).permutation(prompts)
     split[order[: sizes[0]]] = 1
     split[order[sizes[0] : sum(sizes)]] = 2
-    numbers: list[int] = split.tolist()
-    return numbers
+    return split
 
 
 def _as_row(pair: Pair) -> str:

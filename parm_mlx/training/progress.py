@@ -1,7 +1,7 @@
 """A training run on a terminal: a bar with the latest numbers, or one line per report where there is no terminal."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from parm_mlx.preference import format_alpha
-from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
+from parm_mlx.training.report import Counted, Progress, TrainRecord, ValidRecord
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class ConsoleProgress(Progress):
         """Writes a line."""
         self.console.print(message, style="dim", markup=False)
 
-    def track(self, items: Sequence[T], label: str) -> Iterable[T]:
+    def track(self, items: Counted[T], label: str) -> Iterable[T]:
         """Shows a bar while the items are worked on."""
         if not self.console.is_terminal:
             return items
@@ -82,7 +82,7 @@ class ConsoleProgress(Progress):
         columns = (MofNCompleteColumn(), BarColumn(10), left, news)
         return Bars(*columns, console=self.console, transient=True)
 
-    def _tracked(self, items: Sequence[T], label: str) -> Iterator[T]:
+    def _tracked(self, items: Counted[T], label: str) -> Iterator[T]:
         with nullcontext(self._bars) if self._bars else self._new_bars() as bars:
             task = bars.add_task("", total=len(items), news=label)
             for item in items:

@@ -33,8 +33,8 @@ def provenance(
 
 
 def files(data: PreferenceData) -> list[dict[str, Any]]:
-    """The data files, with the SHA-256 of their bytes."""
-    return [{"file": file.name, "sha256": file.sha256, "pairs": file.pairs} for file in data.files]
+    """What was read: files with the SHA-256 of their bytes, hub data sets with revision and fingerprint."""
+    return [{"file": file.name, **file.identity, "pairs": file.pairs} for file in data.files]
 
 
 def versions() -> dict[str, str]:

@@ -19,15 +19,21 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SPACE = " \t\r\n"
 
 
-def read_rows(path: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
-    """Yields (``file:line``, decoded row); what cannot be decoded goes to ``problems``.
+def read_rows(path: Path, problems: Problems, name: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Yields (``name:line``, decoded row); what cannot be decoded goes to ``problems``.
 
     Memory is that of one row. In a list, nothing can be read after a row that is broken JSON.
+
+    Args:
+        path: The file.
+        problems: Where bad rows go.
+        name: What to call the file; its own name, when left out.
 
     Raises:
         OSError: The file cannot be read.
     """
-    where = f"{path.name}:1"
+    name = name or path.name
+    where = f"{name}:1"
     with path.open("rb") as raw:
         packed = raw.peek(2).startswith(_GZIP)
         file = cast(io.BufferedReader, gzip.GzipFile(fileobj=raw) if packed else raw)
@@ -37,9 +43,7 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
                 problems.add(where, "the file is UTF-16; save it as UTF-8")
                 return
             is_list = ".json" in path.suffixes and start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-            for where, row in (
-                _read_list(file, path.name, problems) if is_list else _read_lines(file, path.name, problems)
-            ):
+            for where, row in _read_list(file, name, problems) if is_list else _read_lines(file, name, problems):
                 yield where, row
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             problems.add(where, f"the compressed file is broken here or soon after: {error}")

@@ -1,9 +1,9 @@
 """What a training run tells: records for ``metrics.jsonl``, and a base class for whoever shows them."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +12,15 @@ from parm_mlx.training.learner import StepResult
 from parm_mlx.training.validation import GridPoint
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Counted(Protocol[T_co]):
+    """Items whose number is known."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Progress:
     def note(self, message: str) -> None:
         """Something the user should know."""
 
-    def track(self, items: Sequence[T], label: str) -> Iterable[T]:
+    def track(self, items: Counted[T], label: str) -> Iterable[T]:
         """Passes on the items of a piece of work that may take a while."""
         return items
 

@@ -44,13 +44,13 @@ def check_files(stored: list[dict[str, Any]], files: tuple[DataFile, ...], where
     Raises:
         CheckpointError: They are not; every difference is shown.
     """
-    before = {file["file"]: file["sha256"] for file in stored}
-    now = {file.name: file.sha256 for file in files}
+    before = {file["file"]: _digest(file) for file in stored}
+    now = {file.name: _digest(file.identity) for file in files}
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if names:
         changes = "".join(f"\n  {name}: {_short(before, name)} → {_short(now, name)}" for name in names)
         raise CheckpointError(
-            f"{where} was made with other data (SHA-256):{changes}",
+            f"{where} was made with other data (SHA-256 of files, fingerprints of hub data sets):{changes}",
             hint="resume with the old data, or start from the beginning with --force",
         )
 
@@ -76,6 +76,10 @@ def version_note(stored: dict[str, str], now: dict[str, str]) -> str | None:
 
 def _shown(settings: dict[str, Any], name: str) -> str:
     return json.dumps(settings[name], ensure_ascii=False) if name in settings else "(not known then)"
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return str(identity.get("sha256") or identity.get("fingerprint"))
 
 
 def _short(digests: dict[str, str], name: str) -> str:

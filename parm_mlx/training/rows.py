@@ -21,7 +21,7 @@ class Pair:
         prompt: A user's text, or a conversation that ends before the response.
         responses: The two responses.
         preferred: For each objective that judged this pair, the index (0 or 1) of the response it prefers.
-        where: File name and line, ``pairs.jsonl:12``.
+        where: Where it comes from: ``pairs.jsonl:12``, or ``owner/name[train] row 12`` on the hub.
     """
 
     prompt: Prompt
@@ -35,6 +35,21 @@ class Pair:
         messages = [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
         text = json.dumps([[m["role"], m["content"].strip()] for m in messages])
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    @property
+    def key(self) -> bytes:
+        """16 bytes that are equal for the same prompt with the same two responses, in either order."""
+        return hashlib.blake2b(self.prompt_key + b"".join(sorted(self._digests)), digest_size=16).digest()
+
+    @property
+    def swapped(self) -> bool:
+        """Tells the two orders of the same pair apart."""
+        first, second = self._digests
+        return first > second
+
+    @property
+    def _digests(self) -> list[bytes]:
+        return [hashlib.blake2b(response.encode(), digest_size=16).digest() for response in self.responses]
 
     @property
     def undecidable(self) -> bool:

@@ -1,9 +1,9 @@
 """What is in preference data, and what training would make of it; read row by row, whatever its size."""
 
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.training.ledger import Keys, Ledger, Merged
 from parm_mlx.training.rows import Pair, Problems, RowError
-from parm_mlx.training.sources import SPLITS, DataReader, check_objectives, find_files, stem
-from parm_mlx.training.tokenize import check_eos, tokenize_pair
+from parm_mlx.training.sources import DataReader, Track, find_parts
+from parm_mlx.training.tokenize import UNLABELLED, check_eos, tokenize_pair
 
 PERCENTILES = (50, 90, 95, 99, 100)
 EQUAL, SHARED, TOO_LONG = "both responses are equal", "prompt is in train too", "longer than the limit"
+MERGED, CONTRADICTED = "merged with an earlier row of the same pair", "labels contradict each other"
 UNUSED = "training does not read it"
-
-Track = Callable[[Iterable[Pair]], Iterable[Pair]]
 
 
 @dataclass(frozen=True)
@@ -46,32 +46,48 @@ class Ruler:
         return len(tokenize_pair(self.tokenizer, pair, (), self.chat_template))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Split:
     """One split of the data, or all of it where it is not split.
 
     Attributes:
         name: ``train``, ``valid`` or ``test``.
-        rows: Number of rows.
         labels: For each objective, how many rows it judged.
-        equal: Rows whose responses are equal.
+        merged: What the rows are.
+        lengths: Tokens of each row; empty without a model.
         dropped: Rows that training leaves out, by the first reason that holds.
-        prompts: Keys of the different prompts.
-        lengths: Tokens of each row.
     """
 
     name: str
-    rows: int = 0
-    labels: Counter[str] = field(default_factory=Counter)
-    equal: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    prompts: set[bytes] = field(default_factory=set)
-    lengths: "array[int]" = field(default_factory=lambda: array("L"))
+    labels: dict[str, int]
+    merged: Merged
+    lengths: "array[int]"
+    dropped: dict[str, int]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.merged.pair)
+
+    @cached_property
+    def prompts(self) -> Keys:
+        """Keys of the different prompts."""
+        return np.unique(self.merged.prompts)
 
     @property
     def kept(self) -> int:
-        """Rows that training uses."""
-        return self.rows - self.dropped.total()
+        """Pairs that training uses."""
+        return self.rows - sum(self.dropped.values())
+
+    @property
+    def judged(self) -> tuple[int, ...]:
+        """(k,) how many pairs each objective judged: the sizes of the data sets D_i."""
+        return tuple((self.merged.labels != UNLABELLED).sum(axis=0).tolist())
+
+    @property
+    def judged_by_several(self) -> int:
+        """How many pairs serve several objectives."""
+        return int(((self.merged.labels != UNLABELLED).sum(axis=1) > 1).sum())
 
     def percentiles(self) -> dict[str, int]:
         """Tokens per row; a share of the rows has at most so many. Empty without a model."""
@@ -87,9 +103,9 @@ class Survey:
 
     Attributes:
         objectives: In the order of α that training would use.
-        formats: The format of each file, by name.
+        formats: The format of each file or hub split, by name.
         splits: The splits in the order train, valid, test.
-        disagreement: For two objectives, how many rows both judged and in how many of those they differ.
+        disagreement: For two objectives, how many pairs both judged and in how many of those they differ.
         limit: The length limit, None without a model.
     """
 
@@ -101,7 +117,10 @@ class Survey:
 
     def shared_prompts(self) -> dict[tuple[str, str], int]:
         """How many prompts each two splits have in common."""
-        return {(a.name, b.name): len(a.prompts & b.prompts) for a, b in combinations(self.splits, 2)}
+        return {
+            (a.name, b.name): len(np.intersect1d(a.prompts, b.prompts, assume_unique=True))
+            for a, b in combinations(self.splits, 2)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -115,11 +134,15 @@ class Survey:
                     "rows": split.rows,
                     "prompts": len(split.prompts),
                     "repeated_prompts": split.rows - len(split.prompts),
-                    "equal_responses": split.equal,
-                    "labels": {name: split.labels[name] for name in self.objectives},
+                    "equal_responses": split.merged.equal,
+                    "labels": {name: split.labels.get(name, 0) for name in self.objectives},
+                    "merged_rows": int(split.merged.repeated.sum()),
+                    "contradictions": self.named(split.merged.contradictions.tolist()),
+                    "pairs": self.named(split.judged),
+                    "pairs_of_several_objectives": split.judged_by_several,
                     "token_percentiles": split.percentiles(),
                     "kept": split.kept,
-                    "dropped": dict(split.dropped),
+                    "dropped": split.dropped,
                 }
                 for split in self.splits
             ],
@@ -130,6 +153,10 @@ class Survey:
             ],
         }
 
+    def named(self, values: Sequence[int]) -> dict[str, int]:
+        """A value for each objective, by name."""
+        return dict(zip(self.objectives, values, strict=True))
+
 
 def survey(
     source: str | Path, *, objectives: Sequence[str] | None = None, ruler: Ruler | None = None, track: Track = iter
@@ -137,58 +164,69 @@ def survey(
     """Reads preference data and counts what is in it.
 
     Args:
-        source: A file or a folder, as training reads it; ``test`` is looked at as well.
+        source: A file, a folder or a data set on the hub, as training reads it; ``test`` is looked at as well.
         objectives: Their names in the order of α; by default those of the data, in order of appearance.
         ruler: How to measure lengths; without, there are none.
-        track: Passes on the rows of a file, for a progress bar.
+        track: Passes on the rows of a part, for a progress bar.
 
     Raises:
-        DataError: There are no such files, or rows cannot be used; all of them are reported together.
+        DataError: There are no such data, or rows cannot be used; all of them are reported together.
         ModelError: The ruler's tokenizer cannot be trained with.
+        RunError: The hub cannot be reached.
     """
-    source = Path(source).expanduser()
     if ruler:
         check_eos(ruler.tokenizer)
-    problems, splits = Problems(), dict[str, Split]()
-    reader = DataReader(objectives, problems)
-    both: Counter[tuple[str, str]] = Counter()
-    differ: Counter[tuple[str, str]] = Counter()
-    names = list(objectives or ())
-    for path in find_files(source):
-        name = stem(path) if source.is_dir() and stem(path) in SPLITS else "train"
-        split = splits.setdefault(name, Split(name))
-        for pair in track(reader.read(path)):
-            if objectives is None and name == "train":
-                names += [each for each in pair.preferred if each not in names]
-            if name != "test":
-                check_objectives(pair, names, problems)
-            _count(split, pair, splits["train"], ruler, problems)
-            for two in combinations([each for each in names if each in pair.preferred], 2):
-                both[two] += 1
-                differ[two] += pair.preferred[two[0]] != pair.preferred[two[1]]
+    problems, parts = Problems(), find_parts(source, objectives)
+    reader = DataReader(parts, objectives, problems, track=track)
+    ledgers = {part.split: Ledger() for part in parts}
+    lengths = {part.split: array("q") for part in parts}
+    for part, pair in reader:
+        if ruler:
+            try:
+                lengths[part.split].append(ruler(pair))
+            except RowError as error:
+                problems.add(pair.where, error)
+                continue
+        ledgers[part.split].add(pair)
     problems.raise_any(source)
-    disagreement = {two: (both[two], differ[two]) for two in combinations(names, 2) if both[two]}
-    formats = {path.name: found or "" for path, found in reader.formats.items()}
-    return Survey(tuple(names), formats, tuple(splits.values()), disagreement, ruler.limit if ruler else None)
+    names, limit = tuple(reader.objectives), ruler.limit if ruler else None
+    merged = {split: ledger.merge(names) for split, ledger in ledgers.items()}
+    splits = tuple(
+        Split(
+            split, ledgers[split].labels, rows, lengths[split], _dropped(split, rows, merged["train"], lengths, limit)
+        )
+        for split, rows in merged.items()
+    )
+    formats = {name: found or "" for name, found in reader.formats.items()}
+    return Survey(names, formats, splits, _disagreement(names, merged), limit)
 
 
-def _count(split: Split, pair: Pair, train: Split, ruler: Ruler | None, problems: Problems) -> None:
-    key = pair.prompt_key
-    split.rows += 1
-    split.labels.update(pair.preferred.keys())
-    split.equal += pair.undecidable
-    split.prompts.add(key)
-    if ruler:
-        try:
-            split.lengths.append(ruler(pair))
-        except RowError as error:
-            problems.add(pair.where, error)
-            return
-    if split.name == "test":
-        split.dropped[UNUSED] += 1
-    elif pair.undecidable:
-        split.dropped[EQUAL] += 1
-    elif split is not train and key in train.prompts:
-        split.dropped[SHARED] += 1
-    elif ruler and split.lengths[-1] > ruler.limit:
-        split.dropped[TOO_LONG] += 1
+def _dropped(
+    split: str, rows: Merged, train: Merged, lengths: "dict[str, array[int]]", limit: int | None
+) -> dict[str, int]:
+    """The rows that training leaves out, by the first reason that holds, without reasons that never do."""
+    everything = np.ones(len(rows.pair), np.bool_)
+    reasons = {
+        UNUSED: everything & (split == "test"),
+        EQUAL: rows.pair < 0,
+        MERGED: rows.repeated,
+        CONTRADICTED: rows.unlabelled,
+        SHARED: np.isin(rows.prompts, train.prompts[train.kept]) & (split == "valid"),
+        TOO_LONG: everything & False if limit is None else np.array(lengths[split]) > limit,
+    }
+    left, counts = everything, {}
+    for reason, rows_of_it in reasons.items():
+        if count := int((left & rows_of_it).sum()):
+            counts[reason] = count
+        left = left & ~rows_of_it
+    return counts
+
+
+def _disagreement(names: Sequence[str], merged: dict[str, Merged]) -> dict[tuple[str, str], tuple[int, int]]:
+    labels = np.concatenate([rows.labels for rows in merged.values()])
+    found = {}
+    for i, j in combinations(range(len(names)), 2):
+        both = labels[(labels[:, i] != UNLABELLED) & (labels[:, j] != UNLABELLED)]
+        if len(both):
+            found[names[i], names[j]] = len(both), int((both[:, i] != both[:, j]).sum())
+    return found

@@ -1,7 +1,9 @@
 """From pairs to token sequences: [BOS] prompt response EOS, and where the response starts."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from jinja2 import TemplateError
@@ -38,7 +40,7 @@ class TokenPair:
     Attributes:
         rows: Prompt with the first and with the second response.
         preferred: int8 (k,): 0 or 1, the response that each objective prefers; -1 where it did not judge.
-        where: File name and line.
+        where: Where it comes from: file name and line, or hub data set and row.
     """
 
     rows: tuple[TokenRow, TokenRow]
@@ -48,6 +50,50 @@ class TokenPair:
     def __len__(self) -> int:
         """Tokens of the longer row."""
         return max(len(row) for row in self.rows)
+
+
+class TokenPairs(Sequence[TokenPair]):
+    """Many pairs in the memory of their tokens, 4 bytes for each: one array, and where each row of it ends.
+
+    Args:
+        k: Number of objectives.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._ids, self._ends, self._starts = array("i"), array("q", [0]), array("q")
+        self._preferred = bytearray()
+        self._where: list[str] = []
+
+    def append(self, pair: TokenPair) -> None:
+        """Adds a pair."""
+        for row in pair.rows:
+            self._ids.frombytes(row.ids.tobytes())
+            self._ends.append(len(self._ids))
+            self._starts.append(row.start)
+        self._preferred += pair.preferred.tobytes()
+        self._where.append(pair.where)
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self._where)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        """The pair of a number, or those of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        preferred = np.frombuffer(bytes(self._preferred[i * self._k : (i + 1) * self._k]), np.int8)
+        return TokenPair((self._row(2 * i), self._row(2 * i + 1)), preferred, self._where[i])
+
+    def _row(self, i: int) -> TokenRow:
+        return TokenRow(np.array(self._ids[self._ends[i] : self._ends[i + 1]], np.int32), self._starts[i])
 
 
 def tokenize(tokenizer: TokenizerWrapper, prompt: str, response: str) -> TokenRow:
@@ -73,7 +119,7 @@ def tokenize_pairs(
     objectives: Sequence[str],
     max_length: int,
     chat_template: str | None = None,
-) -> tuple[list[TokenPair], str | None]:
+) -> tuple[TokenPairs, str | None]:
     """Tokenises pairs and leaves out those that are too long; nothing is ever cut.
 
     Args:
@@ -91,7 +137,7 @@ def tokenize_pairs(
         ModelError: The tokenizer has no end-of-sequence token, or no chat template for prompts that need one.
     """
     check_eos(tokenizer)
-    problems, kept, lengths = Problems(), [], []
+    problems, kept, lengths = Problems(), TokenPairs(len(objectives)), list[int]()
     for pair in pairs:
         try:
             token_pair = tokenize_pair(tokenizer, pair, objectives, chat_template)

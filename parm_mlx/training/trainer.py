@@ -36,7 +36,7 @@ from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.provenance import files, provenance, versions
 from parm_mlx.training.report import Meter, Progress, ValidRecord
 from parm_mlx.training.resume import check_files, settings_of, version_note
-from parm_mlx.training.tokenize import UNLABELLED, TokenPair, tokenize_pairs
+from parm_mlx.training.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
 from parm_mlx.training.validation import validate
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -189,7 +189,7 @@ class Trainer:
             self.progress.validated(record)
         self.meter.resume()
 
-    def _tokenize(self, tokenizer: TokenizerWrapper, split: str) -> list[TokenPair]:
+    def _tokenize(self, tokenizer: TokenizerWrapper, split: str) -> TokenPairs:
         pairs = self.progress.track(self.data.train if split == "training" else self.data.valid, f"tokenizing {split}")
         limit, template = self.config.max_seq_length, self.config.chat_template
         kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, limit, template)

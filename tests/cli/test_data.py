@@ -48,7 +48,7 @@ MALFORMED: list[tuple[str, bytes, list[int], str]] = [
     ("f.jsonl", lines(HH, HH | {"chosen": "Hi. Yes."}), [2], "no transcript that begins with"),
     ("f.jsonl", lines(HH, HH | {"rejected": "\n\nHuman: Ho\n\nAssistant: No"}), [2], "differ before the assistant's"),
     ("f.jsonl", lines(HH | {"chosen": "\n\nHuman: Hi"}), [1], "does not end with a turn of the assistant"),
-    ("f.jsonl", lines(GOOD, CHOSEN, SAFE), [2, 3], "mixed formats: this row is chosen and rejected, line 1 is"),
+    ("f.jsonl", lines(GOOD, CHOSEN, SAFE), [2, 3], "mixed formats: this row is chosen and rejected, f.jsonl:1 is"),
     ("f.jsonl", lines(GOOD | CHOSEN), [1], "a row has the fields of one format"),
     ("f.jsonl", lines(GOOD, b'{"prompt": "H\0i"}'), [2], "NUL"),
     ("f.jsonl", lines(GOOD | {"prompt": "H\0i"}), [1], "NUL"),
@@ -86,6 +86,36 @@ def test_malformed_files_are_refused_with_file_and_line(
     assert not out.exists()
 
 
+def test_bad_rows_of_every_folder_and_file_are_reported_together(run_cli: RunCli, tmp_path: Path) -> None:
+    content = {
+        "a/train.jsonl.gz": gzip.compress(lines(without(CHOSEN, "objective"), b"{")),
+        "a/test.jsonl": lines(without(CHOSEN, "objective")),
+        "b/train.jsonl": lines(HH, GOOD, HH | {"objective": 3}),
+    }
+    for name, data in content.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    for arguments in (("data", "inspect", tmp_path), ("train", "--model", "none", "--data", tmp_path, "--out", "x")):
+        code, out, err = run_cli(*arguments)
+        assert (code, out) == (2, "")
+        first, *rows = err.splitlines()
+        assert first == f"error: {tmp_path}: 3 rows cannot be used"
+        assert rows[0].startswith("  a/train.jsonl.gz:2: broken JSON")
+        assert rows[1].startswith(
+            "  b/train.jsonl:2: mixed formats: this row is responses and preferred, b/train.jsonl:1"
+        )
+        assert rows[2] == "  b/train.jsonl:3: 'objective' must be a text, not a number"
+
+
+def test_rows_that_could_be_merged_are_checked_each(run_cli: RunCli, tmp_path: Path) -> None:
+    """The bad label and the unknown objective are on rows of a pair that is good elsewhere."""
+    (tmp_path / "helpful.jsonl").write_bytes(lines(GOOD, GOOD | {"preferred": {"helpful": 2}}))
+    (tmp_path / "kind.jsonl").write_bytes(lines(without(CHOSEN, "objective"), CHOSEN | {"objective": "other"}))
+    code, _, err = run_cli("data", "inspect", tmp_path, "--objectives", "helpful,harmless,kind")
+    assert code == 2
+    assert [row.strip().partition(": ")[0] for row in err.splitlines()[1:]] == ["helpful.jsonl:2", "kind.jsonl:2"]
+
+
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file(run_cli: RunCli, tmp_path: Path, content: str) -> None:
     path = tmp_path / "f.jsonl"
@@ -114,12 +144,16 @@ def test_inspect(run_cli: RunCli, pairs: Path) -> None:
     assert out == (
         "pairs.jsonl: responses and preferred\n"
         "objectives: helpful, harmless\n"
-        "helpful and harmless disagree in 9 of 10 rows (90%)\n\n"
+        "helpful and harmless disagree in 7 of 7 pairs (100%)\n\n"
         "train: 10 rows\n"
         "  prompts          8 different; 2 rows repeat one\n"
         "  labels           helpful 10, harmless 10\n"
         "  equal responses  1\n"
-        "  training         9 kept; 1 dropped: both responses are equal\n\n"
+        "  merged           1 rows are of the same pair as an earlier one\n"
+        "  contradictions   helpful 1, harmless 0\n"
+        "  pairs            helpful 7, harmless 8; 7 for several objectives\n"
+        "  training         8 kept; 1 dropped: both responses are equal; "
+        "1 dropped: merged with an earlier row of the same pair\n\n"
         "there is no valid split: training holds out a tenth of the prompts, at most 500\n"
     )
 
@@ -130,7 +164,14 @@ def test_inspect_with_a_model_as_json(run_cli: RunCli, pairs: Path, official: Pa
     assert (code, err, out.count("\n")) == (0, "", 1)
     found = json.loads(out)
     (split,) = found["splits"]
-    assert (split["kept"], split["dropped"]) == (0, {"longer than the limit": 9, "both responses are equal": 1})
+    assert (split["kept"], split["dropped"]) == (
+        0,
+        {
+            "both responses are equal": 1,
+            "merged with an earlier row of the same pair": 1,
+            "longer than the limit": 8,
+        },
+    )
     assert list(split["token_percentiles"]) == ["50", "90", "95", "99", "100"]
     longer = json.loads(run_cli(*arguments, "--chat-template", "alpaca")[1])["splits"][0]["token_percentiles"]
     assert all(longer[share] > tokens for share, tokens in split["token_percentiles"].items())
@@ -150,7 +191,8 @@ def test_inspect_shows_lengths_and_shared_prompts(run_cli: RunCli, tmp_path: Pat
 def test_prepare_and_train_on_it(run_cli: RunCli, pairs: Path, tmp_path: Path, official: Path) -> None:
     code, out, err = run_cli("data", "prepare", pairs, "--out", tmp_path / "out", "--skip-bad")
     assert (code, out) == (0, f"{tmp_path / 'out'}\n")
-    assert "1 rows are left out: both responses are equal" in err
+    assert "1 pairs are left out: both responses are equal" in err
+    assert "labels of one pair that contradict each other are dropped: helpful (1)" in err
     code, _, err = run_cli("data", "prepare", pairs, "--out", tmp_path / "out")
     assert (code, "exists already" in err) == (2, True)
     model = ("--model", official / "arm_base", "--iters", 1, "--batch-size", 2)

@@ -93,7 +93,7 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
 
     def write(rows: Iterable[Any], name: str = "pairs.jsonl") -> Path:
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return path

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parm_mlx.errors import DataError
-from parm_mlx.training.data import load_data, split_by_prompt
-from parm_mlx.training.rows import Pair
+from parm_mlx.training.data import PairStream, held_out, load_data
 
 Write = Callable[..., Path]
 
@@ -28,26 +28,32 @@ def test_a_file_is_split_by_prompt(write_rows: Write, rows: list[dict[str, Any]]
     assert len(data.valid) == 2  # one of twelve prompts, with both its pairs
     assert not {p.prompt for p in data.train} & {p.prompt for p in data.valid}
     assert data.files[0].name == "pairs.jsonl"
-    assert data.files[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert data.files[0].identity == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert data.files[0].pairs == 24
     assert "long (22), short (22)" in data.notes[0]
 
 
 @given(prompts=st.lists(st.integers(0, 30), min_size=1, max_size=80), seed=st.integers(0, 5))
 def test_no_prompt_is_ever_on_both_sides(prompts: list[int], seed: int) -> None:
-    pairs = [Pair(str(prompt), ("a", "b"), {"x": 0}, str(i)) for i, prompt in enumerate(prompts)]
-    train, valid = split_by_prompt(pairs, seed)
-    assert sorted([p.where for p in train + valid]) == sorted(p.where for p in pairs)
-    assert not {p.prompt for p in train} & {p.prompt for p in valid}
-    assert train
-    assert bool(valid) == (len(set(prompts)) > 1)
+    keys = np.array([f"{prompt:016}".encode() for prompt in prompts])
+    held = held_out(keys, seed)
+    assert not {*keys[held]} & {*keys[~held]}
+    assert not held.all()
+    assert held.any() == (len(set(prompts)) > 1)
+
+
+@pytest.mark.parametrize(("seed", "expected"), [*enumerate([[9, 21], [8, 20], [2, 14], [11, 23]])])
+def test_the_split_of_a_seed_never_changes(seed: int, expected: list[int]) -> None:
+    """Twelve prompts, named against the order in which they first appear."""
+    keys = np.array([f"{99 - i % 12:016}".encode() for i in range(24)])
+    assert np.flatnonzero(held_out(keys, seed)).tolist() == expected
 
 
 def test_the_seed_decides_the_split(write_rows: Write, rows: list[dict[str, Any]]) -> None:
     path = write_rows(rows)
     splits = {tuple(p.where for p in load_data(path, seed=seed).valid) for seed in range(8)}
     assert len(splits) > 1
-    assert load_data(path, seed=3) == load_data(path, seed=3)
+    assert list(load_data(path, seed=3).valid) == list(load_data(path, seed=3).valid)
 
 
 def test_without_hold_out_everything_trains(write_rows: Write, rows: list[dict[str, Any]]) -> None:
@@ -56,7 +62,7 @@ def test_without_hold_out_everything_trains(write_rows: Write, rows: list[dict[s
 
 
 def test_one_prompt_cannot_be_held_out(write_rows: Write) -> None:
-    data = load_data(write_rows([single(1, objective="x"), single(1, objective="y")]))
+    data = load_data(write_rows([single(1, objective="x"), single(1, objective="y", chosen="fine")]))
     assert (len(data.train), len(data.valid)) == (2, 0)
     assert "too few prompts" in data.notes[-1]
 
@@ -115,7 +121,7 @@ def test_train_and_valid_files(write_rows: Write) -> None:
     data = load_data(path.parent)
     assert [p.where for p in data.train] == [f"train.jsonl:{i}" for i in range(1, 6)]
     assert [p.prompt for p in data.valid] == ["Question 5", "Question 6", "Question 7", "Question 8"]
-    assert "2 pairs of valid.jsonl are left out" in data.notes[1]
+    assert "2 pairs to validate are left out" in data.notes[1]
     assert [file.name for file in data.files] == ["train.jsonl", "valid.jsonl"]
 
 
@@ -138,7 +144,9 @@ def test_one_file_per_objective(write_rows: Write) -> None:
     path = write_rows([single(i) for i in range(10, 30)], "d/harmless.jsonl")
     data = load_data(path.parent)
     assert data.objectives == ("harmless", "helpful")
-    assert len(data.train) + len(data.valid) == 40
+    assert len(data.train) + len(data.valid) == 30
+    assert {p.where.split(":")[0] for p in data.train} == {"harmless.jsonl", "helpful.jsonl"}
+    assert data.notes[1] == "10 rows are of the same pair as an earlier row and merged with it"
     assert not {p.prompt for p in data.train} & {p.prompt for p in data.valid}
     assert load_data(path.parent, objectives=["helpful", "harmless"]).objectives == ("helpful", "harmless")
 
@@ -173,3 +181,65 @@ def test_what_a_chosen_rejected_row_judges(write_rows: Write) -> None:
     assert load_data(write_rows([single(1)]), objectives=["kind"]).objectives == ("kind",)
     with pytest.raises(DataError, match="'objective' is missing, and the file name does not tell it"):
         load_data(write_rows([single(1)]), objectives=["kind", "helpful"])
+
+
+def test_a_pair_of_several_files_is_one_pair_with_all_labels(write_rows: Write) -> None:
+    """helpful prefers "a", harmless "b": whichever order the rows have them in, one pair says so."""
+    write_rows([{"prompt": "Q", "chosen": "a", "rejected": "b"}], "d/helpful.jsonl")
+    write_rows([{"prompt": "Q", "chosen": "b", "rejected": "a"}], "d/harmless.jsonl")
+    rows = [{"prompt": [{"role": "user", "content": "Q"}], "chosen": "a", "rejected": "b", "objective": "helpful"}]
+    path = write_rows([*rows, single(1, objective="kind")], "d/more.jsonl")
+    data = load_data(path.parent, hold_out=False)
+    merged, other = data.train
+    assert (merged.where, merged.responses) == ("harmless.jsonl:1", ("b", "a"))
+    assert merged.preferred == {"harmless": 0, "helpful": 1}
+    assert other.preferred == {"kind": 0}
+    assert data.train.labels() == {"harmless": 1, "helpful": 1, "kind": 1}
+    assert data.notes[1] == "2 rows are of the same pair as an earlier row and merged with it"
+
+
+def test_labels_that_contradict_each_other_are_dropped(write_rows: Write) -> None:
+    """Pair 1: x against x, y stays. Pair 2: nothing is left. Pair 3: said twice."""
+    both = {"responses": ["a", "b"]}
+    rows = [
+        {"prompt": "1", **both, "preferred": {"x": 0, "y": 1}},
+        {"prompt": "1", "responses": ["b", "a"], "preferred": {"x": 0}},
+        {"prompt": "2", **both, "preferred": {"x": 0}},
+        {"prompt": "2", **both, "preferred": {"x": 1}},
+        {"prompt": "2", **both, "preferred": {"x": 1}},
+        {"prompt": "3", **both, "preferred": {"x": 1}},
+        {"prompt": "3", **both, "preferred": {"x": 1}},
+    ]
+    data = load_data(write_rows(rows), hold_out=False)
+    assert [(p.where, p.preferred) for p in data.train] == [("pairs.jsonl:1", {"y": 1}), ("pairs.jsonl:6", {"x": 1})]
+    assert data.notes[1:] == (
+        "4 rows are of the same pair as an earlier row and merged with it",
+        "labels of one pair that contradict each other are dropped: x (2)",
+    )
+
+
+def test_the_pairs_are_read_again_each_time(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    path = write_rows(rows)
+    train = load_data(path).train
+    assert isinstance(train, PairStream)
+    assert list(train) == list(train)
+    assert len(list(train)) == len(train) == 22
+    for changed in (rows[:-5], [*rows, rows[0]], [{**row, "prompt": "Other"} for row in rows]):
+        write_rows(changed)
+        with pytest.raises(DataError, match=r"pairs\.jsonl.*: the data have changed while they were read"):
+            list(train)
+
+
+def test_folders_per_objective_with_splits(write_rows: Write) -> None:
+    for name, first in (("helpful-base", 0), ("harmless-base", 4)):
+        write_rows([single(i) for i in range(first, first + 6)], f"d/{name}/train.jsonl")
+        path = write_rows([single(99)], f"d/{name}/test.jsonl")
+    data = load_data(path.parent.parent)
+    assert data.objectives == ("harmless-base", "helpful-base")
+    assert [file.name for file in data.files] == ["harmless-base/train.jsonl", "helpful-base/train.jsonl"]
+    assert len(data.train) + len(data.valid) == 10
+    assert {p.prompt for p in data.train if len(p.preferred) == 2} <= {"Question 4", "Question 5"}
+    write_rows([single(1), single(50)], "d/helpful-base/valid.jsonl")
+    data = load_data(path.parent.parent)
+    assert [(p.where, p.preferred) for p in data.valid] == [("helpful-base/valid.jsonl:2", {"helpful-base": 0})]
+    assert data.notes[-1] == "no pair to validate is labelled for harmless-base"

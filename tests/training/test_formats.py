@@ -109,6 +109,6 @@ def test_a_file_has_one_format() -> None:
     for row, name in ((SINGLE, "chosen and rejected"), (HH, "HH-RLHF"), (SAFE, "PKU-SafeRLHF")):
         with pytest.raises(RowError) as caught:
             reader(row, "f.jsonl:2")
-        expected = f"mixed formats: this row is {name}, line 1 is responses and preferred; a file has one format"
+        expected = f"mixed formats: this row is {name}, f.jsonl:1 is responses and preferred; a file has one format"
         assert str(caught.value) == expected
     assert reader(SHARED, "f.jsonl:5").where == "f.jsonl:5"

@@ -197,7 +197,7 @@ def test_other_data_is_refused(run: Run, tmp_path: Path) -> None:
     moved.mkdir()
     (moved / data.name).write_text(text)
     data.write_text(text.replace("Question", "A question"))
-    with pytest.raises(CheckpointError, match=r"other data \(SHA-256\):\n  pairs.jsonl: \w{12}… → \w{12}…"):
+    with pytest.raises(CheckpointError, match=r"other data \(SHA-256 .*\):\n  pairs.jsonl: \w{12}… → \w{12}…"):
         run(resume=True)
     run(resume=True, data=str(moved / data.name))
 

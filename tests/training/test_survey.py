@@ -7,7 +7,7 @@ import pytest
 from parm_mlx.errors import DataError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.training.data import load_data
-from parm_mlx.training.survey import EQUAL, SHARED, TOO_LONG, UNUSED, Ruler, survey
+from parm_mlx.training.survey import CONTRADICTED, EQUAL, MERGED, SHARED, TOO_LONG, UNUSED, Ruler, survey
 from parm_mlx.training.tokenize import tokenize_pairs
 
 Write = Callable[..., Path]
@@ -37,12 +37,12 @@ def test_what_is_in_the_data_and_what_training_keeps(folder: Path, official: Pat
     train, valid, test = found.splits
     assert found.objectives == ("long", "short")
     assert found.formats == {f"{name}.jsonl": "responses and preferred" for name in ("train", "valid", "test")}
-    assert (train.rows, len(train.prompts), train.equal) == (5, 4, 1)
-    assert dict(train.labels) == {"long": 4, "short": 4}
+    assert (train.rows, len(train.prompts), train.merged.equal) == (5, 4, 1)
+    assert train.labels == {"long": 4, "short": 4}
     assert found.disagreement == {("long", "short"): (3, 2)}
-    assert (train.kept, dict(train.dropped)) == (3, {EQUAL: 1, TOO_LONG: 1})
-    assert (valid.kept, dict(valid.dropped)) == (1, {SHARED: 1})
-    assert (test.kept, dict(test.dropped)) == (0, {UNUSED: 2})
+    assert (train.kept, train.dropped) == (3, {EQUAL: 1, TOO_LONG: 1})
+    assert (valid.kept, valid.dropped) == (1, {SHARED: 1})
+    assert (test.kept, test.dropped) == (0, {UNUSED: 2})
     assert found.shared_prompts() == {("train", "valid"): 1, ("train", "test"): 1, ("valid", "test"): 1}
 
 
@@ -70,7 +70,9 @@ def test_one_file_per_objective(write_rows: Write) -> None:
     found = survey(path.parent)
     assert found.objectives == ("harmless", "helpful")
     assert [(split.name, split.rows) for split in found.splits] == [("train", 2)]
-    assert found.disagreement == {}
+    assert found.disagreement == {("harmless", "helpful"): (1, 1)}
+    assert found.splits[0].dropped == {MERGED: 1}
+    assert (found.splits[0].judged, found.splits[0].judged_by_several) == ((1, 1), 1)
     assert survey(path.parent, objectives=["helpful", "harmless"]).objectives == ("helpful", "harmless")
 
 
@@ -80,3 +82,12 @@ def test_rows_that_training_would_refuse(write_rows: Write, official: Path) -> N
         survey(path, ruler=Ruler(load_base(official / "arm_base")[1], 64, "beaver"))
     with pytest.raises(DataError, match="unknown objective 'x'"):
         survey(write_rows([row("Q", "a", "b", x=0)]), objectives=["y"])
+
+
+def test_contradictions_and_merged_rows(write_rows: Write) -> None:
+    rows = [row("1", "a", "b", x=0, y=0), row("1", "b", "a", x=0), row("2", "a", "b", x=0), row("2", "a", "b", x=1)]
+    found = survey(write_rows(rows)).to_dict()["splits"][0]
+    assert found["labels"] == {"x": 4, "y": 1}
+    assert (found["merged_rows"], found["contradictions"]) == (2, {"x": 2, "y": 0})
+    assert (found["pairs"], found["pairs_of_several_objectives"]) == ({"x": 0, "y": 1}, 0)
+    assert (found["kept"], found["dropped"]) == (1, {MERGED: 2, CONTRADICTED: 1})

@@ -3,12 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import random_pairs
 
 from parm_mlx.errors import DataError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.guidance.prompts import render_prompt
 from parm_mlx.training.rows import Pair
-from parm_mlx.training.tokenize import tokenize, tokenize_pairs
+from parm_mlx.training.tokenize import TokenPairs, tokenize, tokenize_pairs
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_the_limit_counts_every_token(tokenizer: Any) -> None:
     pair = Pair("Hi", ("Sure.", "No."), {"safe": 0}, "f:1")
     length = len(tokenize(tokenizer, render_prompt(tokenizer, "Hi"), "Sure."))
     assert tokenize_pairs(tokenizer, [pair], ("safe",), length)[1] is None
-    assert tokenize_pairs(tokenizer, [pair], ("safe",), length - 1)[0] == []
+    assert tokenize_pairs(tokenizer, [pair], ("safe",), length - 1)[0][:] == []
 
 
 def test_an_objective_that_did_not_judge_is_marked(tokenizer: Any) -> None:
@@ -155,3 +156,16 @@ def test_prompts_that_the_template_refuses_are_reported_together(tokenizer: Any)
     ]
     with pytest.raises(DataError, match=r"(?s)2 rows.*f:1: the chat template.*no system role.*f:3"):
         tokenize_pairs(Strict(tokenizer), pairs, ("x",), 100)  # type: ignore[arg-type]
+
+
+def test_kept_pairs_are_what_was_added() -> None:
+    pairs, kept = random_pairs((3, 1, 4), (2, 5, 1), (1, 1, 1)), TokenPairs(2)
+    for pair in pairs:
+        kept.append(pair)
+    assert len(kept) == 3
+    assert kept[-1].rows[1].ids.tolist() == pairs[2].rows[1].ids.tolist()
+    for one, other in zip(kept[:], pairs, strict=True):
+        assert [(row.ids.tolist(), row.start) for row in one.rows] == [(r.ids.tolist(), r.start) for r in other.rows]
+        assert (one.preferred.tolist(), one.where, len(one)) == (other.preferred.tolist(), other.where, len(other))
+    with pytest.raises(IndexError):
+        kept[3]
