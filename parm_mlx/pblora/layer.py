@@ -8,7 +8,7 @@ For a frozen weight W (out, in), ranks r1 and r2, and a preference vector α (k,
 runs. A row whose core is zero is a row of the plain model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -69,7 +69,7 @@ class BoundPreferences:
         alpha: (B, k).
     """
 
-    def __init__(self, layers: "list[PBLoRALinear]", alpha: mx.array) -> None:
+    def __init__(self, layers: "Sequence[PBLoRALinear]", alpha: mx.array) -> None:
         self.rows = alpha.shape[0]
         cores = [layer.scale * layer.core(alpha).swapaxes(-1, -2) for layer in layers]
         if self.rows == 1:

@@ -50,30 +50,35 @@ def load_data(
 
     A file is split by prompt. A folder holds either ``train.jsonl`` and, if it likes, ``valid.jsonl``; or one file per
     objective (``helpful.jsonl``), which are split together. The formats are those of
-    :mod:`parm_mlx.training.formats`; pairs of two equal responses are left out, and counted in a note.
+    :mod:`parm_mlx.training.formats`; pairs of two equal responses, or without a label for the objectives, are left out,
+    and counted in a note.
 
     Args:
         source: A ``.jsonl`` file (or ``.json``, or either with ``.gz``) or a folder of them.
-        objectives: Their names in the order of α; by default those of the data, in order of appearance.
+        objectives: Their names in the order of α; by default those of the data, in order of appearance. The labels of
+            others are left out.
         seed: Seed of the split.
         hold_out: Whether to keep pairs for validation. Without, every pair of a file trains.
 
     Raises:
-        DataError: There are no such files, rows cannot be used (all of them are reported together), or every prompt of
-            ``valid.jsonl`` is in ``train.jsonl`` too.
+        DataError: There are no such files, rows cannot be used (all of them are reported together), an objective is not
+            in the data, or every prompt of ``valid.jsonl`` is in ``train.jsonl`` too.
     """
     source = Path(source).expanduser()
     problems = Problems()
-    reader = DataReader(objectives, problems)
     paths = [path for path in find_files(source) if source.is_file() or stem(path) != "test"]
+    reader = DataReader(objectives, problems, paths)
     read = {path: list(reader.read(path)) for path in paths}
     names = tuple(objectives) if objectives else _objectives_of(read)
     for pair in (pair for pairs in read.values() for pair in pairs):
         check_objectives(pair, names, problems)
     problems.raise_any(source)
+    reader.check_found(source)
     files = tuple(DataFile(path.name, sha256(path), len(pairs)) for path, pairs in read.items())
+    read = {path: [pair for pair in pairs if pair.preferred] for path, pairs in read.items()}
+    labelled = sum(map(len, read.values()))
     read = {path: [pair for pair in pairs if not pair.undecidable] for path, pairs in read.items()}
-    equal = sum(file.pairs for file in files) - sum(map(len, read.values()))
+    equal = labelled - sum(map(len, read.values()))
     by_split = {stem(path): pairs for path, pairs in read.items()} if source.is_dir() else {}
     if "valid" in by_split:
         train, valid = by_split["train"], by_split["valid"] if hold_out else []
@@ -85,6 +90,9 @@ def load_data(
     counts = Counter(name for pair in train for name in pair.preferred)
     labels = ", ".join(f"{name} ({counts[name]})" for name in names)
     notes.insert(0, f"{len(train)} pairs to train on, {len(valid)} to validate; objectives and their labels: {labels}")
+    if reader.unwanted:
+        others, bare = ", ".join(reader.unwanted), sum(file.pairs for file in files) - labelled
+        notes.append(f"labels of {others} are not used; {bare} pairs without a label for {', '.join(names)} are left out")
     if equal:
         notes.append(f"{equal} pairs are left out: both responses are equal")
     if hold_out and not valid:

@@ -12,7 +12,7 @@ import numpy as np
 from parm_mlx.errors import DataError
 from parm_mlx.files import check_new, new_directory
 from parm_mlx.training.rows import Pair, Problems
-from parm_mlx.training.sources import RECORD_FILE, SPLITS, DataReader, check_objectives, find_files, sha256
+from parm_mlx.training.sources import RECORD_FILE, SPLITS, DataReader, find_files, sha256
 
 Track = Callable[[Iterable[Pair]], Iterable[Pair]]
 
@@ -56,7 +56,7 @@ def prepare(
     Args:
         source: A file or a folder, as training reads it.
         out: The folder to write.
-        objectives: The objectives that may occur; any, when left out.
+        objectives: The objectives to keep; all, when left out.
         valid_share: Share of the prompts for validation; 0 for none.
         test_share: Share of the prompts for testing; 0 for none.
         seed: Seed of the split.
@@ -65,15 +65,18 @@ def prepare(
         track: Passes on the rows of a file, for a progress bar.
 
     Raises:
-        DataError: There are no such files, rows cannot be used, or there are too few prompts for the shares.
+        DataError: There are no such files, rows cannot be used, an objective is not in the data, or there are too few
+            prompts for the shares.
         OutputError: ``out`` exists or cannot be written.
         RunError: The disk is full or failed.
     """
     source, out = Path(source).expanduser(), check_new(out, force)
     paths, problems = find_files(source), Problems()
-    prompts, equal = _prompts(paths, objectives, problems, track)
+    reader = DataReader(objectives, problems, paths)
+    prompts, equal = _prompts(paths, reader, track)
     if problems.count and not (skip_bad and prompts):
         problems.raise_any(source)
+    reader.check_found(source)
     split_of = dict(zip(prompts, _assign(len(prompts), valid_share, test_share, seed), strict=True))
     used = [SPLITS[i] for i in sorted(set(split_of.values()))]
     rows, counts = dict.fromkeys(used, 0), dict.fromkeys(used, 0)
@@ -84,7 +87,7 @@ def prepare(
             files = {
                 name: stack.enter_context((directory / f"{name}.jsonl").open("w", encoding="utf-8")) for name in used
             }
-            for pair in _usable(paths, objectives, Problems(), track):
+            for pair in _usable(paths, DataReader(objectives, Problems(), paths), track):
                 name = SPLITS[split_of[pair.prompt_key]]
                 files[name].write(_as_row(pair))
                 rows[name] += 1
@@ -100,12 +103,10 @@ def prepare(
     return prepared
 
 
-def _prompts(
-    paths: Iterable[Path], objectives: Sequence[str] | None, problems: Problems, track: Track
-) -> tuple[list[bytes], int]:
+def _prompts(paths: Iterable[Path], reader: DataReader, track: Track) -> tuple[list[bytes], int]:
     """The different prompts, in order, and the number of pairs that are left out because their responses are equal."""
     found, equal = dict[bytes, None](), 0
-    for pair in _usable(paths, objectives, problems, track, equal_too=True):
+    for pair in _usable(paths, reader, track, equal_too=True):
         if pair.undecidable:
             equal += 1
         else:
@@ -113,16 +114,10 @@ def _prompts(
     return list(found), equal
 
 
-def _usable(
-    paths: Iterable[Path], objectives: Sequence[str] | None, problems: Problems, track: Track, equal_too: bool = False
-) -> Iterable[Pair]:
-    reader = DataReader(objectives, problems)
+def _usable(paths: Iterable[Path], reader: DataReader, track: Track, equal_too: bool = False) -> Iterable[Pair]:
     for path in paths:
         for pair in track(reader.read(path)):
-            before = problems.count
-            if objectives:
-                check_objectives(pair, objectives, problems)
-            if problems.count == before and (equal_too or not pair.undecidable):
+            if pair.preferred and (equal_too or not pair.undecidable):
                 yield pair
 
 

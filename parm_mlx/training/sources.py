@@ -1,7 +1,9 @@
 """Which files are the data, and the pairs in them."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -55,17 +57,41 @@ class DataReader:
     """Reads the pairs of several files, one at a time.
 
     Args:
-        objectives: The objectives that may occur; any, when left out.
+        objectives: The objectives that are wanted; all that occur, when left out. Pairs come without the labels of
+            others, and so perhaps without any.
         problems: Where bad rows go.
+        paths: All the files of the source.
 
     Attributes:
         formats: The format of each file that was read.
+        labels: How often each objective judged a pair, wanted or not.
     """
 
-    def __init__(self, objectives: Sequence[str] | None, problems: Problems) -> None:
+    def __init__(self, objectives: Sequence[str] | None, problems: Problems, paths: Sequence[Path]) -> None:
         self._objectives = objectives
         self._problems = problems
+        self._file_per_objective = any(stem(path) in (objectives or ()) for path in paths)
         self.formats: dict[Path, str | None] = {}
+        self.labels: Counter[str] = Counter()
+
+    @property
+    def unwanted(self) -> list[str]:
+        """Objectives of the data whose labels were left out."""
+        return [name for name in self.labels if self._objectives and name not in self._objectives]
+
+    def check_found(self, source: Path) -> None:
+        """Checks that every objective that is wanted occurs, once all files are read.
+
+        Raises:
+            DataError: One does not; those of the data are named.
+        """
+        for name in self._objectives or ():
+            if self.labels and name not in self.labels:
+                close = get_close_matches(name, self.labels, 1)
+                raise DataError(
+                    f"{source}: unknown objective {name!r}; the data has {', '.join(self.labels)}",
+                    hint=f"did you mean {close[0]!r}?" if close else None,
+                )
 
     def read(self, path: Path) -> Iterator[Pair]:
         """Yields the pairs of a file; a file without any row is a problem, too.
@@ -82,22 +108,28 @@ class DataReader:
                 except RowError as error:
                     self._problems.add(where, error)
                 else:
-                    yield pair
+                    self.labels.update(pair.preferred.keys())
+                    yield self._wanted(pair)
         except OSError as error:
             raise DataError(f"data {path} cannot be read: {error.strerror or error}") from None
         self.formats[path] = reader.format
         if empty and self._problems.count == before:
             self._problems.add(path.name, "the file is empty")
 
+    def _wanted(self, pair: Pair) -> Pair:
+        if self._objectives is None or pair.preferred.keys() <= set(self._objectives):
+            return pair
+        return replace(pair, preferred={n: label for n, label in pair.preferred.items() if n in self._objectives})
+
     def _judged_by_default(self, path: Path) -> str | None:
         objectives, name = self._objectives, stem(path)
-        if name in (objectives or [name]) and name not in SPLITS:
+        if name not in SPLITS and (objectives is None or self._file_per_objective):
             return name
         return objectives[0] if objectives and len(objectives) == 1 else None
 
 
 def check_objectives(pair: Pair, names: Sequence[str], problems: Problems) -> None:
-    """Notes every objective of a pair that is not among ``names``."""
+    """Notes every objective of a pair that is not among ``names``, those of the training pairs."""
     for name in pair.preferred:
         if name not in names:
             close = get_close_matches(name, names, 1)

@@ -17,6 +17,7 @@ from parm_mlx.training.tokenize import check_eos, tokenize_pair
 
 PERCENTILES = (50, 90, 95, 99, 100)
 EQUAL, SHARED, TOO_LONG = "both responses are equal", "prompt is in train too", "longer than the limit"
+UNLABELLED = "no label for the objectives"
 UNUSED = "training does not read it"
 
 Track = Callable[[Iterable[Pair]], Iterable[Pair]]
@@ -138,23 +139,26 @@ def survey(
 
     Args:
         source: A file or a folder, as training reads it; ``test`` is looked at as well.
-        objectives: Their names in the order of α; by default those of the data, in order of appearance.
+        objectives: Their names in the order of α; by default those of the data, in order of appearance. The labels of
+            others are left out.
         ruler: How to measure lengths; without, there are none.
         track: Passes on the rows of a file, for a progress bar.
 
     Raises:
-        DataError: There are no such files, or rows cannot be used; all of them are reported together.
+        DataError: There are no such files, rows cannot be used (all of them are reported together), or an objective is
+            not in the data.
         ModelError: The ruler's tokenizer cannot be trained with.
     """
     source = Path(source).expanduser()
     if ruler:
         check_eos(ruler.tokenizer)
     problems, splits = Problems(), dict[str, Split]()
-    reader = DataReader(objectives, problems)
+    paths = find_files(source)
+    reader = DataReader(objectives, problems, paths)
     both: Counter[tuple[str, str]] = Counter()
     differ: Counter[tuple[str, str]] = Counter()
     names = list(objectives or ())
-    for path in find_files(source):
+    for path in paths:
         name = stem(path) if source.is_dir() and stem(path) in SPLITS else "train"
         split = splits.setdefault(name, Split(name))
         for pair in track(reader.read(path)):
@@ -167,6 +171,7 @@ def survey(
                 both[two] += 1
                 differ[two] += pair.preferred[two[0]] != pair.preferred[two[1]]
     problems.raise_any(source)
+    reader.check_found(source)
     disagreement = {two: (both[two], differ[two]) for two in combinations(names, 2) if both[two]}
     formats = {path.name: found or "" for path, found in reader.formats.items()}
     return Survey(tuple(names), formats, tuple(splits.values()), disagreement, ruler.limit if ruler else None)
@@ -186,6 +191,8 @@ def _count(split: Split, pair: Pair, train: Split, ruler: Ruler | None, problems
             return
     if split.name == "test":
         split.dropped[UNUSED] += 1
+    elif not pair.preferred:
+        split.dropped[UNLABELLED] += 1
     elif pair.undecidable:
         split.dropped[EQUAL] += 1
     elif split is not train and key in train.prompts:

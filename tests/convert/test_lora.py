@@ -76,7 +76,7 @@ def test_there_and_back(lora: Path, tmp_path: Path, edit: Callable[..., Path], r
 
 
 def test_a_kind_that_peft_does_not_know_is_refused(tmp_path: Path) -> None:
-    guide = tiny_guide(kind="svd-lora", r1=2)
+    guide = tiny_guide(kind="svd-lora", r1=2, r2=2)
     (tmp_path / "ours").mkdir()
     save_adapter(tmp_path / "ours", guide.config, adapter_tensors(guide.model))
     with pytest.raises(AdapterError, match="PEFT has no format for svd-lora adapters; only pblora and lora"):
