@@ -18,7 +18,7 @@ def trainable_numbers(config: PBLoRAConfig, linears: Sequence[nn.Module]) -> int
 def matched(config: PBLoRAConfig, kind: Kind, lora_alpha: float, linears: Sequence[nn.Module]) -> PBLoRAConfig:
     """An adapter of another kind, of the rank at which it comes nearest to a PBLoRA adapter in trainable numbers.
 
-    That is r1 + r2, unless the cores of the PBLoRA adapter, r1² + k · r2² numbers in each layer, are worth another rank.
+    That is r1 + r2, unless the PBLoRA adapter's cores, r1² + k · r2² numbers in each layer, are worth another rank.
 
     Args:
         config: The PBLoRA adapter.
