@@ -91,10 +91,9 @@ def load_data(
     labels = ", ".join(f"{name} ({counts[name]})" for name in names)
     notes.insert(0, f"{len(train)} pairs to train on, {len(valid)} to validate; objectives and their labels: {labels}")
     if reader.unwanted:
-        others, bare = ", ".join(reader.unwanted), sum(file.pairs for file in files) - labelled
-        notes.append(
-            f"labels of {others} are not used; {bare} pairs without a label for {', '.join(names)} are left out"
-        )
+        notes.append(f"labels of {', '.join(reader.unwanted)} are not used")
+    if bare := sum(file.pairs for file in files) - labelled:
+        notes.append(f"{bare} pairs are left out: they have no label for {', '.join(names)}")
     if equal:
         notes.append(f"{equal} pairs are left out: both responses are equal")
     if hold_out and not valid:

@@ -72,7 +72,7 @@ def test_objectives_that_are_not_named_are_left_out_and_counted(write_rows: Writ
     assert data.objectives == ("long",)
     assert len(data.train) + len(data.valid) == 21
     assert all(pair.preferred.keys() == {"long"} for pair in data.train + data.valid)
-    assert data.notes[1] == "labels of short are not used; 3 pairs without a label for long are left out"
+    assert data.notes[1:] == ("labels of short are not used", "3 pairs are left out: they have no label for long")
     assert data.files[0].pairs == 24
 
 
