@@ -71,7 +71,7 @@ def run(system: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     runs = configs(system, seed, args)
     for config in runs:
-        train(config, resume=True, progress=ConsoleProgress(Console(stderr=True)))
+        train(config, resume=True, force=True, progress=ConsoleProgress(Console(stderr=True)))
     minutes = (time.perf_counter() - begin) / 60
     parms = [config.out for config in runs]
     numbers = sum(tensor.size for parm in parms for tensor in read_adapter(Path(parm))[1].values())

@@ -91,7 +91,9 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation."""
+    """Spearman's rank correlation; 0 where one of them never changes."""
+    if min(len(set(x)), len(set(y))) < 2:
+        return 0.0
     return statistics.correlation(ranks(x), ranks(y))
 
 
