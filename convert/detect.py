@@ -8,6 +8,7 @@ from typing import Any
 
 from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.files import read_json
+from parm_mlx.pblora.config import FINE_TUNE_TYPES
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -25,7 +26,7 @@ class Kind(enum.Enum):
 
 
 _ADAPTERS = {
-    "fine_tune_type": {"pblora": Kind.PARM},
+    "fine_tune_type": dict.fromkeys(FINE_TUNE_TYPES.values(), Kind.PARM),
     "peft_type": {"PBLORA": Kind.PEFT_PBLORA, "LORA": Kind.PEFT_LORA},
 }
 

@@ -1,15 +1,13 @@
 """Plain LoRA adapters (PEFT, peft_type LORA) as guides with one fixed objective, and back.
 
-An autoregressive reward model of GenARM is such an adapter: y = W x + s · B · A · x. That is PBLoRA with k = 1, r1 = r,
-r2 = 0 and W1 the identity, so it guides a base model like a PARM whose α is always (1).
+An autoregressive reward model of GenARM is such an adapter: y = W x + s · B · A · x. It guides a base model like a PARM
+whose α is always (1).
 """
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
-
-import mlx.core as mx
 
 from parm_mlx.convert import peft
 from parm_mlx.convert.settings import UNSUPPORTED, Settings
@@ -67,8 +65,8 @@ def read_lora(
     settings.check()
     names = default_objectives(1) if objectives is None else parse_objectives(objectives, 1)
     renamed = peft.rename(peft.read_tensors(path), LEAVES, {"a": (rank, -1), "b": (-1, rank)}, what)
-    identity = mx.eye(rank)
     config = PBLoRAConfig(
+        kind="lora",
         objectives=names,
         r1=rank,
         r2=0,
@@ -78,26 +76,16 @@ def read_lora(
         base_model=settings.base_model(),
         training=peft.origin(renamed.prefix, content),
     )
-    return config, renamed.tensors | {f"layers.{layer}.w1": identity for layer in renamed.layers}
-
-
-def is_lora(config: PBLoRAConfig, tensors: Tensors) -> bool:
-    """Whether an adapter is plain LoRA: one objective, no part that depends on α, and identities for W1."""
-    identity = mx.eye(config.r1)
-    return (
-        config.k == 1
-        and config.r2 == 0
-        and all(mx.array_equal(tensor, identity).item() for name, tensor in tensors.items() if name.endswith(".w1"))
-    )
+    return config, renamed.tensors
 
 
 def write_lora(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_model: str | None = None) -> None:
-    """Writes a plain LoRA adapter in PEFT's format.
+    """Writes a plain LoRA adapter in PEFT's format, which has no place for the names of objectives.
 
     Args:
         directory: An existing directory.
         config: Settings of the adapter.
-        tensors: Its tensors; W1, the identity, is left out.
+        tensors: Its tensors.
         base_model: The backbone to record in place of the one that the adapter records.
     """
     rooted = bool(peft.recorded_config(config).get("use_rslora"))

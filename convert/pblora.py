@@ -68,8 +68,10 @@ def write_pblora(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_m
         base_model: The backbone to record in place of the one that the adapter records.
 
     Raises:
-        AdapterError: Its ranks have no counterpart in the official format.
+        AdapterError: It is of another kind, or its ranks have no counterpart in the official format.
     """
+    if config.kind != "pblora":
+        raise AdapterError(f"PEFT has no format for {config.kind} adapters; only pblora and lora can be written")
     if min(config.r1, config.r2) < 1:
         raise AdapterError(f"PEFT's PBLoRA needs r1 ≥ 1 and r2 ≥ 1; this adapter has r1={config.r1}, r2={config.r2}")
     settings = {

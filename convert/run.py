@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parm_mlx.convert.detect import Kind, Source, detect
-from parm_mlx.convert.lora import is_lora, read_lora, write_lora
+from parm_mlx.convert.lora import read_lora, write_lora
 from parm_mlx.convert.model import Quantization, convert_model
 from parm_mlx.convert.pblora import read_pblora, write_pblora
 from parm_mlx.errors import AdapterError, InputError, OutputError
@@ -121,7 +121,7 @@ def _convert_adapter(request: Request, source: Source, say: Say) -> None:
     with new_directory(request.out, request.force) as partial:
         if not request.to_peft:
             save_adapter(partial, config, tensors)
-        elif is_lora(config, tensors):
+        elif config.kind == "lora":
             write_lora(partial, config, tensors, config.base_model if given else None)
         else:
             write_pblora(partial, config, tensors, config.base_model if given else None)

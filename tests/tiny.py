@@ -78,7 +78,7 @@ def randomise(model: nn.Module, seed: int = 0, size: float = 0.3) -> None:
     """Gives the adapters of a model random weights, B too."""
     mx.random.seed(seed)
     for layer in adapted_layers(model).values():
-        for key in ("a", "b", "w1", "w2"):
+        for key in layer.tensors:
             layer[key] = size * mx.random.normal(layer[key].shape)
     mx.eval(model.parameters())
 

@@ -120,6 +120,34 @@ def make_pairs(base: Path, out: Path, count: int) -> dict[str, Any]:
     }
 
 
+def ensure_pairs(base: Path, work: Path, prompts: int) -> None:
+    """Makes ``pairs.jsonl`` in the work folder, unless it is there already, and shows what is in it."""
+    work.mkdir(parents=True, exist_ok=True)
+    pairs, summary = work / "pairs.jsonl", work / "pairs.json"
+    if not summary.exists():
+        summary.write_text(json.dumps(make_pairs(base, pairs, prompts), indent=2) + "\n", encoding="utf-8")
+    print(summary.read_text(encoding="utf-8").strip(), flush=True)
+
+
+def settings(base: Path, pairs: Path, out: Path, **others: Any) -> TrainConfig:
+    """How adapters are trained on the pairs; ``others`` are settings that differ."""
+    common = {
+        "model": str(base),
+        "data": str(pairs),
+        "out": str(out),
+        "objectives": OBJECTIVES,
+        "learning_rate": 3e-3,
+        "beta_objective": (0.1,),
+        "dropout": 0.0,
+        "target_modules": TARGET_MODULES,
+        "max_seq_length": 256,
+        "val_batches": 4,
+        "steps_per_eval": 100,
+        "seed": SEED % 1000,
+    }
+    return TrainConfig(**(common | others))
+
+
 def main() -> None:
     """Runs both halves: the pairs, unless they are there already, and the training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,28 +162,16 @@ def main() -> None:
     args = parser.parse_args()
     process.keep_freed_memory()
 
-    args.work.mkdir(parents=True, exist_ok=True)
-    pairs, summary = args.work / "pairs.jsonl", args.work / "pairs.json"
-    if not summary.exists():
-        summary.write_text(json.dumps(make_pairs(args.base, pairs, args.prompts), indent=2) + "\n", encoding="utf-8")
-    print(summary.read_text(encoding="utf-8").strip(), flush=True)
-
+    ensure_pairs(args.base, args.work, args.prompts)
     begin = time.perf_counter()
-    config = TrainConfig(
-        model=str(args.base),
-        data=str(pairs),
-        out=str(args.out),
-        objectives=OBJECTIVES,
+    config = settings(
+        args.base,
+        args.work / "pairs.jsonl",
+        args.out,
         iters=args.iters,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         beta_objective=(args.beta_objective,),
-        dropout=0.0,
-        target_modules=TARGET_MODULES,
-        max_seq_length=256,
-        val_batches=4,
-        steps_per_eval=100,
-        seed=SEED % 1000,
     )
     train(config, force=True, progress=ConsoleProgress(Console(stderr=True)))
     (args.out / METRICS_FILE).replace(args.work / METRICS_FILE)

@@ -91,7 +91,9 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation."""
+    """Spearman's rank correlation; 0 where one of them never changes."""
+    if min(len(set(x)), len(set(y))) < 2:
+        return 0.0
     return statistics.correlation(ranks(x), ranks(y))
 
 
@@ -140,6 +142,38 @@ def summarise(names: Sequence[str], rows: list[dict[str, Any]], plain: list[Samp
     return found
 
 
+def measure(model: Any, tokenizer: Any, count: int, step: float) -> dict[str, Any]:
+    """Answers held-out questions by the base alone and at every α of a grid, and measures the answers.
+
+    Args:
+        model: The guided model.
+        tokenizer: The tokenizer of base and guide.
+        count: Number of questions.
+        step: Distance between neighbouring weights of the grid.
+    """
+    begin = time.perf_counter()
+    questions = held_out_questions(count)
+    prompter = Prompter(tokenizer, tokenizer)
+    prompts = [prompter(question.text) for question in questions]
+    plain = answer_all(model, tokenizer, prompts, None)
+    unguided = describe(model, tokenizer, questions, prompts, plain)
+    print("unguided", json.dumps(unguided), flush=True)
+    rows, shown = [], []
+    for number, alpha in enumerate(simplex_grid(2, step)):
+        samples = answer_all(model, tokenizer, prompts, alpha)
+        rows.append({"alpha": list(alpha)} | describe(model, tokenizer, questions, prompts, samples))
+        print(json.dumps(rows[-1]), flush=True)
+        shown.append((questions[number % count].text, alpha, samples[number % count].text))
+    return {
+        "questions": len(questions),
+        "unguided": unguided,
+        "guided": rows,
+        "summary": summarise(model.objectives, rows, plain),
+        "answers": [{"question": q, "alpha": list(a), "answer": t} for q, a, t in shown[:SHOWN]],
+        "measuring_minutes": round((time.perf_counter() - begin) / 60, 1),
+    }
+
+
 def main() -> None:
     """Measures, prints and writes results.json and the model card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,30 +186,8 @@ def main() -> None:
     args = parser.parse_args()
     process.keep_freed_memory()
 
-    begin = time.perf_counter()
     model, tokenizer = parm_mlx.load(args.base, args.parm)
-    questions = held_out_questions(args.questions)
-    prompter = Prompter(tokenizer, tokenizer)
-    prompts = [prompter(question.text) for question in questions]
-
-    plain = answer_all(model, tokenizer, prompts, None)
-    unguided = describe(model, tokenizer, questions, prompts, plain)
-    print("unguided", json.dumps(unguided), flush=True)
-    rows, shown = [], []
-    for number, alpha in enumerate(simplex_grid(2, args.step)):
-        samples = answer_all(model, tokenizer, prompts, alpha)
-        rows.append({"alpha": list(alpha)} | describe(model, tokenizer, questions, prompts, samples))
-        print(json.dumps(rows[-1]), flush=True)
-        shown.append((questions[number].text, alpha, samples[number].text))
-
-    results = {
-        "questions": len(questions),
-        "unguided": unguided,
-        "guided": rows,
-        "summary": summarise(model.objectives, rows, plain),
-        "answers": [{"question": q, "alpha": list(a), "answer": t} for q, a, t in shown[:SHOWN]],
-    }
-    results["measuring_minutes"] = round((time.perf_counter() - begin) / 60, 1)
+    results = measure(model, tokenizer, args.questions, args.step)
     print(json.dumps(results["summary"], indent=2), flush=True)
     args.work.mkdir(parents=True, exist_ok=True)
     (args.work / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ COMMANDS = """\
 def chat(
     alpha: options.Alpha = None,
     model: options.Model = None,
-    parm: options.Parm = None,
+    parm: options.Parms = None,
     guide_model: options.GuideModel = None,
     beta: options.Beta = 1.0,
     temp: options.Temp = 0.7,

@@ -126,7 +126,7 @@ def prepare(
     typer.echo(str(out))
     for name, rows in done.rows.items():
         console.note(f"{name}.jsonl: {rows} rows, {done.prompts[name]} prompts")
-    for note in merge_notes(done.equal, done.merged, done.contradictions):
+    for note in merge_notes(done.equal, done.merged, done.contradictions, done.unjudged):
         console.note(note)
     if done.bad:
         console.note("\n  ".join([f"{done.bad} rows are left out: they cannot be used", *done.first_bad]))

@@ -25,7 +25,7 @@ def generate(
     ] = None,
     alpha: options.Alphas = None,
     model: options.Model = None,
-    parm: options.Parm = None,
+    parm: options.Parms = None,
     guide_model: options.GuideModel = None,
     beta: options.Beta = 1.0,
     temp: options.Temp = 0.0,

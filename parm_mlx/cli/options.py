@@ -12,8 +12,14 @@ Model = Annotated[
         show_default="the backbone of --parm; without --parm the bundled model",
     ),
 ]
-Parm = Annotated[
-    str | None, typer.Option("--parm", help="PARM adapter: directory or hub id.", show_default="the bundled one")
+Parms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parm",
+        metavar="<str>",
+        help="PARM adapter: directory or hub id; several with one objective each guide together (GenARM).",
+        show_default="the bundled one",
+    ),
 ]
 GuideModel = Annotated[
     str | None,

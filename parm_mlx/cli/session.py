@@ -43,19 +43,19 @@ class Session:
 
 def open_session(
     model: str | None,
-    parm: str | None,
+    parm: Sequence[str] | None,
     guide_model: str | None,
     beta: float,
     template: bool = True,
     chat_template: str | None = None,
 ) -> Session:
-    """Loads what ``--model``, ``--parm`` and ``--guide-model`` name; the bundled model when none is given.
+    """Loads what ``--model``, ``--parm`` (once or more) and ``--guide-model`` name; the bundled model without any.
 
     Raises:
         InputError: A base model is given without a PARM, β is wrong, or something cannot be loaded.
     """
     check_beta(beta)
-    if parm is None and (model is not None or guide_model is not None):
+    if not parm and (model is not None or guide_model is not None):
         raise InputError(
             "--model and --guide-model need --parm, the adapter that guides", hint="or leave all three out"
         )
@@ -63,16 +63,16 @@ def open_session(
     from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM, load_with_tokenizers, recorded_backbone
     from parm_mlx.guidance.prompts import Prompter
 
-    if parm is None:
-        base, adapter = str(BUNDLED_BASE), str(BUNDLED_PARM)
+    if not parm:
+        base, adapters = str(BUNDLED_BASE), [str(BUNDLED_PARM)]
     else:
-        base, adapter = model or guide_model or str(recorded_backbone(parm)), parm
-    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapter, guide_model, beta=beta)
+        base, adapters = model or guide_model or str(recorded_backbone(parm[0])), list(parm)
+    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=beta)
     prompter = Prompter(
         tokenizer,
         guide_tokenizer,
         template,
         base_template=chat_template,
-        guide_template=guided.guide.config.chat_template,
+        guide_template=guided.guide.chat_template,
     )
     return Session(guided, tokenizer, prompter)

@@ -86,10 +86,16 @@ def train(
     alpha_per: Annotated[
         Literal["example", "batch"], typer.Option("--alpha-per", help="Draw one alpha per pair, or one per step.")
     ] = TrainConfig.alpha_per,
+    adapter: Annotated[
+        Literal["pblora", "lora", "svd-lora"],
+        typer.Option(
+            "--adapter", help="Kind of adapter; the others have as many trainable numbers as pblora with these ranks."
+        ),
+    ] = TrainConfig.adapter,
     r1: Annotated[int, typer.Option("--r1", help="Rank that does not depend on alpha.")] = TrainConfig.r1,
     r2: Annotated[int, typer.Option("--r2", help="Rank that depends on alpha.")] = TrainConfig.r2,
     lora_alpha: Annotated[
-        float, typer.Option("--lora-alpha", help="The update is scaled by this over r2.")
+        float, typer.Option("--lora-alpha", help="The update is scaled by this over r2; over the rank for lora.")
     ] = TrainConfig.lora_alpha,
     dropout: Annotated[
         float, typer.Option("--dropout", help="Share of the adapter's input that is dropped.")

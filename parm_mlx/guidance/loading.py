@@ -1,6 +1,8 @@
 """Loading base, guide and tokenizers, and checking that they fit each other."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,6 +11,7 @@ from mlx.utils import tree_map
 from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.files import resolve
 from parm_mlx.guidance.model import Guide, GuidedModel
+from parm_mlx.guidance.several import Guides
 from parm_mlx.mlxlm import TokenizerWrapper, load_weights_and_tokenizer
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
 from parm_mlx.preference import AlphaSpec
@@ -54,23 +57,24 @@ def load_guide(
         AdapterError: The adapter cannot be read or does not fit the backbone.
         ModelError: The backbone cannot be loaded.
     """
-    guide, tokenizer, _ = _load_guide(parm, model, alpha, base=None)
+    guide, tokenizer, _ = _load_guide(parm, model, alpha, {})
     return guide, tokenizer
 
 
 def load(
     model: str | Path = BUNDLED_BASE,
-    parm: str | Path = BUNDLED_PARM,
+    parm: str | Path | Sequence[str | Path] = BUNDLED_PARM,
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
     beta: float = 1.0,
 ) -> tuple[GuidedModel, TokenizerWrapper]:
-    """Loads a base model guided by a PARM.
+    """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
     Args:
         model: Directory or hub id of the base model; the bundled one by default.
-        parm: Directory or hub id of the adapter; the bundled one by default.
-        guide_model: Backbone of the adapter; what the adapter records when left out.
+        parm: Directory or hub id of the adapter; the bundled one by default. Of several adapters with one objective
+            each (GenARM), α weighs each by its objective; the order of α is theirs.
+        guide_model: Backbone of the adapters; what each records when left out.
         alpha: The default preference: k weights, ``"0.7,0.3"``, ``"helpful=0.7,harmless=0.3"`` or a mapping.
         beta: β of Eq. 13. Smaller β, stronger guide.
 
@@ -88,7 +92,7 @@ def load(
 
 def load_with_tokenizers(
     model: str | Path = BUNDLED_BASE,
-    parm: str | Path = BUNDLED_PARM,
+    parm: str | Path | Sequence[str | Path] = BUNDLED_PARM,
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
     beta: float = 1.0,
@@ -96,23 +100,33 @@ def load_with_tokenizers(
     """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
     base_path = resolve(model)
     base, tokenizer = load_base(base_path)
-    guide, guide_tokenizer, guide_path = _load_guide(parm, guide_model, alpha, base=(base_path, base))
-    check_vocabularies(tokenizer, guide_tokenizer, base_path, guide_path)
-    return GuidedModel(base, guide, beta), tokenizer, guide_tokenizer
+    held = {base_path.resolve(): base.parameters()}
+    adapters = [parm] if isinstance(parm, (str, Path)) else list(parm)
+    alone = alpha if len(adapters) == 1 else None
+    loaded = [_load_guide(adapter, guide_model, alone, held) for adapter in adapters]
+    for _, guide_tokenizer, path in loaded:
+        check_vocabularies(tokenizer, guide_tokenizer, base_path, path)
+    guides = [guide for guide, _, _ in loaded]
+    guide_tokenizer = loaded[0][1]
+    if guides[0].chat_template is None and len({str(each.chat_template) for _, each, _ in loaded}) > 1:
+        raise ModelError("the backbones of adapters that guide together have different chat templates")
+    return GuidedModel(base, guides[0] if len(guides) == 1 else Guides(guides, alpha), beta), tokenizer, guide_tokenizer
 
 
 def _load_guide(
-    parm: str | Path, model: str | Path | None, alpha: AlphaSpec | None, base: tuple[Path, nn.Module] | None
+    parm: str | Path, model: str | Path | None, alpha: AlphaSpec | None, held: dict[Path, Any]
 ) -> tuple[Guide, TokenizerWrapper, Path]:
+    """Loads one guide; ``held`` has the weights of the models in memory by path, which are not loaded again."""
     adapter = resolve(parm, "adapter")
     config, tensors = read_adapter(adapter)
     path = _backbone(adapter, config.base_model, model)
-    shared = base is not None and base[0].resolve() == path.resolve()
-    backbone, tokenizer = load_weights_and_tokenizer(path, lazy=shared)
-    if shared and base is not None:
-        backbone.update(base[1].parameters())
+    weights = held.get(path.resolve())
+    backbone, tokenizer = load_weights_and_tokenizer(path, lazy=weights is not None)
+    if weights is not None:
+        backbone.update(weights)
     else:
         _widen_on_cpu(backbone)
+        held[path.resolve()] = backbone.parameters()
     load_into(backbone, config, tensors)
     return Guide(backbone, config, alpha), tokenizer, path
 

@@ -5,12 +5,12 @@ Eq. 13, with logits up to a constant per position (softmax removes it, and with 
     log π̃(y_t) = log π_base(y_t | x, y_<t) + (1/β) · log π_θ(α)(y_t | x, y_<t) − log Z
 
 Both classes look like mlx-lm models, so generate_step, stream_generate, BatchGenerator and speculative decoding run
-them unchanged. α enters with ``make_cache(alpha=…)`` and lives in the prompt cache.
+them unchanged. α enters with ``make_cache(alpha=…)`` and lives in the prompt cache. :mod:`parm_mlx.guidance.several`
+has a guide that is made of several reward models.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,11 +22,14 @@ from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import BoundPreferences, Conditioning, Preferences, conditioned
 from parm_mlx.preference import AlphaSpec, check_beta, parse_alpha
 
+if TYPE_CHECKING:
+    from parm_mlx.guidance.several import Guides
+
 Cache = list[Any]
 
 
 class Guide(nn.Module):
-    """A PARM: a backbone with PBLoRA adapters, conditioned on α.
+    """A PARM: a backbone with adapters, conditioned on α.
 
     Args:
         model: An mlx-lm model with adapters attached (``parm_mlx.pblora.attach`` or ``load_into``).
@@ -38,7 +41,7 @@ class Guide(nn.Module):
         super().__init__()
         self.model = model
         self._config = config
-        self._bind = partial(BoundPreferences, list(adapted_layers(model).values()))
+        self._adapted = tuple(adapted_layers(model).values())
         self._default = parse_alpha([1] * config.k if alpha is None else alpha, config.objectives)
 
     @property
@@ -50,6 +53,11 @@ class Guide(nn.Module):
     def objectives(self) -> tuple[str, ...]:
         """The k objectives, in the order of α."""
         return self._config.objectives
+
+    @property
+    def chat_template(self) -> str | None:
+        """Name of the chat template that it was trained with; None is its tokenizer's own."""
+        return self._config.chat_template
 
     @property
     def alpha(self) -> tuple[float, ...]:
@@ -95,10 +103,15 @@ class Guide(nn.Module):
         """
         if cache:
             preference: PreferenceCache = cache[-1]
-            conditioning: Conditioning = preference.bound(self._bind)
-            inputs, cache = preference.take_inputs(inputs), cache[:-1]
-        else:
-            conditioning = Preferences(self._alpha_rows(alpha, inputs.shape[0]))
+            return self.run(preference.take_inputs(inputs), cache[:-1], preference.bound(self.bind))
+        return self.run(inputs, None, Preferences(self._alpha_rows(alpha, inputs.shape[0])))
+
+    def bind(self, alpha: mx.array) -> Conditioning:
+        """All that depends on α (B, k) alone, computed once for a generation."""
+        return BoundPreferences(self._adapted, alpha)
+
+    def run(self, inputs: mx.array, cache: Cache | None, conditioning: Conditioning) -> mx.array:
+        """Logits (B, L, V) of the backbone for its own cache entries, under a conditioning."""
         with conditioned(conditioning):
             return cast(mx.array, self.model(inputs, cache=cache))
 
@@ -117,18 +130,18 @@ class Guide(nn.Module):
 
 
 class GuidedModel(nn.Module):
-    """A frozen base model guided by a PARM.
+    """A frozen base model guided by a PARM, or by several reward models.
 
     Args:
         base: An mlx-lm model.
-        guide: The PARM; its vocabulary is the base's, up to padding.
+        guide: What guides; its vocabulary is the base's, up to padding.
         beta: β > 0 of Eq. 13. Smaller β, stronger guide.
 
     Raises:
         PreferenceError: β is not a finite number above 0.
     """
 
-    def __init__(self, base: nn.Module, guide: Guide, beta: float = 1.0) -> None:
+    def __init__(self, base: nn.Module, guide: "Guide | Guides", beta: float = 1.0) -> None:
         super().__init__()
         self.base = base
         self.guide = guide
@@ -174,9 +187,14 @@ def mix(base: mx.array, guide: mx.array, beta: float) -> mx.array:
     Returns:
         (…, min(V_base, V_guide)).
     """
-    vocabulary = min(base.shape[-1], guide.shape[-1])
-    base, guide = (x if x.shape[-1] == vocabulary else x[..., :vocabulary] for x in (base, guide))
+    base, guide = over_common_tokens(base, guide)
     return base + (guide if beta == 1 else guide * (1 / beta))
+
+
+def over_common_tokens(*logits: mx.array) -> list[mx.array]:
+    """Logits (…, V_i) cut to the smallest V_i: what the others have more is padding."""
+    vocabulary = min(x.shape[-1] for x in logits)
+    return [x if x.shape[-1] == vocabulary else x[..., :vocabulary] for x in logits]
 
 
 def _padded(model: nn.Module, length: int) -> list[Any]:

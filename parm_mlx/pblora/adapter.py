@@ -1,7 +1,8 @@
 """Adapters on models and on disk: attach, load, save.
 
 A directory holds ``adapter_config.json`` and ``adapters.safetensors``. Tensors are named
-``layers.{number}.{path inside the block}.{a|b|w1|w2}``; tensors without elements are not stored.
+``layers.{number}.{path inside the block}.{a|b|w1|w2}``, where other kinds of adapter than PBLoRA have other tensors in
+place of w1 and w2; tensors without elements are not stored.
 """
 
 import json
@@ -16,7 +17,8 @@ from mlx.utils import tree_unflatten
 from parm_mlx.errors import AdapterError
 from parm_mlx.files import read_json
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.layer import TENSORS, PBLoRALinear, tensor_shapes
+from parm_mlx.pblora.core import CORES
+from parm_mlx.pblora.layer import PBLoRALinear, tensor_shapes
 from parm_mlx.pblora.targets import find_targets
 
 CONFIG_FILE = "adapter_config.json"
@@ -42,7 +44,7 @@ def attach(model: nn.Module, config: PBLoRAConfig) -> list[str]:
     for index, target in enumerate(targets):
         layer = PBLoRALinear(target.linear, config, index)
         layer.linear.freeze()
-        layer.unfreeze(recurse=False, keys=list(TENSORS))
+        layer.unfreeze(recurse=False, keys=layer.tensors)
         target.block.update_modules(tree_unflatten([(target.path, layer)]))
     return [target.name for target in targets]
 
@@ -62,7 +64,7 @@ def adapter_tensors(model: nn.Module) -> Tensors:
     return {
         f"{name}.{key}": layer[key]
         for name, layer in adapted_layers(model).items()
-        for key in TENSORS
+        for key in layer.tensors
         if layer[key].size > 0
     }
 
@@ -90,7 +92,7 @@ def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.a
 def set_adapter_tensors(model: nn.Module, tensors: Mapping[str, mx.array]) -> None:
     """Puts tensors into the adapter that a model has already; the inverse of :func:`adapter_tensors`."""
     for name, layer in adapted_layers(model).items():
-        for key in TENSORS:
+        for key in layer.tensors:
             if (tensor := tensors.get(f"{name}.{key}")) is not None:
                 layer[key] = tensor
 
@@ -137,22 +139,19 @@ def read_adapter(path: Path) -> tuple[PBLoRAConfig, Tensors]:
         found = f"; pickled weights ({', '.join(pickled)}) are refused" if pickled else ""
         raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing{found}")
     tensors = read_safetensors(file)
-    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in TENSORS)
+    core = {key: shape for key, shape in CORES[config.kind].shapes(config).items() if 0 not in shape}
+    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in {"a", "b", *core})
     expected: dict[str, tuple[int, ...]] = {}
     for name in names:
         a, b = tensors.get(f"{name}.a"), tensors.get(f"{name}.b")
         in_dims = a.shape[-1] if a is not None and a.ndim else 0
         out_dims = b.shape[0] if b is not None and b.ndim else 0
-        shapes = tensor_shapes(nn.Linear(1, 1), config) | {"a": (config.rank, in_dims), "b": (out_dims, config.rank)}
-        expected |= {f"{name}.{key}": shape for key, shape in shapes.items() if _stored(key, config)}
+        shapes = {"a": (config.rank, in_dims), "b": (out_dims, config.rank), **core}
+        expected |= {f"{name}.{key}": shape for key, shape in shapes.items()}
     if not expected:
         raise AdapterError(f"adapter {path}: {TENSOR_FILE} holds no adapter tensors")
     _check(tensors, expected, f"adapter {path}")
     return config, tensors
-
-
-def _stored(key: str, config: PBLoRAConfig) -> bool:
-    return {"w1": config.r1, "w2": config.r2}.get(key, 1) > 0
 
 
 def read_safetensors(file: Path) -> Tensors:

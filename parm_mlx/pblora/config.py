@@ -3,26 +3,27 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from parm_mlx.errors import AdapterError, PreferenceError
 from parm_mlx.preference import parse_objectives
 
-FINE_TUNE_TYPE = "pblora"
+Kind = Literal["pblora", "lora", "svd-lora"]
+
+# mlx-lm writes "lora" for adapters of its own, which have other tensors and no objectives.
+FINE_TUNE_TYPES: dict[Kind, str] = {"pblora": "pblora", "lora": "parm-lora", "svd-lora": "parm-svd-lora"}
 FORMAT_VERSION = 1
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True)
 class PBLoRAConfig:
-    """Settings of a PBLoRA adapter.
-
-    Plain LoRA is the special case k = 1, r2 = 0 and W1 the identity.
+    """Settings of an adapter: PBLoRA, or one of the kinds that it is compared with.
 
     Attributes:
         objectives: The k objectives, in the order of α.
         r1: Rank of the part that does not depend on α, ≥ 0.
-        r2: Rank of the part that depends on α, ≥ 0; r1 + r2 ≥ 1.
+        r2: Rank of the part that depends on α, ≥ 0; r1 + r2 ≥ 1. It is 0 for lora and k for svd-lora.
         scale: s, the factor of the whole update: lora_alpha / r2 in the paper's code.
         dropout: Share of the adapter's input that is dropped in training.
         target_modules: Name suffixes of the adapted linear layers.
@@ -30,6 +31,7 @@ class PBLoRAConfig:
         objective_betas: β_i of the training objective, one per objective.
         chat_template: Name of the built-in chat template that it was trained with; None is the tokenizer's own.
         training: Everything else that reproduces the training.
+        kind: What the core matrix is made of; see :mod:`parm_mlx.pblora.core`.
     """
 
     objectives: tuple[str, ...]
@@ -42,6 +44,7 @@ class PBLoRAConfig:
     objective_betas: tuple[float, ...] | None = None
     chat_template: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    kind: Kind = "pblora"
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -60,6 +63,9 @@ class PBLoRAConfig:
                 problems.append(f"{name} must be a whole number ≥ 0, got {rank!r}")
         if not problems and self.r1 + self.r2 < 1:
             problems.append("r1 + r2 must be at least 1")
+        fixed = {"lora": 0, "svd-lora": len(self.objectives)}.get(self.kind, self.r2)
+        if not problems and self.r2 != fixed:
+            problems.append(f"r2 of {self.kind} must be {fixed}, got {self.r2}")
         if not _is_number(self.scale) or self.scale <= 0:
             problems.append(f"scale must be a finite number above 0, got {self.scale!r}")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
@@ -91,7 +97,8 @@ class PBLoRAConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``adapter_config.json``; a chat template is named only if there is one."""
-        content = {"fine_tune_type": FINE_TUNE_TYPE, "format_version": FORMAT_VERSION, **asdict(self)}
+        content = {"fine_tune_type": FINE_TUNE_TYPES[self.kind], "format_version": FORMAT_VERSION, **asdict(self)}
+        del content["kind"]
         if self.chat_template is None:
             del content["chat_template"]
         return content
@@ -104,14 +111,16 @@ class PBLoRAConfig:
             AdapterError: It is another kind of adapter, a newer format, a setting is missing, unknown or wrong; every
                 problem is listed.
         """
-        kind, version = content.get("fine_tune_type"), content.get("format_version")
-        if kind != FINE_TUNE_TYPE:
+        name, version = content.get("fine_tune_type"), content.get("format_version")
+        kind = next((kind for kind, known in FINE_TUNE_TYPES.items() if name == known), None)
+        if kind is None:
             hint = "convert it first: parm-mlx convert" if "peft_type" in content else None
-            raise AdapterError(f"fine_tune_type is {kind!r}, not {FINE_TUNE_TYPE!r}: no PARM adapter", hint=hint)
+            known = ", ".join(FINE_TUNE_TYPES.values())
+            raise AdapterError(f"fine_tune_type is {name!r}, not one of {known}: no PARM adapter", hint=hint)
         if version != FORMAT_VERSION:
             raise AdapterError(f"format_version is {version!r}; this parm-mlx reads version {FORMAT_VERSION}")
         values = {key: value for key, value in content.items() if key not in ("fine_tune_type", "format_version")}
-        names = {f.name for f in fields(cls)}
+        names = {f.name for f in fields(cls)} - {"kind"}
         problems = [f"unknown setting {key!r}" for key in sorted(values.keys() - names)]
         problems += [f"{key} is missing" for key in ("objectives", "r1", "r2", "scale") if key not in values]
         for key in ("objectives", "target_modules", "objective_betas"):
@@ -123,7 +132,7 @@ class PBLoRAConfig:
             problems.append("objectives must be a list of names")
         if problems:
             raise AdapterError("adapter settings: " + "; ".join(problems))
-        return cls(**values)
+        return cls(**values, kind=kind)
 
 
 def _is_int(value: Any) -> bool:

@@ -1,14 +1,14 @@
-"""The PBLoRA layer: a frozen linear layer, a low-rank update, and a core matrix that the preference vector sets.
+"""The layer of every adapter: a frozen linear layer, a low-rank update, and a core matrix that the preference sets.
 
 For a frozen weight W (out, in), ranks r1 and r2, and a preference vector α (k,):
 
-    y = W x + s · B · M(α) · A · x,    M(α) = blockdiag(W1, W2(α)),    W2(α) = reshape(αᵀ W2, (r2, r2))
+    y = W x + s · B · M(α) · A · x
 
-ΔW = s · B · M(α) · A is never built while the model runs. A row whose core is zero is a row of the plain model.
+:mod:`parm_mlx.pblora.core` has the M(α) of each kind of adapter. ΔW = s · B · M(α) · A is never built while the model
+runs. A row whose core is zero is a row of the plain model.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -18,8 +18,7 @@ import mlx.nn as nn
 
 from parm_mlx.errors import InputError, PreferenceError
 from parm_mlx.pblora.config import PBLoRAConfig
-
-TENSORS = ("a", "b", "w1", "w2")
+from parm_mlx.pblora.core import CORES, uniform
 
 
 class Conditioning(Protocol):
@@ -44,7 +43,7 @@ def conditioned(conditioning: Conditioning) -> Iterator[None]:
 
 
 class Preferences:
-    """Conditioning on α that stays differentiable in A, B, W1 and W2.
+    """Conditioning on α that stays differentiable in all tensors of the adapter.
 
     Args:
         alpha: (k,) for all rows, or (B, k) with one preference vector per row.
@@ -70,7 +69,7 @@ class BoundPreferences:
         alpha: (B, k).
     """
 
-    def __init__(self, layers: "list[PBLoRALinear]", alpha: mx.array) -> None:
+    def __init__(self, layers: "Sequence[PBLoRALinear]", alpha: mx.array) -> None:
         self.rows = alpha.shape[0]
         cores = [layer.scale * layer.core(alpha).swapaxes(-1, -2) for layer in layers]
         if self.rows == 1:
@@ -85,11 +84,11 @@ class BoundPreferences:
 
 
 class PBLoRALinear(nn.Module):
-    """A linear layer, plain or quantised, with a PBLoRA adapter.
+    """A linear layer, plain or quantised, with an adapter.
 
     Args:
         linear: The frozen layer.
-        config: Ranks, scale, dropout, number of objectives.
+        config: Kind of adapter, ranks, scale, dropout, number of objectives.
         index: Position among the adapted layers of its model.
     """
 
@@ -100,13 +99,20 @@ class PBLoRALinear(nn.Module):
         self.scale = config.scale
         self.r1, self.r2 = config.r1, config.r2
         self.dropout = nn.Dropout(p=config.dropout)
-        for name, shape in tensor_shapes(linear, config).items():
-            bound = {"a": shape[1], "b": 0, "w1": config.r1, "w2": config.r2**2}[name]
-            limit = 1 / math.sqrt(bound) if bound else 0.0
-            self[name] = mx.random.uniform(-limit, limit, shape) if limit and 0 not in shape else mx.zeros(shape)
+        self._core = CORES[config.kind]
+        shapes = tensor_shapes(linear, config)
+        self._tensors = frozenset(shapes)
+        self.a, self.b = uniform(shapes["a"], shapes["a"][1]), mx.zeros(shapes["b"])
+        for name in self._core.shapes(config):
+            self[name] = self._core.start(shapes[name])
+
+    @property
+    def tensors(self) -> list[str]:
+        """Names of the tensors of the adapter: a, b and what the core is made of."""
+        return sorted(self._tensors)
 
     def core(self, alpha: mx.array) -> mx.array:
-        """M(α) = blockdiag(W1, W2(α)).
+        """M(α).
 
         Args:
             alpha: (B, k).
@@ -114,12 +120,7 @@ class PBLoRALinear(nn.Module):
         Returns:
             (B, r1 + r2, r1 + r2).
         """
-        rows = alpha.shape[0]
-        w1 = mx.broadcast_to(self.w1, (rows, self.r1, self.r1))
-        w2 = (alpha.astype(self.w2.dtype) @ self.w2).reshape(rows, self.r2, self.r2)
-        upper = mx.pad(w1, [(0, 0), (0, 0), (0, self.r2)])
-        lower = mx.pad(w2, [(0, 0), (0, 0), (self.r1, 0)])
-        return mx.concatenate([upper, lower], axis=1)
+        return self._core.matrix(self, alpha)
 
     def delta(self, alpha: mx.array) -> mx.array:
         """ΔW(α) = s · B · M(α) · A, for one α (k,): (out, in). For inspection and fusing only."""
@@ -156,14 +157,9 @@ class PBLoRALinear(nn.Module):
 
 
 def tensor_shapes(linear: nn.Module, config: PBLoRAConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of A, B, W1 and W2 for a linear layer."""
+    """Shapes of A, B and the tensors of the core for a linear layer."""
     out_dims, in_dims = linear_dims(linear)
-    return {
-        "a": (config.rank, in_dims),
-        "b": (out_dims, config.rank),
-        "w1": (config.r1, config.r1),
-        "w2": (config.k, config.r2**2),
-    }
+    return {"a": (config.rank, in_dims), "b": (out_dims, config.rank), **CORES[config.kind].shapes(config)}
 
 
 def linear_dims(linear: nn.Module) -> tuple[int, int]:

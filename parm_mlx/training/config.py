@@ -39,9 +39,11 @@ class TrainConfig:
         val_batches: Batches per validation; -1 for all, 0 for no validation.
         chat_template: Name of a built-in chat template; the tokenizer's own by default.
         seed: Seed of the split, the initial adapter, the order of the data, α and dropout.
+        adapter: Kind of adapter. ``lora`` and ``svd-lora`` get the rank at which they have as many trainable numbers as
+            ``pblora`` with these r1 and r2.
         r1: Rank that does not depend on α.
         r2: Rank that depends on α.
-        lora_alpha: The update is scaled by lora_alpha / r2.
+        lora_alpha: The update is scaled by lora_alpha / r2, or by lora_alpha / rank for ``lora`` and ``svd-lora``.
         dropout: Share of the adapter's input that is dropped.
         target_modules: Name suffixes of the adapted layers; by default the query, key and value projections.
         objectives: The objectives in the order of α; those of the data by default.
@@ -74,6 +76,7 @@ class TrainConfig:
     save: Literal["last", "best"] = "last"
     val_batches: int = 25
     seed: int = 0
+    adapter: Literal["pblora", "lora", "svd-lora"] = "pblora"
     r1: int = 4
     r2: int = 4
     lora_alpha: float = 8.0
@@ -284,6 +287,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "save": _one_of("last", "best"),
     "val_batches": _whole(-1),
     "seed": _whole(0),
+    "adapter": _one_of("pblora", "lora", "svd-lora"),
     "r1": _whole(0),
     "r2": _whole(1),
     "lora_alpha": _number(0, above=True),

@@ -113,18 +113,19 @@ def load_data(
 
     What :func:`parm_mlx.training.sources.find_parts` finds is read once, to check every row and to see what the rows
     are; the texts are read again when they are asked for. Data without a split of their own for validation are split by
-    prompt. Rows of the same pair are one pair with all their labels; pairs of two equal responses are left out. Notes
-    count both.
+    prompt. Rows of the same pair are one pair with all their labels; pairs of two equal responses, or without a label
+    for the objectives, are left out. Notes count all of them.
 
     Args:
         source: A file, a folder or a data set on the hub.
-        objectives: Their names in the order of α; by default those of the data, in order of appearance.
+        objectives: Their names in the order of α; by default those of the data, in order of appearance. The labels
+            of others are left out.
         seed: Seed of the split.
         hold_out: Whether to keep pairs for validation. Without, every pair of a file trains.
 
     Raises:
-        DataError: There are no such data, rows cannot be used (all of them are reported together), or every prompt to
-            validate is to train, too.
+        DataError: There are no such data, rows cannot be used (all of them are reported together), an objective is not
+            in the data, or every prompt to validate is to train, too.
         RunError: The hub cannot be reached.
     """
     problems = Problems()
@@ -135,13 +136,18 @@ def load_data(
     for part, pair in reader:
         ledgers[part.split].add(pair)
     problems.raise_any(source)
+    reader.check_found(source)
     names = tuple(reader.objectives)
     files = tuple(
         DataFile(part.name, part.identity(), reader.counts[part.name]) for split in _READ for part in parts[split]
     )
     rows, held = (ledgers[split].merge(names) for split in _READ)
     contradictions = dict(zip(names, (rows.contradictions + held.contradictions).tolist(), strict=True))
-    notes = merge_notes(rows.equal + held.equal, int(rows.repeated.sum() + held.repeated.sum()), contradictions)
+    unjudged, repeated = (
+        int(a.sum() + b.sum()) for a, b in ((rows.unjudged, held.unjudged), (rows.repeated, held.repeated))
+    )
+    notes = [f"labels of {', '.join(reader.unwanted)} are not used"] if reader.unwanted else []
+    notes += merge_notes(rows.equal + held.equal, repeated, contradictions, unjudged)
     if parts["valid"]:
         usable = held.kept & hold_out
         shared = usable & np.isin(held.prompts, rows.prompts[rows.kept])

@@ -29,7 +29,7 @@ class Merged:
         first: (N,) whether it is the first row of its pair.
         swapped: (N,) whether the row has the responses in the other order than its pair's labels count them in.
         labels: (P, k) int8: 0 or 1, the response that each objective prefers; -1 where none is left.
-        contradictions: (k,) of how many pairs the labels contradict each other.
+        clashes: (P, k) where the labels of a pair contradict each other.
     """
 
     keys: Keys
@@ -38,7 +38,13 @@ class Merged:
     first: Mask
     swapped: Mask
     labels: NDArray[np.int8]
-    contradictions: Numbers
+    clashes: Mask
+
+    @property
+    def contradictions(self) -> Numbers:
+        """(k,) of how many pairs the labels contradict each other."""
+        count: Numbers = self.clashes.sum(axis=0)
+        return count
 
     @property
     def equal(self) -> int:
@@ -54,8 +60,16 @@ class Merged:
     @property
     def unlabelled(self) -> Mask:
         """(N,) the first rows of pairs without any label left."""
+        return self._first_rows((self.labels == UNLABELLED).all(axis=1))
+
+    @property
+    def unjudged(self) -> Mask:
+        """(N,) those of them that never had a label of the objectives."""
+        return self._first_rows((self.labels == UNLABELLED).all(axis=1) & ~self.clashes.any(axis=1))
+
+    def _first_rows(self, pairs: Mask) -> Mask:
         mask: Mask = self.first.copy()
-        mask[self.first] = (self.labels == UNLABELLED).all(axis=1)
+        mask[self.first] = pairs
         return mask
 
     @property
@@ -120,7 +134,7 @@ class Ledger:
         votes[pair[rows], column[codes // 2], codes % 2] = True
         labels = np.where(votes[..., 0] ^ votes[..., 1], votes[..., 1].astype(np.int8), np.int8(UNLABELLED))
         prompts = np.frombuffer(bytes(self._prompts), "S16")
-        return Merged(keys, prompts, pair, first, swapped, labels, votes.all(axis=2).sum(axis=0))
+        return Merged(keys, prompts, pair, first, swapped, labels, votes.all(axis=2))
 
 
 def number(keys: Keys) -> tuple[Numbers, Numbers]:
@@ -139,15 +153,18 @@ def number(keys: Keys) -> tuple[Numbers, Numbers]:
     return rank[inverse], first[order]
 
 
-def merge_notes(equal: int, repeated: int, contradictions: Mapping[str, int]) -> list[str]:
+def merge_notes(equal: int, repeated: int, contradictions: Mapping[str, int], unjudged: int = 0) -> list[str]:
     """What a user should know about rows that are no pairs of their own, one line each.
 
     Args:
         equal: Rows whose responses are equal.
         repeated: Rows that are merged with an earlier one.
         contradictions: For each objective, of how many pairs the labels contradict each other.
+        unjudged: Pairs without a label for any of the objectives.
     """
     notes = []
+    if unjudged:
+        notes.append(f"{unjudged} pairs are left out: they have no label for {', '.join(contradictions)}")
     if equal:
         notes.append(f"{equal} pairs are left out: both responses are equal")
     if repeated:

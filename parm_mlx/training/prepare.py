@@ -28,6 +28,7 @@ class Prepared:
         prompts: Number of different prompts of each split.
         equal: Rows left out because both responses are equal.
         merged: Rows of the same pair as an earlier one, merged with it.
+        unjudged: Pairs without a label for the objectives.
         contradictions: For each objective, of how many pairs the labels contradicted each other; they are dropped.
         bad: Rows left out because they cannot be used.
         first_bad: Some of those, each with file, line and reason.
@@ -37,6 +38,7 @@ class Prepared:
     prompts: dict[str, int]
     equal: int
     merged: int
+    unjudged: int
     contradictions: dict[str, int]
     bad: int
     first_bad: list[str]
@@ -62,7 +64,7 @@ def prepare(
     Args:
         source: A file, a folder or a data set on the hub, as training reads it.
         out: The folder to write.
-        objectives: The objectives that may occur; any, when left out.
+        objectives: The objectives to keep; all, when left out.
         valid_share: Share of the prompts for validation; 0 for none.
         test_share: Share of the prompts for testing; 0 for none.
         seed: Seed of the split.
@@ -71,7 +73,8 @@ def prepare(
         track: Passes on the rows of a part, for a progress bar.
 
     Raises:
-        DataError: There are no such files, rows cannot be used, or there are too few prompts for the shares.
+        DataError: There are no such files, rows cannot be used, an objective is not in the data, or there are too few
+            prompts for the shares.
         OutputError: ``out`` exists or cannot be written.
         RunError: The disk is full or failed, or the hub cannot be reached.
     """
@@ -82,6 +85,7 @@ def prepare(
         ledger.add(pair)
     if problems.count and not (skip_bad and len(ledger)):
         problems.raise_any(source)
+    reader.check_found(source)
     names = tuple(reader.objectives)
     merged = ledger.merge(names)
     prompts, different = number(merged.prompts[merged.kept])
@@ -102,6 +106,7 @@ def prepare(
             prompts={name: int(np.count_nonzero(split_of == SPLITS.index(name))) for name in used},
             equal=merged.equal,
             merged=int(merged.repeated.sum()),
+            unjudged=int(merged.unjudged.sum()),
             contradictions=dict(zip(names, merged.contradictions.tolist(), strict=True)),
             bad=problems.count,
             first_bad=problems.shown,

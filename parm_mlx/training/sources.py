@@ -1,6 +1,7 @@
 """Which files or splits are the data, and the pairs in them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -98,7 +99,8 @@ class DataReader:
 
     Args:
         parts: What to read.
-        given: The objectives that may occur; when left out, those that occur in the parts of train.
+        given: The objectives that are wanted; when left out, those that occur in the parts of train. Pairs come
+            without the labels of others, and so perhaps without any.
         problems: Where bad rows go.
         known: Objectives that are known to occur in train already.
         track: Passes on the pairs of a part, for a progress bar.
@@ -107,11 +109,12 @@ class DataReader:
         objectives: The objectives so far, in the order of α.
         formats: The format of each part that was read, by name.
         counts: The number of pairs of each part that was read, by name.
+        unwanted: Objectives of the data whose labels were left out.
     """
 
     def __init__(
         self,
-        parts: Iterable[Part],
+        parts: Sequence[Part],
         given: Sequence[str] | None,
         problems: Problems,
         known: Sequence[str] = (),
@@ -121,6 +124,9 @@ class DataReader:
         self.objectives = list(given or known)
         self.formats: dict[str, str | None] = {}
         self.counts: dict[str, int] = {}
+        self.unwanted: list[str] = []
+        self._found: dict[str, None] = {}
+        self._part_per_objective = any(part.objective in (given or ()) for part in parts)
 
     def __iter__(self) -> Iterator[tuple[Part, Pair]]:
         """Yields every pair with its part; a part without any row is a problem, too.
@@ -143,29 +149,47 @@ class DataReader:
             except RowError as error:
                 self._problems.add(where, error)
             else:
-                if self._check_objectives(part, pair):
-                    yield pair
+                if wanted := self._wanted(part, pair):
+                    yield wanted
         self.formats[part.name] = reader.format
         if empty and self._problems.count == before:
             self._problems.add(part.name, "the file is empty")
 
+    def check_found(self, source: str | Path) -> None:
+        """Checks that every objective that is wanted occurs, once all is read.
+
+        Raises:
+            DataError: One does not; those of the data are named.
+        """
+        for name in self._given or ():
+            if self._found and name not in self._found:
+                close = get_close_matches(name, self._found, 1)
+                raise DataError(
+                    f"data {source}: unknown objective {name!r}; the data has {', '.join(self._found)}",
+                    hint=f"did you mean {close[0]!r}?" if close else None,
+                )
+
     def _judged_by_default(self, part: Part) -> str | None:
         given = self._given
-        if part.objective is not None and part.objective in (given or [part.objective]):
+        if part.objective is not None and (given is None or self._part_per_objective):
             return part.objective
         return given[0] if given and len(given) == 1 else None
 
-    def _check_objectives(self, part: Part, pair: Pair) -> bool:
-        """Notes every objective that training would not know; what it does not read may have any."""
-        if part.split == "test":
-            return True
+    def _wanted(self, part: Part, pair: Pair) -> Pair | None:
+        """The pair with the labels that are wanted; None if it has one that only validation would know."""
+        self._found.update(dict.fromkeys(pair.preferred))
         unknown = [name for name in pair.preferred if name not in self.objectives]
-        if part.split == "train" and self._given is None:
+        if not unknown or part.split == "test":
+            return pair
+        if self._given is not None:
+            self.unwanted += [name for name in unknown if name not in self.unwanted]
+            return replace(pair, preferred={n: label for n, label in pair.preferred.items() if n not in unknown})
+        if part.split == "train":
             self.objectives += unknown
-            return True
+            return pair
         for name in unknown:
             close = get_close_matches(name, self.objectives, 1)
             meant = f"; did you mean {close[0]!r}?" if close else ""
             names = ", ".join(self.objectives)
             self._problems.add(pair.where, f"unknown objective {name!r} (the objectives are {names}){meant}")
-        return not unknown
+        return None

@@ -19,6 +19,7 @@ from parm_mlx.training.tokenize import UNLABELLED, check_eos, tokenize_pair
 PERCENTILES = (50, 90, 95, 99, 100)
 EQUAL, SHARED, TOO_LONG = "both responses are equal", "prompt is in train too", "longer than the limit"
 MERGED, CONTRADICTED = "merged with an earlier row of the same pair", "labels contradict each other"
+UNJUDGED = "no label for the objectives"
 UNUSED = "training does not read it"
 
 
@@ -165,12 +166,14 @@ def survey(
 
     Args:
         source: A file, a folder or a data set on the hub, as training reads it; ``test`` is looked at as well.
-        objectives: Their names in the order of α; by default those of the data, in order of appearance.
+        objectives: Their names in the order of α; by default those of the data, in order of appearance. The labels of
+            others are left out.
         ruler: How to measure lengths; without, there are none.
         track: Passes on the rows of a part, for a progress bar.
 
     Raises:
-        DataError: There are no such data, or rows cannot be used; all of them are reported together.
+        DataError: There are no such data, rows cannot be used (all of them are reported together), or an objective is
+            not in the data.
         ModelError: The ruler's tokenizer cannot be trained with.
         RunError: The hub cannot be reached.
     """
@@ -189,6 +192,7 @@ def survey(
                 continue
         ledgers[part.split].add(pair)
     problems.raise_any(source)
+    reader.check_found(source)
     names, limit = tuple(reader.objectives), ruler.limit if ruler else None
     merged = {split: ledger.merge(names) for split, ledger in ledgers.items()}
     splits = tuple(
@@ -210,6 +214,7 @@ def _dropped(
         UNUSED: everything & (split == "test"),
         EQUAL: rows.pair < 0,
         MERGED: rows.repeated,
+        UNJUDGED: rows.unjudged,
         CONTRADICTED: rows.unlabelled,
         SHARED: np.isin(rows.prompts, train.prompts[train.kept]) & (split == "valid"),
         TOO_LONG: everything & False if limit is None else np.array(lengths[split]) > limit,

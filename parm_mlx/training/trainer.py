@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from parm_mlx.errors import DataError, RunError
@@ -22,7 +23,8 @@ from parm_mlx.pblora.adapter import (
     set_adapter_tensors,
 )
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.targets import default_targets
+from parm_mlx.pblora.matching import matched, trainable_numbers
+from parm_mlx.pblora.targets import default_targets, find_targets
 from parm_mlx.preference import sample_dirichlet
 from parm_mlx.training.batches import Batch, TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
@@ -86,23 +88,13 @@ class Trainer:
         self.batches = TrainingBatches(train, config.pairs_per_step, order)
         self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
 
-        self.adapter = PBLoRAConfig(
-            objectives=self.data.objectives,
-            r1=config.r1,
-            r2=config.r2,
-            scale=config.lora_alpha / config.r2,
-            dropout=config.dropout,
-            target_modules=config.target_modules or default_targets(model),
-            objective_betas=config.betas(self.k),
-            chat_template=config.chat_template,
-        )
+        self.adapter, size = self._adapter_for(model)
         mx.random.seed(_seed(init))
         layers = attach(model, self.adapter)
         model.train()
         if config.grad_checkpoint:
             checkpoint_blocks(model)
-        size = sum(tensor.size for tensor in adapter_tensors(model).values())
-        progress.note(f"{self.steps} steps; {size:,} trainable numbers in {len(layers)} layers")
+        progress.note(f"{self.steps} steps; {size} in {len(layers)} layers")
         if config.warmup >= self.steps:
             progress.note(f"the warm-up of {config.warmup} steps covers the whole run; see --warmup")
         self.optimizer = Optimizer(
@@ -116,6 +108,26 @@ class Trainer:
         self.learner = Learner(scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps)
         if checkpoint:
             self._restore(checkpoint)
+
+    def _adapter_for(self, model: nn.Module) -> tuple[PBLoRAConfig, str]:
+        """The adapter to train, and what it is in words; other kinds than PBLoRA match it in trainable numbers."""
+        config = self.config
+        pblora = PBLoRAConfig(
+            objectives=self.data.objectives,
+            r1=config.r1,
+            r2=config.r2,
+            scale=config.lora_alpha / config.r2,
+            dropout=config.dropout,
+            target_modules=config.target_modules or default_targets(model),
+            objective_betas=config.betas(self.k),
+            chat_template=config.chat_template,
+        )
+        linears = [target.linear for target in find_targets(model, pblora.target_modules)]
+        adapter = matched(pblora, config.adapter, config.lora_alpha, linears)
+        size = f"{config.adapter} of rank {adapter.rank}, {trainable_numbers(adapter, linears):,} trainable numbers"
+        if config.adapter != "pblora":
+            size += f" (pblora of rank {pblora.rank}: {trainable_numbers(pblora, linears):,})"
+        return adapter, size
 
     @property
     def complete(self) -> bool:

@@ -108,9 +108,9 @@ def test_bad_rows_of_every_folder_and_file_are_reported_together(run_cli: RunCli
 
 
 def test_rows_that_could_be_merged_are_checked_each(run_cli: RunCli, tmp_path: Path) -> None:
-    """The bad label and the unknown objective are on rows of a pair that is good elsewhere."""
+    """The bad label and the bad objective are on rows of a pair that is good elsewhere."""
     (tmp_path / "helpful.jsonl").write_bytes(lines(GOOD, GOOD | {"preferred": {"helpful": 2}}))
-    (tmp_path / "kind.jsonl").write_bytes(lines(without(CHOSEN, "objective"), CHOSEN | {"objective": "other"}))
+    (tmp_path / "kind.jsonl").write_bytes(lines(without(CHOSEN, "objective"), CHOSEN | {"objective": 3}))
     code, _, err = run_cli("data", "inspect", tmp_path, "--objectives", "helpful,harmless,kind")
     assert code == 2
     assert [row.strip().partition(": ")[0] for row in err.splitlines()[1:]] == ["helpful.jsonl:2", "kind.jsonl:2"]

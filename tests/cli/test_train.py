@@ -51,7 +51,7 @@ def test_training_and_the_use_of_its_result(train: RunCli, run_cli: RunCli, fold
 def test_guidance_reads_the_template_of_the_training(train: RunCli, folder: Path, official: Path) -> None:
     assert train("--iters", 1, "--val-batches", 0, "--chat-template", "hh")[0] == 0
     assert json.loads((folder / "mine" / "adapter_config.json").read_text())["chat_template"] == "hh"
-    prompter = open_session(str(official / "base_lm"), str(folder / "mine"), None, 1.0).prompter
+    prompter = open_session(str(official / "base_lm"), [str(folder / "mine")], None, 1.0).prompter
     tokenizer = load_base(official / "base_lm")[1]
     assert prompter("Hi").guide == encode(tokenizer, "\n\nHuman: Hi\n\nAssistant:")
     assert prompter("Hi").base == encode(tokenizer, render_prompt(tokenizer, "Hi"))
@@ -84,7 +84,7 @@ def test_settings_from_a_file(run_cli: RunCli, folder: Path, official: Path) -> 
     ("arguments", "error"),
     [
         (["--batch-size", "0"], "error: training settings: batch_size must be a whole number ≥ 1, got 0"),
-        (["--objectives", "warm"], "unknown objective 'brief'"),
+        (["--objectives", "wram"], "unknown objective 'wram'; the data has warm, brief"),
         (["--config", "nothing.yaml"], "config nothing.yaml cannot be read"),
         (["--alpha-per", "step"], "--alpha-per"),
         (["--chat-template", "bever"], "--chat-template"),

@@ -10,14 +10,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tiny import tiny_guide
 
 import parm_mlx
 from parm_mlx.convert.detect import detect
-from parm_mlx.convert.lora import is_lora, read_lora
+from parm_mlx.convert.lora import read_lora
 from parm_mlx.convert.run import Request, convert
 from parm_mlx.errors import AdapterError, PreferenceError
 from parm_mlx.mlxlm import load_weights_and_tokenizer
-from parm_mlx.pblora.adapter import Tensors, read_adapter
+from parm_mlx.pblora.adapter import Tensors, adapter_tensors, read_adapter, save_adapter
 from parm_mlx.pblora.config import PBLoRAConfig
 
 IDS = mx.array([[1, 40, 80, 120, 160]])
@@ -29,12 +30,11 @@ def read(path: Path) -> tuple[PBLoRAConfig, Tensors]:
 
 def test_settings(lora: Path) -> None:
     config, tensors = read_lora(lora, detect(lora).config, "helpful")
-    assert (config.objectives, config.k, config.r1, config.r2) == (("helpful",), 1, 2, 0)
+    assert (config.kind, config.objectives, config.r1, config.r2) == ("lora", ("helpful",), 2, 0)
     assert config.scale == 6 / 2
     assert config.dropout == 0.05
     assert config.target_modules == ("v_proj", "q_proj")
-    assert len(tensors) == 4 * 3
-    assert mx.array_equal(tensors["layers.0.self_attn.q_proj.w1"], mx.eye(2))
+    assert len(tensors) == 4 * 2
 
 
 @pytest.mark.parametrize("rooted", [False, True])
@@ -64,7 +64,7 @@ def test_the_guide_is_the_model_with_the_update_added_to_its_weights(
 def test_there_and_back(lora: Path, tmp_path: Path, edit: Callable[..., Path], rooted: bool) -> None:
     edit(lora, use_rslora=rooted)
     convert(Request(str(lora), tmp_path / "ours", objectives="helpful"), lambda _: None)
-    assert is_lora(*read_adapter(tmp_path / "ours"))
+    assert read_adapter(tmp_path / "ours")[0].kind == "lora"
     convert(Request(str(tmp_path / "ours"), tmp_path / "theirs", to_peft=True), lambda _: None)
 
     original, again = (load_file(path / "adapter_model.safetensors") for path in (lora, tmp_path / "theirs"))
@@ -75,11 +75,13 @@ def test_there_and_back(lora: Path, tmp_path: Path, edit: Callable[..., Path], r
     assert configs[0] == configs[1]
 
 
-def test_a_trained_core_is_not_plain_lora(lora: Path) -> None:
-    config, tensors = read(lora)
-    assert is_lora(config, tensors)
-    tensors["layers.0.self_attn.q_proj.w1"] = 2 * mx.eye(2)
-    assert not is_lora(config, tensors)
+def test_a_kind_that_peft_does_not_know_is_refused(tmp_path: Path) -> None:
+    guide = tiny_guide(kind="svd-lora", r1=2, r2=2)
+    (tmp_path / "ours").mkdir()
+    save_adapter(tmp_path / "ours", guide.config, adapter_tensors(guide.model))
+    with pytest.raises(AdapterError, match="PEFT has no format for svd-lora adapters; only pblora and lora"):
+        convert(Request(str(tmp_path / "ours"), tmp_path / "theirs", to_peft=True), lambda _: None)
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_transposed_weights_do_not_change_the_update(lora: Path, edit: Callable[..., Path]) -> None:

@@ -121,7 +121,8 @@ def test_an_alpha_that_does_not_fit_is_refused(alpha: object, reason: str) -> No
 def test_alpha_is_bound_once_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     guided = tiny_guided()
     bound = []
-    guided.guide._bind = (lambda bind: lambda alpha: bound.append(alpha) or bind(alpha))(guided.guide._bind)
+    bind = guided.guide.bind
+    monkeypatch.setattr(guided.guide, "bind", lambda alpha: bound.append(alpha) or bind(alpha))
     greedy(guided, PROMPT, guided.make_cache([0.3, 0.7]))
     assert len(bound) == 1
 

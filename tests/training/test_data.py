@@ -71,13 +71,23 @@ def test_given_objectives_fix_the_order(write_rows: Write, rows: list[dict[str, 
     assert load_data(write_rows(rows), objectives=["short", "long"]).objectives == ("short", "long")
 
 
-def test_an_unknown_objective_is_reported_with_its_rows(write_rows: Write, rows: list[dict[str, Any]]) -> None:
-    rows[4]["preferred"] = {"lnog": 0}
+def test_objectives_that_are_not_named_are_left_out_and_counted(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    for i in (0, 6, 7):
+        del rows[i]["preferred"]["long"]
+    data = load_data(write_rows(rows), objectives=["long"])
+    assert data.objectives == ("long",)
+    assert len(data.train) + len(data.valid) == 21
+    assert all(pair.preferred.keys() == {"long"} for pair in [*data.train, *data.valid])
+    assert data.notes[1:] == ("labels of short are not used", "3 pairs are left out: they have no label for long")
+    assert data.files[0].pairs == 24
+
+
+def test_an_objective_that_is_not_in_the_data_is_unknown(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    path = write_rows(rows)
     with pytest.raises(DataError) as caught:
-        load_data(write_rows(rows), objectives=["long", "short"])
-    assert str(caught.value) == (
-        "pairs.jsonl:5: unknown objective 'lnog' (the objectives are long, short); did you mean 'long'?"
-    )
+        load_data(path, objectives=["lnog", "short"])
+    assert str(caught.value) == f"data {path}: unknown objective 'lnog'; the data has long, short"
+    assert caught.value.hint == "did you mean 'long'?"
 
 
 def test_every_bad_row_is_counted_in_one_error(write_rows: Write, rows: list[dict[str, Any]]) -> None:
@@ -149,6 +159,8 @@ def test_one_file_per_objective(write_rows: Write) -> None:
     assert data.notes[1] == "10 rows are of the same pair as an earlier row and merged with it"
     assert not {p.prompt for p in data.train} & {p.prompt for p in data.valid}
     assert load_data(path.parent, objectives=["helpful", "harmless"]).objectives == ("helpful", "harmless")
+    alone = load_data(path.parent, objectives=["helpful"], hold_out=False)
+    assert [pair.preferred for pair in alone.train] == [{"helpful": 0}] * 20
 
 
 def test_splits_and_objectives_do_not_mix(write_rows: Write) -> None:

@@ -76,7 +76,7 @@ def test_every_format_becomes_ours(
 
 def test_what_is_left_out_is_counted(write_rows: Write, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     rows[0]["responses"] = ["same", "same"]
-    path = write_rows([*rows, "{", rows[1] | {"preferred": {"fun": 1}}])
+    path = write_rows([*rows, "{", rows[1] | {"preferred": {"long": 2}}, rows[1] | {"preferred": {"fun": 1}}])
     with pytest.raises(DataError, match=r"2 rows cannot be used"):
         prepare(path, tmp_path / "out", objectives=["long", "short"])
     assert not (tmp_path / "out").exists()

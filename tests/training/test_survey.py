@@ -7,7 +7,7 @@ import pytest
 from parm_mlx.errors import DataError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.training.data import load_data
-from parm_mlx.training.survey import CONTRADICTED, EQUAL, MERGED, SHARED, TOO_LONG, UNUSED, Ruler, survey
+from parm_mlx.training.survey import CONTRADICTED, EQUAL, MERGED, SHARED, TOO_LONG, UNJUDGED, UNUSED, Ruler, survey
 from parm_mlx.training.tokenize import tokenize_pairs
 
 Write = Callable[..., Path]
@@ -56,6 +56,16 @@ def test_it_keeps_what_training_keeps(folder: Path, official: Path, template: st
         assert {len(pair) for pair in kept} <= set(split.lengths)
 
 
+def test_one_objective_of_several(folder: Path) -> None:
+    """Q4 is not judged for long, nor is a row of test; labels of short and other do not count."""
+    found, data = survey(folder, objectives=["long"]), load_data(folder, objectives=["long"])
+    train, _, test = found.splits
+    assert (found.objectives, dict(train.labels), found.disagreement) == (("long",), {"long": 4}, {})
+    assert train.dropped == {UNJUDGED: 1, EQUAL: 1}
+    assert train.kept == len(data.train)
+    assert test.dropped == {UNUSED: 2}
+
+
 def test_percentiles_are_lengths_that_occur(write_rows: Write) -> None:
     """Of 20 rows with 1 … 20 tokens, half have at most 10, nine tenths at most 18, and so on."""
     found = survey(write_rows([row(f"Q{i}", "a", "b", x=0) for i in range(20)]))
@@ -80,7 +90,7 @@ def test_rows_that_training_would_refuse(write_rows: Write, official: Path) -> N
     path = write_rows(["{", row("Q", "a", "b", x=0), row([{"role": "system", "content": "S"}], "a", "b", x=0)])
     with pytest.raises(DataError, match=r"(?s)2 rows.*pairs\.jsonl:1: broken.*pairs\.jsonl:3: the chat template"):
         survey(path, ruler=Ruler(load_base(official / "arm_base")[1], 64, "beaver"))
-    with pytest.raises(DataError, match="unknown objective 'x'"):
+    with pytest.raises(DataError, match="unknown objective 'y'; the data has x"):
         survey(write_rows([row("Q", "a", "b", x=0)]), objectives=["y"])
 
 

@@ -186,7 +186,7 @@ def test_force_replaces_an_adapter(run: Callable[..., TrainResult]) -> None:
     [
         ({"model": "no/such/model/here"}, ModelError, "no such directory"),
         ({"data": "nothing.jsonl"}, DataError, "no such file or folder"),
-        ({"objectives": ("long", "short", "fun")}, DataError, "no training pair is left for fun"),
+        ({"objectives": ("long", "short", "fun")}, DataError, "unknown objective 'fun'; the data has long, short"),
         ({"max_seq_length": 5}, DataError, "no training pair is left for long, short"),
         ({"target_modules": ("qkv",)}, AdapterError, "no layer of the model is named qkv"),
         ({"beta_objective": (1, 2, 3)}, ConfigError, "beta_objective has 3 numbers"),
