@@ -7,8 +7,8 @@ which has to find and clear the pages anew; told to keep them, it hands the same
 import ctypes
 import sys
 
-# The parameters of mallopt(3), and values in bytes: arrays of up to 32 MiB come from memory that is kept, up to 2 GiB of
-# it stays with the process, and it grows by 64 MiB at a time.
+# The parameters of mallopt(3) by number. Arrays of up to 32 MiB come from memory that is kept, up to 2 GiB of it stays
+# with the process, and it grows by 64 MiB at a time; all threads share it.
 SETTINGS = {
     "M_MMAP_THRESHOLD": (-3, 32 * 2**20),
     "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
@@ -31,4 +31,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library, musl for instance
         return False
-    return all([mallopt(number, value) == 1 for number, value in SETTINGS.values()])
+    taken = [mallopt(number, value) for number, value in SETTINGS.values()]
+    return all(taken)

@@ -18,6 +18,7 @@ else:
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = sorted([*(ROOT / "parm_mlx").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "mlx_lm": "mlx-lm", "yaml": "pyyaml"}
 
 # Who may import whom. A part that is not named here is the ground (errors, preference, files, …) and imports no part.
@@ -82,7 +83,7 @@ def test_the_console_script_is_declared() -> None:
 
 
 def test_third_party_imports_are_declared_and_all_declared_are_imported() -> None:
-    declared = {re.split(r"[\[<>=!~; ]", line)[0] for line in PROJECT["project"]["dependencies"]}
+    declared = {re.split(r"[\[<>=!~; ]", line)[0] for line in [*PROJECT["project"]["dependencies"], *EXTRAS["plot"]]}
     tops = {name.split(".")[0] for source in SOURCES for name in imports(source)}
     third_party = {DISTRIBUTIONS.get(top, top) for top in tops - set(sys.stdlib_module_names) - {"parm_mlx"}}
     assert third_party == declared

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from parm_mlx.errors import ConfigError, PreferenceError
 from parm_mlx.preference import parse_objectives
 
+TRACKERS = ("wandb", "swanlab")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -38,6 +40,8 @@ class TrainConfig:
         save: ``last`` makes the adapter of the last step the result, ``best`` the one with the lowest validation loss.
         val_batches: Batches per validation; -1 for all, 0 for no validation.
         chat_template: Name of a built-in chat template; the tokenizer's own by default.
+        report_to: Trackers that the numbers go to: wandb, swanlab.
+        project_name: Project that trackers show the run in.
         seed: Seed of the split, the initial adapter, the order of the data, α and dropout.
         r1: Rank that does not depend on α.
         r2: Rank that depends on α.
@@ -73,6 +77,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     save: Literal["last", "best"] = "last"
     val_batches: int = 25
+    report_to: tuple[str, ...] | None = None
+    project_name: str = "parm-mlx"
     seed: int = 0
     r1: int = 4
     r2: int = 4
@@ -263,6 +269,13 @@ def _chat_template(value: Any) -> str:
     return str(value)
 
 
+def _trackers(value: Any) -> tuple[str, ...]:
+    names = _names(value)
+    if not set(names) <= set(TRACKERS):
+        raise ValueError(f"must be among {', '.join(TRACKERS)}, got {value!r}")
+    return names
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "model": _text,
     "data": _text,
@@ -283,6 +296,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "keep_checkpoints": _whole(1),
     "save": _one_of("last", "best"),
     "val_batches": _whole(-1),
+    "report_to": _trackers,
+    "project_name": _text,
     "seed": _whole(0),
     "r1": _whole(0),
     "r2": _whole(1),

@@ -14,6 +14,7 @@ from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.layout import Layout
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.memory import AdapterSize, Estimate, Load, ModelSize, estimate, ways_to_fit
+from parm_mlx.training.report import Progress
 from parm_mlx.training.tokenize import TokenPair
 
 # The names that families give to their sizes.
@@ -46,21 +47,19 @@ class Footprint:
         if self.model is not None:
             self.estimate = estimate(self.model, self.adapter, self.load, config.grad_checkpoint)
 
-    def notes(self, available: int) -> list[str]:
-        """What to tell before training starts: the estimate, and what to change if it does not fit.
+    def announce(self, progress: Progress, available: int) -> None:
+        """Tells the estimate before training starts, and what to change if it does not fit.
 
         Args:
+            progress: Who is told.
             available: Bytes that the machine has for it.
         """
         if self.model is None or self.estimate is None:
-            return []
+            return
         total = self.estimate.total
         if total <= available:
-            return [f"memory: about {gigabytes(total)} at the peak; this machine has {gigabytes(available)}"]
-        warning = (
-            f"warning: about {gigabytes(total)} of memory are needed at the peak, and this machine has "
-            f"{gigabytes(available)}"
-        )
+            progress.note(f"memory: about {gigabytes(total)} at the peak; this machine has {gigabytes(available)}")
+            return
         ways = list(
             ways_to_fit(
                 self.model,
@@ -77,7 +76,8 @@ class Footprint:
         if not fits:
             weights = gigabytes(self.estimate.weights)
             advice.append(f"the weights alone take {weights}: a smaller backbone, or one in fewer bits, is needed")
-        return [warning, "; ".join(advice)]
+        needed = f"about {gigabytes(total)} of memory are needed, and this machine has {gigabytes(available)}"
+        progress.warn("; ".join([needed, *advice]))
 
     def measured(self) -> str:
         """The peak that MLX measured, beside the estimate."""
