@@ -29,6 +29,7 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_memory.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -15,15 +15,16 @@ LENGTHS = (256, 512, 1024, 2048)
 RANK, CORE = 8, 4 * 4 + 2 * 4 * 4
 HEADER = f"""# Memory
 
-Before training starts, `parm-mlx train` estimates its peak memory and compares it with what the machine has: on a Mac what
-Metal recommends as the working set (about two thirds to three quarters of the memory), elsewhere the physical memory. If
-it does not fit, a warning names the flags that help and the peak with them. At the end the measured peak is printed
-beside the estimate.
+Before training starts, `parm-mlx train` estimates its peak memory and compares it with what the machine has: on a Mac
+what Metal recommends as the working set (about two thirds to three quarters of the memory), elsewhere the physical
+memory. If it does not fit, a warning names the flags that help and the peak with them. At the end the measured peak is
+printed beside the estimate. On small Llamas on a Linux CPU (hidden 64 to 512, float32, float16 and 4 bits) the estimate
+came within −5 % and +20 % of the peak.
 
 The table is **computed by that estimator, not run on Apple hardware**. GB (10⁹ bytes) at the peak of a step with
-`--batch-size {PAIRS}`, the default adapter (r1 = r2 = 4 on q, k, v, dropout 0.05, two objectives) and 16-bit activations. Half of every sequence
-is the prompt, which is read once for both responses. 4 bits means groups of 64. Python, the tokenizer and memory that
-MLX keeps for reuse come on top.
+`--batch-size {PAIRS}`, the default adapter (r1 = r2 = 4 on q, k, v, dropout 0.05, two objectives) and 16-bit
+activations. Half of every sequence is the prompt, which is read once for both responses. 4 bits means groups of 64.
+Python, the tokenizer and memory that MLX keeps for reuse come on top.
 
 """
 FOOTER = """
@@ -31,7 +32,7 @@ What helps, and what it costs:
 
 | flag | effect |
 | --- | --- |
-| `--batch-size 1 --grad-accumulation-steps 4` | all but the weights falls to about a quarter; the same step, a little slower |
+| `--batch-size 1 --grad-accumulation-steps 4` | what layers keep falls to a quarter; the same step, a bit slower |
 | `--grad-checkpoint` | layers keep only their inputs; about a third more time |
 | `--max-seq-length` | longer pairs are left out; attention scores grow with the square of the length |
 | `--dropout 0` | the adapters keep no dropped copies of their inputs; it changes the result |

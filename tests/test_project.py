@@ -110,5 +110,10 @@ def test_the_command_line_reference_is_current() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
+def test_the_table_of_memory_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_memory.py"))["page"]()
+    assert (ROOT / "docs" / "memory.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
 def test_ci_runs_the_tests() -> None:
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()

@@ -96,9 +96,10 @@ def model_size(model: nn.Module) -> ModelSize | None:
     if hidden is None or heads is None or vocabulary is None:
         return None
     experts = getattr(arguments, "num_experts_per_tok", None) or 1
-    adapter = sum(tensor.nbytes for _, tensor in tree_flatten(model.trainable_parameters()))
-    parameters: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
-    floating = [tensor for name, tensor in parameters if "norm" in name and mx.issubdtype(tensor.dtype, mx.floating)]
+    parameters = _tensors(model.parameters())
+    floating = [
+        tensor for name, tensor in parameters.items() if "norm" in name and mx.issubdtype(tensor.dtype, mx.floating)
+    ]
     return ModelSize(
         hidden=hidden,
         layers=len(model.layers),
@@ -108,7 +109,8 @@ def model_size(model: nn.Module) -> ModelSize | None:
         intermediate=(found["intermediate"] or 4 * hidden) * experts,
         vocabulary=vocabulary,
         itemsize=max((tensor.dtype.size for tensor in floating), default=2),
-        weights=sum(tensor.nbytes for _, tensor in parameters) - adapter,
+        weights=sum(tensor.nbytes for tensor in parameters.values())
+        - sum(tensor.nbytes for tensor in _tensors(model.trainable_parameters()).values()),
     )
 
 
@@ -124,7 +126,7 @@ def adapter_size(model: nn.Module, dropout: float) -> AdapterSize:
                 distinct[number, path.rpartition(".")[0], size] = None
     layers = len(model.layers)
     return AdapterSize(
-        numbers=sum(tensor.size for _, tensor in tree_flatten(model.trainable_parameters())),
+        numbers=sum(tensor.size for tensor in _tensors(model.trainable_parameters()).values()),
         inputs=sum(inputs) // layers,
         distinct=sum(size for _, _, size in distinct) // layers,
         dropout=dropout > 0,
@@ -145,6 +147,10 @@ def machine_memory() -> int:
         if recommended:
             return int(recommended)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _tensors(parameters: Any) -> dict[str, mx.array]:
+    return dict(tree_flatten(parameters))
 
 
 def gigabytes(size: int) -> str:

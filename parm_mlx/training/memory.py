@@ -153,13 +153,13 @@ def plain_weights(model: ModelSize, tied: bool, bits: int | None = None, group: 
 
 
 def _kept_by_layer(model: ModelSize, adapter: AdapterSize, load: Load) -> int:
-    """Bytes: residual stream twice, q, k, v, the feed-forward part, attention, and the inputs of the adapters."""
+    """Bytes: residual stream, q, k, v, feed-forward part, attention, inputs of the adapters, which are float32."""
     kv = model.kv_heads * model.head_dim
     numbers = 2 * model.hidden + model.heads * model.head_dim + 2 * kv + 4 * model.intermediate
-    if adapter.dropout:
+    if model.itemsize < FLOAT:
+        inputs = adapter.inputs * (FLOAT + 2 * adapter.dropout) + FLOAT * model.hidden
+    elif adapter.dropout:
         inputs = adapter.inputs * (FLOAT + 1)
-    elif model.itemsize < FLOAT:
-        inputs = adapter.inputs * FLOAT
     else:
         inputs = adapter.distinct * FLOAT
     joined = 4 * kv * load.pairs * (load.prefix + load.rest) if load.prefix else 0
@@ -175,13 +175,16 @@ def _scores(model: ModelSize, load: Load) -> tuple[int, int]:
 def _logits(model: ModelSize, load: Load) -> float:
     """Logits in float32 with their gradient, and those of the chunk that is begun before the first one is freed."""
     first = min(load.targets, CHUNK)
-    return FLOAT * model.vocabulary * (LOGITS * first + LOGITS_AHEAD * min(load.targets - first, CHUNK))
+    ahead = min(load.targets - first, CHUNK)
+    narrow = model.itemsize if model.itemsize < FLOAT else 0
+    return model.vocabulary * (FLOAT * (LOGITS * first + LOGITS_AHEAD * ahead) + narrow * (first + ahead))
 
 
 def _backward_of_layer(model: ModelSize, load: Load) -> float:
     positions = load.pairs * max(load.prefix, 2 * load.rest)
-    numbers = LAYER_HIDDEN * model.hidden + LAYER_MLP * model.intermediate
-    return model.itemsize * (numbers * positions + LAYER_SCORES * max(_scores(model, load)))
+    hidden = LAYER_HIDDEN * model.hidden * (model.itemsize + FLOAT) / 2
+    inner = LAYER_MLP * model.intermediate * model.itemsize
+    return (hidden + inner) * positions + LAYER_SCORES * max(_scores(model, load)) * model.itemsize
 
 
 @dataclass(frozen=True)

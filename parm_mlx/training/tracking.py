@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from parm_mlx.errors import ConfigError
+from parm_mlx.errors import ConfigError, RunError
+from parm_mlx.files import disk_errors
 from parm_mlx.mlxlm import TrainingCallback, reporting_callback
 from parm_mlx.preference import format_alpha
 from parm_mlx.training.config import TrainConfig
@@ -38,16 +39,26 @@ class TrackedProgress(Progress):
         self.callback: TrainingCallback | None = None
 
     def begin(self, steps: int, done: int = 0) -> None:
-        """Starts the trackers."""
+        """Starts the trackers.
+
+        Raises:
+            RunError: One does not start.
+        """
         out = Path(self.config.out).expanduser()
         directory = out.with_name(f"{out.name}.tracking") / out.name
-        directory.mkdir(parents=True, exist_ok=True)
-        self.callback = reporting_callback(
-            ",".join(self.config.report_to or ()),
-            project_name=self.config.project_name,
-            log_dir=str(directory),
-            config=self.config.to_dict(),
-        )
+        trackers = ",".join(self.config.report_to or ())
+        with disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.callback = reporting_callback(
+                trackers,
+                project_name=self.config.project_name,
+                log_dir=str(directory),
+                config=self.config.to_dict(),
+            )
+        except Exception as error:  # each tracker has its own: no account, no network
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise RunError(f"--report-to {trackers}: {reason[0]}") from error
         self.progress.begin(steps, done)
 
     def report(self, record: TrainRecord) -> None:
