@@ -19,7 +19,7 @@ Before training starts, `parm-mlx train` estimates its peak memory and compares 
 what Metal recommends as the working set (about two thirds to three quarters of the memory), elsewhere the physical
 memory. If it does not fit, a warning names the flags that help and the peak with them. At the end the measured peak is
 printed beside the estimate. On small Llamas on a Linux CPU (hidden 64 to 512, float32, float16 and 4 bits) the estimate
-came within −5 % and +20 % of the peak.
+came within −7 % and +18 % of the peak.
 
 The table is **computed by that estimator, not run on Apple hardware**. GB (10⁹ bytes) at the peak of a step with
 `--batch-size {PAIRS}`, the default adapter (r1 = r2 = 4 on q, k, v, dropout 0.05, two objectives) and 16-bit

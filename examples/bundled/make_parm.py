@@ -23,12 +23,12 @@ import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 # isort: split
 import dialogues
 import mlx.core as mx
-import process
 from mlx_lm.generate import batch_generate
 from rich.console import Console
 
 from parm_mlx.evaluation.rewards import score
 from parm_mlx.guidance.loading import load_base
+from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.run import train
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--beta-objective", type=float, default=0.1)
     args = parser.parse_args()
-    process.keep_freed_memory()
+    keep_freed_memory()
 
     args.work.mkdir(parents=True, exist_ok=True)
     pairs, summary = args.work / "pairs.jsonl", args.work / "pairs.json"

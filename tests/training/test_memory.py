@@ -42,8 +42,8 @@ class Listener(Progress):
 
 
 def test_what_layers_keep_by_hand() -> None:
-    """256 positions; each keeps the residual twice (128), q (64), k and v (64), 4 · 128 of the feed-forward part and the
-    adapters' input (64): 832 numbers. Attention keeps 4 heads · 8 rows · 32². Two layers, 4 bytes a number."""
+    """Two layers, 4 bytes a number, 256 positions; each keeps the residual twice (128), q (64), k and v (64), 4 · 128
+    of the feed-forward part and the adapters' input (64): 832 numbers. Attention keeps 4 heads · 8 rows · 32²."""
     result = estimate(MODEL, ADAPTER, LOAD, checkpoint=False)
     assert result.kept == 2 * 4 * (256 * 832 + 4 * 8 * 32**2)
     assert result.weights == 10**6
@@ -132,7 +132,7 @@ def test_announcements() -> None:
     config = TrainConfig(model="m", data="d", out="o", batch_size=4, max_seq_length=128)
     sizes = Footprint(learner_of(config, None, mx.float32).scorer, config, random_pairs(*[(8, 40, 40)] * 6, (2, 4, 4)))
     assert sizes.estimate is not None
-    assert (sizes.load.pairs, sizes.load.rest) == (4, 40), "the batch of the longest pairs"
+    assert (sizes.load.pairs, sizes.load.rest) == (4, 48), "the batch of the longest pairs"
     total = sizes.estimate.total
     told = Listener()
     sizes.announce(told, total)

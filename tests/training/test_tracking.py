@@ -87,7 +87,7 @@ def test_a_tracker_that_does_not_start(tmp_path: Path, monkeypatch: pytest.Monke
         raise RuntimeError("no API key\nlong story")
 
     stub(monkeypatch, refuse)
-    with pytest.raises(RunError, match="--report-to wandb: no API key$"):
+    with pytest.raises(RunError, match=r"--report-to wandb: no API key$"):
         tracking.TrackedProgress(Progress(), config(tmp_path)).begin(20)
 
 
