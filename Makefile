@@ -35,6 +35,7 @@ bench-peers:
 
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_memory.py
 
 clean:
 	rm -rf $(VENV) .venv-bench build dist *.egg-info

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,11 +23,13 @@ __all__ = [
     "PreferenceCache",
     "PrefixCache",
     "TokenizerWrapper",
+    "TrainingCallback",
     "attention_windows",
     "filter_logprobs",
     "load_tokenizer_alone",
     "load_weights_and_tokenizer",
     "make_prompt_cache",
+    "reporting_callback",
     "rewind",
     "save_like",
     "trunk_and_output_layer",
@@ -306,6 +308,34 @@ def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Modul
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{path} cannot be loaded: {reason[0]}") from error
     return model, tokenizer
+
+
+class TrainingCallback(Protocol):
+    """What mlx-lm tells about a training."""
+
+    def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
+        """Takes the numbers of the training; ``iteration`` is the step."""
+        ...
+
+    def on_val_loss_report(self, val_info: dict[str, Any]) -> None:
+        """Takes the numbers of a validation; ``iteration`` is the step."""
+        ...
+
+
+def reporting_callback(trackers: str, *, project_name: str, log_dir: str, config: dict[str, Any]) -> TrainingCallback:
+    """Starts experiment trackers.
+
+    Args:
+        trackers: Their names, comma-separated: wandb, swanlab.
+        project_name: Project that the run is shown in.
+        log_dir: Where their files go; the run is named after its last part.
+        config: The settings of the run.
+    """
+    from mlx_lm.tuner.callbacks import get_reporting_callbacks
+
+    started: Any = get_reporting_callbacks
+    callback: TrainingCallback = started(trackers, project_name, log_dir, config)
+    return callback
 
 
 def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:

@@ -18,6 +18,7 @@ else:
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = sorted([*(ROOT / "parm_mlx").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "mlx_lm": "mlx-lm", "yaml": "pyyaml"}
 
 # Who may import whom. A part that is not named here is the ground (errors, preference, files, …) and imports no part.
@@ -109,6 +110,11 @@ def test_the_command_line_reference_is_current() -> None:
     page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["reference"](app)
     assert "\\b" not in page, "a raw docstring shows its \\b"
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
+def test_the_table_of_memory_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_memory.py"))["page"]()
+    assert (ROOT / "docs" / "memory.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
 def test_ci_runs_the_tests() -> None:

@@ -19,9 +19,9 @@ import parm_mlx  # loads the fast BLAS before mlx
 # isort: split
 import make_parm
 import measure
-import process
 from rich.console import Console
 
+from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.progress import ConsoleProgress
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.25, help="distance between the weights of the alpha grid")
     args = parser.parse_args()
     args.arm_iters = args.arm_iters or max(1, args.iters // 2)
-    process.keep_freed_memory()
+    keep_freed_memory()
 
     make_parm.ensure_pairs(args.base, args.work, args.prompts)
     settings = {name: getattr(args, name) for name in ("iters", "arm_iters", "batch_size", "questions", "step")}

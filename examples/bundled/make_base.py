@@ -9,11 +9,14 @@ assistant's words in them; the held-out questions never occur. A run that was st
 import argparse
 import json
 import math
+import os
 import random
 import statistics
 import time
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # OpenBLAS reads it when it is loaded
 
 import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 
@@ -23,11 +26,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-import process
 import tokenizer as bpe
 import world
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.llama import Model, ModelArgs
+
+from parm_mlx.malloc import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20250506
@@ -209,7 +213,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--streams", type=int, default=2 if mx.default_device() == mx.Device(mx.cpu) else 1)
     args = parser.parse_args()
-    process.keep_freed_memory(OPENBLAS_NUM_THREADS="1")
+    keep_freed_memory()
 
     begin = time.perf_counter()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,12 @@ import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 # isort: split
 import dialogues
 import mlx.core as mx
-import process
 from mlx_lm.generate import batch_generate
 from rich.console import Console
 
 from parm_mlx.evaluation.rewards import score
 from parm_mlx.guidance.loading import load_base
+from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.training.checkpoint import CheckpointFolder
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.metrics import METRICS_FILE
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--beta-objective", type=float, default=0.1)
     args = parser.parse_args()
-    process.keep_freed_memory()
+    keep_freed_memory()
 
     ensure_pairs(args.base, args.work, args.prompts)
     begin = time.perf_counter()

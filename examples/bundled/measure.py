@@ -21,13 +21,13 @@ import parm_mlx  # loads the fast BLAS before mlx
 import card
 import mlx.core as mx
 import mlx.nn as nn
-import process
 import world
 
 from parm_mlx.evaluation.rewards import score
 from parm_mlx.guidance.batch import Request, generate_batch
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.1)
     parser.add_argument("--no-card", action="store_true", help="only print and write results.json to --work")
     args = parser.parse_args()
-    process.keep_freed_memory()
+    keep_freed_memory()
 
     model, tokenizer = parm_mlx.load(args.base, args.parm)
     results = measure(model, tokenizer, args.questions, args.step)

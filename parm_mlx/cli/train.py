@@ -131,6 +131,13 @@ def train(
     val_batches: Annotated[
         int, typer.Option("--val-batches", help="Batches per validation; -1 for all, 0 for none.")
     ] = TrainConfig.val_batches,
+    report_to: Annotated[
+        str | None,
+        typer.Option("--report-to", help="Also send the numbers to trackers: wandb, swanlab, comma-separated."),
+    ] = None,
+    project_name: Annotated[
+        str, typer.Option("--project-name", help="Project that trackers show the run in.")
+    ] = TrainConfig.project_name,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = TrainConfig.seed,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint, with the same settings and data.")

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from parm_mlx.errors import ConfigError, PreferenceError
 from parm_mlx.preference import parse_objectives
 
+TRACKERS = ("wandb", "swanlab")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -38,6 +40,8 @@ class TrainConfig:
         save: ``last`` makes the adapter of the last step the result, ``best`` the one with the lowest validation loss.
         val_batches: Batches per validation; -1 for all, 0 for no validation.
         chat_template: Name of a built-in chat template; the tokenizer's own by default.
+        report_to: Trackers that the numbers go to: wandb, swanlab.
+        project_name: Project that trackers show the run in.
         seed: Seed of the split, the initial adapter, the order of the data, α and dropout.
         adapter: Kind of adapter. ``lora`` and ``svd-lora`` get the rank at which they have as many trainable numbers as
             ``pblora`` with these r1 and r2.
@@ -75,6 +79,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     save: Literal["last", "best"] = "last"
     val_batches: int = 25
+    report_to: tuple[str, ...] | None = None
+    project_name: str = "parm-mlx"
     seed: int = 0
     adapter: Literal["pblora", "lora", "svd-lora"] = "pblora"
     r1: int = 4
@@ -266,6 +272,13 @@ def _chat_template(value: Any) -> str:
     return str(value)
 
 
+def _trackers(value: Any) -> tuple[str, ...]:
+    names = _names(value)
+    if not set(names) <= set(TRACKERS):
+        raise ValueError(f"must be among {', '.join(TRACKERS)}, got {value!r}")
+    return names
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "model": _text,
     "data": _text,
@@ -286,6 +299,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "keep_checkpoints": _whole(1),
     "save": _one_of("last", "best"),
     "val_batches": _whole(-1),
+    "report_to": _trackers,
+    "project_name": _text,
     "seed": _whole(0),
     "adapter": _one_of("pblora", "lora", "svd-lora"),
     "r1": _whole(0),

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
@@ -33,6 +34,10 @@ class ConsoleProgress(Progress):
     def note(self, message: str) -> None:
         """Writes a line."""
         self.console.print(message, style="dim", markup=False)
+
+    def warn(self, message: str) -> None:
+        """Writes a line that stands out."""
+        self.console.print(f"[yellow]warning:[/] {escape(message)}")
 
     def track(self, items: Counted[T], label: str) -> Iterable[T]:
         """Shows a bar while the items are worked on."""

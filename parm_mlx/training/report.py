@@ -72,6 +72,10 @@ class Progress:
     def note(self, message: str) -> None:
         """Something the user should know."""
 
+    def warn(self, message: str) -> None:
+        """Something the user should act on."""
+        self.note(message)
+
     def track(self, items: Counted[T], label: str) -> Iterable[T]:
         """Passes on the items of a piece of work that may take a while."""
         return items

@@ -10,7 +10,16 @@ from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import DataFile
 
 # Where things are, how often something is shown or kept: none of it can change a step.
-FREE = {"data", "out", "steps_per_report", "steps_per_save", "keep_checkpoints", "save"}
+FREE = {
+    "data",
+    "out",
+    "steps_per_report",
+    "steps_per_save",
+    "keep_checkpoints",
+    "save",
+    "report_to",
+    "project_name",
+}
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:

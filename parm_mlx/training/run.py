@@ -6,11 +6,14 @@ from pathlib import Path
 
 from parm_mlx.files import check_new, new_directory, recover
 from parm_mlx.interrupt import stop_on_interrupt
+from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.metrics import METRICS_FILE, History, Record, read_metrics
+from parm_mlx.training.picture import add_picture
 from parm_mlx.training.report import Progress
 from parm_mlx.training.resume import check_settings, finished_training
+from parm_mlx.training.tracking import TrackedProgress, check_trackers
 from parm_mlx.training.trainer import Trainer
 
 
@@ -39,7 +42,7 @@ class TrainResult:
 def train(
     config: TrainConfig, *, force: bool = False, resume: bool = False, progress: Progress | None = None
 ) -> TrainResult:
-    """Trains a PARM and writes its adapter directory, with ``metrics.jsonl`` in it.
+    """Trains a PARM and writes its adapter directory, with ``metrics.jsonl`` and the curves as a picture in it.
 
     All input is checked before the first step. Checkpoints and the growing ``metrics.jsonl`` stand in
     ``OUT.checkpoints``, which goes when the run is done, all but the best checkpoint if that is not the result. A run
@@ -62,6 +65,10 @@ def train(
     """
     out = Path(config.out).expanduser()
     progress = progress or Progress()
+    if config.report_to:
+        check_trackers(config.report_to)
+        progress = TrackedProgress(progress, config)
+    keep_freed_memory()
     folder = CheckpointFolder(out, config.keep_checkpoints)
     if not resume:
         check_new(out, force)
@@ -87,10 +94,15 @@ def train(
                 if run.done == 0:
                     folder.clear()
                     raise KeyboardInterrupt
-                return TrainResult(run.save_checkpoint(), run.done, stopped.signal, tuple(records))
+                path = run.save_checkpoint()
+                add_picture(path, records, progress.note)
+                progress.note(run.footprint.measured())
+                return TrainResult(path, run.done, stopped.signal, tuple(records))
             with new_directory(out, force) as directory:
                 step, tensors = run.result()
                 run.write_adapter(directory, out, step, tensors)
+                add_picture(directory, records, progress.note)
+            progress.note(run.footprint.measured())
             _tidy(folder, run.history, step, progress)
     return TrainResult(out, run.done, None, tuple(records))
 

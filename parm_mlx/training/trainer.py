@@ -31,6 +31,7 @@ from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_chec
 from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import load_data
+from parm_mlx.training.footprint import Footprint, machine_memory
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write_metrics
@@ -106,6 +107,8 @@ class Trainer:
         )
         scorer = ResponseScorer(model, self.k)
         self.learner = Learner(scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps)
+        self.footprint = Footprint(scorer, config, train)
+        self.footprint.announce(progress, machine_memory())
         if checkpoint:
             self._restore(checkpoint)
 
@@ -140,6 +143,7 @@ class Trainer:
         self.folder.begin(keep=self.done > 0)
         self.history.begin()
         self.progress.begin(self.steps, self.done)
+        mx.reset_peak_memory()
         try:
             self._validate(stopped)
             while self.done < self.steps and not stopped():

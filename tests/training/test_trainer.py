@@ -12,6 +12,7 @@ from parm_mlx import load_guide
 from parm_mlx.errors import AdapterError, ConfigError, DataError, ModelError, OutputError, RunError
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.picture import can_draw
 from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
 from parm_mlx.training.run import TrainResult, train
 
@@ -60,6 +61,7 @@ def test_an_adapter_that_can_be_used_and_repeated(run: Callable[..., TrainResult
     assert sorted(path.name for path in result.out.iterdir()) == [
         "adapter_config.json",
         "adapters.safetensors",
+        *(["curves.png"] if can_draw() else []),
         "metrics.jsonl",
     ]
     assert [path.name for path in result.out.parent.iterdir() if path.name.startswith(".")] == []
