@@ -9,7 +9,9 @@ ParmError                  exit 1
 │   ├── ConfigError        settings
 │   ├── CheckpointError    checkpoints of a training run
 │   └── OutputError        an output that exists or cannot be written
-└── RunError               exit 1: something failed while running
+├── RunError               exit 1: something failed while running
+│   └── LostError          another process of a run on several is gone
+└── QuietError             the error of a run on several processes, in those that do not show it
 """
 
 
@@ -64,3 +66,19 @@ class OutputError(InputError):
 
 class RunError(ParmError):
     """A failure while running: a download, a full disk, a loss that is not finite."""
+
+
+class LostError(RunError):
+    """Another process of the run is gone."""
+
+
+class QuietError(ParmError):
+    """The end of a process because of an error that another one shows.
+
+    Args:
+        exit_code: The exit code of that error.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code

@@ -8,7 +8,7 @@ import typer
 
 from parm_mlx import __version__
 from parm_mlx.cli import chat, console, convert, data, demo, fuse, generate, train
-from parm_mlx.errors import ParmError
+from parm_mlx.errors import ParmError, QuietError
 
 app = typer.Typer(
     name="parm-mlx",
@@ -68,7 +68,8 @@ def run(arguments: list[str]) -> int:
     except ParmError as error:
         if debug:
             raise
-        console.show_error(error)
+        if not isinstance(error, QuietError):
+            console.show_error(error)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -177,6 +177,8 @@ def train(
     from parm_mlx.training.run import train as run
 
     result = run(settings, force=force, resume=resume, progress=ConsoleProgress(console.stderr()))
+    if result.rank:
+        raise typer.Exit(128 + result.signal if result.signal else 0)
     typer.echo(str(result.out))
     if result.signal is not None:
         console.note(

@@ -7,9 +7,11 @@ of the other files. A checkpoint is written beside and renamed, so it is whole o
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -179,6 +181,22 @@ class CheckpointFolder:
         for entry in list(self.path.iterdir()):
             if found := _LEFT_OVER.fullmatch(entry.name):
                 recover(self.path / found[1])
+
+
+def pack_checkpoint(path: Path) -> bytes:
+    """A checkpoint as one piece, for a machine that cannot read it; :func:`unpack_checkpoint` is the inverse."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in sorted(path.iterdir()):
+            archive.write(file, file.name)
+    return packed.getvalue()
+
+
+def unpack_checkpoint(packed: bytes, directory: Path) -> Checkpoint:
+    """Unpacks and reads a checkpoint."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        archive.extractall(directory)
+    return read_checkpoint(directory)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -33,16 +33,17 @@ class Footprint:
         scorer: Holds the model, with its adapter attached.
         config: The settings.
         pairs: The training pairs.
+        at_once: How many of them are computed at once in this process.
 
     Attributes:
         estimate: The estimated peak; None for a family whose sizes are not known.
     """
 
-    def __init__(self, scorer: ResponseScorer, config: TrainConfig, pairs: Sequence[TokenPair]) -> None:
+    def __init__(self, scorer: ResponseScorer, config: TrainConfig, pairs: Sequence[TokenPair], at_once: int) -> None:
         self.config = config
         self.model = model_size(scorer.model)
         self.adapter = adapter_size(scorer.model, config.dropout)
-        self.load = largest_load(scorer, pairs, config.batch_size)
+        self.load = largest_load(scorer, pairs, at_once)
         self.estimate: Estimate | None = None
         if self.model is not None:
             self.estimate = estimate(self.model, self.adapter, self.load, config.grad_checkpoint)
@@ -133,9 +134,9 @@ def adapter_size(model: nn.Module, dropout: float) -> AdapterSize:
     )
 
 
-def largest_load(scorer: ResponseScorer, pairs: Sequence[TokenPair], batch_size: int) -> Load:
-    """The longest pairs in one batch."""
-    longest = sorted(pairs, key=len)[-batch_size:]
+def largest_load(scorer: ResponseScorer, pairs: Sequence[TokenPair], at_once: int) -> Load:
+    """The longest pairs at once."""
+    longest = sorted(pairs, key=len)[-at_once:]
     layout: Layout = scorer.layout(make_batch(longest))
     return Load(len(longest), layout.prefixes.shape[1], layout.inputs.shape[1], layout.targets.size)
 

@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 from numpy.typing import NDArray
 
 from parm_mlx.training.batches import Batch
+from parm_mlx.training.group import Group
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.loss import preference_loss
 from parm_mlx.training.optimizer import Optimizer
@@ -56,12 +57,21 @@ class Learner:
         optimizer: Updates the model's trainable tensors.
         parts: Parts that the batch of a step is computed in, one after another; the result is the same, and the memory
             is that of one part.
+        group: The processes that share the parts out among them, this one alone by default.
     """
 
     def __init__(
-        self, scorer: ResponseScorer, beta: mx.array, gamma: float, optimizer: Optimizer, parts: int = 1
+        self,
+        scorer: ResponseScorer,
+        beta: mx.array,
+        gamma: float,
+        optimizer: Optimizer,
+        parts: int = 1,
+        group: Group | None = None,
     ) -> None:
-        self.scorer, self.beta, self.gamma, self.optimizer, self.parts = scorer, beta, gamma, optimizer, parts
+        self.scorer, self.beta, self.gamma, self.optimizer = scorer, beta, gamma, optimizer
+        self.group = group or Group()
+        self.parts = -(-parts // self.group.size) * self.group.size
         self._value_and_grad = nn.value_and_grad(scorer.model, self.loss)
 
     def loss(self, batch: Batch, alpha: mx.array, count: mx.array | None = None) -> tuple[mx.array, mx.array]:
@@ -77,6 +87,19 @@ class Learner:
         loss = preference_loss(logprobs, batch.preferred, batch.labelled, alpha, self.beta, self.gamma, count)
         return loss.total, mx.stack([loss.per_objective * count, loss.correct, loss.labelled])
 
+    def share(self, batch: Batch) -> Batch | None:
+        """The pairs of a validation batch that this process measures; None where there are too few for all."""
+        if self.group.size == 1:
+            return batch
+        parts = batch.parts(self.group.size)
+        return parts[self.group.rank][0] if self.group.rank < len(parts) else None
+
+    def measure(self, share: Batch | None, alpha: mx.array) -> mx.array:
+        """(3, k) summed loss, correct pairs and labelled pairs of the batch that :meth:`share` took apart."""
+        sums = self.loss(share, alpha)[1] if share else mx.zeros((3, self.beta.size))
+        total: mx.array = self.group.sum(sums)
+        return total
+
     def value_and_grad(self, batch: Batch, alpha: mx.array) -> tuple[tuple[mx.array, mx.array], Any]:
         """What :meth:`loss` returns, and the gradient of the total loss in the trainable tensors.
 
@@ -84,10 +107,17 @@ class Learner:
             batch: B pairs.
             alpha: (k,) or (B, k).
         """
-        loss, grads = self._accumulate(batch.parts(self.parts), alpha, batch.labelled.sum(axis=0))
+        loss, grads = self.group.sum(self._accumulate(self._parts(batch), alpha, batch.labelled.sum(axis=0)))
         return loss, grads
 
+    def _parts(self, batch: Batch) -> list[tuple[Batch, slice]]:
+        """The parts that this process computes; each process takes every ``size``-th."""
+        return batch.parts(self.parts)[self.group.rank :: self.group.size]
+
     def _accumulate(self, parts: list[tuple[Batch, slice]], alpha: mx.array, count: mx.array) -> Any:
+        if not parts:
+            grads = tree_map(mx.zeros_like, self.scorer.model.trainable_parameters())
+            return (mx.array(0.0), mx.zeros((3, self.beta.size))), grads
         return reduce(_add, (self._part(part, alpha if alpha.ndim == 1 else alpha[s], count) for part, s in parts))
 
     def _part(self, part: Batch, alpha: mx.array, count: mx.array) -> Any:
@@ -98,11 +128,14 @@ class Learner:
 
     def step(self, step: int, batch: Batch, alpha: mx.array) -> StepResult:
         """Does step ``step`` (from 0) on a batch; α is (k,) or (B, k)."""
-        parts = batch.parts(self.parts)
-        (total, sums), grads = self._accumulate(parts, alpha, batch.labelled.sum(axis=0))
+        parts = self._parts(batch)
+        own = self._accumulate(parts, alpha, batch.labelled.sum(axis=0))
+        layouts = [self.scorer.layout(part) for part, _ in parts]
+        read = mx.array([sum(layout.tokens for layout in layouts), sum(layout.cells for layout in layouts)])
+        ((total, sums), grads), read = self.group.sum((own, read))
+        inputs, cells = np.array(read).tolist()
         rate, norm = self.optimizer.update(step, grads)
         mx.eval(total, sums, norm, self.scorer.model.trainable_parameters(), self.optimizer.state)
-        layouts = [self.scorer.layout(part) for part, _ in parts]
         return StepResult(
             loss=float(total),
             sums=np.array(sums),
@@ -110,8 +143,8 @@ class Learner:
             learning_rate=rate,
             pairs=len(batch.pairs),
             tokens=batch.tokens,
-            inputs=sum(layout.tokens for layout in layouts),
-            cells=sum(layout.cells for layout in layouts),
+            inputs=inputs,
+            cells=cells,
         )
 
 

@@ -134,7 +134,7 @@ class Ledger:
         votes[pair[rows], column[codes // 2], codes % 2] = True
         labels = np.where(votes[..., 0] ^ votes[..., 1], votes[..., 1].astype(np.int8), np.int8(UNLABELLED))
         prompts = np.frombuffer(bytes(self._prompts), "S16")
-        return Merged(keys, prompts, pair, first, swapped, labels, votes.all(axis=2))
+        return Merged(keys, prompts, pair, first, swapped, labels, votes[..., 0] & votes[..., 1])
 
 
 def number(keys: Keys) -> tuple[Numbers, Numbers]:

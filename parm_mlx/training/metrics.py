@@ -16,16 +16,17 @@ class History:
     """What a run has reported, in memory and in a file that grows with it.
 
     Args:
-        path: The file.
+        path: The file; None where another process writes it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self.records: list[Record] = []
 
     def begin(self) -> None:
         """Makes the file hold exactly the records so far."""
-        write_metrics(self.path, self.records)
+        if self.path:
+            write_metrics(self.path, self.records)
 
     def add(self, record: Record) -> None:
         """Adds a record, which others can read at once.
@@ -34,6 +35,8 @@ class History:
             RunError: The disk is full or failed.
         """
         self.records.append(record)
+        if self.path is None:
+            return
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
 

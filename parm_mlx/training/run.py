@@ -1,14 +1,18 @@
 """A training run: from settings to an adapter directory, whatever ends it on the way."""
 
 import signal
+import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from parm_mlx.errors import LostError
 from parm_mlx.files import check_new, new_directory, recover
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.malloc import keep_freed_memory
-from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder
+from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, pack_checkpoint, unpack_checkpoint
 from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.group import Group, join
 from parm_mlx.training.metrics import METRICS_FILE, History, Record, read_metrics
 from parm_mlx.training.picture import add_picture
 from parm_mlx.training.report import Progress
@@ -26,12 +30,14 @@ class TrainResult:
         steps: Steps done.
         signal: The signal that ended the run early: SIGINT, SIGTERM or none.
         records: Everything that was reported, in order.
+        rank: Number of this process among those that trained together; only process 0 has written ``out``.
     """
 
     out: Path
     steps: int
     signal: int | None
     records: tuple[Record, ...]
+    rank: int = 0
 
     @property
     def interrupted(self) -> bool:
@@ -50,6 +56,9 @@ def train(
     for bit (on a CPU). Ctrl-C and SIGTERM end it after the step in progress and save a checkpoint; before the first
     step that is a plain ``KeyboardInterrupt``.
 
+    Under ``mlx.launch``, the processes share every batch out among them; the first one alone writes and reports. When
+    one is lost, the others end, and the first one saves a checkpoint.
+
     Args:
         config: The settings.
         force: Whether an adapter at ``config.out`` may be replaced, and checkpoints of an earlier run be dropped.
@@ -62,49 +71,104 @@ def train(
     Raises:
         InputError: Settings, data, model, checkpoints or output cannot be used; nothing has been trained.
         RunError: The loss is not finite, or something cannot be written; the checkpoints stay.
+        LostError: Another process is gone; the last checkpoint is named.
+        QuietError: The main process reports the error.
     """
     out = Path(config.out).expanduser()
-    progress = progress or Progress()
-    if config.report_to:
-        check_trackers(config.report_to)
-        progress = TrackedProgress(progress, config)
     keep_freed_memory()
+    group = join()
+    if progress is None or not group.main:
+        progress = Progress()
     folder = CheckpointFolder(out, config.keep_checkpoints)
+    with group.reported_once(), ExitStack() as held:
+        with group.agreed():
+            if group.main and config.report_to:
+                check_trackers(config.report_to)
+                progress = TrackedProgress(progress, config)
+            begun = _begin(config, folder, force, resume, progress, held) if group.main else None
+        begun = _told(begun, out, group, held)
+        if isinstance(begun, TrainResult):
+            return begun
+        with group.agreed():
+            run = Trainer(config, progress, folder, begun, group)
+        group.check_same(run.facts())
+        with stop_on_interrupt(signal.SIGINT, signal.SIGTERM) as stop:
+            stopped = group.watch(stop)
+            try:
+                run.loop(stopped)
+                records = tuple(run.history.records)
+                if not run.complete:
+                    if run.done > 0:
+                        path = run.save_checkpoint()
+                        if group.main:
+                            _add_report(run, path)
+                        return TrainResult(path, run.done, stopped.signal, records, group.rank)
+                    if group.main:
+                        folder.clear()
+                    raise KeyboardInterrupt
+                with group.agreed():
+                    if group.main:
+                        _finish(run, out, force)
+            except LostError as lost:
+                raise run.rescue(lost) from lost
+    return TrainResult(out, run.done, None, records, group.rank)
+
+
+def _begin(
+    config: TrainConfig, folder: CheckpointFolder, force: bool, resume: bool, progress: Progress, held: ExitStack
+) -> "TrainResult | Checkpoint | None":
+    """Checks the output and holds it: what to go on from, or the result if there is nothing left to do."""
+    out = Path(config.out).expanduser()
     if not resume:
         check_new(out, force)
         if not force:
             folder.check_unused()
-    with folder.locked():
-        checkpoint = None
-        if resume:
-            recover(out)
-            checkpoint = folder.newest(progress.note)
-            if result := _finished(config, out, folder, checkpoint, progress):
-                return result
-            check_new(out, force)
-            if checkpoint:
-                check_settings(checkpoint.state["settings"], config, checkpoint.path)
-            else:
-                progress.note(f"no checkpoint in {folder.path}: starting from the beginning")
-        run = Trainer(config, progress, folder, checkpoint)
-        with stop_on_interrupt(signal.SIGINT, signal.SIGTERM) as stopped:
-            run.loop(stopped)
-            records = run.history.records
-            if not run.complete:
-                if run.done == 0:
-                    folder.clear()
-                    raise KeyboardInterrupt
-                path = run.save_checkpoint()
-                add_picture(path, records, progress.note)
-                progress.note(run.footprint.measured())
-                return TrainResult(path, run.done, stopped.signal, tuple(records))
-            with new_directory(out, force) as directory:
-                step, tensors = run.result()
-                run.write_adapter(directory, out, step, tensors)
-                add_picture(directory, records, progress.note)
-            progress.note(run.footprint.measured())
-            _tidy(folder, run.history, step, progress)
-    return TrainResult(out, run.done, None, tuple(records))
+    held.enter_context(folder.locked())
+    if not resume:
+        return None
+    recover(out)
+    checkpoint = folder.newest(progress.note)
+    if result := _finished(config, out, folder, checkpoint, progress):
+        return result
+    check_new(out, force)
+    if checkpoint:
+        check_settings(checkpoint.state["settings"], config, checkpoint.path)
+    else:
+        progress.note(f"no checkpoint in {folder.path}: starting from the beginning")
+    return checkpoint
+
+
+def _told(
+    begun: "TrainResult | Checkpoint | None", out: Path, group: Group, held: ExitStack
+) -> "TrainResult | Checkpoint | None":
+    """What the main process begins with, in every process; the others get a copy of the checkpoint for a while."""
+    message = b""
+    if isinstance(begun, TrainResult):
+        message = str(begun.steps).encode()
+    elif begun and group.size > 1:
+        message = pack_checkpoint(begun.path)
+    message = group.broadcast(message)
+    if group.main or not message:
+        return begun
+    if message.isdigit():
+        return TrainResult(out, int(message), None, (), group.rank)
+    directory = held.enter_context(tempfile.TemporaryDirectory(prefix="parm-mlx-"))
+    return unpack_checkpoint(message, Path(directory))
+
+
+def _finish(run: Trainer, out: Path, force: bool) -> None:
+    """Writes the result, and removes the checkpoints."""
+    with new_directory(out, force) as directory:
+        step, tensors = run.result()
+        run.write_adapter(directory, out, step, tensors)
+        _add_report(run, directory)
+    _tidy(run.folder, run.history, step, run.progress)
+
+
+def _add_report(run: Trainer, directory: Path) -> None:
+    """Draws the curves beside the metrics, and tells the memory that was used."""
+    add_picture(directory, run.history.records, run.progress.note)
+    run.progress.note(run.footprint.measured())
 
 
 def _finished(
@@ -114,8 +178,8 @@ def _finished(
     training = finished_training(out, config)
     if training is None or (newest and newest.state["data"] != training["data"]):
         return None
-    history = History(out / METRICS_FILE)
-    history.records = read_metrics(history.path)
+    history = History(None)
+    history.records = read_metrics(out / METRICS_FILE)
     progress.note(f"{out} is finished already")
     _tidy(folder, history, training["steps_done"], progress)
     return TrainResult(out, training["steps"], None, tuple(history.records))

@@ -10,7 +10,7 @@ from parm_mlx.files import disk_errors
 from parm_mlx.mlxlm import TrainingCallback, reporting_callback
 from parm_mlx.preference import format_alpha
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
+from parm_mlx.training.report import Counted, Progress, TrainRecord, ValidRecord
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class TrackedProgress(Progress):
         """Passes on a note."""
         self.progress.note(message)
 
-    def track(self, items: Sequence[T], label: str) -> Iterable[T]:
+    def track(self, items: Counted[T], label: str) -> Iterable[T]:
         """Passes on items."""
         return self.progress.track(items, label)
 

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from parm_mlx.errors import DataError, RunError
+from parm_mlx.errors import DataError, LostError, RunError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.pblora.adapter import (
@@ -26,12 +27,13 @@ from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.matching import matched, trainable_numbers
 from parm_mlx.pblora.targets import default_targets, find_targets
 from parm_mlx.preference import sample_dirichlet
-from parm_mlx.training.batches import Batch, TrainingBatches, fixed_batches
+from parm_mlx.training.batches import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import load_data
 from parm_mlx.training.footprint import Footprint, machine_memory
+from parm_mlx.training.group import Group
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write_metrics
@@ -56,17 +58,24 @@ class Trainer:
         progress: Who is told about the run.
         folder: Where checkpoints and metrics go.
         checkpoint: Where to go on from.
+        group: The processes that train together.
 
     Raises:
         InputError: Settings, data, model or checkpoint cannot be used.
     """
 
     def __init__(
-        self, config: TrainConfig, progress: Progress, folder: CheckpointFolder, checkpoint: Checkpoint | None
+        self,
+        config: TrainConfig,
+        progress: Progress,
+        folder: CheckpointFolder,
+        checkpoint: Checkpoint | None,
+        group: Group,
     ) -> None:
-        self.config, self.progress, self.folder = config, progress, folder
+        self.config, self.progress, self.folder, self.group = config, progress, folder, group
         self.done = 0
-        self.history = History(folder.metrics)
+        self.history = History(folder.metrics if group.main else None)
+        self._before: dict[str, Any] | None = None
         init, order, choice, alpha, dropout = (
             np.random.default_rng(seed) for seed in np.random.SeedSequence(config.seed).spawn(5)
         )
@@ -106,8 +115,8 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         scorer = ResponseScorer(model, self.k)
-        self.learner = Learner(scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps)
-        self.footprint = Footprint(scorer, config, train)
+        self.learner = Learner(scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps, group)
+        self.footprint = Footprint(scorer, config, train, -(-config.pairs_per_step // self.learner.parts))
         self.footprint.announce(progress, machine_memory())
         if checkpoint:
             self._restore(checkpoint)
@@ -140,14 +149,15 @@ class Trainer:
     def loop(self, stopped: Callable[[], bool]) -> None:
         """Trains until the last step or until asked to stop."""
         self.meter.resume()
-        self.folder.begin(keep=self.done > 0)
+        if self.group.main:
+            self.folder.begin(keep=self.done > 0)
         self.history.begin()
         self.progress.begin(self.steps, self.done)
         mx.reset_peak_memory()
         try:
             self._validate(stopped)
             while self.done < self.steps and not stopped():
-                rate = self._step(next(self.batches))
+                rate = self._step()
                 self.progress.advance(self.done)
                 if self._due(self.config.steps_per_report):
                     self._report(rate)
@@ -160,15 +170,19 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.done == self.steps or self.done % every == 0
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self) -> float:
+        if self.group.size > 1:
+            self._before = self._position()
+        batch = next(self.batches)
         draws = 1 if self.config.alpha_per == "batch" else len(batch.where)
         alpha = sample_dirichlet(self.alpha_rng, self.config.dirichlet, self.k, draws)
-        mx.random.seed(_seed(self.dropout_rng))
+        mx.random.seed((_seed(self.dropout_rng) + self.group.rank) % 2**32)
         result = self.learner.step(self.done, batch, mx.array(alpha[0] if draws == 1 else alpha))
         if not result.finite:
             what = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}"
             raise self._diverged(f"step {self.done + 1}: {what}. Rows of this step: {', '.join(batch.where)}")
         self.done += 1
+        self._before = None
         self.meter.add(result)
         return result.learning_rate
 
@@ -181,6 +195,8 @@ class Trainer:
 
     def _report(self, rate: float) -> None:
         record = self.meter.record(self.done, rate)
+        if self.group.size > 1:
+            record = replace(record, peak_memory_gb=self.group.peak_memory / 1e9)
         self.history.add(record)
         self.progress.report(record)
         self.meter.reset()
@@ -222,14 +238,46 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Writes a checkpoint of where the run stands."""
+        with self.group.agreed():
+            return self._write_checkpoint() if self.group.main else self.folder.at(self.done)
+
+    def rescue(self, lost: LostError) -> LostError:
+        """Saves what is done when another process is gone.
+
+        Returns:
+            The error to end with.
+        """
+        what = f"{lost} after step {self.done}"
+        if not self.group.main:
+            return LostError(what)
+        if self.done == 0:
+            return LostError(what, hint="nothing was learned yet; give the same command again")
+        hint = "the same command with --resume goes on from there, with any number of processes"
+        return LostError(f"{what}; checkpoint: {self._write_checkpoint()}", hint=hint)
+
+    def facts(self) -> dict[str, Any]:
+        """What has to be the same in every process, as plain values."""
+        settings = {name: value for name, value in settings_of(self.config).items() if name != "model"}
+        shapes = {name: tensor.shape for name, tensor in adapter_tensors(self.learner.scorer.model).items()}
+        lengths = [len(pair) for pair in self.batches.pairs]
+        packages = {name: version for name, version in versions().items() if name not in ("python", "platform")}
+        return {"settings": settings, "data": files(self.data), "models": [shapes, lengths], "packages": packages}
+
+    def _position(self) -> dict[str, Any]:
+        """Where the random streams stand, as plain values."""
+        return {
+            "order": self.batches.order.state(),
+            "alpha_rng": self.alpha_rng.bit_generator.state,
+            "dropout_rng": self.dropout_rng.bit_generator.state,
+        }
+
+    def _write_checkpoint(self) -> Path:
         tensors = adapter_tensors(self.learner.scorer.model)
         if not all(mx.isfinite(tensor).all().item() for tensor in tensors.values()):
             raise self._diverged(f"step {self.done}: the adapter holds numbers that are not finite")
         state = {
             "steps": self.steps,
-            "order": self.batches.order.state(),
-            "alpha_rng": self.alpha_rng.bit_generator.state,
-            "dropout_rng": self.dropout_rng.bit_generator.state,
+            **(self._before or self._position()),
             "meter": self.meter.state(),
             "settings": settings_of(self.config),
             "data": files(self.data),

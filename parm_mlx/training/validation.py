@@ -12,7 +12,8 @@ from parm_mlx.training.batches import Batch
 from parm_mlx.training.learner import Learner
 
 Values = NDArray[np.float64]
-Track = Callable[[Sequence[tuple[Batch, int]]], Iterable[tuple[Batch, int]]]
+Item = tuple[Batch | None, int]
+Track = Callable[[Sequence[Item]], Iterable[Item]]
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ def validate(
     model = learner.scorer.model
     model.eval()
     try:
-        for batch, point in track([(batch, point) for batch in batches for point in range(len(grid))]):
+        shares = [learner.share(batch) for batch in batches]
+        for share, point in track([(share, point) for share in shares for point in range(len(grid))]):
             if stopped():
                 return None
-            sums[point] += np.array(learner.loss(batch, mx.array(grid[point]))[1])
+            sums[point] += np.array(learner.measure(share, mx.array(grid[point])))
     finally:
         model.train()
     return [_grid_point(alpha, *sums[point]) for point, alpha in enumerate(grid)]

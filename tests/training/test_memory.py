@@ -119,7 +119,7 @@ def test_the_estimate_is_near_the_measured_peak(
     before = mx.get_active_memory()
     learner = learner_of(config, bits, dtype, **changes)
     pairs = random_pairs(*[(size[0], size[1], size[1])] * 4)
-    sizes = Footprint(learner.scorer, config, pairs)
+    sizes = Footprint(learner.scorer, config, pairs, 4)
     assert sizes.estimate is not None
     alpha = mx.array(np.full((4, 2), 0.5, np.float32))
     learner.step(0, make_batch(pairs), alpha)
@@ -130,7 +130,9 @@ def test_the_estimate_is_near_the_measured_peak(
 
 def test_announcements() -> None:
     config = TrainConfig(model="m", data="d", out="o", batch_size=4, max_seq_length=128)
-    sizes = Footprint(learner_of(config, None, mx.float32).scorer, config, random_pairs(*[(8, 40, 40)] * 6, (2, 4, 4)))
+    sizes = Footprint(
+        learner_of(config, None, mx.float32).scorer, config, random_pairs(*[(8, 40, 40)] * 6, (2, 4, 4)), 4
+    )
     assert sizes.estimate is not None
     assert (sizes.load.pairs, sizes.load.rest) == (4, 48), "the batch of the longest pairs"
     total = sizes.estimate.total

@@ -1,0 +1,232 @@
+"""Several processes that train together: data parallel over ``mx.distributed``, started with ``mlx.launch``.
+
+Every process reads the model and the data, draws the same batches and makes the same updates; of each batch it computes
+its share, and the sums are those of all. The main process, rank 0, alone writes and reports.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+from numpy.typing import NDArray
+
+from parm_mlx.errors import ConfigError, LostError, ParmError, QuietError, RunError
+from parm_mlx.interrupt import Stop
+
+# What mlx.launch sets for each backend (for MPI, what Open MPI sets).
+BACKENDS = {"MLX_HOSTFILE": "ring", "MLX_JACCL_COORDINATOR": "jaccl", "OMPI_COMM_WORLD_SIZE": "mpi"}
+PATIENCE = 600.0
+
+
+class Group:
+    """The processes of a run; without ``members``, this one alone, and then nothing here does anything.
+
+    Args:
+        members: The group of ``mx.distributed``.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+        peak_memory: Highest memory use of MLX in any process, in bytes, as of the last reduction.
+    """
+
+    def __init__(self, members: mx.distributed.Group | None = None) -> None:
+        self.members = members
+        self.rank, self.size = (members.rank(), members.size()) if members else (0, 1)
+        self.peak_memory = 0.0
+        self._stop = self._agreed = Stop()
+        self._patience: float | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+    def watch(self, stop: Stop) -> Stop:
+        """From now on, a signal that any process got stops all of them, after the same step.
+
+        From now on, too, a process that waits for the others for 10 minutes gives up: a machine that has lost its
+        power or its cable does not say good-bye.
+
+        Args:
+            stop: Says whether this process got a signal.
+
+        Returns:
+            What says so for all of them.
+        """
+        self._stop, self._agreed, self._patience = stop, Stop() if self.size > 1 else stop, PATIENCE
+        return self._agreed
+
+    def sum(self, tree: Any) -> Any:
+        """Sums over the processes, in one reduction, which carries their signals and memory use along.
+
+        Args:
+            tree: Arrays, of the same shapes in every process; they are summed in float32.
+
+        Raises:
+            LostError: Another process is gone.
+        """
+        if self.size == 1:
+            return tree
+        own = np.zeros((2, self.size), np.float32)
+        own[:, self.rank] = self._stop.signal or 0, mx.get_peak_memory()
+        flat: Any = tree_flatten(tree)
+        leaves: list[mx.array] = [mx.array(own), *(leaf for _, leaf in flat)]
+        total = self._all_sum(mx.concatenate([leaf.reshape(-1).astype(mx.float32) for leaf in leaves]))
+        pieces = iter(mx.split(total, np.cumsum([leaf.size for leaf in leaves])[:-1].tolist()))
+        signals, memory = np.array(next(pieces)).reshape(2, self.size)
+        self.peak_memory = float(memory.max())
+        self._agreed.signal = self._agreed.signal or next((int(number) for number in signals if number), None)
+        summed = tree_map(lambda leaf: next(pieces).reshape(leaf.shape).astype(leaf.dtype), tree)
+        mx.eval(summed)
+        return summed
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What is done inside the block fails everywhere if it fails in one process.
+
+        Raises:
+            ParmError: In the main process, what failed; if that was in another one, with its rank.
+            QuietError: In the others.
+            LostError: Another process is gone.
+        """
+        if self.size == 1:
+            yield
+            return
+        error = None
+        try:
+            yield
+        except LostError:
+            raise
+        except ParmError as caught:
+            error = caught
+        failed = self._gather([error is not None])[:, 0]
+        if not failed.any():
+            return
+        first = int(failed.argmax())
+        report = json.dumps([error.exit_code, str(error), error.hint] if error else None).encode()
+        code, message, hint = json.loads(self.broadcast(report, first))
+        if not self.main:
+            raise QuietError(code) from error
+        if error and first == self.rank:
+            raise error
+        shown = ParmError(f"rank {first}: {message}", hint=hint)
+        shown.exit_code = code
+        raise shown
+
+    @contextmanager
+    def reported_once(self) -> Iterator[None]:
+        """An error that all processes meet alike is shown by the main one; a lost connection by all who notice."""
+        try:
+            yield
+        except LostError:
+            raise
+        except ParmError as error:
+            if self.main:
+                raise
+            raise QuietError(error.exit_code) from error
+
+    def broadcast(self, content: bytes, root: int = 0) -> bytes:
+        """What process ``root`` gives, in all of them."""
+        if self.size == 1:
+            return content
+        own = self.rank == root
+        length = int(self._gather([len(content)])[root, 0])
+        if not length:
+            return b""
+        words = np.zeros(-(-length // 4), np.int32)
+        if own:
+            words.view(np.uint8)[:length] = np.frombuffer(content, np.uint8)
+        return np.array(self._all_sum(mx.array(words))).view(np.uint8)[:length].tobytes()
+
+    def check_same(self, facts: Mapping[str, Any]) -> None:
+        """Checks that the processes agree on what they have read.
+
+        Args:
+            facts: Plain values, and what to call them.
+
+        Raises:
+            ConfigError: They do not.
+        """
+        if self.size == 1:
+            return
+        digests = [hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest()[:4] for fact in facts.values()]
+        table = self._gather([int.from_bytes(digest, "little", signed=True) for digest in digests])
+        other = [name for name, column in zip(facts, table.T, strict=True) if (column != column[0]).any()]
+        if other:
+            ranks = ", ".join(map(str, np.flatnonzero((table != table[0]).any(axis=1))))
+            raise ConfigError(
+                f"{' and '.join(other)} differ between rank 0 and rank {ranks}",
+                hint="every machine needs the same data, model, settings and versions of the packages",
+            )
+
+    def _gather(self, values: Sequence[int]) -> NDArray[np.int32]:
+        """The numbers of every process, (size, len(values))."""
+        table = np.zeros((self.size, len(values)), np.int32)
+        table[self.rank] = values
+        return np.array(self._all_sum(mx.array(table)))
+
+    def _all_sum(self, array: mx.array) -> mx.array:
+        """On the CPU, and with nothing else in flight: a GPU must not wait for another machine."""
+        mx.eval(array)
+        watchdog = threading.Timer(self._patience, _give_up) if self._patience else None
+        if watchdog:
+            watchdog.daemon = True
+            watchdog.start()
+        try:
+            total = mx.distributed.all_sum(array, group=self.members, stream=mx.cpu)
+            mx.eval(total)
+        except RuntimeError as error:
+            raise LostError(f"rank {self.rank}: the connection to another process was lost") from error
+        finally:
+            if watchdog:
+                watchdog.cancel()
+        return total
+
+
+def join() -> Group:
+    """The group that this process was started in, as the environment says; a group of one without ``mlx.launch``.
+
+    Raises:
+        ConfigError: It was started for a backend that training does not use.
+        RunError: The others cannot be reached.
+    """
+    backend = next((name for variable, name in BACKENDS.items() if os.environ.get(variable)), None)
+    if backend is None and "MLX_RANK" in os.environ:
+        raise ConfigError(
+            f"this process is rank {os.environ['MLX_RANK']} of several, by a backend that training does not use",
+            hint="mlx.launch --backend ring, jaccl, jaccl-ring or mpi",
+        )
+    if backend is None or (backend == "ring" and _no_hosts(Path(os.environ["MLX_HOSTFILE"]))):
+        return Group()
+    try:
+        return Group(mx.distributed.init(strict=True, backend=backend))
+    except RuntimeError as error:
+        raise RunError(
+            f"the other processes cannot be joined over {backend}: {error}",
+            hint="are the addresses and ports right, and does every machine run the same command?",
+        ) from error
+
+
+def _no_hosts(hostfile: Path) -> bool:
+    """Whether this is the empty file that ``mlx.launch -n 1`` writes."""
+    return hostfile.is_file() and not hostfile.read_text(encoding="utf-8").strip()
+
+
+def _give_up() -> None:
+    """Ends this process, which is inside MLX and cannot be interrupted."""
+    sys.stderr.write(
+        f"error: no word from the other processes for {PATIENCE:g} seconds\n"
+        "hint: the same command with --resume goes on from the newest checkpoint, with any number of processes\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
