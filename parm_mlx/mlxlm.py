@@ -25,6 +25,7 @@ __all__ = [
     "TokenizerWrapper",
     "TrainingCallback",
     "attention_windows",
+    "context_length",
     "filter_logprobs",
     "load_tokenizer_alone",
     "load_weights_and_tokenizer",
@@ -307,7 +308,17 @@ def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Modul
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{path} cannot be loaded: {reason[0]}") from error
+    # Transformers would warn of long sequences, in words about indexing errors that MLX does not have.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return model, tokenizer
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens that a model was made for, as its config says; None where it does not."""
+    arguments: Any = getattr(model, "args", None)
+    texts = getattr(arguments, "text_config", None) or {}
+    length = getattr(arguments, "max_position_embeddings", None) or texts.get("max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
 class TrainingCallback(Protocol):

@@ -1,5 +1,6 @@
 """``parm-mlx chat``: a conversation whose preference can change at any turn."""
 
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,13 +107,14 @@ class Chat:
             return ""
 
     def _command(self, line: str) -> None:
-        name, *words = line.split()
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
         if name == "/alpha":
-            if words:
-                self._conversation.alpha = self._session.alpha("".join(words))
+            if rest:
+                self._conversation.alpha = self._session.alpha(rest)
             self._note(f"preference: {format_alpha(self._conversation.alpha, self._session.objectives)}")
         elif name == "/compare":
-            self._compare(words)
+            self._compare(re.sub(r"\s*([,=])\s*", r"\1", rest).split())
         elif name == "/reset":
             self._conversation.reset()
             self._note("the conversation starts anew")
@@ -137,7 +139,7 @@ class Chat:
             self._note("stopped" if reason is None else f"cut at {self._max_tokens} tokens (--max-tokens)")
 
     def _compare(self, specs: list[str]) -> None:
-        from parm_mlx.guidance.batch import Request, generate_batch
+        from parm_mlx.guidance.batch import Request, generate_batch, in_order
 
         question = self._conversation.last_question
         if question is None:
@@ -146,9 +148,10 @@ class Chat:
             raise PreferenceError("/compare needs preferences", hint="for instance /compare 1,0 0.5,0.5 0,1")
         alphas = self._session.alphas(specs)
         requests = [Request(question, alpha, self._sampling) for alpha in alphas]
-        produced = generate_batch(self._session.model, self._session.tokenizer, requests, self._max_tokens)
+        session = self._session
         with stop_on_interrupt() as stopped:
-            for answer in produced:
-                typer.echo(f"[{format_alpha(alphas[answer.index], self._session.objectives)}]\n{answer.text.strip()}\n")
-                if stopped():
-                    break
+            answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
+            for answer in in_order(answers):
+                typer.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]\n{answer.text.strip()}\n")
+        if stopped():
+            self._note("stopped")

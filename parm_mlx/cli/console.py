@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import parm_mlx
@@ -29,6 +30,16 @@ def stdout() -> "Console":
     from rich.console import Console
 
     return Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def program() -> str:
+    """What to type to run this program: its name if the shell finds it, else its path."""
+    import os
+    import shutil
+    import sys
+
+    path = Path(os.path.relpath(sys.argv[0]))
+    return str(path) if path.name == "parm-mlx" and not shutil.which("parm-mlx") else "parm-mlx"
 
 
 def note(message: str) -> None:

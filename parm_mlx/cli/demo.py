@@ -21,11 +21,21 @@ def demo(
             "--prompt", metavar="<str>", help="Ask this instead; may be repeated.", show_default="unseen questions"
         ),
     ] = None,
-    alpha: options.Alphas = None,
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--alpha",
+            metavar="<str>",
+            help='Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3"; may be given several times.',
+            show_default="1,0 and 0.5,0.5 and 0,1",
+        ),
+    ] = None,
     beta: options.Beta = 1.0,
     temp: options.Temp = 1.0,
     max_tokens: options.MaxTokens = 120,
-    seed: options.Seed = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the choice of questions and of the sampling.")
+    ] = 0,
 ) -> None:
     """Show what a preference does: the same questions at several preferences, with measured scores.
 
@@ -34,7 +44,7 @@ def demo(
     \b
     Examples:
       parm-mlx demo
-      parm-mlx demo --prompt "How do I keep basil alive?" --alpha 0.8,0.2
+      parm-mlx demo --prompt "How do I bake bread?" --alpha 0.8,0.2
     """
     session = open_session(None, None, None, beta)
     from parm_mlx.evaluation.rewards import SCORERS
@@ -55,7 +65,8 @@ def demo(
         typer.echo(f"  [{format_alpha(weights, objectives)}]  →  {measured}")
         typer.echo(f"  {answer.text.strip()}\n")
     typer.echo(_summary(objectives, scores))
-    console.note('next: parm-mlx chat --alpha 0.5,0.5   or   parm-mlx demo --prompt "…"')
+    me = console.program()
+    console.note(f'next: {me} chat --alpha 0.5,0.5   or   {me} demo --prompt "How do I bake bread?"')
 
 
 def _unseen(seed: int) -> list[str]:

@@ -47,7 +47,7 @@ def generate(
 
     \b
     Examples:
-      parm-mlx generate --prompt "How do I keep basil alive?" --alpha 1,0 --alpha 0,1
+      parm-mlx generate --prompt "How do I bake bread?" --alpha 1,0 --alpha 0,1
       parm-mlx generate --prompts questions.txt --alpha warmth=0.7,focus=0.3 --json
       parm-mlx generate --model base --parm parm --guide-model small --prompt - < question.txt
     """
@@ -91,25 +91,20 @@ def answers(
     session: Session, jobs: list[Job], sampling: Any, max_tokens: int, system: list[dict[str, str]]
 ) -> Iterator[tuple[Job, Any]]:
     """Generates an answer for every (prompt number, prompt, α), in that order, as soon as each is known."""
-    from parm_mlx.guidance.batch import Answer, Request, generate_batch
+    from parm_mlx.guidance.batch import Request, generate_batch, in_order
 
     requests = []
     for number, text, weights in jobs:
         tokens = session.prompter([*system, {"role": "user", "content": text}] if system else text)
         requests.append(Request(tokens, weights, sampling, number))
-    waiting: dict[int, Answer] = {}
-    following = 0
     produced = generate_batch(session.model, session.tokenizer, requests, max_tokens)
-    for answer in console.progress(produced, len(requests), "answers"):
-        waiting[answer.index] = answer
-        while following in waiting:
-            yield jobs[following], waiting.pop(following)
-            following += 1
+    for answer in in_order(console.progress(produced, len(requests), "answers")):
+        yield jobs[answer.index], answer
 
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
     if (given is None) == (file is None):
-        raise InputError("give either --prompt or --prompts", hint='for instance --prompt "How do I keep basil alive?"')
+        raise InputError("give either --prompt or --prompts", hint='for instance --prompt "How do I bake bread?"')
     if file is None:
         texts = [sys.stdin.read().strip() if text == "-" else text for text in given or []]
         if not all(text.strip() for text in texts):
@@ -117,8 +112,10 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
         return texts
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file} is not UTF-8 text") from None
     texts = [_prompt_of(line, file, i) for i, line in enumerate(lines, 1) if line.strip()]
     if not texts:
         raise DataError(f"{file} holds no prompt")
@@ -129,9 +126,12 @@ def _prompt_of(line: str, file: Path, number: int) -> str:
     if not line.startswith("{"):
         return line.strip()
     try:
-        text = json.loads(line).get("prompt")
+        row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{number}: broken JSON: {error}") from None
+    if "prompt" not in row:
+        raise DataError(f'{file}:{number}: "prompt" is missing')
+    text = row["prompt"]
     if not isinstance(text, str) or not text.strip():
         raise DataError(f'{file}:{number}: "prompt" must be a text')
     return text

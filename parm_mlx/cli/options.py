@@ -9,7 +9,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         help="Base model: directory or hub id.",
-        show_default="the backbone of --parm; without --parm the bundled model",
+        show_default="--guide-model, or the backbone of --parm; without --parm the bundled model",
     ),
 ]
 Parms = Annotated[

@@ -1,5 +1,6 @@
 """What the commands that generate have in common: the loaded models and the preferences asked for."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ class Session:
         if spec is None:
             return parse_alpha([1] * len(self.objectives), self.objectives)
         alpha = parse_alpha(spec, self.objectives)
-        if "=" not in spec and [float(part) for part in spec.split(",")] != list(alpha):
+        if not math.isclose(sum(float(part.rpartition("=")[2]) for part in spec.split(",")), 1):
             console.note(f"alpha {spec} is used as {format_alpha(alpha, self.objectives)}")
         return alpha
 
@@ -74,5 +75,6 @@ def open_session(
         template,
         base_template=chat_template,
         guide_template=guided.guide.chat_template,
+        limit=guided.context_length,
     )
     return Session(guided, tokenizer, prompter)

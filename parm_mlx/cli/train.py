@@ -182,11 +182,11 @@ def train(
     typer.echo(str(result.out))
     if result.signal is not None:
         console.note(
-            f"stopped after {result.steps} steps; the same command with --resume goes on from there\n"
+            f"stopped at step {result.steps}; the same command with --resume finishes the run\n"
             f"{result.out} holds what has been learned; try it: parm-mlx chat --parm {result.out}"
         )
         raise typer.Exit(128 + result.signal)
-    console.note(f"{result.steps} steps done; try it: parm-mlx chat --parm {result.out}")
+    console.note(f"{result.steps} steps done; try it: {console.program()} chat --parm {result.out}")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -1,6 +1,6 @@
 """Many answers at once: prompts under different preferences in one continuous batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ def generate_batch(
     requests: Sequence[Request],
     max_tokens: int,
     batch_size: int = 32,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Answer]:
     """Generates answers in one continuous batch, and yields each as it ends.
 
@@ -65,12 +66,24 @@ def generate_batch(
         requests: What to answer; guided and unguided requests run in a batch each.
         max_tokens: Longest answer.
         batch_size: Most answers that run at the same time.
+        stopped: Asked at every token; when it returns True, the unfinished answers are dropped.
     """
     guided = [i for i, request in enumerate(requests) if request.alpha is not None]
     plain = [i for i, request in enumerate(requests) if request.alpha is None]
     for runs, indices in ((model, guided), (model.base, plain)):
         if indices:
-            yield from _run(runs, model, tokenizer, requests, indices, max_tokens, batch_size)
+            yield from _run(runs, model, tokenizer, requests, indices, max_tokens, batch_size, stopped)
+
+
+def in_order(answers: Iterable[Answer]) -> Iterator[Answer]:
+    """Yields answers in the order of their requests, each as soon as it and all before it are known."""
+    waiting: dict[int, Answer] = {}
+    following = 0
+    for answer in answers:
+        waiting[answer.index] = answer
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
 def _run(
@@ -81,6 +94,7 @@ def _run(
     indices: Sequence[int],
     max_tokens: int,
     batch_size: int,
+    stopped: Callable[[], bool],
 ) -> Iterator[Answer]:
     generator = BatchGenerator(
         runs,
@@ -100,7 +114,7 @@ def _run(
     uids = generator.insert(prompts, caches=caches, samplers=samplers)
     running: dict[int, tuple[int, list[int]]] = {uid: (i, []) for uid, i in zip(uids, indices, strict=True)}
     try:
-        while running:
+        while running and not stopped():
             for response in generator.next_generated():
                 index, tokens = running[response.uid]
                 if response.finish_reason != "stop":

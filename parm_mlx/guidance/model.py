@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.errors import PreferenceError
-from parm_mlx.mlxlm import PreferenceCache, make_prompt_cache
+from parm_mlx.mlxlm import PreferenceCache, context_length, make_prompt_cache
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import BoundPreferences, Conditioning, Preferences, conditioned
@@ -63,6 +63,11 @@ class Guide(nn.Module):
     def alpha(self) -> tuple[float, ...]:
         """The preference used where none is given."""
         return self._default
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that the model was made for; None where it does not say."""
+        return context_length(self.model)
 
     @property
     def layers(self) -> list[Any]:
@@ -152,6 +157,11 @@ class GuidedModel(nn.Module):
     def objectives(self) -> tuple[str, ...]:
         """The k objectives, in the order of α."""
         return self.guide.objectives
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that both models were made for; None where they do not say."""
+        return min(filter(None, (context_length(self.base), self.guide.context_length)), default=None)
 
     @property
     def layers(self) -> list[Any]:

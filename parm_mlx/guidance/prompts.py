@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
-from parm_mlx.errors import ModelError
+from parm_mlx.errors import InputError, ModelError
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Prompt, check_template, render
 from parm_mlx.mlxlm import TokenizerWrapper
 
@@ -27,6 +27,7 @@ class Prompter:
         base_template: Name of the base's chat template. By default its tokenizer's own, or, where it has none,
             the guide's.
         guide_template: Name of the chat template that the guide was trained with; None is its tokenizer's own.
+        limit: Most tokens that both models can read; None is no limit.
 
     Raises:
         ModelError: There is no chat template of such a name.
@@ -40,6 +41,7 @@ class Prompter:
         *,
         base_template: str | None = None,
         guide_template: str | None = None,
+        limit: int | None = None,
     ) -> None:
         check_template(guide_template)
         check_template(base_template)
@@ -47,14 +49,20 @@ class Prompter:
             base_template = guide_template
         self._readers = ((base, base_template), (guide, guide_template))
         self._template = template
+        self._limit = limit
 
     def __call__(self, prompt: Prompt) -> PromptTokens:
         """Tokenises a user's text, or a conversation that an assistant is to continue.
 
         Raises:
+            InputError: The prompt is longer than the models can read.
             ModelError: A tokenizer has no chat template for a conversation, or its template refuses this one.
         """
-        return PromptTokens(*(self._encode(tokenizer, name, prompt) for tokenizer, name in self._readers))
+        tokens = PromptTokens(*(self._encode(tokenizer, name, prompt) for tokenizer, name in self._readers))
+        length = max(len(tokens.base), len(tokens.guide))
+        if self._limit is not None and length >= self._limit:
+            raise InputError(f"the prompt has {length} tokens, and the model reads {self._limit} with its answer")
+        return tokens
 
     def _encode(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Prompt) -> list[int]:
         try:

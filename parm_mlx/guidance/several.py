@@ -51,6 +51,11 @@ class Guides(nn.Module):
         self._entries = tuple(map(slice, (0, *ends), ends))
 
     @property
+    def context_length(self) -> int | None:
+        """Most tokens that all of them were made for; None where they do not say."""
+        return min(filter(None, (guide.context_length for guide in self.guides)), default=None)
+
+    @property
     def objectives(self) -> tuple[str, ...]:
         """The k objectives, in the order of α."""
         return self._objectives

@@ -113,8 +113,10 @@ class CheckpointFolder:
                 (directory / STATE_FILE).write_text(text + "\n", encoding="utf-8")
                 flush_files(directory)
         except RunError as error:
-            hint = "make room, then give the same command with --resume"
-            raise RunError(f"{error}; the last good checkpoint is {self.last() or 'none'}", hint=hint) from error
+            last = self.last()
+            remains = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            hint = f"make room, then give the same command{' with --resume' if last else ''}"
+            raise RunError(f"{error}; {remains}", hint=hint) from error
         for other in self.steps()[: -self.keep]:
             if other != best:
                 remove_directory(self.at(other))

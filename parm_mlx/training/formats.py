@@ -69,7 +69,7 @@ def decode(text: str) -> Any:
     if "\0" in text:
         _fail("the line holds a NUL character")
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         raise RowError(f"broken JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError):

@@ -64,9 +64,11 @@ def chunked_logprobs_with_grad(
 def _logprobs_and_slope(output_layer: Layer, h: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
     z = output_layer(h)
     logits = z.astype(mx.float32)
-    log_sum = mx.logsumexp(logits, axis=-1, keepdims=True)
-    logprobs = mx.take_along_axis(logits, y[:, None], axis=-1) - log_sum
-    p = mx.softmax(logits, axis=-1)
+    largest = logits.max(axis=-1, keepdims=True)
+    weights = mx.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    logprobs = mx.take_along_axis(logits, y[:, None], axis=-1) - largest - mx.log(total)
+    p = weights / total
     p_minus_y = mx.put_along_axis(p, y[:, None], mx.exp(logprobs) - 1, axis=-1)
     _, (slope,) = mx.vjp(output_layer, [h], [p_minus_y.astype(z.dtype)])
     return logprobs[:, 0], -slope

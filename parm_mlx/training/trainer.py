@@ -188,10 +188,10 @@ class Trainer:
 
     def _diverged(self, what: str) -> RunError:
         """Names the last checkpoint that was followed by a step without trouble."""
-        return RunError(
-            f"{what}. The last good checkpoint: {self.folder.last(before=self.done) or 'none'}",
-            hint="a lower --learning-rate, or a model in float32, usually helps; a checkpoint is an adapter too",
-        )
+        last = self.folder.last(before=self.done)
+        remains = f"The last good checkpoint: {last}" if last else "There is no checkpoint yet"
+        advice = "a lower --learning-rate, or a model in float32, usually helps"
+        return RunError(f"{what}. {remains}", hint=f"{advice}; a checkpoint is an adapter too" if last else advice)
 
     def _report(self, rate: float) -> None:
         record = self.meter.record(self.done, rate)

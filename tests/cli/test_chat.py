@@ -40,7 +40,9 @@ def test_a_whole_conversation(chat: Run, official: Path) -> None:
         for case in cases["cases"]
         if case["alpha"] == alpha and case["prompt_index"] == 0
     )
-    script = f"{question}\n/compare 1,0 helpful=1\n/reset\n\n/alpha 0,2\n{question}\n/alpha\n/help\n/quit\nnever read\n"
+    script = (
+        f"{question}\n/compare 1, 0 helpful = 1\n/reset\n\n/alpha 0,2\n{question}\n/alpha\n/help\n/quit\nnever read\n"
+    )
     code, out, err = chat(script, "--alpha", "1,0")
     assert code == 0
     compared = [f"[harmless=1 helpful=0]\n{first.strip()}\n\n", f"[harmless=0 helpful=1]\n{second.strip()}\n\n"]
@@ -62,6 +64,7 @@ def test_quiet_prints_answers_only(chat: Run) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        ("/alpha 0.7 0.3", "error: '0.7 0.3' in alpha is not a number"),
         ("/alpha 1", "error: alpha has 1 weight(s)"),
         ("/alpha kind=1", "error: unknown objective 'kind'"),
         ("/compare 1,0", "error: nothing to compare yet"),

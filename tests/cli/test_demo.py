@@ -29,7 +29,7 @@ def test_the_demo_shows_questions_answers_scores_and_what_moved(run_cli: Run) ->
 
 
 def test_the_demo_takes_other_questions_and_preferences(run_cli: Run) -> None:
-    code, out, _ = run_cli("demo", "--prompt", "How do I keep basil alive?", "--alpha", "0.8,0.2", "--max-tokens", 20)
+    code, out, _ = run_cli("demo", "--prompt", "How do I bake bread?", "--alpha", "0.8,0.2", "--max-tokens", 20)
     assert code == 0
     assert out.count("▌ ") == 1
     assert "[{}=0.8 {}=0.2]".format(*OBJECTIVES) in out

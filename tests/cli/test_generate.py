@@ -117,8 +117,10 @@ def test_a_base_needs_a_parm(run_cli: Run, models: list[str]) -> None:
     [
         (b"", "holds no prompt"),
         (b"{broken", "prompts.txt:1: broken JSON"),
-        (b'{"text": 1}', '"prompt" must be a text'),
-        (b"\xff\xfe", "cannot be read"),
+        (b'{"text": 1}', 'prompts.txt:1: "prompt" is missing'),
+        (b'{"prompt": 1}', '"prompt" must be a text'),
+        (b"word " * 2000, "tokens, and the model reads 1024 with its answer"),
+        (b"\xff\xfe", "is not UTF-8 text"),
     ],
 )
 def test_wrong_prompt_files(run_cli: Run, models: list[str], tmp_path: Path, content: bytes, reason: str) -> None:
@@ -127,4 +129,13 @@ def test_wrong_prompt_files(run_cli: Run, models: list[str], tmp_path: Path, con
     code, _, err = run_cli("generate", *models, "--prompts", file)
     assert code == 2
     assert reason in err
-    assert run_cli("generate", *models, "--prompts", tmp_path / "missing")[0] == 2
+    assert "Traceback" not in err
+    assert "indexing errors" not in err
+    code, _, err = run_cli("generate", *models, "--prompts", tmp_path / "missing")
+    assert (code, err.splitlines()) == (2, [f"error: {tmp_path / 'missing'} cannot be read: No such file or directory"])
+
+
+@pytest.mark.parametrize(("spec", "noted"), [("2,3", True), ("helpful=0.5", True), ("0.4,0.6", False)])
+def test_a_preference_that_is_normalised_is_shown(run_cli: Run, models: list[str], spec: str, noted: bool) -> None:
+    _, _, err = run_cli("generate", *models, "--prompt", "x", "--max-tokens", 1, "--alpha", spec)
+    assert (f"alpha {spec} is used as" in err) is noted

@@ -129,7 +129,7 @@ def test_a_signal_saves_and_resume_goes_on(
         code, out, err = train(*arguments)
     checkpoint = folder / "mine.checkpoints" / "step-00000003"
     assert (code, out.strip()) == (128 + number, str(checkpoint))
-    assert "stopped after 3 steps; the same command with --resume goes on from there" in err
+    assert "stopped at step 3; the same command with --resume finishes the run" in err
     assert f"parm-mlx chat --parm {checkpoint}" in err
     code, out, err = train(*arguments)
     assert (code, out) == (2, "")

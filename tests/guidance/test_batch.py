@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 
-from parm_mlx.guidance.batch import Answer, Request, generate_batch
+from parm_mlx.guidance.batch import Answer, Request, generate_batch, in_order
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.sampling import Sampling
@@ -53,6 +53,23 @@ def test_guide_prompts_of_their_own_run_in_the_same_batch(loaded: Loaded) -> Non
     together = [answer.tokens for answer in run(loaded, requests)]
     assert together[0] == together[2] != together[1]
     assert together == [run(loaded, [request])[0].tokens for request in requests]
+
+
+def test_a_stop_drops_what_is_not_finished(loaded: Loaded) -> None:
+    model, tokenizer, prompter = loaded
+    requests = [Request(prompter("Tell me a joke."), (0.3, 0.7), Sampling())]
+    asked = iter([False, False, True])
+    assert list(generate_batch(model, tokenizer, requests, 12, stopped=lambda: next(asked))) == []  # type: ignore[arg-type]
+    assert next(asked, None) is None
+
+
+def test_answers_in_the_order_of_their_requests() -> None:
+    ended = [Answer(index, "", [], "stop") for index in (2, 0, 3, 1)]
+    read: list[int] = []
+    ordered = in_order(read.append(answer.index) or answer for answer in ended)  # type: ignore[func-returns-value]
+    assert next(ordered).index == 0
+    assert read == [2, 0], "an answer waits only for those before it"
+    assert [answer.index for answer in ordered] == [1, 2, 3]
 
 
 def test_answers_end_with_a_reason(loaded: Loaded) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from parm_mlx.errors import ModelError
+from parm_mlx.errors import InputError, ModelError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.guidance.prompts import Prompter, encode, render_prompt, split_response
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, render
@@ -121,6 +121,13 @@ def test_a_base_without_a_template_reads_the_guides() -> None:
 def test_plain_text_passes_every_template_by() -> None:
     tokens = Prompter(Spaced(), Letters(), template=False, guide_template="hh")("Q")  # type: ignore[arg-type]
     assert tokens.base == tokens.guide == [1, ord("Q")]
+
+
+def test_a_prompt_fills_less_than_the_limit() -> None:
+    """Four letters and BOS are five tokens; one more must be left for the answer."""
+    assert len(Prompter(Letters(), Letters(), limit=6)("Long").base) == 5  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the prompt has 5 tokens, and the model reads 5"):
+        Prompter(Letters(), Letters(), limit=5)("Long")  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_read_is_said() -> None:

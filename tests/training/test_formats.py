@@ -13,6 +13,7 @@ SAFE = {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_i
 
 BAD = [
     ("{", "broken JSON"),
+    ('{"prompt": "Hi"\n', "broken JSON: Expecting ',' delimiter at column 16"),
     ('{"prompt": "Hi" "chosen": "a"}', "broken JSON: Expecting ',' delimiter at column 17"),
     ("[" * 100_000, "nesting that is too large"),
     ('{"a": ' + "9" * 5000 + "}", "too large"),

@@ -213,7 +213,7 @@ def test_a_loss_that_is_no_number_stops_the_run(run: Callable[..., TrainResult],
     assert message.startswith("step ")
     assert "loss nan" in message
     assert message.count("pairs.jsonl:") == 4
-    assert message.endswith("The last good checkpoint: none")
+    assert message.endswith("There is no checkpoint yet")
     assert not (tmp_path / "out").exists()
 
 
