@@ -16,10 +16,9 @@ RANK, CORE = 8, 4 * 4 + 2 * 4 * 4
 HEADER = f"""# Memory
 
 Before training starts, `parm-mlx train` estimates its peak memory and compares it with what the machine has: on a Mac
-what Metal recommends as the working set (about two thirds to three quarters of the memory), elsewhere the physical
-memory. If it does not fit, a warning names the flags that help and the peak with them. At the end the measured peak is
-printed beside the estimate. On small Llamas on a Linux CPU (hidden 64 to 512, float32, float16 and 4 bits) the estimate
-came within −7 % and +18 % of the peak.
+what Metal recommends as the working set, elsewhere the physical memory. If it does not fit, a warning names the flags
+that help and the peak with them. At the end the measured peak is printed beside the estimate. On small Llamas on a
+Linux CPU (hidden 64 to 512, float32, float16 and 4 bits) the estimate came within −7 % and +18 % of the peak.
 
 The table is **computed by that estimator, not run on Apple hardware**. GB (10⁹ bytes) at the peak of a step with
 `--batch-size {PAIRS}`, the default adapter (r1 = r2 = 4 on q, k, v, dropout 0.05, two objectives) and 16-bit
@@ -38,7 +37,7 @@ What helps, and what it costs:
 | `--dropout 0` | the adapters keep no dropped copies of their inputs; it changes the result |
 | `parm-mlx convert -q` | a quantised backbone: weights in a quarter of the memory |
 
-Logits are computed for 256 response tokens at a time, so they grow with 256 × vocabulary, not with tokens × vocabulary:
+Logits are computed for 128 response tokens at a time, so they grow with 128 × vocabulary, not with tokens × vocabulary:
 `examples/bench/train.py` measures it at 256, 1024 and 4096 tokens.
 
 `make docs` writes this page (`docs/make_memory.py`).

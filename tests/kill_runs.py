@@ -1,6 +1,7 @@
 """Kills training runs at random moments, resumes them, and compares the adapters with that of a run left alone.
 
     python tests/kill_runs.py --runs 20
+    python tests/kill_runs.py --model parm_mlx/models/base --data build/bundled/pairs.jsonl --steps 40
 
 Half of the signals are SIGKILL; the others are SIGINT, SIGTERM and a disk that takes no more than a few kilobytes per
 file. Every run must end with the same bytes as the run that nobody disturbed, and with the same metrics, each step
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,9 @@ def write_data(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def command(folder: Path, out: Path, steps: int) -> list[str]:
+def command(model: Path, data: Path, out: Path, steps: int) -> list[str]:
     """The training command; with nothing to resume it starts from the beginning."""
-    data = folder / "pairs.jsonl"
-    arguments = ("train", "--model", MODEL, "--data", data, "--out", out, "--iters", steps, *SETTINGS, "--resume")
+    arguments = ("train", "--model", model, "--data", data, "--out", out, "--iters", steps, *SETTINGS, "--resume")
     return [sys.executable, "-m", "parm_mlx.cli.main", *map(str, arguments)]
 
 
@@ -93,7 +94,9 @@ def outcome(out: Path) -> dict[str, Any]:
     return {**files, "metrics": metrics}
 
 
-def kill_runs(folder: Path, runs: int, kills: int, steps: int, seed: int = 0) -> list[str]:
+def kill_runs(
+    folder: Path, runs: int, kills: int, steps: int, seed: int = 0, model: Path = MODEL, data: Path | None = None
+) -> list[str]:
     """Disturbs runs and checks how they end.
 
     Args:
@@ -102,6 +105,8 @@ def kill_runs(folder: Path, runs: int, kills: int, steps: int, seed: int = 0) ->
         kills: How often each is ended before it may finish.
         steps: Steps of a run.
         seed: Seed of the moments.
+        model: The backbone.
+        data: What to train on; a few made-up pairs by default.
 
     Returns:
         One line per ending.
@@ -110,9 +115,12 @@ def kill_runs(folder: Path, runs: int, kills: int, steps: int, seed: int = 0) ->
         AssertionError: An adapter or its metrics differ, or something unreadable is left.
     """
     rng = random.Random(seed)
-    write_data(folder / "pairs.jsonl")
+    if data is None:
+        data = folder / "pairs.jsonl"
+        write_data(data)
+    train = partial(command, model, data)
     whole = folder / "whole"
-    reference = subprocess.Popen(command(folder, whole, steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    reference = subprocess.Popen(train(whole, steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     started = begins(reference, whole)
     assert reference.wait() == 0
     seconds = time.monotonic() - started
@@ -124,7 +132,7 @@ def kill_runs(folder: Path, runs: int, kills: int, steps: int, seed: int = 0) ->
         while len(told) < kills:
             ending = ENDINGS[len(story) % len(ENDINGS)]
             left = 1 - check_readable(out) / steps
-            code = disturb(command(folder, out, steps), out, ending, rng.uniform(0, 0.9) * left * seconds)
+            code = disturb(train(out, steps), out, ending, rng.uniform(0, 0.9) * left * seconds)
             if code == 0:  # it was faster than the signal: once more from the beginning
                 shutil.rmtree(out)
                 told.clear()
@@ -133,7 +141,7 @@ def kill_runs(folder: Path, runs: int, kills: int, steps: int, seed: int = 0) ->
             told.append(f"{out.name}: {name}, exit {code}, newest checkpoint {check_readable(out)}")
             story.append(told[-1])
             print(told[-1], file=sys.stderr, flush=True)
-        subprocess.run(command(folder, out, steps), check=True, capture_output=True)
+        subprocess.run(train(out, steps), check=True, capture_output=True)
         found = outcome(out)
         for part, value in expected.items():
             assert found[part] == value, f"{part} differs after {'; '.join(told)}"
@@ -149,10 +157,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1, help="per run")
     parser.add_argument("--steps", type=int, default=100, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--data", type=Path, help="preference data; a few made-up pairs by default")
+    arguments = vars(parser.parse_args())
     with tempfile.TemporaryDirectory() as folder:
-        story = kill_runs(Path(folder), arguments.runs, arguments.kills, arguments.steps, arguments.seed)
-    print(f"{arguments.runs} runs, ended {len(story)} times: every adapter equals the undisturbed one, byte for byte")
+        story = kill_runs(Path(folder), **arguments)
+    print(
+        f"{arguments['runs']} runs, ended {len(story)} times: every adapter equals the undisturbed one, byte for byte"
+    )
 
 
 if __name__ == "__main__":

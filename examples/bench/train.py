@@ -8,7 +8,7 @@ in a step, each with its own α. Loss and gradients are computed in four ways, w
 
     naive      logits of every token of both sequences of a pair
     responses  logits of response tokens only
-    chunked    the same, 256 tokens at a time
+    chunked    the same, 128 tokens at a time
     shared     the same, and the prompt of a pair is read once for both responses
 
 Medians over rounds are compared, and the gradients with those of the naive way: largest difference relative to the

@@ -173,7 +173,9 @@ def main() -> None:
         learning_rate=args.learning_rate,
         beta_objective=(args.beta_objective,),
     )
-    train(config, force=True, progress=ConsoleProgress(Console(stderr=True)))
+    result = train(config, force=True, progress=ConsoleProgress(Console(stderr=True)))
+    if result.signal is not None:
+        raise SystemExit(128 + result.signal)
     (args.out / METRICS_FILE).replace(args.work / METRICS_FILE)
     shutil.rmtree(CheckpointFolder(args.out, config.keep_checkpoints).path, ignore_errors=True)
     minutes = {"training_minutes": round((time.perf_counter() - begin) / 60, 1)}

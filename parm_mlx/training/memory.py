@@ -14,7 +14,7 @@ from parm_mlx.training.output import CHUNK
 
 FLOAT = 4
 LAYER_HIDDEN, LAYER_MLP, LAYER_SCORES = 15.0, 3.2, 2.1
-LOGITS, LOGITS_AHEAD = 2.4, 2.2
+LOGITS, LOGITS_AHEAD, CHUNKS_AHEAD = 5.0, 1.3, 4
 RECOMPUTED = 1.5
 
 
@@ -173,9 +173,9 @@ def _scores(model: ModelSize, load: Load) -> tuple[int, int]:
 
 
 def _logits(model: ModelSize, load: Load) -> float:
-    """Logits in float32 with their gradient, and those of the chunk that is begun before the first one is freed."""
+    """Logits in float32 with their gradient, and those of the chunks that are begun before the first one is freed."""
     first = min(load.targets, CHUNK)
-    ahead = min(load.targets - first, CHUNK)
+    ahead = min(load.targets - first, CHUNKS_AHEAD * CHUNK)
     narrow = model.itemsize if model.itemsize < FLOAT else 0
     return model.vocabulary * (FLOAT * (LOGITS * first + LOGITS_AHEAD * ahead) + narrow * (first + ahead))
 

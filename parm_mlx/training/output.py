@@ -11,7 +11,7 @@ import mlx.core as mx
 from parm_mlx.mlxlm import Layer
 from parm_mlx.training.loss import token_logprobs
 
-CHUNK = 256
+CHUNK = 128
 
 
 def chunked_logprobs(output_layer: Layer, hidden: mx.array, targets: mx.array, chunk: int = CHUNK) -> mx.array:

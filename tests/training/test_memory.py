@@ -54,11 +54,11 @@ def test_what_layers_keep_by_hand() -> None:
 def test_logits_grow_with_the_chunk_and_not_with_the_tokens() -> None:
     large = replace(MODEL, vocabulary=10**6)
     few, many, more = (
-        estimate(large, ADAPTER, replace(LOAD, targets=n), checkpoint=False).working for n in (512, 1024, 4096)
+        estimate(large, ADAPTER, replace(LOAD, targets=n), checkpoint=False).working for n in (1024, 2048, 4096)
     )
     hidden = 2 * 4 * MODEL.hidden
-    assert many - few == 512 * hidden
-    assert more - many == 3072 * hidden
+    assert many - few == 1024 * hidden
+    assert more - many == 2048 * hidden
 
 
 def test_weights_of_a_known_model() -> None:
