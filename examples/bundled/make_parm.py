@@ -33,6 +33,7 @@ from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.training.checkpoint import CheckpointFolder
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.metrics import METRICS_FILE
+from parm_mlx.training.picture import PICTURE_FILE
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.run import train
 
@@ -176,7 +177,9 @@ def main() -> None:
     result = train(config, force=True, progress=ConsoleProgress(Console(stderr=True)))
     if result.signal is not None:
         raise SystemExit(128 + result.signal)
-    (args.out / METRICS_FILE).replace(args.work / METRICS_FILE)
+    for name in (METRICS_FILE, PICTURE_FILE):
+        if (args.out / name).exists():
+            (args.out / name).replace(args.work / name)
     shutil.rmtree(CheckpointFolder(args.out, config.keep_checkpoints).path, ignore_errors=True)
     minutes = {"training_minutes": round((time.perf_counter() - begin) / 60, 1)}
     (args.work / "parm.json").write_text(json.dumps(minutes, indent=2) + "\n", encoding="utf-8")
