@@ -147,6 +147,27 @@ def check_beta(beta: Any) -> float:
     return value
 
 
+def parse_betas(spec: float | str | Sequence[float], guides: int) -> tuple[float, ...]:
+    """Reads β, or one β_i for each of several reward models that guide together.
+
+    Args:
+        spec: A number, ``"0.5,1"`` or a sequence.
+        guides: Number of reward models.
+
+    Returns:
+        One number, or ``guides`` of them.
+
+    Raises:
+        PreferenceError: A β is not a finite number above 0, or there are neither one nor ``guides``.
+    """
+    values = spec.split(",") if isinstance(spec, str) else spec if isinstance(spec, Sequence) else [spec]
+    betas = tuple(check_beta(value) for value in values)
+    if len(betas) not in (1, guides):
+        several = f", or one for each of the {guides} adapters" if guides > 1 else ""
+        raise PreferenceError(f"beta has {len(betas)} numbers; give one{several}")
+    return betas
+
+
 def simplex_grid(k: int, step: float) -> list[Alpha]:
     """Every α whose weights are multiples of a step, the first objective's weight falling.
 

@@ -12,6 +12,7 @@ from parm_mlx.preference import (
     default_objectives,
     format_alpha,
     parse_alpha,
+    parse_betas,
     parse_objectives,
     sample_dirichlet,
     simplex_grid,
@@ -107,6 +108,19 @@ def test_wrong_objective_names_are_refused(spec: str, k: int | None, reason: str
 def test_wrong_beta_is_refused(beta: object) -> None:
     with pytest.raises(PreferenceError, match="beta must be a finite number above 0"):
         check_beta(beta)
+
+
+def test_one_beta_or_one_for_each_guide() -> None:
+    assert parse_betas("0.5", 2) == parse_betas(0.5, 2) == (0.5,)
+    assert parse_betas("0.5, 2", 2) == parse_betas([0.5, 2], 2) == (0.5, 2.0)
+    for spec, guides, reason in (
+        ("1,2", 1, "give one$"),
+        ("1,2", 3, "each of the 3"),
+        ("1,", 2, "got $"),
+        ([], 1, "0 num"),
+    ):
+        with pytest.raises(PreferenceError, match=reason):
+            parse_betas(spec, guides)
 
 
 def test_the_grid_of_two_objectives_has_eleven_points_at_a_tenth() -> None:

@@ -30,7 +30,7 @@ def chat(
     model: options.Model = None,
     parm: options.Parms = None,
     guide_model: options.GuideModel = None,
-    beta: options.Beta = 1.0,
+    beta: options.Beta = "1.0",
     temp: options.Temp = 0.7,
     top_p: options.TopP = 0.0,
     top_k: options.TopK = 0,

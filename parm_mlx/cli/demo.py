@@ -30,7 +30,7 @@ def demo(
             show_default="1,0 and 0.5,0.5 and 0,1",
         ),
     ] = None,
-    beta: options.Beta = 1.0,
+    beta: options.Beta = "1.0",
     temp: options.Temp = 1.0,
     max_tokens: options.MaxTokens = 120,
     seed: Annotated[

@@ -11,7 +11,7 @@ import typer
 from parm_mlx.cli import console, options
 from parm_mlx.cli.session import Session, open_session
 from parm_mlx.errors import DataError, InputError
-from parm_mlx.preference import Alpha, format_alpha
+from parm_mlx.preference import Alpha, format_alpha, parse_betas
 
 
 def generate(
@@ -27,7 +27,7 @@ def generate(
     model: options.Model = None,
     parm: options.Parms = None,
     guide_model: options.GuideModel = None,
-    beta: options.Beta = 1.0,
+    beta: options.Beta = "1.0",
     temp: options.Temp = 0.0,
     top_p: options.TopP = 0.0,
     top_k: options.TopK = 0,
@@ -57,7 +57,7 @@ def generate(
     if ignore_chat_template and chat_template:
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
     session = open_session(model, parm, guide_model, beta, not ignore_chat_template, chat_template)
-    alphas = session.alphas(alpha)
+    alphas, betas = session.alphas(alpha), parse_betas(beta, len(parm or [""]))
 
     from parm_mlx.guidance.sampling import Sampling
 
@@ -70,7 +70,7 @@ def generate(
                 "prompt": text,
                 "alpha": list(weights),
                 "objectives": list(session.objectives),
-                "beta": beta,
+                "beta": betas[0] if len(betas) == 1 else betas,
                 "seed": seed,
                 "text": answer.text,
                 "tokens": len(answer.tokens),

@@ -38,7 +38,14 @@ Alphas = Annotated[
         show_default="all equal",
     ),
 ]
-Beta = Annotated[float, typer.Option("--beta", help="β of guided decoding; smaller means a stronger guide.")]
+Beta = Annotated[
+    str,
+    typer.Option(
+        "--beta",
+        metavar="NUMBER",
+        help="β of guided decoding; smaller means a stronger guide. Several adapters may have one each: 0.5,1.",
+    ),
+]
 Temp = Annotated[float, typer.Option("--temp", min=0, help="Sampling temperature; 0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus sampling; 0 turns it off.")]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the k likeliest tokens; 0 turns it off.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from parm_mlx.cli import console
 from parm_mlx.errors import InputError
-from parm_mlx.preference import Alpha, check_beta, format_alpha, parse_alpha
+from parm_mlx.preference import Alpha, format_alpha, parse_alpha, parse_betas
 
 if TYPE_CHECKING:
     from parm_mlx.guidance.model import GuidedModel
@@ -46,7 +46,7 @@ def open_session(
     model: str | None,
     parm: Sequence[str] | None,
     guide_model: str | None,
-    beta: float,
+    beta: str,
     template: bool = True,
     chat_template: str | None = None,
 ) -> Session:
@@ -55,7 +55,7 @@ def open_session(
     Raises:
         InputError: A base model is given without a PARM, β is wrong, or something cannot be loaded.
     """
-    check_beta(beta)
+    betas = parse_betas(beta, len(parm or [""]))
     if not parm and (model is not None or guide_model is not None):
         raise InputError(
             "--model and --guide-model need --parm, the adapter that guides", hint="or leave all three out"
@@ -68,7 +68,7 @@ def open_session(
         base, adapters = str(BUNDLED_BASE), [str(BUNDLED_PARM)]
     else:
         base, adapters = model or guide_model or str(recorded_backbone(parm[0])), list(parm)
-    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=beta)
+    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=betas)
     prompter = Prompter(
         tokenizer,
         guide_tokenizer,

@@ -14,7 +14,7 @@ from parm_mlx.guidance.model import Guide, GuidedModel
 from parm_mlx.guidance.several import Guides
 from parm_mlx.mlxlm import TokenizerWrapper, load_weights_and_tokenizer
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
-from parm_mlx.preference import AlphaSpec
+from parm_mlx.preference import AlphaSpec, parse_betas
 
 BUNDLED = Path(__file__).parents[1] / "models"
 BUNDLED_BASE = BUNDLED / "base"
@@ -66,7 +66,7 @@ def load(
     parm: str | Path | Sequence[str | Path] = BUNDLED_PARM,
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
-    beta: float = 1.0,
+    beta: float | Sequence[float] = 1.0,
 ) -> tuple[GuidedModel, TokenizerWrapper]:
     """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
@@ -76,7 +76,7 @@ def load(
             each (GenARM), α weighs each by its objective; the order of α is theirs.
         guide_model: Backbone of the adapters; what each records when left out.
         alpha: The default preference: k weights, ``"0.7,0.3"``, ``"helpful=0.7,harmless=0.3"`` or a mapping.
-        beta: β of Eq. 13. Smaller β, stronger guide.
+        beta: β of Eq. 13, or one β_i for each of several adapters. Smaller β, stronger guide.
 
     Returns:
         The guided model, which any mlx-lm function runs, and the base's tokenizer.
@@ -95,13 +95,14 @@ def load_with_tokenizers(
     parm: str | Path | Sequence[str | Path] = BUNDLED_PARM,
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
-    beta: float = 1.0,
+    beta: float | Sequence[float] = 1.0,
 ) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
     """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
     base_path = resolve(model)
     base, tokenizer = load_base(base_path)
     held = {base_path.resolve(): base.parameters()}
     adapters = [parm] if isinstance(parm, (str, Path)) else list(parm)
+    betas = parse_betas(beta, len(adapters))
     alone = alpha if len(adapters) == 1 else None
     loaded = [_load_guide(adapter, guide_model, alone, held) for adapter in adapters]
     for _, guide_tokenizer, path in loaded:
@@ -110,7 +111,10 @@ def load_with_tokenizers(
     guide_tokenizer = loaded[0][1]
     if guides[0].chat_template is None and len({str(each.chat_template) for _, each, _ in loaded}) > 1:
         raise ModelError("the backbones of adapters that guide together have different chat templates")
-    return GuidedModel(base, guides[0] if len(guides) == 1 else Guides(guides, alpha), beta), tokenizer, guide_tokenizer
+    if len(betas) > 1:
+        return GuidedModel(base, Guides(guides, alpha, betas)), tokenizer, guide_tokenizer
+    guide = guides[0] if len(guides) == 1 else Guides(guides, alpha)
+    return GuidedModel(base, guide, betas[0]), tokenizer, guide_tokenizer
 
 
 def _load_guide(

@@ -1,6 +1,6 @@
 """Several reward models as one guide (GenARM): each is for one objective, and α weighs them.
 
-    log π_θ(α)(y_t) = Σ_i α_i · log π_i(y_t),    guided by it    log π̃ = log π_base + Σ_i (α_i / β) · log π_i − log Z
+    log π_θ(α)(y_t) = Σ_i (α_i / β_i) · log π_i(y_t),    guided by it    log π̃ = log π_base + log π_θ(α) − log Z
 
 in logits up to a constant per position, as in :mod:`parm_mlx.guidance.model`.
 """
@@ -26,13 +26,16 @@ class Guides(nn.Module):
     Args:
         guides: The reward models; their objectives in this order are those of α.
         alpha: Preference used where none is given; uniform by default.
+        betas: β_i of each; 1 by default.
 
     Raises:
         AdapterError: A reward model has several objectives, or another chat template than the first.
         PreferenceError: Two have the same objective, or α does not fit.
     """
 
-    def __init__(self, guides: Sequence[Guide], alpha: AlphaSpec | None = None) -> None:
+    def __init__(
+        self, guides: Sequence[Guide], alpha: AlphaSpec | None = None, betas: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         for guide in guides:
             if len(guide.objectives) != 1:
@@ -45,6 +48,7 @@ class Guides(nn.Module):
                 both = f"{guides[0].chat_template or 'none'} and {guide.chat_template or 'none'}"
                 raise AdapterError(f"adapters that guide together need one chat template; these record {both}")
         self.guides = list(guides)
+        self._betas = tuple(betas or [1.0] * len(guides))
         self._objectives = parse_objectives([guide.objectives[0] for guide in guides])
         self._default = parse_alpha([1] * len(guides) if alpha is None else alpha, self._objectives)
         ends = tuple(accumulate(len(guide.layers) - 1 for guide in guides))
@@ -115,4 +119,5 @@ class Guides(nn.Module):
 
     def _bind(self, alpha: mx.array) -> list[tuple[mx.array, Conditioning]]:
         """For each reward model its weights (B, 1, 1) and what it runs under: its one objective, in every row."""
-        return [(alpha[:, i, None, None], guide.bind(mx.ones((1, 1)))) for i, guide in enumerate(self.guides)]
+        weights = alpha / mx.array(self._betas)
+        return [(weights[:, i, None, None], guide.bind(mx.ones((1, 1)))) for i, guide in enumerate(self.guides)]

@@ -55,6 +55,20 @@ def test_the_equation(guided: GuidedModel) -> None:
         np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=1e-5)
 
 
+def test_every_guide_may_have_a_strength_of_its_own(guided: GuidedModel) -> None:
+    """log π̃ = log π_base + Σ_i (α_i / β_i) log π_i − log Z."""
+    own = GuidedModel(guided.base, Guides(guided.guide.guides, betas=(0.5, 1.0, 2.0)))
+    ids = mx.array([PROMPT])
+    for alpha in ALPHAS:
+        mixed = log_softmax(own.base(ids)) + sum(
+            weight / beta * log_softmax(guide(ids))
+            for weight, beta, guide in zip(alpha, (0.5, 1.0, 2.0), guided.guide.guides, strict=True)
+        )
+        expected = mixed - np.log(np.exp(mixed).sum(-1, keepdims=True))
+        found = log_softmax(own(ids, cache=own.make_cache(alpha)))
+        np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=1e-5)
+
+
 def test_objectives_are_those_of_the_guides_in_order(guided: GuidedModel) -> None:
     assert guided.objectives == ("kind", "brief", "funny")
     assert guided.guide.alpha == pytest.approx((1 / 3, 1 / 3, 1 / 3))
