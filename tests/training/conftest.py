@@ -1,8 +1,10 @@
 """The official loss fixture as batches, and small preference data that tests can write to disk."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from parm_mlx.guidance.loading import load_base
 from parm_mlx.pblora import load_into, read_adapter
 from parm_mlx.training.batches import Batch, make_batch
 from parm_mlx.training.checkpointing import checkpoint_blocks
+from parm_mlx.training.group import Group, join
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.optimizer import Optimizer
@@ -64,6 +67,14 @@ def our_name(official_name: str) -> str:
     return f"{name}.{kind.lower()}"
 
 
+@cache
+def processes() -> Group:
+    """The processes that run this test together: one, unless another test has started it in several."""
+    group = join()
+    assert group.size == int(os.environ.get("EXPECTED_SIZE", "1"))
+    return group
+
+
 @pytest.fixture
 def learner(official: Path, official_parm: Path) -> Callable[..., Learner]:
     """Makes a learner on the official backbone and adapter; the optimiser's settings are those of train3."""
@@ -82,7 +93,7 @@ def learner(official: Path, official_parm: Path) -> Callable[..., Learner]:
         if checkpoint:
             checkpoint_blocks(model)
         optimizer = Optimizer(model, peak=5e-4, warmup=1, steps=3, weight_decay=0.05)
-        return Learner(ResponseScorer(model, 2, share), mx.array(list(beta)), gamma, optimizer, parts)
+        return Learner(ResponseScorer(model, 2, share), mx.array(list(beta)), gamma, optimizer, parts, processes())
 
     return make
 

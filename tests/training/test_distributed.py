@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,18 @@ class Processes:
         return place
 
     def __call__(self, size: int, *more: str, **environment: str) -> list[tuple[int, str, str]]:
-        """Runs to the end; exit code, stdout and stderr of each."""
+        """Trains to the end; exit code, stdout and stderr of each."""
         self.start(size, *more, **environment)
+        return self.wait()
+
+    def wait(self) -> list[tuple[int, str, str]]:
         outputs = [process.communicate(timeout=TIMEOUT) for process in self.running]
         return [(process.returncode, *output) for process, output in zip(self.running, outputs, strict=True)]
 
     def start(self, size: int, *more: str, **environment: str) -> None:
+        self.launch(size, ["-c", SCRIPT, *self.arguments, "--out", "out", *more], **environment)
+
+    def launch(self, size: int, arguments: Sequence[str], **environment: str) -> None:
         sockets = [socket.socket() for _ in range(size)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
@@ -77,10 +83,9 @@ class Processes:
         environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         if size > 1:
             environment["MLX_HOSTFILE"] = str(hostfile)
-        command = [sys.executable, "-P", "-c", SCRIPT, *self.arguments, "--out", "out", *more]
         self.running = [
             subprocess.Popen(
-                command,
+                [sys.executable, "-P", *arguments],
                 cwd=self.place(rank),
                 env={**os.environ, **environment, **({"MLX_RANK": str(rank)} if size > 1 else {})},
                 stdout=subprocess.PIPE,
@@ -224,3 +229,11 @@ def test_environments_of_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     hostfile.write_text("{")
     with pytest.raises(RunError, match="cannot be joined over ring"):
         join()
+
+
+def test_the_official_gradients_and_steps(processes: Processes) -> None:
+    """Both processes run the tests of the learner, whose batches they share."""
+    tests = Path(__file__).with_name("test_learner.py")
+    processes.launch(2, ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)], EXPECTED_SIZE="2")
+    for code, out, _ in processes.wait():
+        assert code == 0, out
