@@ -223,10 +223,7 @@ def _visible(query: mx.array, key: mx.array, window_size: int | None) -> mx.arra
 
 def _continued(prefix: mx.array, rest: mx.array) -> mx.array:
     """Prefixes (B, H, P, D) before the rest of two rows each (2B, H, R, D): (2B, H, P + R, D)."""
-    twice = mx.broadcast_to(prefix[None], (2, *prefix.shape))
-    return mx.concatenate([twice, rest.reshape(2, -1, *rest.shape[1:])], axis=3).reshape(
-        rest.shape[0], rest.shape[1], -1, rest.shape[3]
-    )
+    return mx.concatenate([mx.concatenate([prefix, prefix]), rest], axis=2)
 
 
 def attention_windows(model: nn.Module) -> set[int | None] | None:
