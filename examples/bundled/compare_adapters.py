@@ -10,7 +10,6 @@ of half the rank, which also share the steps. What is done is kept in the work f
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +67,14 @@ def configs(system: str, seed: int, args: argparse.Namespace) -> list[TrainConfi
 
 def run(system: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains and measures one system with one seed."""
-    begin = time.perf_counter()
     runs = configs(system, seed, args)
     for config in runs:
         train(config, resume=True, force=True, progress=ConsoleProgress(Console(stderr=True)))
-    minutes = (time.perf_counter() - begin) / 60
     parms = [config.out for config in runs]
     numbers = sum(tensor.size for parm in parms for tensor in read_adapter(Path(parm))[1].values())
     model, tokenizer = parm_mlx.load(args.base, parms)
     measured = measure.measure(model, tokenizer, args.questions, args.step)
-    return {"numbers": numbers, "minutes": minutes, "guided": measured["guided"], **measured["summary"]}
+    return {"numbers": numbers, "guided": measured["guided"], **measured["summary"]}
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -85,14 +82,13 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     names = make_parm.OBJECTIVES
     heads = [f"Spearman {name}" for name in names] + [f"corners {name} (sd)" for name in names]
     lines = [
-        "| " + " | ".join(["system", *heads, "mean inner product", "trainable numbers", "minutes"]) + " |",
-        "|---" * (len(heads) + 4) + "|",
+        "| " + " | ".join(["system", *heads, "mean inner product", "trainable numbers"]) + " |",
+        "|---" * (len(heads) + 3) + "|",
     ]
     for system, runs in results.items():
         cells = [spread([run[name]["spearman"] for run in runs]) for name in names]
         cells += [spread([run[name]["corner_difference_sd"] for run in runs]) for name in names]
-        minutes = statistics.mean(run["minutes"] for run in runs)
-        cells += [spread([run["mip"] for run in runs]), f"{runs[0]['numbers']:,}", f"{minutes:.1f}"]
+        cells += [spread([run["mip"] for run in runs]), f"{runs[0]['numbers']:,}"]
         lines.append("| " + " | ".join([system, *cells]) + " |")
     return "\n".join(lines)
 

@@ -186,7 +186,7 @@ def test_sigterm_to_one_process_stops_all_and_they_go_on_together(
     """The other process has no file of the run: it gets the checkpoint from the first."""
     ends = processes(2, ENDING1=str(int(signal.SIGTERM)))
     assert [code for code, _, _ in ends] == [128 + signal.SIGTERM] * 2, ends
-    assert "stopped after 4 steps" in ends[0][2]
+    assert "stopped at step 4" in ends[0][2]
     assert ends[1][1:] == ("", "")
     assert not list(processes.place(1).iterdir())
     newest = read_checkpoint(tmp_path / "rank0" / "out.checkpoints" / "step-00000004")
