@@ -11,7 +11,7 @@ import typer
 from parm_mlx.cli import console, options
 from parm_mlx.cli.session import Session, open_session
 from parm_mlx.errors import DataError, InputError
-from parm_mlx.preference import Alpha, format_alpha, parse_betas
+from parm_mlx.preference import Alpha, format_alpha
 
 
 def generate(
@@ -57,7 +57,7 @@ def generate(
     if ignore_chat_template and chat_template:
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
     session = open_session(model, parm, guide_model, beta, not ignore_chat_template, chat_template)
-    alphas, betas = session.alphas(alpha), parse_betas(beta, len(parm or [""]))
+    alphas, betas = session.alphas(alpha), session.betas
 
     from parm_mlx.guidance.sampling import Sampling
 

@@ -22,6 +22,7 @@ class Session:
     model: "GuidedModel"
     tokenizer: "TokenizerWrapper"
     prompter: "Prompter"
+    betas: tuple[float, ...]
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -77,4 +78,4 @@ def open_session(
         guide_template=guided.guide.chat_template,
         limit=guided.context_length,
     )
-    return Session(guided, tokenizer, prompter)
+    return Session(guided, tokenizer, prompter, betas)
