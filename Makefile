@@ -24,7 +24,7 @@ lint: $(READY)
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p parm_mlx
 
 bench: $(READY)
-	$(BIN)/python examples/bench/decode.py
+	$(BIN)/parm-mlx bench
 	$(BIN)/python examples/bench/train.py
 
 # The peers are installed in an environment of their own.

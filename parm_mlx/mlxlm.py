@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import KVCache, RotatingKVCache, _BaseCache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -34,6 +35,7 @@ __all__ = [
     "rewind",
     "save_like",
     "trunk_and_output_layer",
+    "wait_for_generation",
 ]
 
 Layer = Callable[[mx.array], mx.array]
@@ -251,6 +253,11 @@ def rewind(cache: list[Any], tokens: int) -> bool:
     """
     trimmed: Any = trim_prompt_cache(cache, tokens) if tokens else 0
     return bool(trimmed == tokens)
+
+
+def wait_for_generation() -> None:
+    """Waits for what mlx-lm's generators compute ahead of the token that they return."""
+    mx.synchronize(generation_stream)
 
 
 def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: int) -> mx.array:

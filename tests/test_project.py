@@ -23,7 +23,8 @@ DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "mlx_lm": "mlx-lm", "yaml
 
 # Who may import whom. A part that is not named here is the ground (errors, preference, files, …) and imports no part.
 LAYERS = {
-    "cli": {"training", "evaluation", "guidance", "pblora", "convert"},
+    "cli": {"diagnostics", "training", "evaluation", "guidance", "pblora", "convert"},
+    "diagnostics": {"evaluation", "guidance", "pblora"},
     "training": {"evaluation", "guidance", "pblora"},
     "evaluation": {"guidance", "pblora"},
     "guidance": {"pblora"},

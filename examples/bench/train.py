@@ -17,17 +17,17 @@ largest number of each tensor. Then the memory of the output layer alone, over t
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
+from parm_mlx.diagnostics.plan import Size
+from parm_mlx.diagnostics.subjects import random_llama, randomise_adapters
+from parm_mlx.machine import describe_machine
 from parm_mlx.pblora import PBLoRAConfig, attach
-from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.training.batches import Batch, make_batch
 from parm_mlx.training.layout import Layout
 from parm_mlx.training.learner import Learner
@@ -41,7 +41,6 @@ import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip
 import numpy as np  # isort: skip
 from mlx.utils import tree_flatten  # isort: skip
-from mlx_lm.models import llama  # isort: skip
 
 CASES = {
     "128 + 128": [(128, 128)] * 4,
@@ -79,26 +78,12 @@ WAYS: dict[str, Callable[[nn.Module], ResponseScorer]] = {
 }
 
 
-def build(hidden: int, layers: int, vocabulary: int) -> nn.Module:
+def build(size: Size) -> nn.Module:
     """A Llama with random weights and random adapters."""
-    mx.random.seed(0)
-    model = llama.Model(
-        llama.ModelArgs(
-            model_type="llama",
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            intermediate_size=hidden * 8 // 3 // 16 * 16,
-            num_attention_heads=8,
-            rms_norm_eps=1e-5,
-            vocab_size=vocabulary,
-            tie_word_embeddings=False,
-        )
-    )
+    model = random_llama(size, seed=0, heads=8)
     attach(model, PBLoRAConfig(objectives=("a", "b")))
-    for layer in adapted_layers(model).values():
-        layer.b = 0.02 * mx.random.normal(layer.b.shape)
+    randomise_adapters(model)
     model.train()
-    mx.eval(model.parameters())
     return model
 
 
@@ -182,10 +167,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
 
-    model = build(options.hidden, options.layers, options.vocabulary)
+    model = build(Size(options.hidden, options.layers, options.vocabulary))
     steps = {name: compare(model, random_batch(s, options.vocabulary), options.rounds) for name, s in CASES.items()}
     memory = output_layer_memory(options.hidden, options.vocabulary)
-    machine = f"{platform.system()} {platform.machine()}, MLX {version('mlx')}, {mx.default_device()}"
+    machine = describe_machine()
     if options.json:
         print(json.dumps({"settings": vars(options), "steps": steps, "output_layer_mb": memory, "machine": machine}))
         return

@@ -18,17 +18,18 @@ import contextlib
 import gc
 import io
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
+from parm_mlx.diagnostics.plan import Size
+from parm_mlx.diagnostics.subjects import random_llama
+from parm_mlx.machine import describe_machine
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training.batches import make_batch
 from parm_mlx.training.learner import Learner
@@ -41,7 +42,6 @@ import mlx.nn as nn  # isort: skip
 import mlx.optimizers as optim  # isort: skip
 import numpy as np  # isort: skip
 from mlx.utils import tree_flatten  # isort: skip
-from mlx_lm.models import llama  # isort: skip
 from mlx_lm.tuner.callbacks import TrainingCallback  # isort: skip
 from mlx_lm.tuner.utils import linear_to_lora_layers  # isort: skip
 from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs, train_dpo  # isort: skip
@@ -55,21 +55,8 @@ Step = Callable[[], list[float]]
 
 def build(options: argparse.Namespace) -> nn.Module:
     """A Llama with random weights, always the same."""
-    mx.random.seed(0)
-    model = llama.Model(
-        llama.ModelArgs(
-            model_type="llama",
-            hidden_size=options.hidden,
-            num_hidden_layers=options.layers,
-            intermediate_size=options.hidden * 8 // 3 // 16 * 16,
-            num_attention_heads=8,
-            rms_norm_eps=1e-5,
-            vocab_size=options.vocabulary,
-            tie_word_embeddings=False,
-        )
-    )
+    model = random_llama(Size(options.hidden, options.layers, options.vocabulary), seed=0, heads=8)
     model.freeze()
-    mx.eval(model.parameters())
     return model
 
 
@@ -205,14 +192,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    machine = describe_machine("mlx-lm-lora")
     if mx.default_device() == mx.Device(mx.cpu):
         mx.device_info = lambda *_: {"max_recommended_working_set_size": 0}
         mx.set_wired_limit = lambda limit: limit
 
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
-    names = ("mlx", "mlx-lm", "mlx-lm-lora")
-    machine = ", ".join([f"{platform.system()} {platform.machine()}", *(f"{n} {version(n)}" for n in names)])
     if options.json:
         print(json.dumps({"settings": vars(options), "trainers": result, "machine": machine}))
         return

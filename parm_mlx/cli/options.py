@@ -21,6 +21,21 @@ Parms = Annotated[
         show_default="the bundled one",
     ),
 ]
+OwnModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Base model: directory or hub id.", show_default="--guide-model, or the backbone of --parm"
+    ),
+]
+OwnParms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parm",
+        metavar="<str>",
+        help="PARM adapter: directory or hub id; several with one objective each guide together.",
+        show_default="random models",
+    ),
+]
 GuideModel = Annotated[
     str | None,
     typer.Option("--guide-model", help="Backbone of the PARM.", show_default="what the adapter records"),

@@ -1,6 +1,5 @@
 """The memory that a run needs, before it starts: its model, adapter and largest batch against the machine."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,15 +138,6 @@ def largest_load(scorer: ResponseScorer, pairs: Sequence[TokenPair], at_once: in
     longest = sorted(pairs, key=len)[-at_once:]
     layout: Layout = scorer.layout(make_batch(longest))
     return Load(len(longest), layout.prefixes.shape[1], layout.inputs.shape[1], layout.targets.size)
-
-
-def machine_memory() -> int:
-    """Bytes that training may use: what Metal recommends, or the physical memory where there is no GPU."""
-    if mx.default_device() == mx.gpu:
-        recommended: Any = mx.device_info().get("max_recommended_working_set_size")
-        if recommended:
-            return int(recommended)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _tensors(parameters: Any) -> dict[str, mx.array]:

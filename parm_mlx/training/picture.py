@@ -1,26 +1,19 @@
 """The training curves as a picture, drawn by matplotlib where it is installed (the ``plot`` extra)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from parm_mlx.drawing import INSTALL, STYLES, can_draw
 from parm_mlx.files import disk_errors
 from parm_mlx.preference import format_alpha
 from parm_mlx.training.metrics import Record, read_metrics
 from parm_mlx.training.report import TrainRecord, ValidRecord
 
 PICTURE_FILE = "curves.png"
-MISSING = "no picture of the training curves: matplotlib is not installed (pip install 'parm-mlx[plot]')"
+MISSING = f"no picture of the training curves: matplotlib is not installed ({INSTALL})"
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; dashes and markers tell lines apart without colour.
-STYLES = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#CC79A7", ":", "D"))
 SHADES = ("cividis", 0.85)
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is installed; it is not imported."""
-    return find_spec("matplotlib") is not None
 
 
 def add_picture(directory: Path, records: Sequence[Record], note: Callable[[str], None]) -> None:
@@ -42,7 +35,7 @@ def draw(metrics: Path | Iterable[Record], out: Path) -> None:
         out: The picture.
 
     Raises:
-        ImportError: matplotlib is not installed; see :func:`can_draw`.
+        ImportError: matplotlib is not installed; see :func:`parm_mlx.drawing.can_draw`.
         OSError: The metrics cannot be read.
         RunError: The picture cannot be written.
     """

@@ -1,9 +1,8 @@
 """What an adapter records about its training, so that it can be repeated."""
 
-import platform
-from importlib.metadata import version
 from typing import Any
 
+from parm_mlx.machine import versions
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import PreferenceData
 
@@ -35,12 +34,3 @@ def provenance(
 def files(data: PreferenceData) -> list[dict[str, Any]]:
     """What was read: files with the SHA-256 of their bytes, hub data sets with revision and fingerprint."""
     return [{"file": file.name, **file.identity, "pairs": file.pairs} for file in data.files]
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on besides settings and data."""
-    return {
-        **{name: version(name) for name in ("parm-mlx", "mlx", "mlx-lm", "numpy")},
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }

@@ -12,6 +12,7 @@ import numpy as np
 
 from parm_mlx.errors import DataError, LostError, RunError
 from parm_mlx.guidance.loading import load_base
+from parm_mlx.machine import usable_memory, versions
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.pblora.adapter import (
     Tensors,
@@ -32,13 +33,13 @@ from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_chec
 from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import load_data
-from parm_mlx.training.footprint import Footprint, machine_memory
+from parm_mlx.training.footprint import Footprint
 from parm_mlx.training.group import Group
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write_metrics
 from parm_mlx.training.optimizer import Optimizer
-from parm_mlx.training.provenance import files, provenance, versions
+from parm_mlx.training.provenance import files, provenance
 from parm_mlx.training.report import Meter, Progress, ValidRecord
 from parm_mlx.training.resume import check_files, settings_of, version_note
 from parm_mlx.training.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
@@ -117,7 +118,7 @@ class Trainer:
         scorer = ResponseScorer(model, self.k)
         self.learner = Learner(scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps, group)
         self.footprint = Footprint(scorer, config, train, -(-config.pairs_per_step // self.learner.parts))
-        self.footprint.announce(progress, machine_memory())
+        self.footprint.announce(progress, usable_memory())
         if checkpoint:
             self._restore(checkpoint)
 

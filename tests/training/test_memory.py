@@ -15,7 +15,7 @@ from parm_mlx.training import footprint
 from parm_mlx.training.batches import make_batch
 from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.footprint import Footprint, machine_memory, model_size
+from parm_mlx.training.footprint import Footprint, model_size
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.memory import AdapterSize, Load, ModelSize, estimate, plain_weights, ways_to_fit
@@ -154,7 +154,3 @@ def test_sizes_that_a_family_does_not_name_give_no_estimate(monkeypatch: pytest.
     assert model_size(tiny_model("gpt2")) is not None
     monkeypatch.setitem(footprint.NAMES, "hidden", ("unheard_of",))
     assert model_size(tiny_model()) is None
-
-
-def test_the_memory_of_this_machine() -> None:
-    assert 2**28 < machine_memory() < 2**45

@@ -45,7 +45,7 @@ def test_what_is_drawn() -> None:
 
 
 def test_without_matplotlib_there_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "find_spec", lambda name: None)
+    monkeypatch.setattr(picture, "can_draw", lambda: False)
     notes: list[str] = []
     picture.add_picture(tmp_path, records(), notes.append)
     assert notes == [picture.MISSING]

@@ -1,0 +1,1 @@
+"""How fast guided decoding is, and whether this machine computes it right."""

@@ -1,0 +1,94 @@
+"""Generation that can be stopped and resumed between tokens, so that several can take turns."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import BatchGenerator, generate_step
+
+ENDLESS = 2**31
+
+
+class Run(Protocol):
+    """One generation of one or several sequences.
+
+    Attributes:
+        acceptance: Share of the drafted tokens that were accepted; None where nothing is drafted.
+    """
+
+    acceptance: float | None
+
+    def read(self) -> None:
+        """Reads the prompts, up to the first token of each sequence."""
+        ...
+
+    def decode(self, steps: int) -> int:
+        """Decodes at least so many tokens of each sequence.
+
+        Returns:
+            The tokens of all sequences together.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
+class Single:
+    """One sequence, by mlx-lm's generate_step.
+
+    Args:
+        model: An mlx-lm model.
+        prompt: Token ids.
+        cache: A fresh prompt cache.
+    """
+
+    acceptance: float | None = None
+
+    def __init__(self, model: nn.Module, prompt: Sequence[int], cache: list[Any]) -> None:
+        self._tokens = generate_step(mx.array(list(prompt)), model, max_tokens=-1, prompt_cache=cache)
+
+    def read(self) -> None:
+        """Reads the prompt, up to the first token."""
+        next(self._tokens)
+
+    def decode(self, steps: int) -> int:
+        """Decodes so many tokens."""
+        for _ in range(steps):
+            next(self._tokens)
+        return steps
+
+    def close(self) -> None:
+        """Ends it."""
+        self._tokens.close()
+
+
+class Batch:
+    """Several sequences, by mlx-lm's BatchGenerator.
+
+    Args:
+        model: An mlx-lm model.
+        prompts: Token ids, as many for each sequence.
+        caches: A fresh prompt cache for each.
+    """
+
+    acceptance: float | None = None
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], caches: list[list[Any]]) -> None:
+        rows = len(prompts)
+        self._generator = BatchGenerator(model, max_tokens=ENDLESS, completion_batch_size=rows, prefill_batch_size=rows)
+        self._generator.insert([list(prompt) for prompt in prompts], caches=caches)
+
+    def read(self) -> None:
+        """Reads the prompts, up to the first token of each sequence."""
+        self._generator.next_generated()
+
+    def decode(self, steps: int) -> int:
+        """Decodes so many tokens of each sequence."""
+        return sum(len(self._generator.next_generated()) for _ in range(steps))
+
+    def close(self) -> None:
+        """Ends it."""
+        self._generator.close()

@@ -1,0 +1,124 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from parm_mlx.diagnostics import bench
+
+Run = Callable[..., tuple[int, str, str]]
+
+TINY = ["--hidden", 64, "--layers", 1, "--vocabulary", 100, "--tokens", 2, "--rounds", 2]
+WAYS = ["base", "guide", "guided"]
+
+
+def test_json_is_one_object_with_settings_machine_and_cases(run_cli: Run) -> None:
+    code, out, err = run_cli("bench", *TINY, "--batch", "1,2", "--prompt", "4,8", "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert record["models"] == {"hidden": 64, "layers": 1, "vocabulary": 100, "bits": None}
+    assert record["settings"] == {"batches": [1, 2], "prompts": [4, 8], "tokens": 2, "rounds": 2}
+    assert record["complete"] is True
+    assert {"parm-mlx", "mlx", "mlx-lm", "python", "platform", "device"} <= record["machine"].keys()
+    found = [(row["batch"], row["prompt"], row["case"]) for row in record["cases"]]
+    assert found == [(*group, name) for group in ((1, 4), (2, 4), (1, 8)) for name in WAYS]
+    for row in record["cases"]:
+        assert row["rounds"] == 2
+        low, high = row["ms_per_token_spread"]
+        assert 0 < low <= row["ms_per_token"] <= high
+        assert row["peak_mb"] >= row["weights_mb"] > 0
+
+
+def test_the_table_has_a_line_for_each_case(run_cli: Run) -> None:
+    code, out, err = run_cli("bench", *TINY, "--batch", "2", "--prompt", "4", "--bits", 4)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "2 sequences, prompts of 4 tokens; tokens/s"
+    assert lines[1].split() == ["case", "prefill", "decode", "floor", "unguided", "peak", "MB"]
+    assert [line.split()[0] for line in lines[2:5]] == WAYS
+    assert len(lines[4].split()) == 8, "name, prefill, decode, its spread, floor, its spread, unguided, peak"
+    assert ", mlx " in err
+
+
+def test_models_of_ones_own(run_cli: Run, official: Path, official_parm: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "speed.png"
+    own = ["--model", official / "base_lm", "--parm", official_parm]
+    code, out, err = run_cli(
+        *("bench", *own, "--batch", 1, "--prompt", 4, "--tokens", 2, "--rounds", 1, "--json", "--plot", picture)
+    )
+    assert code == 0
+    assert json.loads(out)["models"]["parm"] == [str(official_parm)]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"picture: {picture}" in err
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *, call: int) -> None:
+    """Presses Ctrl-C in the middle of a round."""
+    import os
+    import signal
+
+    calls = 0
+    original = bench.time_in_turns
+
+    def time_in_turns(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench, "time_in_turns", time_in_turns)
+
+
+def test_ctrl_c_reports_the_rounds_that_are_done(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, call=2)
+    code, out, err = run_cli("bench", *TINY, "--batch", "1,2", "--prompt", 4, "--json")
+    assert code == 130
+    record = json.loads(out)
+    assert record["complete"] is False
+    assert [(row["case"], row["rounds"]) for row in record["cases"]] == [(name, 1) for name in WAYS]
+    assert "stopped: the figures are those of the rounds that were done" in err
+
+
+def test_ctrl_c_in_the_first_round_reports_that_there_is_nothing(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, call=1)
+    code, out, err = run_cli("bench", *TINY, "--batch", 1, "--prompt", 4)
+    assert (code, out) == (130, "")
+    assert "stopped: no round was done" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--batch", "1,x"], "--batch takes whole numbers with commas between, got '1,x'"),
+        (["--batch", "0"], "--batch takes numbers from 1 up, got 0"),
+        (["--prompt", ""], "--prompt takes whole numbers"),
+        (["--tokens", "0"], "--tokens takes numbers from 1 up"),
+        (["--rounds", "-1"], "--rounds takes numbers from 1 up"),
+        (["--hidden", "100"], "--hidden must be a multiple of 64"),
+        (["--bits", "7"], "--bits must be one of"),
+        (["--beta", "0"], "beta must be a finite number above 0"),
+        (["--model", "base"], "--model and --guide-model need --parm"),
+        (["--guide-model", "small"], "--model and --guide-model need --parm"),
+        (["--parm", "parm", "--layers", "2", "--bits", "4"], "--layers, --bits is for random models"),
+        (["--parm", "nowhere"], "adapter nowhere: no such directory"),
+        (["--plot", "speed.gif"], "--plot draws .png, .svg or .pdf files, got speed.gif"),
+        (["--plot", "missing/speed.png"], "there is no directory missing"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(run_cli: Run, arguments: list[str], reason: str) -> None:
+    code, out, err = run_cli("bench", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert reason in err.splitlines()[0]
+
+
+def test_a_picture_needs_matplotlib(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parm_mlx.drawing.find_spec", lambda name: None)
+    code, _, err = run_cli("bench", "--plot", "speed.png")
+    assert code == 2
+    assert err.splitlines() == [
+        "error: --plot needs matplotlib, which is not installed",
+        "hint: pip install 'parm-mlx[plot]'",
+    ]
