@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-bench
+PEERS_READY := $(PEERS)/.ready
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 
@@ -23,22 +25,21 @@ lint: $(READY)
 	@cd build/typed/parm_mlx && ln -s ../../../parm_mlx/* ../../../convert .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p parm_mlx
 
-bench: $(READY)
+bench: $(READY) $(PEERS_READY)
 	$(BIN)/parm-mlx bench
 	$(BIN)/python examples/bench/train.py
+	$(PEERS)/bin/python examples/bench/peers.py
 
-# The peers are installed in an environment of their own.
-bench-peers:
-	test -d .venv-bench || { $(MAKE) $(READY) && $(BIN)/python -m venv .venv-bench; }
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable . mlx-lm-lora
-	.venv-bench/bin/python examples/bench/train_peers.py
+bench-peers: $(PEERS_READY)
+	$(PEERS)/bin/python examples/bench/peers.py
+	$(PEERS)/bin/python examples/bench/train_peers.py
 
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_memory.py
 
 clean:
-	rm -rf $(VENV) .venv-bench build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info
 
 $(READY): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
@@ -50,4 +51,10 @@ $(READY): pyproject.toml
 		exit 1; \
 	}
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# What we are compared with is installed in an environment of its own.
+$(PEERS_READY): pyproject.toml | $(READY)
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable . mlx-lm-lora torch==2.13.0 transformers
 	@touch $@

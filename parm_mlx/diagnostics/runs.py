@@ -1,6 +1,7 @@
 """Generation that can be stopped and resumed between tokens, so that several can take turns."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -14,9 +15,11 @@ class Run(Protocol):
     """One generation of one or several sequences.
 
     Attributes:
+        sequences: The tokens of each sequence so far.
         acceptance: Share of the drafted tokens that were accepted; None where nothing is drafted.
     """
 
+    sequences: list[list[int]]
     acceptance: float | None
 
     def read(self) -> None:
@@ -48,16 +51,16 @@ class Single:
     acceptance: float | None = None
 
     def __init__(self, model: nn.Module, prompt: Sequence[int], cache: list[Any]) -> None:
+        self.sequences: list[list[int]] = [[]]
         self._tokens = generate_step(mx.array(list(prompt)), model, max_tokens=-1, prompt_cache=cache)
 
     def read(self) -> None:
         """Reads the prompt, up to the first token."""
-        next(self._tokens)
+        self.decode(1)
 
     def decode(self, steps: int) -> int:
         """Decodes so many tokens."""
-        for _ in range(steps):
-            next(self._tokens)
+        self.sequences[0] += (int(token) for token, _ in islice(self._tokens, steps))
         return steps
 
     def close(self) -> None:
@@ -79,15 +82,20 @@ class Batch:
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], caches: list[list[Any]]) -> None:
         rows = len(prompts)
         self._generator = BatchGenerator(model, max_tokens=ENDLESS, completion_batch_size=rows, prefill_batch_size=rows)
-        self._generator.insert([list(prompt) for prompt in prompts], caches=caches)
+        uids = self._generator.insert([list(prompt) for prompt in prompts], caches=caches)
+        self.sequences: list[list[int]] = [[] for _ in uids]
+        self._sequence_of = dict(zip(uids, self.sequences, strict=True))
 
     def read(self) -> None:
         """Reads the prompts, up to the first token of each sequence."""
-        self._generator.next_generated()
+        self.decode(1)
 
     def decode(self, steps: int) -> int:
         """Decodes so many tokens of each sequence."""
-        return sum(len(self._generator.next_generated()) for _ in range(steps))
+        for _ in range(steps):
+            for response in self._generator.next_generated():
+                self._sequence_of[response.uid].append(response.token)
+        return steps * len(self.sequences)
 
     def close(self) -> None:
         """Ends it."""

@@ -32,7 +32,9 @@ class Sample:
     acceptance: float | None = None
 
 
-def time_in_turns(starts: Mapping[str, Start], tokens: int, stopped: Callable[[], bool]) -> dict[str, Sample] | None:
+def time_in_turns(
+    starts: Mapping[str, Start], tokens: int, stopped: Callable[[], bool], rest: float = 0.0
+) -> dict[str, Sample] | None:
     """Times generations that decode a few tokens each in turn.
 
     mlx-lm's generators compute one token ahead of the one that they return. A turn waits for that one too, or the next
@@ -42,6 +44,7 @@ def time_in_turns(starts: Mapping[str, Start], tokens: int, stopped: Callable[[]
         starts: What starts each generation, by name.
         tokens: Tokens to decode of each sequence; rounded up to whole turns.
         stopped: Asked before every turn.
+        rest: Seconds before every turn in which nothing is done, for threads of other processes that wind down.
 
     Returns:
         The times by name, or None when the work was stopped before all had their turns.
@@ -64,6 +67,7 @@ def time_in_turns(starts: Mapping[str, Start], tokens: int, stopped: Callable[[]
             for name, run in runs.items():
                 if stopped():
                     return None
+                time.sleep(rest)
                 began = time.perf_counter()
                 decoded[name] += run.decode(turn)
                 wait_for_generation()
