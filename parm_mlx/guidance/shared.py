@@ -1,18 +1,19 @@
 """Guided decoding where base and guide are one model: both are rows of the same forward pass.
 
-The adapters' core matrix is zero in the base's rows, so that the backbone's weights are read once per token, and a guided
-token costs little more than a plain one wherever reading weights is what takes the time.
+The adapters' core matrix is zero in the base's rows, so that the backbone's weights are read once per token, and a
+guided token costs little more than a plain one wherever reading weights is what takes the time.
 """
 
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from parm_mlx.guidance.model import Cache, Guide, GuidedModel, mix
 from parm_mlx.mlxlm import PairCache, PreferenceCache, make_prompt_cache
 from parm_mlx.pblora.bound import BoundPreferences
-from parm_mlx.pblora.layer import Conditioning, Unconditioned, conditioned
+from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, Unconditioned, conditioned
 from parm_mlx.preference import AlphaSpec
 
 
@@ -53,8 +54,9 @@ class Backbone(nn.Module):
 class SharedModel(GuidedModel):
     """A base model guided by a PARM on the same weights.
 
-    Every sequence is two rows of the backbone, held by a :class:`PairCache` in every layer. Where mlx-lm cannot hold the
-    two rows together (entries that cannot be padded, after prompts of different lengths) they run one after the other.
+    Every sequence is two rows of the backbone, held by a :class:`PairCache` in every layer. Where mlx-lm cannot hold
+    the two rows together (entries that cannot be padded, after prompts of different lengths) they run one after the
+    other.
 
     Args:
         guide: The PARM; its backbone is the base.
@@ -109,3 +111,40 @@ class SharedModel(GuidedModel):
 
     def _bind(self, alpha: mx.array) -> Conditioning:
         return BoundPreferences(self.guide.adapted, alpha, paired=True)
+
+
+def weights_differ(base: nn.Module, adapted: nn.Module) -> str | None:
+    """Why a model cannot take the place of another one; None where they are the same, adapters aside.
+
+    Args:
+        base: A plain model.
+        adapted: A model with adapters attached.
+    """
+    if type(base) is not type(adapted) or getattr(base, "args", None) != getattr(adapted, "args", None):
+        return "they are models of different settings"
+    ours = _plain_parameters(base)
+    theirs = _plain_parameters(adapted)
+    if lone := sorted(ours.keys() ^ theirs.keys()):
+        return f"only one of them has {lone[0]}"
+    for name, weight in ours.items():
+        other = theirs[name]
+        if weight is other:
+            continue
+        if weight.shape != other.shape or weight.dtype != other.dtype:
+            return f"{name} is {weight.dtype} {weight.shape} and {other.dtype} {other.shape}"
+        if not mx.array_equal(weight, other):
+            return f"{name} has other values"
+    return None
+
+
+def _plain_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """The parameters of a model by the names that they have without adapters."""
+    names = {name: module for name, module in model.named_modules() if isinstance(module, PBLoRALinear)}
+    owned = {f"{name}.{key}" for name, layer in names.items() for key in layer.tensors}
+    parameters: dict[str, mx.array] = {}
+    flat: Any = tree_flatten(model.parameters())
+    for name, value in flat:
+        if name not in owned:
+            layer, linear, rest = name.rpartition(".linear.")
+            parameters[f"{layer}.{rest}" if linear and layer in names else name] = value
+    return parameters

@@ -1,17 +1,17 @@
-"""Speculative guided decoding: several tokens are drafted cheaply and checked in one pass. Exact: greedy answers are those
-of plain decoding, and sampled ones have its distribution.
+"""Speculative guided decoding: several tokens are drafted cheaply and checked in one pass.
 
-A draft model drafts, and the guided model reads all drafts at once; or the base itself drafts, and the guide, which else
-would run at every token, reads all drafts at once. The base's passes are not wasted then: guidance needs its logits at
-every drafted position anyway.
+It is exact: greedy answers are those of plain decoding, and sampled ones have its distribution. A draft model drafts,
+and the guided model reads all drafts at once; or the base itself drafts, and the guide, which else would run at every
+token, reads all drafts at once. The base's passes are not wasted then: guidance needs its logits at every position.
 
-A drafted token d ~ q is kept with probability min(1, p(d) / q(d)); in place of the first one that is not kept, a token is
-drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). p is the guided distribution after temperature
-and filters, q the drafter's.
+A drafted token d ~ q is kept with probability min(1, p(d) / q(d)); in place of the first one that is not kept, a token
+is drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). p is the guided distribution after
+temperature and filters, q the drafter's.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -80,7 +80,11 @@ class Chooser:
     def draft(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """A token (1,) drawn from a drafter's logits (1, V_drafter), and log q (1, V)."""
         missing = self._vocabulary - logits.shape[-1]
-        logits = logits[:, : self._vocabulary] if missing <= 0 else mx.pad(logits, [(0, 0), (0, missing)], -mx.inf)
+        logits = (
+            logits[:, : self._vocabulary]
+            if missing <= 0
+            else mx.pad(logits, [(0, 0), (0, missing)], constant_values=-mx.inf)
+        )
         q = self._sampling.distribution(logits)
         return self._sampler.draw(q), q
 
@@ -108,8 +112,8 @@ class Chooser:
             rest = mx.log(mx.maximum(mx.exp(p[:n]) - mx.exp(q), 0))
             others = self._sampler.draw(mx.concatenate([rest, p[n:]]))
         mx.eval(kept, others, drafts)
-        count = next((i for i, k in enumerate(kept.tolist()) if not k), n)
-        return count, [*drafts.tolist()[:count], *others.tolist()[count : count + 1]]
+        count = next((i for i, keep in enumerate(_list(kept)) if not keep), n)
+        return count, [*_list(drafts)[:count], *_list(others)[count : count + 1]]
 
 
 class Speculation:
@@ -194,7 +198,7 @@ class Speculation:
         read = mx.concatenate([unread, drafts[:-1]])
         keep = unread.size + min(kept, n - 1)
         _take_back(before_draft, drafter, track.cache, read, keep)
-        track.tokens += read[:keep].tolist()
+        track.tokens += _list(read)[:keep]
         # When all were kept, the drafter has not read its own last token yet.
         self._unread_by_draft = mx.array(tokens[-1:] if kept < n else tokens[-2:], mx.uint32)
         return kept, tokens
@@ -211,6 +215,10 @@ class Speculation:
             drafts.append(unread)
             q.append(distribution)
         return mx.concatenate(logits), mx.concatenate(drafts), mx.concatenate(q)
+
+
+def _list(numbers: mx.array) -> list[int]:
+    return cast("list[int]", numbers.tolist())
 
 
 def _take_back(before: Checkpoint, model: nn.Module, cache: Cache, read: mx.array, keep: int) -> None:

@@ -1,4 +1,4 @@
-"""Entries of mlx-lm's prompt caches, one per layer: taking tokens back, and rows in and out, for every kind of entry."""
+"""Entries of mlx-lm's prompt caches, one per layer: taking tokens back, and rows in and out, for every kind of them."""
 
 from collections.abc import Sequence
 from copy import copy, deepcopy
@@ -98,6 +98,19 @@ def _has_dropped(entry: Any) -> bool:
     return isinstance(entry, ChunkedKVCache) and entry.start_position > 0
 
 
+def can_batch(cache: Sequence[Any]) -> bool:
+    """Whether mlx-lm can put several sequences with prompt caches of this kind into one batch."""
+    return all(_can_batch(entry) for entry in cache)
+
+
+def _can_batch(entry: Any) -> bool:
+    if isinstance(entry, CacheList):
+        return all(_can_batch(part) for part in entry.caches)
+    if hasattr(entry, "parts"):
+        return all(_can_batch(part) for part in entry.parts)
+    return hasattr(entry, "merge")
+
+
 def row_of(entry: Any, row: int) -> Any:
     """One row of an entry, as an entry of its own."""
     if isinstance(entry, CacheList):
@@ -129,7 +142,7 @@ def joined(rows: Sequence[Any]) -> Any | None:
         return None if any(part is None for part in parts) else CacheList(*parts)
     try:
         return _stacked([_without_spare_room(entry) for entry in rows])
-    except _Differ:
+    except _DifferError:
         return batched(rows)
 
 
@@ -142,7 +155,7 @@ def batched(rows: Sequence[Any]) -> Any | None:
     return type(first).merge(list(rows)) if hasattr(first, "merge") else None
 
 
-class _Differ(Exception):
+class _DifferError(Exception):
     """Entries differ in more than their rows."""
 
 
@@ -156,15 +169,15 @@ def _stacked(rows: Sequence[Any]) -> Any:
 def _stacked_values(values: Sequence[Any]) -> Any:
     first = values[0]
     if any(type(value) is not type(first) for value in values):
-        raise _Differ
+        raise _DifferError
     if isinstance(first, mx.array):
         if any(value.shape != first.shape or value.ndim == 0 for value in values):
-            raise _Differ
-        return mx.concatenate(values)
+            raise _DifferError
+        return mx.concatenate(list(values))
     if isinstance(first, list | tuple):
         return type(first)(_stacked_values(column) for column in zip(*values, strict=True))
     if any(value != first for value in values):
-        raise _Differ
+        raise _DifferError
     return first
 
 

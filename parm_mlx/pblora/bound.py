@@ -1,4 +1,4 @@
-"""α bound for generation: what depends on α alone is computed once, what depends on a token is computed with few operations.
+"""α bound for generation: what depends on α alone is computed once, the rest with few operations per token.
 
     y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
 
