@@ -9,6 +9,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from parm_mlx.guidance.model import Guide, GuidedModel
+from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.targets import default_targets
@@ -59,6 +60,63 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": VOCABULARY,
     },
 }
+# Families whose caches hold more than keys and values: recurrent states, lists, chunks.
+FAMILIES |= {
+    "mamba": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "state_size": 8,
+        "num_hidden_layers": 2,
+        "conv_kernel": 4,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_rank": 4,
+        "vocab_size": VOCABULARY,
+    },
+    "jamba": {key: value for key, value in COMMON.items() if key != "num_hidden_layers"}
+    | {
+        "num_hidden_layers": 4,
+        "attn_layer_offset": 1,
+        "attn_layer_period": 2,
+        "expert_layer_offset": 1,
+        "expert_layer_period": 2,
+        "mamba_d_conv": 4,
+        "mamba_d_state": 8,
+        "mamba_expand": 2,
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
+        "max_position_embeddings": 256,
+    },
+    "falcon_h1": COMMON
+    | {
+        "head_dim": 16,
+        "mamba_d_head": 16,
+        "mamba_d_ssm": 64,
+        "mamba_d_state": 16,
+        "mamba_n_heads": 4,
+        "mamba_expand": 1,
+        "lm_head_multiplier": 1.0,
+    },
+    "llama4": {
+        "text_config": COMMON
+        | {
+            "model_type": "llama4",
+            "num_hidden_layers": 4,
+            "attention_bias": False,
+            "attention_chunk_size": 8,
+            "head_dim": 16,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size_mlp": 64,
+            "max_position_embeddings": 256,
+            "num_experts_per_tok": 1,
+            "num_local_experts": 2,
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "use_qk_norm": True,
+        }
+    },
+}
+TARGETS = {"mamba": ("in_proj",), "jamba": ("q_proj", "k_proj", "v_proj", "in_proj")}
 
 
 def tiny_model(family: str = "llama", seed: int = 0, bits: int | None = None, **changes: Any) -> nn.Module:
@@ -86,7 +144,8 @@ def randomise(model: nn.Module, seed: int = 0, size: float = 0.3) -> None:
 def tiny_guide(family: str = "llama", seed: int = 1, bits: int | None = None, **settings: Any) -> Guide:
     """A guide with random adapters on the family's default targets."""
     model = tiny_model(family, seed, bits)
-    config = PBLoRAConfig(**{"objectives": OBJECTIVES, "target_modules": default_targets(model), **settings})
+    targets = TARGETS.get(family) or default_targets(model)
+    config = PBLoRAConfig(**{"objectives": OBJECTIVES, "target_modules": targets, **settings})
     attach(model, config)
     randomise(model, seed)
     model.eval()
@@ -96,6 +155,11 @@ def tiny_guide(family: str = "llama", seed: int = 1, bits: int | None = None, **
 def tiny_guided(family: str = "llama", bits: int | None = None, beta: float = 1.0) -> GuidedModel:
     """A base and a guide of one family, with different weights."""
     return GuidedModel(tiny_model(family, 0, bits), tiny_guide(family, 1, bits), beta)
+
+
+def tiny_shared(family: str = "llama", bits: int | None = None, beta: float = 1.0) -> SharedModel:
+    """A guide on its own backbone, computed in one forward pass."""
+    return SharedModel(tiny_guide(family, 1, bits), beta)
 
 
 def random_pairs(*sizes: tuple[int, int, int]) -> list[TokenPair]:

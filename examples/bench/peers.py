@@ -234,8 +234,8 @@ def main() -> None:
     low, high = swept["seconds_spread"]
     print(
         f"{swept['answers']} answers of {swept['tokens']} tokens: {swept['seconds']:.1f} s [{low:.1f} – {high:.1f}] in "
-        f"one batch, {swept['peer_seconds']:.1f} s one by one: {swept['of_peer']:.1f} times (budget {swept['budget']:g}); "
-        f"{swept['same_answers']} answers are the same"
+        f"one batch, {swept['peer_seconds']:.1f} s one by one: {swept['of_peer']:.1f} times (budget "
+        f"{swept['budget']:g}); {swept['same_answers']} answers are the same"
     )
     print(machine, file=sys.stderr)
 

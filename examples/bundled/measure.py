@@ -24,8 +24,9 @@ import mlx.nn as nn
 import world
 
 from parm_mlx.evaluation.rewards import score
-from parm_mlx.guidance.batch import Request, generate_batch
+from parm_mlx.guidance.batch import generate_batch
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
+from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid

@@ -41,6 +41,8 @@ def bench(
     parm: options.OwnParms = None,
     guide_model: options.GuideModel = None,
     beta: options.Beta = "1.0",
+    draft_model: options.OwnDraftModel = None,
+    num_draft_tokens: options.NumDraftTokens = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the figures into this file (.png, .svg, .pdf).")
@@ -55,10 +57,16 @@ def bench(
       base      the base model alone: unguided decoding
       guide     the guide alone; base and guide one after the other are the floor
       guided    base and guide, two models
+      shared    base and guide on the same weights, in one forward pass
+      +self     speculative: the base drafts tokens, and the guide checks several at once
+      +draft    speculative: a draft model drafts; for random models, a quarter of the base's layers
 
-    All take turns of a few tokens, so that a machine that slows down slows them all. "floor" is time(base) +
-    time(guide) over the time of a case, "unguided" is time(base) over it; in brackets the lowest and the highest
-    round. Prefill is the time to the first token. Ctrl-C stops and reports the rounds that are done.
+    All take turns of a few tokens, so that a machine that slows down slows them all. Prefill and decode are tokens/s,
+    prefill up to the first token, decode with the lowest and the highest round in brackets. "floor" is time(base) +
+    time(guide) over the time of a case, "unguided" is time(base) over it, MB the peak memory, "drafts" the share that
+    is accepted: it depends on the models, and random ones say nothing about trained ones.
+
+    Ctrl-C stops and reports the rounds that are done.
 
     \b
     Examples:
@@ -71,10 +79,12 @@ def bench(
     if plot:
         _check_plot(plot)
     sizes = {"hidden": hidden, "layers": layers, "vocabulary": vocabulary, "bits": bits}
-    subjects, described = _subjects(sizes, model, parm, guide_model, beta)
+    subjects, described = _subjects(sizes, model, parm, guide_model, beta, draft_model, num_draft_tokens)
 
-    from parm_mlx.diagnostics.bench import measure
+    from parm_mlx.diagnostics.bench import check_batches, measure
     from parm_mlx.diagnostics.summary import summarise
+
+    check_batches(subjects, plan)
 
     done: dict[tuple[int, int], list[Row]] = {}
     with stop_on_interrupt() as stopped:
@@ -120,24 +130,34 @@ def _check_plot(plot: Path) -> None:
 
 
 def _subjects(
-    sizes: dict[str, int | None], model: str | None, parm: list[str] | None, guide_model: str | None, beta: str
+    sizes: dict[str, int | None],
+    model: str | None,
+    parm: list[str] | None,
+    guide_model: str | None,
+    beta: str,
+    draft_model: str | None,
+    num_draft_tokens: int | None,
 ) -> "tuple[Subjects, dict[str, Any]]":
     """The models to measure, and what the report says about them."""
     given = {name: value for name, value in sizes.items() if value is not None}
     size, betas = Size(**given), parse_betas(beta, len(parm or [""]))
     if parm and given:
         raise InputError(f"--{', --'.join(given)} is for random models, and --parm names models of your own")
-    if not parm and (model or guide_model):
+    if not parm and (model or guide_model or draft_model):
         raise InputError(
-            "--model and --guide-model need --parm, the adapter that guides", hint="or leave all out for random models"
+            "--model, --guide-model and --draft-model need --parm, the adapter that guides",
+            hint="or leave all out for random models",
         )
     console.blas_hint()
     from parm_mlx.diagnostics.subjects import loaded_subjects, random_subjects
+    from parm_mlx.guidance.speculation import Drafting
 
-    if parm:
-        described = {"model": model, "parm": parm, "guide_model": guide_model, "beta": betas}
-        return loaded_subjects(model, parm, guide_model, betas), described
-    return random_subjects(size), asdict(size)
+    drafted = num_draft_tokens or Drafting.tokens
+    if not parm:
+        return random_subjects(size, drafted), asdict(size) | {"drafted": drafted}
+    described = {"model": model, "parm": parm, "guide_model": guide_model, "beta": betas, "draft_model": draft_model}
+    subjects = loaded_subjects(model, parm, guide_model, betas, draft_model, drafted)
+    return subjects, described | {"drafted": drafted}
 
 
 def _record(described: dict[str, Any], plan: Plan, rows: "list[Row]", complete: bool) -> dict[str, Any]:
@@ -161,9 +181,9 @@ def _show(groups: "list[list[Row]]") -> None:
         batch, prompt = rows[0]["batch"], rows[0]["prompt"]
         title = f"{batch} {'sequence' if batch == 1 else 'sequences'}, prompts of {prompt} tokens; tokens/s"
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        headings = ["case", "prefill", "decode", "", "floor", "", "unguided", "peak MB"]
+        headings = ["case", "prefill", "decode", "", "floor", "unguided", "MB"]
         drafting = any(row["accepted"] is not None for row in rows)
-        for heading in headings + ["accepted"] * drafting:
+        for heading in headings + ["drafts"] * drafting:
             table.add_column(heading, justify="left" if heading in ("", "case") else "right", no_wrap=True)
         for row in rows:
             accepted = "" if row["accepted"] is None else f"{row['accepted']:.0%}"
@@ -176,7 +196,6 @@ def _show(groups: "list[list[Row]]") -> None:
 def _cells(row: "Row") -> list[str]:
     """What is compared with itself stays empty."""
     low, high = row["decode_tokens_per_second_spread"]
-    floor_low, floor_high = row["of_floor_spread"]
     alone = row["case"] in ("base", "guide")
     return [
         row["case"],
@@ -184,7 +203,6 @@ def _cells(row: "Row") -> list[str]:
         f"{row['decode_tokens_per_second']:.1f}",
         f"[{low:.1f}–{high:.1f}]",
         "" if alone else f"{row['of_floor']:.2f}",
-        "" if alone else f"[{floor_low:.2f}–{floor_high:.2f}]",
         "" if row["case"] == "base" else f"{row['of_unguided']:.2f}",
         f"{row['peak_mb']:.0f}",
     ]

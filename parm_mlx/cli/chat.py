@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parm_mlx.cli import console, options
-from parm_mlx.cli.session import Session, open_session
+from parm_mlx.cli.session import Drafts, Session, note_drafts, open_session
 from parm_mlx.errors import ParmError, PreferenceError
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import format_alpha
@@ -39,6 +39,10 @@ def chat(
     seed: options.Seed = 0,
     system_prompt: options.SystemPrompt = None,
     chat_template: options.ChatTemplate = None,
+    share: options.Share = "auto",
+    draft_model: options.DraftModel = None,
+    self_speculation: options.SelfSpeculation = False,
+    num_draft_tokens: options.NumDraftTokens = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print answers only.")] = False,
 ) -> None:
     """Chat, and change the preference at any turn with /alpha.
@@ -51,17 +55,22 @@ def chat(
       parm-mlx chat --model base --parm parm --alpha helpful=0.8,harmless=0.2
       echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
     """
-    session = open_session(model, parm, guide_model, beta, chat_template=chat_template)
+    drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
+    session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts)
     weights = session.alpha(alpha)
 
     from parm_mlx.guidance.conversation import Conversation
     from parm_mlx.guidance.sampling import Sampling
 
     sampling = Sampling(temp=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
-    conversation = Conversation(session.model, session.tokenizer, session.prompter, weights, system_prompt)
+    conversation = Conversation(
+        session.model, session.tokenizer, session.prompter, weights, system_prompt, session.drafting
+    )
     if not quiet:
         console.note(f"preference: {format_alpha(weights, session.objectives)}   /help lists the commands")
     Chat(session, conversation, sampling, max_tokens, quiet).run()
+    if not quiet:
+        note_drafts(conversation.drafts)
 
 
 class Chat:
@@ -139,7 +148,8 @@ class Chat:
             self._note("stopped" if reason is None else f"cut at {self._max_tokens} tokens (--max-tokens)")
 
     def _compare(self, specs: list[str]) -> None:
-        from parm_mlx.guidance.batch import Request, generate_batch, in_order
+        from parm_mlx.guidance.batch import generate_batch, in_order
+        from parm_mlx.guidance.requests import Request
 
         question = self._conversation.last_question
         if question is None:

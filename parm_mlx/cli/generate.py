@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from parm_mlx.cli import console, options
-from parm_mlx.cli.session import Session, open_session
+from parm_mlx.cli.session import Drafts, Session, note_drafts, open_session
 from parm_mlx.errors import DataError, InputError
 from parm_mlx.preference import Alpha, format_alpha
 
@@ -36,6 +37,10 @@ def generate(
     seed: options.Seed = 0,
     system_prompt: options.SystemPrompt = None,
     chat_template: options.ChatTemplate = None,
+    share: options.Share = "auto",
+    draft_model: options.DraftModel = None,
+    self_speculation: options.SelfSpeculation = False,
+    num_draft_tokens: options.NumDraftTokens = None,
     ignore_chat_template: Annotated[
         bool, typer.Option("--ignore-chat-template", help="Continue the prompt as plain text.")
     ] = False,
@@ -43,28 +48,35 @@ def generate(
 ) -> None:
     """Answer prompts, at one or several preferences.
 
-    All answers are generated in one batch, however many prompts and preferences there are.
+    All answers are generated in one batch, however many prompts and preferences there are; one after the other where
+    tokens are drafted (--draft-model, --self-speculation).
 
     \b
     Examples:
       parm-mlx generate --prompt "How do I bake bread?" --alpha 1,0 --alpha 0,1
       parm-mlx generate --prompts questions.txt --alpha warmth=0.7,focus=0.3 --json
       parm-mlx generate --model base --parm parm --guide-model small --prompt - < question.txt
+      parm-mlx generate --model base-8b --parm parm --draft-model base-1b --prompt "How do I bake bread?"
     """
     texts = _prompts(prompt, prompts)
     if ignore_chat_template and system_prompt:
         raise InputError("--system-prompt needs the chat template")
     if ignore_chat_template and chat_template:
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
-    session = open_session(model, parm, guide_model, beta, not ignore_chat_template, chat_template)
+    drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
+    session = open_session(model, parm, guide_model, beta, not ignore_chat_template, chat_template, share, drafts)
     alphas, betas = session.alphas(alpha), session.betas
 
     from parm_mlx.guidance.sampling import Sampling
+    from parm_mlx.guidance.speculation import DraftCount
 
+    kept = DraftCount()
     sampling = Sampling(temp=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     jobs = [(number, text, weights) for number, text in enumerate(texts) for weights in alphas]
     for (_, text, weights), answer in answers(session, jobs, sampling, max_tokens, system):
+        if answer.drafts is not None:
+            kept.add(answer.drafts)
         if as_json:
             record = {
                 "prompt": text,
@@ -76,12 +88,15 @@ def generate(
                 "tokens": len(answer.tokens),
                 "finish_reason": answer.finish_reason,
             }
+            if answer.drafts is not None:
+                record["drafts"] = {**asdict(answer.drafts), "acceptance_rate": round(answer.drafts.rate, 4)}
             typer.echo(json.dumps(record, ensure_ascii=False))
         else:
             if len(jobs) > 1:
                 title = f"{text} " if len(texts) > 1 else ""
                 typer.echo(f"[{title}{format_alpha(weights, session.objectives)}]")
             typer.echo(answer.text.strip() + ("\n" if len(jobs) > 1 else ""))
+    note_drafts(kept)
 
 
 Job = tuple[int, str, Alpha]
@@ -91,13 +106,14 @@ def answers(
     session: Session, jobs: list[Job], sampling: Any, max_tokens: int, system: list[dict[str, str]]
 ) -> Iterator[tuple[Job, Any]]:
     """Generates an answer for every (prompt number, prompt, α), in that order, as soon as each is known."""
-    from parm_mlx.guidance.batch import Request, generate_batch, in_order
+    from parm_mlx.guidance.batch import generate_batch, in_order
+    from parm_mlx.guidance.requests import Request
 
     requests = []
     for number, text, weights in jobs:
         tokens = session.prompter([*system, {"role": "user", "content": text}] if system else text)
         requests.append(Request(tokens, weights, sampling, number))
-    produced = generate_batch(session.model, session.tokenizer, requests, max_tokens)
+    produced = generate_batch(session.model, session.tokenizer, requests, max_tokens, drafting=session.drafting)
     for answer in in_order(console.progress(produced, len(requests), "answers")):
         yield jobs[answer.index], answer
 

@@ -61,6 +61,28 @@ Beta = Annotated[
         help="β of guided decoding; smaller means a stronger guide. Several adapters may have one each: 0.5,1.",
     ),
 ]
+Share = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        "--share",
+        help="Compute base and guide in one forward pass: auto where they stand on the same weights, on insists.",
+    ),
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="Smaller model of the base's vocabulary that drafts tokens to be checked."),
+]
+OwnDraftModel = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="Draft model to measure, beside models of your own.", show_default="none"),
+]
+SelfSpeculation = Annotated[
+    bool, typer.Option("--self-speculation", help="The base drafts tokens, and the guide checks several at once.")
+]
+NumDraftTokens = Annotated[
+    int | None,
+    typer.Option("--num-draft-tokens", min=1, max=64, help="Tokens drafted at a time.", show_default="3"),
+]
 Temp = Annotated[float, typer.Option("--temp", min=0, help="Sampling temperature; 0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus sampling; 0 turns it off.")]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the k likeliest tokens; 0 turns it off.")]

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parm_mlx.cli import console
 from parm_mlx.errors import InputError
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha, parse_betas
 
 if TYPE_CHECKING:
+    from parm_mlx.guidance.loading import Share
     from parm_mlx.guidance.model import GuidedModel
     from parm_mlx.guidance.prompts import Prompter
+    from parm_mlx.guidance.speculation import DraftCount, Drafting
     from parm_mlx.mlxlm import TokenizerWrapper
 
 
@@ -23,6 +25,7 @@ class Session:
     tokenizer: "TokenizerWrapper"
     prompter: "Prompter"
     betas: tuple[float, ...]
+    drafting: "Drafting | None" = None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -43,6 +46,36 @@ class Session:
         return [self.alpha(spec) for spec in specs] if specs else [self.alpha(None)]
 
 
+@dataclass(frozen=True)
+class Drafts:
+    """What ``--draft-model``, ``--self-speculation`` and ``--num-draft-tokens`` ask for."""
+
+    model: str | None = None
+    by_base: bool = False
+    tokens: int | None = None
+
+    def check(self) -> None:
+        """Checks that they go together.
+
+        Raises:
+            InputError: They do not.
+        """
+        if self.model is not None and self.by_base:
+            raise InputError("--draft-model and --self-speculation exclude each other")
+        if self.tokens is not None and self.model is None and not self.by_base:
+            raise InputError(
+                "--num-draft-tokens needs someone who drafts", hint="add --draft-model MODEL or --self-speculation"
+            )
+
+    def drafting(self, model: Any) -> "Drafting | None":
+        """The same for the generators, with the loaded draft model."""
+        from parm_mlx.guidance.speculation import Drafting
+
+        if self.model is None and not self.by_base:
+            return None
+        return Drafting(model) if self.tokens is None else Drafting(model, self.tokens)
+
+
 def open_session(
     model: str | None,
     parm: Sequence[str] | None,
@@ -50,8 +83,12 @@ def open_session(
     beta: str,
     template: bool = True,
     chat_template: str | None = None,
+    share: "Share" = "auto",
+    drafts: Drafts | None = None,
 ) -> Session:
-    """Loads what ``--model``, ``--parm`` (once or more) and ``--guide-model`` name; the bundled model without any.
+    """Loads what ``--model``, ``--parm`` (once or more), ``--guide-model`` and ``--draft-model`` name.
+
+    Without any of them, the bundled model.
 
     Raises:
         InputError: A base model is given without a PARM, β is wrong, or something cannot be loaded.
@@ -61,15 +98,23 @@ def open_session(
         raise InputError(
             "--model and --guide-model need --parm, the adapter that guides", hint="or leave all three out"
         )
+    drafts = drafts or Drafts()
+    drafts.check()
     console.blas_hint()
-    from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM, load_with_tokenizers, recorded_backbone
+    from parm_mlx.guidance.loading import (
+        BUNDLED_BASE,
+        BUNDLED_PARM,
+        load_draft,
+        load_with_tokenizers,
+        recorded_backbone,
+    )
     from parm_mlx.guidance.prompts import Prompter
 
     if not parm:
         base, adapters = str(BUNDLED_BASE), [str(BUNDLED_PARM)]
     else:
         base, adapters = model or guide_model or str(recorded_backbone(parm[0])), list(parm)
-    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=betas)
+    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=betas, share=share)
     prompter = Prompter(
         tokenizer,
         guide_tokenizer,
@@ -78,4 +123,13 @@ def open_session(
         guide_template=guided.guide.chat_template,
         limit=guided.context_length,
     )
-    return Session(guided, tokenizer, prompter, betas)
+    draft = load_draft(drafts.model, tokenizer, base) if drafts.model else None
+    return Session(guided, tokenizer, prompter, betas, drafts.drafting(draft))
+
+
+def note_drafts(count: "DraftCount") -> None:
+    """Says how drafted tokens fared."""
+    if count.passes:
+        console.note(
+            f"drafts: {count.accepted} of {count.drafted} tokens kept ({count.rate:.0%}), in {count.passes} checks"
+        )

@@ -1,7 +1,7 @@
 """The models that are measured: random weights of a chosen size, or the user's own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,9 +11,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
 from parm_mlx.diagnostics.plan import HEAD, Size
-from parm_mlx.guidance.loading import load_with_tokenizers, recorded_backbone
+from parm_mlx.guidance.loading import load_draft, load_with_tokenizers, recorded_backbone
 from parm_mlx.guidance.model import Guide, GuidedModel
 from parm_mlx.guidance.prompts import encode
+from parm_mlx.guidance.shared import SharedModel, weights_differ
+from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.preference import Alpha, sample_dirichlet
@@ -32,10 +34,16 @@ class Subjects:
     Attributes:
         guided: Base and guide, two models.
         text: Token ids that prompts are cut from, repeated as often as needed.
+        shared: A guide on the base's own weights, both in one forward pass.
+        draft: A draft model.
+        drafted: Tokens drafted at a time.
     """
 
     guided: GuidedModel
     text: tuple[int, ...]
+    shared: SharedModel | None = None
+    draft: nn.Module | None = None
+    drafted: int = Drafting.tokens
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
         """Prompts of so many tokens; each begins at another place in the text."""
@@ -94,30 +102,63 @@ def randomise_adapters(model: nn.Module) -> None:
     mx.eval(model.parameters())
 
 
-def random_subjects(size: Size) -> Subjects:
-    """A base and a guide of one size, with different random weights."""
+def random_draft(base: nn.Module) -> nn.Module:
+    """A draft model: a quarter of the base's layers, with the base's weights."""
+    count = max(1, len(base.layers) // 4)
+    kinds = base.args.layer_types[:count]
+    draft = llama.Model(replace(base.args, num_hidden_layers=count, layer_types=kinds))
+    draft.model.layers = base.model.layers[:count]
+    draft.model.embed_tokens, draft.model.norm, draft.lm_head = base.model.embed_tokens, base.model.norm, base.lm_head
+    draft.eval()
+    return draft
+
+
+def random_subjects(size: Size, drafted: int = Drafting.tokens) -> Subjects:
+    """A base and a guide of one size, with different random weights; the guide alone makes the shared model.
+
+    Args:
+        size: Of both.
+        drafted: Tokens drafted at a time.
+    """
     base, guide = random_llama(size, 0), random_guide(random_llama(size, 1))
-    return Subjects(GuidedModel(base, guide), tuple(range(min(100, size.vocabulary))))
+    text = tuple(range(min(100, size.vocabulary)))
+    return Subjects(GuidedModel(base, guide), text, SharedModel(guide), random_draft(base), drafted)
 
 
-def loaded_subjects(model: str | None, parm: Sequence[str], guide_model: str | None, beta: Sequence[float]) -> Subjects:
-    """The user's own models.
+def loaded_subjects(
+    model: str | None,
+    parm: Sequence[str],
+    guide_model: str | None,
+    beta: Sequence[float],
+    draft_model: str | None = None,
+    drafted: int = Drafting.tokens,
+) -> Subjects:
+    """The user's own models; the shared model is among them where base and guide stand on the same weights.
 
     Args:
         model: Directory or hub id of the base; the backbone of the guide when left out.
         parm: Directories or hub ids of the adapters.
         guide_model: Backbone of the adapters; what they record when left out.
         beta: β, or one for each adapter.
+        draft_model: Directory or hub id of a draft model.
+        drafted: Tokens drafted at a time.
 
     Raises:
         InputError: Something cannot be loaded.
     """
     base: str | Path = model or guide_model or recorded_backbone(parm[0])
-    guided, tokenizer, _ = load_with_tokenizers(base, list(parm), guide_model, beta=beta)
-    return Subjects(guided, tuple(encode(tokenizer, TEXT)))
+    guided, tokenizer, _ = load_with_tokenizers(base, list(parm), guide_model, beta=beta, share="off")
+    draft = load_draft(draft_model, tokenizer, base) if draft_model else None
+    shared = None
+    if isinstance(guided.guide, Guide) and weights_differ(guided.base, guided.guide.model) is None:
+        shared = SharedModel(guided.guide, guided.beta)
+    return Subjects(guided, tuple(encode(tokenizer, TEXT)), shared, draft, drafted)
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights; arrays that it holds twice count once."""
-    named: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    return sum({id(array): array.nbytes for array in named.values()}.values())
+def weight_bytes(*models: nn.Module) -> int:
+    """Bytes of the weights of models; arrays that they hold twice count once."""
+    arrays: dict[int, int] = {}
+    for model in models:
+        named: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+        arrays |= {id(array): array.nbytes for array in named.values()}
+    return sum(arrays.values())

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import mlx.core as mx
+from mlx_lm.generate import generation_stream
 
 from parm_mlx.diagnostics.runs import Run
-from parm_mlx.mlxlm import wait_for_generation
 
 TURN = 8
 
@@ -61,7 +61,7 @@ def time_in_turns(
             began = time.perf_counter()
             runs[name].read()
             read[name] = time.perf_counter() - began
-            wait_for_generation()
+            mx.synchronize(generation_stream)
         decode, decoded = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0)
         for _ in range(-(-tokens // turn)):
             for name, run in runs.items():
@@ -70,7 +70,7 @@ def time_in_turns(
                 time.sleep(rest)
                 began = time.perf_counter()
                 decoded[name] += run.decode(turn)
-                wait_for_generation()
+                mx.synchronize(generation_stream)
                 decode[name] += time.perf_counter() - began
         return {name: Sample(read[name], decode[name], decoded[name], run.acceptance) for name, run in runs.items()}
 
@@ -84,7 +84,7 @@ def memory_of(start: Start) -> int:
     try:
         run.read()
         run.decode(TURN)
-        wait_for_generation()
+        mx.synchronize(generation_stream)
     finally:
         run.close()
     return max(0, mx.get_peak_memory() - held)

@@ -1,53 +1,18 @@
-"""Many answers at once: prompts under different preferences in one continuous batch."""
+"""Many answers: prompts under different preferences in one continuous batch, or one after the other."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generate_step
 
 from parm_mlx.guidance.model import GuidedModel
-from parm_mlx.guidance.prefill import prefill
-from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.sampling import Sampling
-from parm_mlx.mlxlm import TokenizerWrapper, make_prompt_cache
-from parm_mlx.preference import Alpha
-
-
-@dataclass(frozen=True)
-class Request:
-    """One answer to generate.
-
-    Attributes:
-        prompt: Its tokens for base and guide.
-        alpha: The preference; None asks the base alone.
-        sampling: How its tokens are chosen.
-        number: Tells answers with the same seed apart.
-    """
-
-    prompt: PromptTokens
-    alpha: Alpha | None
-    sampling: Sampling
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A finished answer.
-
-    Attributes:
-        index: Position of its request.
-        text: The answer.
-        tokens: Its token ids, without the end-of-sequence token.
-        finish_reason: ``"stop"`` at the end of the sequence, ``"length"`` at the limit.
-    """
-
-    index: int
-    text: str
-    tokens: list[int]
-    finish_reason: str
+from parm_mlx.guidance.prefill import prefill, read
+from parm_mlx.guidance.requests import Answer, Request
+from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
+from parm_mlx.mlxlm import TokenizerWrapper, can_batch, make_prompt_cache
 
 
 def generate_batch(
@@ -57,8 +22,11 @@ def generate_batch(
     max_tokens: int,
     batch_size: int = 32,
     stopped: Callable[[], bool] = lambda: False,
+    drafting: Drafting | None = None,
 ) -> Iterator[Answer]:
     """Generates answers in one continuous batch, and yields each as it ends.
+
+    They come one after the other where tokens are drafted, and where mlx-lm cannot batch the model's prompt cache.
 
     Args:
         model: The guided model.
@@ -67,11 +35,17 @@ def generate_batch(
         max_tokens: Longest answer.
         batch_size: Most answers that run at the same time.
         stopped: Asked at every token; when it returns True, the unfinished answers are dropped.
+        drafting: Who drafts tokens for guided answers, if anyone.
     """
     guided = [i for i, request in enumerate(requests) if request.alpha is not None]
     plain = [i for i, request in enumerate(requests) if request.alpha is None]
     for runs, indices in ((model, guided), (model.base, plain)):
-        if indices:
+        if (drafting and runs is model) or not can_batch(make_prompt_cache(runs)):
+            for index in indices:
+                answer = _alone(model, tokenizer, index, requests[index], max_tokens, stopped, drafting)
+                if answer is not None:
+                    yield answer
+        elif indices:
             yield from _run(runs, model, tokenizer, requests, indices, max_tokens, batch_size, stopped)
 
 
@@ -135,3 +109,42 @@ def _start(model: GuidedModel, request: Request) -> tuple[list[int], list[Any]]:
     if prompt.base == prompt.guide:
         return prompt.base, cache
     return [prefill(model, cache, prompt.base, prompt.guide)], cache
+
+
+def _alone(
+    model: GuidedModel,
+    tokenizer: TokenizerWrapper,
+    index: int,
+    request: Request,
+    max_tokens: int,
+    stopped: Callable[[], bool],
+    drafting: Drafting | None,
+) -> Answer | None:
+    """One answer by itself; None when it was stopped."""
+    produced, drafts = _tokens(model, request, drafting)
+    tokens: list[int] = []
+    for token in islice(produced, max_tokens):
+        if stopped():
+            return None
+        if token in tokenizer.eos_token_ids:
+            return Answer(index, tokenizer.decode(tokens), tokens, "stop", drafts)
+        tokens.append(token)
+    return Answer(index, tokenizer.decode(tokens), tokens, "length", drafts)
+
+
+def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> tuple[Iterator[int], DraftCount | None]:
+    prompt, sampling = request.prompt, request.sampling
+    if request.alpha is None or drafting is None:
+        runs = model.base if request.alpha is None else model
+        tokens, cache = _start(model, request)
+        sampler = sampling.sampler(request.number)
+        steps = generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache)
+        return (int(token) for token, _ in steps), None
+    cache = model.make_cache(request.alpha)
+    last = prefill(model, cache, prompt.base, prompt.guide)
+    draft = None
+    if drafting.model is not None:
+        draft = Track(make_prompt_cache(drafting.model))
+        read(drafting.model, prompt.base[:-1], draft.cache)
+    speculation = Speculation(model, cache, last, drafting, sampling, request.number, draft)
+    return iter(speculation), speculation.count

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,10 +12,12 @@ from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.files import resolve
 from parm_mlx.guidance.model import Guide, GuidedModel
 from parm_mlx.guidance.several import Guides
+from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.mlxlm import TokenizerWrapper, load_weights_and_tokenizer
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
 from parm_mlx.preference import AlphaSpec, parse_betas
 
+Share = Literal["auto", "on", "off"]
 BUNDLED = Path(__file__).parents[1] / "models"
 BUNDLED_BASE = BUNDLED / "base"
 BUNDLED_PARM = BUNDLED / "parm"
@@ -67,6 +69,7 @@ def load(
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
     beta: float | Sequence[float] = 1.0,
+    share: Share = "auto",
 ) -> tuple[GuidedModel, TokenizerWrapper]:
     """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
@@ -77,16 +80,18 @@ def load(
         guide_model: Backbone of the adapters; what each records when left out.
         alpha: The default preference: k weights, ``"0.7,0.3"``, ``"helpful=0.7,harmless=0.3"`` or a mapping.
         beta: β of Eq. 13, or one β_i for each of several adapters. Smaller β, stronger guide.
+        share: Whether base and guide are computed in one forward pass: ``"auto"`` where they stand on the same weights,
+            ``"on"`` to insist on it, ``"off"`` never.
 
     Returns:
         The guided model, which any mlx-lm function runs, and the base's tokenizer.
 
     Raises:
         AdapterError: The adapter cannot be read or does not fit its backbone.
-        ModelError: A model cannot be loaded, or the tokenizers differ.
+        ModelError: A model cannot be loaded, the tokenizers differ, or weights that should be shared do.
         PreferenceError: α or β cannot be used.
     """
-    guided, tokenizer, _ = load_with_tokenizers(model, parm, guide_model, alpha, beta)
+    guided, tokenizer, _ = load_with_tokenizers(model, parm, guide_model, alpha, beta, share)
     return guided, tokenizer
 
 
@@ -96,6 +101,7 @@ def load_with_tokenizers(
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
     beta: float | Sequence[float] = 1.0,
+    share: Share = "auto",
 ) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
     """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
     base_path = resolve(model)
@@ -111,10 +117,41 @@ def load_with_tokenizers(
     guide_tokenizer = loaded[0][1]
     if guides[0].chat_template is None and len({str(each.chat_template) for _, each, _ in loaded}) > 1:
         raise ModelError("the backbones of adapters that guide together have different chat templates")
+    if len(guides) == 1:
+        path = loaded[0][2]
+        return _guided(base, guides[0], betas[0], share, base_path, path), tokenizer, guide_tokenizer
+    if share == "on":
+        raise ModelError("several adapters cannot share one forward pass", hint="leave out --share on")
     if len(betas) > 1:
         return GuidedModel(base, Guides(guides, alpha, betas)), tokenizer, guide_tokenizer
-    guide = guides[0] if len(guides) == 1 else Guides(guides, alpha)
-    return GuidedModel(base, guide, betas[0]), tokenizer, guide_tokenizer
+    return GuidedModel(base, Guides(guides, alpha), betas[0]), tokenizer, guide_tokenizer
+
+
+def _guided(base: nn.Module, guide: Guide, beta: float, share: Share, base_path: Path, path: Path) -> GuidedModel:
+    difference = None if share == "off" else weights_differ(base, guide.model)
+    if share == "on" and difference:
+        raise ModelError(
+            f"base {base_path} and guide model {path} cannot share one forward pass: {difference}",
+            hint="leave out --share on, or name one model for both",
+        )
+    return GuidedModel(base, guide, beta) if difference or share == "off" else SharedModel(guide, beta)
+
+
+def load_draft(source: str | Path, base: TokenizerWrapper, model: str | Path) -> nn.Module:
+    """Loads a draft model for speculative decoding.
+
+    Args:
+        source: Directory or hub id of the draft model.
+        base: The tokenizer of the base.
+        model: The base's name, for the error.
+
+    Raises:
+        ModelError: It cannot be loaded, or has another vocabulary than the base.
+    """
+    path = resolve(source, "draft model")
+    draft, tokenizer = load_base(path)
+    check_vocabularies(base, tokenizer, Path(model), path, role="draft model")
+    return draft
 
 
 def _load_guide(
@@ -165,16 +202,25 @@ def _widen_on_cpu(model: nn.Module) -> None:
         mx.eval(model.parameters())
 
 
-def check_vocabularies(base: TokenizerWrapper, guide: TokenizerWrapper, base_path: Path, guide_path: Path) -> None:
+def check_vocabularies(
+    base: TokenizerWrapper, other: TokenizerWrapper, base_path: Path, other_path: Path, role: str = "guide"
+) -> None:
     """Checks that two tokenizers give every token the same number, special tokens in one of them aside.
+
+    Args:
+        base: The base's tokenizer.
+        other: The tokenizer of the guide, or of a draft model.
+        base_path: Where the base lies.
+        other_path: Where the other model lies.
+        role: What the other model is.
 
     Raises:
         ModelError: They differ; the error shows how.
     """
-    a, b = base.get_vocab(), guide.get_vocab()
+    a, b = base.get_vocab(), other.get_vocab()
     by_id_a, by_id_b = ({number: token for token, number in vocab.items()} for vocab in (a, b))
     clash = sorted(i for i in by_id_a.keys() & by_id_b.keys() if by_id_a[i] != by_id_b[i])
-    special = {**base.get_added_vocab(), **guide.get_added_vocab()}
+    special = {**base.get_added_vocab(), **other.get_added_vocab()}
     lone = sorted(token for token in a.keys() ^ b.keys() if token not in special)
     reasons = []
     if clash:
@@ -183,9 +229,9 @@ def check_vocabularies(base: TokenizerWrapper, guide: TokenizerWrapper, base_pat
     if lone:
         reasons.append(f"{len(lone)} tokens are in one of them only ({', '.join(repr(t) for t in lone[:3])})")
     if not set(base.eos_token_ids) & set(b.values()):
-        reasons.append("the guide has no end-of-sequence token of the base")
+        reasons.append(f"the {role} has no end-of-sequence token of the base")
     if reasons:
         raise ModelError(
-            f"base {base_path} and guide {guide_path} have different tokenizers: {'; '.join(reasons)}",
-            hint="guidance adds token log-probabilities, so both models need the same vocabulary",
+            f"base {base_path} and {role} {other_path} have different tokenizers: {'; '.join(reasons)}",
+            hint="their token log-probabilities are combined, so both models need the same vocabulary",
         )

@@ -5,8 +5,8 @@ Eq. 13, with logits up to a constant per position (softmax removes it, and with 
     log π̃(y_t) = log π_base(y_t | x, y_<t) + (1/β) · log π_θ(α)(y_t | x, y_<t) − log Z
 
 Both classes look like mlx-lm models, so generate_step, stream_generate, BatchGenerator and speculative decoding run
-them unchanged. α enters with ``make_cache(alpha=…)`` and lives in the prompt cache. :mod:`parm_mlx.guidance.several`
-has a guide that is made of several reward models.
+them unchanged. α enters with ``make_cache(alpha=…)`` and lives in the prompt cache. :mod:`parm_mlx.guidance.shared` is
+for a base and a guide on the same weights, :mod:`parm_mlx.guidance.several` has a guide made of several reward models.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ import mlx.nn as nn
 from parm_mlx.errors import PreferenceError
 from parm_mlx.mlxlm import PreferenceCache, context_length, make_prompt_cache
 from parm_mlx.pblora.adapter import adapted_layers
+from parm_mlx.pblora.bound import BoundPreferences
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.layer import BoundPreferences, Conditioning, Preferences, conditioned
+from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, Preferences, conditioned
 from parm_mlx.preference import AlphaSpec, check_beta, parse_alpha
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class Guide(nn.Module):
     def config(self) -> PBLoRAConfig:
         """The adapter's settings."""
         return self._config
+
+    @property
+    def adapted(self) -> Sequence[PBLoRALinear]:
+        """The adapted layers, in the order of their index."""
+        return self._adapted
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -164,6 +170,11 @@ class GuidedModel(nn.Module):
         return min(filter(None, (context_length(self.base), self.guide.context_length)), default=None)
 
     @property
+    def vocabulary(self) -> int:
+        """V, the tokens that base and guide both know."""
+        return int(self(mx.array([[0]])).shape[-1])
+
+    @property
     def layers(self) -> list[Any]:
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return _padded(self.base, self._base_entries) + self.guide.layers
@@ -177,8 +188,12 @@ class GuidedModel(nn.Module):
         return [*make_prompt_cache(self.base), *self.guide.make_cache(alpha)]
 
     def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
-        """The base's and the guide's entries of a prompt cache."""
+        """The base's and the guide's entries of a prompt cache; both may be read into."""
         return cache[: self._base_entries], cache[self._base_entries :]
+
+    def join_cache(self, base: Cache, guide: Cache) -> Cache:
+        """The inverse of :meth:`split_cache`."""
+        return [*base, *guide]
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Guided logits, (B, L) token ids → (B, L, V)."""

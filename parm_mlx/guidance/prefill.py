@@ -27,16 +27,20 @@ def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequen
     Returns:
         The token to go on with: the prompt that is left for mlx-lm's generators.
     """
+    if list(base) == list(guide):
+        read(model, base[:-1], cache)
+        return base[-1]
     base_cache, guide_cache = model.split_cache(cache)
-    _read(model.base, base[:-1], base_cache)
-    _read(model.guide, guide[:-1], guide_cache)
+    read(model.base, base[:-1], base_cache)
+    read(model.guide, guide[:-1], guide_cache)
     if base[-1] != guide[-1]:
-        preference: PreferenceCache = guide_cache[-1]
+        preference: PreferenceCache = cache[-1]
         preference.replace_first_token(guide[-1])
     return base[-1]
 
 
-def _read(model: nn.Module, tokens: Sequence[int], cache: list[Any]) -> None:
+def read(model: nn.Module, tokens: Sequence[int], cache: list[Any]) -> None:
+    """Reads tokens into a model's cache."""
     for start in range(0, len(tokens), STEP):
         model(mx.array([tokens[start : start + STEP]]), cache=cache)
         mx.eval([entry.state for entry in cache])

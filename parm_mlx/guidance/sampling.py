@@ -29,6 +29,25 @@ class Sampling:
         """A fresh sampler; ``number`` tells answers with the same seed apart."""
         return Sampler(self, number)
 
+    def scores(self, logprobs: mx.array) -> mx.array:
+        """Logits of the distribution that tokens are drawn from, after filters and temperature: (…, V) → (…, V)."""
+        if self.temp == 0:
+            return logprobs
+        kept = filter_logprobs(logprobs, top_p=self.top_p, min_p=self.min_p, top_k=self.top_k)
+        return kept * (1 / self.temp)
+
+    def distribution(self, logits: mx.array) -> mx.array:
+        """Log-probabilities of the distribution that tokens are drawn from, (…, V) logits → (…, V).
+
+        At temperature 0, where the likeliest token is taken, the log-probabilities of the model itself.
+        """
+        scores = self.scores(_normalised(logits))
+        return scores if self.temp == 0 else _normalised(scores)
+
+
+def _normalised(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
 
 class Sampler:
     """Draws the tokens of one answer; mlx-lm calls it with log-probabilities (1, V)."""
@@ -39,9 +58,15 @@ class Sampler:
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """Token ids (1,)."""
-        s = self._settings
-        if s.temp == 0:
-            return mx.argmax(logprobs, axis=-1)
+        return self.draw(self._settings.scores(logprobs))
+
+    def draw(self, scores: mx.array) -> mx.array:
+        """Tokens (n,) drawn from the distributions with these logits (n, V); the likeliest ones at temperature 0."""
+        if self._settings.temp == 0:
+            return mx.argmax(scores, axis=-1)
+        return mx.random.categorical(scores, key=self.key())
+
+    def key(self) -> mx.array:
+        """A fresh random key of this answer."""
         self._key, key = mx.random.split(self._key)
-        kept = filter_logprobs(logprobs, top_p=s.top_p, min_p=s.min_p, top_k=s.top_k)
-        return mx.random.categorical(kept * (1 / s.temp), key=key)
+        return key

@@ -42,7 +42,7 @@ def attach(model: nn.Module, config: PBLoRAConfig) -> list[str]:
     targets = find_targets(model, config.target_modules)
     model.freeze()
     for index, target in enumerate(targets):
-        layer = PBLoRALinear(target.linear, config, index)
+        layer = PBLoRALinear(target.linear, config, index, target.reads)
         layer.linear.freeze()
         layer.unfreeze(recurse=False, keys=layer.tensors)
         target.block.update_modules(tree_unflatten([(target.path, layer)]))

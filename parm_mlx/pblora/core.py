@@ -9,18 +9,16 @@ where the singular values of ΔW would.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import mlx.core as mx
 
 from parm_mlx.pblora.config import PBLoRAConfig
 
-if TYPE_CHECKING:
-    from parm_mlx.pblora.layer import PBLoRALinear
-
 Shape = tuple[int, ...]
+Tensors = Mapping[str, mx.array]
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,13 @@ class Core:
     Attributes:
         shapes: The tensors that M(α) is made of, by name, for the settings of an adapter.
         start: An initial value of such a tensor.
-        matrix: M(α) of a layer, (B, r1 + r2, r1 + r2) for α (B, k).
+        matrix: M(α), (…, B, r1 + r2, r1 + r2), from the tensors of a layer by name and α (B, k). Leading axes of the
+            tensors stand for several layers.
     """
 
     shapes: Callable[[PBLoRAConfig], dict[str, Shape]]
     start: Callable[[Shape], mx.array]
-    matrix: Callable[["PBLoRALinear", mx.array], mx.array]
+    matrix: Callable[[Tensors, PBLoRAConfig, mx.array], mx.array]
 
 
 def uniform(shape: Shape, bound: int) -> mx.array:
@@ -44,23 +43,27 @@ def uniform(shape: Shape, bound: int) -> mx.array:
     return mx.random.uniform(-limit, limit, shape) if limit and 0 not in shape else mx.zeros(shape)
 
 
-def _blocks(layer: "PBLoRALinear", alpha: mx.array) -> mx.array:
-    rows, r1, r2 = alpha.shape[0], layer.r1, layer.r2
-    w1 = mx.broadcast_to(layer.w1, (rows, r1, r1))
-    w2 = (alpha.astype(layer.w2.dtype) @ layer.w2).reshape(rows, r2, r2)
-    upper = mx.pad(w1, [(0, 0), (0, 0), (0, r2)])
-    lower = mx.pad(w2, [(0, 0), (0, 0), (r1, 0)])
-    return mx.concatenate([upper, lower], axis=1)
+def _blocks(tensors: Tensors, config: PBLoRAConfig, alpha: mx.array) -> mx.array:
+    r1, r2 = config.r1, config.r2
+    w1, w2 = tensors["w1"], tensors["w2"]
+    w2 = alpha.astype(w2.dtype) @ w2
+    shape = w2.shape[:-1]
+    w2 = w2.reshape(*shape, r2, r2)
+    w1 = mx.broadcast_to(w1[..., None, :, :], (*shape, r1, r1))
+    whole = [(0, 0)] * len(shape)
+    upper, lower = mx.pad(w1, [*whole, (0, 0), (0, r2)]), mx.pad(w2, [*whole, (0, 0), (r1, 0)])
+    return mx.concatenate([upper, lower], axis=-2)
 
 
-def _identity(layer: "PBLoRALinear", alpha: mx.array) -> mx.array:
-    return mx.broadcast_to(mx.eye(layer.r1, dtype=layer.a.dtype), (alpha.shape[0], layer.r1, layer.r1))
+def _identity(_: Tensors, config: PBLoRAConfig, alpha: mx.array) -> mx.array:
+    return mx.broadcast_to(mx.eye(config.r1), (alpha.shape[0], config.r1, config.r1))
 
 
-def _diagonal(layer: "PBLoRALinear", alpha: mx.array) -> mx.array:
-    sigma = mx.broadcast_to(layer.sigma, (alpha.shape[0], layer.r1))
-    values = mx.concatenate([sigma, layer.factor * alpha.astype(layer.factor.dtype)], axis=1)
-    return values[:, None] * mx.eye(layer.r1 + layer.r2, dtype=values.dtype)
+def _diagonal(tensors: Tensors, config: PBLoRAConfig, alpha: mx.array) -> mx.array:
+    sigma, factor = tensors["sigma"][..., None, :], tensors["factor"][..., None, :]
+    scaled = factor * alpha.astype(factor.dtype)
+    values = mx.concatenate([mx.broadcast_to(sigma, (*scaled.shape[:-1], config.r1)), scaled], axis=-1)
+    return values[..., None, :] * mx.eye(config.rank, dtype=values.dtype)
 
 
 CORES: dict[Literal["pblora", "lora", "svd-lora"], Core] = {

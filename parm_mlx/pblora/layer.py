@@ -8,7 +8,7 @@ For a frozen weight W (out, in), ranks r1 and r2, and a preference vector α (k,
 runs. A row whose core is zero is a row of the plain model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -24,8 +24,8 @@ from parm_mlx.pblora.core import CORES, uniform
 class Conditioning(Protocol):
     """What a forward pass runs under: it gives every layer its update."""
 
-    def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
-        """Maps z = A x (B, L, r1 + r2) to s · B · M(α) · z (B, L, out)."""
+    def add_update(self, layer: "PBLoRALinear", x: mx.array, y: mx.array) -> mx.array:
+        """Adds s · B · M(α) · A · x for x (B, L, in) to y (B, L, out)."""
         ...
 
 
@@ -42,6 +42,14 @@ def conditioned(conditioning: Conditioning) -> Iterator[None]:
         _active.reset(token)
 
 
+class Unconditioned:
+    """The plain model: no layer has an update."""
+
+    def add_update(self, layer: "PBLoRALinear", x: mx.array, y: mx.array) -> mx.array:
+        """Returns y."""
+        return y
+
+
 class Preferences:
     """Conditioning on α that stays differentiable in all tensors of the adapter.
 
@@ -52,35 +60,16 @@ class Preferences:
     def __init__(self, alpha: mx.array) -> None:
         self.alpha = alpha if alpha.ndim == 2 else alpha[None]
 
+    def add_update(self, layer: "PBLoRALinear", x: mx.array, y: mx.array) -> mx.array:
+        """Adds s · B · M(α) · A · x to y; in training with dropout on x."""
+        z = layer.dropout(x).astype(layer.a.dtype) @ layer.a.T
+        return y + self.update(layer, z).astype(y.dtype)
+
     def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
         """Maps z = A x to s · B · M(α) · z."""
         z = z @ layer.core(self.alpha).swapaxes(-1, -2)
         update: mx.array = layer.scale * (z @ layer.b.T)
         return update
-
-
-class BoundPreferences:
-    """Conditioning on α for generation: all that depends on α alone is computed once.
-
-    For one row the core and the scale are folded into B; for several rows each keeps its own core.
-
-    Args:
-        layers: Every adapted layer of the model, by index.
-        alpha: (B, k).
-    """
-
-    def __init__(self, layers: "Sequence[PBLoRALinear]", alpha: mx.array) -> None:
-        self.rows = alpha.shape[0]
-        cores = [layer.scale * layer.core(alpha).swapaxes(-1, -2) for layer in layers]
-        if self.rows == 1:
-            self.matrices = [core[0] @ layer.b.T for core, layer in zip(cores, layers, strict=True)]
-        else:
-            self.matrices = cores
-
-    def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
-        """Maps z = A x to s · B · M(α) · z."""
-        z = z @ self.matrices[layer.index]
-        return z if self.rows == 1 else z @ layer.b.T
 
 
 class PBLoRALinear(nn.Module):
@@ -90,21 +79,30 @@ class PBLoRALinear(nn.Module):
         linear: The frozen layer.
         config: Kind of adapter, ranks, scale, dropout, number of objectives.
         index: Position among the adapted layers of its model.
+        reads: Layers that read the same input have the same value here; None where that is not known.
     """
 
-    def __init__(self, linear: nn.Module, config: PBLoRAConfig, index: int = 0) -> None:
+    def __init__(
+        self, linear: nn.Module, config: PBLoRAConfig, index: int = 0, reads: tuple[object, ...] | None = None
+    ) -> None:
         super().__init__()
         self.linear = linear
         self.index = index
+        self.reads = reads
         self.scale = config.scale
         self.r1, self.r2 = config.r1, config.r2
         self.dropout = nn.Dropout(p=config.dropout)
-        self._core = CORES[config.kind]
+        self._config = config
         shapes = tensor_shapes(linear, config)
         self._tensors = frozenset(shapes)
         self.a, self.b = uniform(shapes["a"], shapes["a"][1]), mx.zeros(shapes["b"])
-        for name in self._core.shapes(config):
-            self[name] = self._core.start(shapes[name])
+        for name in CORES[config.kind].shapes(config):
+            self[name] = CORES[config.kind].start(shapes[name])
+
+    @property
+    def config(self) -> PBLoRAConfig:
+        """The adapter's settings."""
+        return self._config
 
     @property
     def tensors(self) -> list[str]:
@@ -120,7 +118,7 @@ class PBLoRALinear(nn.Module):
         Returns:
             (B, r1 + r2, r1 + r2).
         """
-        return self._core.matrix(self, alpha)
+        return CORES[self._config.kind].matrix(self, self._config, alpha)
 
     def delta(self, alpha: mx.array) -> mx.array:
         """ΔW(α) = s · B · M(α) · A, for one α (k,): (out, in). For inspection and fusing only."""
@@ -152,8 +150,7 @@ class PBLoRALinear(nn.Module):
         if conditioning is None:
             raise PreferenceError("a model with a PARM adapter was run without a preference vector")
         y: mx.array = self.linear(x)
-        z = self.dropout(x).astype(self.a.dtype) @ self.a.T
-        return y + conditioning.update(self, z).astype(y.dtype)
+        return conditioning.add_update(self, x, y)
 
 
 def tensor_shapes(linear: nn.Module, config: PBLoRAConfig) -> dict[str, tuple[int, ...]]:

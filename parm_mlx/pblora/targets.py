@@ -9,6 +9,7 @@ from parm_mlx.errors import AdapterError
 from parm_mlx.pblora.config import DEFAULT_TARGETS
 
 FUSED_ATTENTION = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "att_proj", "in_proj_qkv", "c_qkv")
+SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 
 
@@ -25,6 +26,12 @@ class Target:
     def name(self) -> str:
         """Name of the layer in an adapter file, the same for every model family."""
         return f"layers.{self.number}.{self.path}"
+
+    @property
+    def reads(self) -> tuple[object, ...] | None:
+        """The same for layers of one block that usually read one input."""
+        parent, _, own = self.path.rpartition(".")
+        return next(((self.number, parent, names) for names in SHARED_INPUTS if own in names), None)
 
 
 def find_targets(model: nn.Module, suffixes: Sequence[str]) -> list[Target]:

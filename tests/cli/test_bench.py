@@ -9,24 +9,27 @@ from parm_mlx.diagnostics import bench
 Run = Callable[..., tuple[int, str, str]]
 
 TINY = ["--hidden", 64, "--layers", 1, "--vocabulary", 100, "--tokens", 2, "--rounds", 2]
-WAYS = ["base", "guide", "guided"]
+PLAIN = ["base", "guide", "guided", "shared"]
+DRAFTED = ["guided+self", "shared+self", "shared+draft"]
 
 
 def test_json_is_one_object_with_settings_machine_and_cases(run_cli: Run) -> None:
     code, out, err = run_cli("bench", *TINY, "--batch", "1,2", "--prompt", "4,8", "--json")
     assert (code, err) == (0, "")
     record = json.loads(out)
-    assert record["models"] == {"hidden": 64, "layers": 1, "vocabulary": 100, "bits": None}
+    assert record["models"] == {"hidden": 64, "layers": 1, "vocabulary": 100, "bits": None, "drafted": 3}
     assert record["settings"] == {"batches": [1, 2], "prompts": [4, 8], "tokens": 2, "rounds": 2}
     assert record["complete"] is True
     assert {"parm-mlx", "mlx", "mlx-lm", "python", "platform", "device"} <= record["machine"].keys()
     found = [(row["batch"], row["prompt"], row["case"]) for row in record["cases"]]
-    assert found == [(*group, name) for group in ((1, 4), (2, 4), (1, 8)) for name in WAYS]
+    groups = {(1, 4): PLAIN + DRAFTED, (2, 4): PLAIN, (1, 8): PLAIN + DRAFTED}
+    assert found == [(*group, name) for group, names in groups.items() for name in names]
     for row in record["cases"]:
         assert row["rounds"] == 2
         low, high = row["ms_per_token_spread"]
         assert 0 < low <= row["ms_per_token"] <= high
         assert row["peak_mb"] >= row["weights_mb"] > 0
+        assert (row["accepted"] is not None) == (row["case"] in DRAFTED)
 
 
 def test_the_table_has_a_line_for_each_case(run_cli: Run) -> None:
@@ -34,9 +37,9 @@ def test_the_table_has_a_line_for_each_case(run_cli: Run) -> None:
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "2 sequences, prompts of 4 tokens; tokens/s"
-    assert lines[1].split() == ["case", "prefill", "decode", "floor", "unguided", "peak", "MB"]
-    assert [line.split()[0] for line in lines[2:5]] == WAYS
-    assert len(lines[4].split()) == 8, "name, prefill, decode, its spread, floor, its spread, unguided, peak"
+    assert lines[1].split() == ["case", "prefill", "decode", "floor", "unguided", "MB"]
+    assert [line.split()[0] for line in lines[2:6]] == PLAIN
+    assert len(lines[4].split()) == 7, "name, prefill, decode, its spread, floor, unguided, peak"
     assert ", mlx " in err
 
 
@@ -48,9 +51,21 @@ def test_models_of_ones_own(run_cli: Run, official: Path, official_parm: Path, t
         *("bench", *own, "--batch", 1, "--prompt", 4, "--tokens", 2, "--rounds", 1, "--json", "--plot", picture)
     )
     assert code == 0
-    assert json.loads(out)["models"]["parm"] == [str(official_parm)]
+    record = json.loads(out)
+    assert record["models"]["parm"] == [str(official_parm)]
+    assert [row["case"] for row in record["cases"]] == ["base", "guide", "guided", "guided+self"], "no shared weights"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert f"picture: {picture}" in err
+
+
+def test_a_base_that_is_the_backbone_is_also_measured_shared(run_cli: Run, official: Path, official_parm: Path) -> None:
+    own = ["--parm", official_parm, "--draft-model", official / "base_lm", "--num-draft-tokens", 2]
+    code, out, _ = run_cli("bench", *own, "--batch", 1, "--prompt", 4, "--tokens", 2, "--rounds", 1)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[1].split()[-1] == "drafts"
+    assert [line.split()[0] for line in lines[2:9]] == PLAIN + DRAFTED
+    assert all(line.split()[-1].endswith("%") for line in lines[6:9])
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, call: int) -> None:
@@ -77,7 +92,7 @@ def test_ctrl_c_reports_the_rounds_that_are_done(run_cli: Run, monkeypatch: pyte
     assert code == 130
     record = json.loads(out)
     assert record["complete"] is False
-    assert [(row["case"], row["rounds"]) for row in record["cases"]] == [(name, 1) for name in WAYS]
+    assert [(row["case"], row["rounds"]) for row in record["cases"]] == [(name, 1) for name in PLAIN + DRAFTED]
     assert "stopped: the figures are those of the rounds that were done" in err
 
 
@@ -99,8 +114,9 @@ def test_ctrl_c_in_the_first_round_reports_that_there_is_nothing(run_cli: Run, m
         (["--hidden", "100"], "--hidden must be a multiple of 64"),
         (["--bits", "7"], "--bits must be one of"),
         (["--beta", "0"], "beta must be a finite number above 0"),
-        (["--model", "base"], "--model and --guide-model need --parm"),
-        (["--guide-model", "small"], "--model and --guide-model need --parm"),
+        (["--model", "base"], "--model, --guide-model and --draft-model need --parm"),
+        (["--guide-model", "small"], "--model, --guide-model and --draft-model need --parm"),
+        (["--draft-model", "small"], "--model, --guide-model and --draft-model need --parm"),
         (["--parm", "parm", "--layers", "2", "--bits", "4"], "--layers, --bits is for random models"),
         (["--parm", "nowhere"], "adapter nowhere: no such directory"),
         (["--plot", "speed.gif"], "--plot draws .png, .svg or .pdf files, got speed.gif"),

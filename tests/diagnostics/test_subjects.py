@@ -5,6 +5,7 @@ from mlx.utils import tree_flatten
 
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import Subjects, random_llama, random_subjects, weight_bytes
+from parm_mlx.mlxlm import make_prompt_cache
 
 SMALL = Size(hidden=64, layers=1, vocabulary=50)
 
@@ -52,3 +53,13 @@ def test_prompts_repeat_the_text_from_different_places_and_preferences_differ() 
     drawn = subjects.alphas(4)
     assert len(set(drawn)) == 4
     assert all(sum(alpha) == pytest.approx(1) for alpha in drawn)
+
+
+def test_the_random_draft_is_a_quarter_of_the_base() -> None:
+    subjects = random_subjects(Size(64, 8, 50))
+    assert subjects.draft is not None
+    assert len(subjects.draft.layers) == 2
+    assert len(make_prompt_cache(subjects.draft)) == 2
+    assert subjects.draft(mx.array([[1, 2]])).shape == (1, 2, 50)
+    assert subjects.draft.layers[1] is subjects.guided.base.layers[1]
+    assert weight_bytes(subjects.draft, subjects.guided.base) == weight_bytes(subjects.guided.base)

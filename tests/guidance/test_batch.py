@@ -4,9 +4,10 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 
-from parm_mlx.guidance.batch import Answer, Request, generate_batch, in_order
+from parm_mlx.guidance.batch import generate_batch, in_order
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
+from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.mlxlm import TokenizerWrapper
 

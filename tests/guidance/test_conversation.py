@@ -4,11 +4,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from parm_mlx.guidance.batch import Request, generate_batch
+from parm_mlx.guidance.batch import generate_batch
 from parm_mlx.guidance.conversation import Conversation
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.model import GuidedModel
 from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.mlxlm import TokenizerWrapper
 

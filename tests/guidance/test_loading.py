@@ -50,13 +50,13 @@ def test_a_missing_backbone_is_explained(official_parm: Path, tmp_path: Path) ->
 
 def test_one_model_as_base_and_backbone_is_held_once(official: Path, official_parm: Path) -> None:
     model, _ = parm_mlx.load(official / "arm_base", official_parm)
-    base = dict(tree_flatten(model.base.parameters()))
-    guide = dict(tree_flatten(model.guide.model.parameters()))
-    mx.eval(base, guide)
+    mx.eval(model.guide.model.parameters())
+    weights = sum(v.nbytes for _, v in tree_flatten(model.guide.model.parameters()))
     before = mx.get_active_memory()
-    del base, guide
-    parm_mlx.load(official / "arm_base", official_parm)
-    weights = sum(v.nbytes for _, v in tree_flatten(model.base.parameters()))
+    for share in ("on", "off"):
+        model, _ = parm_mlx.load(official / "arm_base", official_parm, share=share)
+        mx.eval(model.base(mx.array([[1]])), model(mx.array([[1]])))
+        assert sum(v.nbytes for _, v in tree_flatten(model.parameters())) < (2.5 if share == "off" else 1.5) * weights
     assert mx.get_active_memory() - before < 0.5 * weights
     ids = mx.array([[1, 5, 9]])
     alone, _ = parm_mlx.load_guide(official_parm)

@@ -14,7 +14,8 @@ from parm_mlx.guidance.model import GuidedModel, mix
 from parm_mlx.guidance.prefill import prefill
 from parm_mlx.pblora import PBLoRAConfig, load_into
 from parm_mlx.pblora.adapter import adapted_layers
-from parm_mlx.pblora.layer import BoundPreferences, conditioned
+from parm_mlx.pblora.bound import BoundPreferences
+from parm_mlx.pblora.layer import Unconditioned, conditioned
 
 PROMPT = [3, 14, 15, 9, 26, 5]
 
@@ -60,14 +61,21 @@ def test_guided_greedy_tokens_equal_the_official_ones(official: Path, official_p
 
 
 def test_a_zero_core_is_the_backbone(official: Path, official_guide: parm_mlx.Guide) -> None:
+    """The plain rows of a pair, and the model without conditioning, are the official base logits."""
     expected = np.load(official / "expected_logits_k2.npz")
     ids = mx.array(expected["ids_0"]).reshape(1, -1)
     layers = list(adapted_layers(official_guide.model).values())
-    bound = BoundPreferences(layers, mx.array([[0.5, 0.5]]))
-    bound.matrices = [mx.zeros_like(matrix) for matrix in bound.matrices]
-    with conditioned(bound):
-        logits = official_guide.model(ids)
-    np.testing.assert_allclose(logits.squeeze(), expected["base_logits_s0"].squeeze(), atol=1e-4, rtol=0)
+    for alphas in ([[0.5, 0.5]], [[0.5, 0.5], [1.0, 0.0]]):
+        rows = 2 * len(alphas)
+        with conditioned(BoundPreferences(layers, mx.array(alphas), paired=True)):
+            logits = official_guide.model(mx.repeat(ids, rows, axis=0))
+        for row in range(0, rows, 2):
+            np.testing.assert_allclose(logits[row].squeeze(), expected["base_logits_s0"].squeeze(), atol=1e-4, rtol=0)
+            guided = official_guide(ids, alpha=alphas[row // 2])
+            np.testing.assert_allclose(logits[row + 1], guided[0], atol=1e-4, rtol=0)
+    with conditioned(Unconditioned()):
+        plain = official_guide.model(ids)
+    np.testing.assert_allclose(plain.squeeze(), expected["base_logits_s0"].squeeze(), atol=1e-4, rtol=0)
 
 
 def test_the_mix_by_hand() -> None:

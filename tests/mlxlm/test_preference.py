@@ -39,15 +39,18 @@ def test_rows_are_merged_extended_filtered_and_taken_out() -> None:
 
 def test_what_is_bound_is_kept_until_the_batch_changes() -> None:
     cache, bound = rows(0.1, 0.2), []
-    for change in (
-        lambda: None,
-        lambda: None,
-        lambda: cache.filter([1]),
-        lambda: cache.extend(rows(0.5)),
-        lambda: None,
-    ):
+
+    def bind(alpha: mx.array) -> int:
+        bound.append(alpha)
+        return len(alpha)
+
+    changes = (lambda: None, lambda: None, lambda: cache.filter([1]), lambda: cache.extend(rows(0.5)), lambda: None)
+    for change in changes:
         change()
-        assert cache.bound(lambda alpha: bound.append(alpha) or len(alpha)) == cache.alpha.shape[0]
+        assert cache.bound(bind) == cache.alpha.shape[0]
+    assert len(bound) == 3
+    assert cache.bound(len) == 2, "another way of binding has its own"
+    assert cache.bound(bind) == 2
     assert len(bound) == 3
 
 

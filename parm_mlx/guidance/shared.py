@@ -1,0 +1,150 @@
+"""Guided decoding where base and guide are one model: both are rows of the same forward pass.
+
+The adapters' core matrix is zero in the base's rows, so that the backbone's weights are read once per token, and a
+guided token costs little more than a plain one wherever reading weights is what takes the time.
+"""
+
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from parm_mlx.guidance.model import Cache, Guide, GuidedModel, mix
+from parm_mlx.mlxlm import PairCache, PreferenceCache, make_prompt_cache
+from parm_mlx.pblora.bound import BoundPreferences
+from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, Unconditioned, conditioned
+from parm_mlx.preference import AlphaSpec
+
+
+class Backbone(nn.Module):
+    """The model under a guide's adapters, as a model of its own.
+
+    Args:
+        model: An mlx-lm model with adapters attached.
+    """
+
+    model: nn.Module
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Not among this module's parameters: they are the guide's, and mlx-lm adds up what a model holds.
+        object.__setattr__(self, "model", model)
+
+    @property
+    def args(self) -> Any:
+        """The model's settings."""
+        return self.model.args
+
+    @property
+    def layers(self) -> list[Any]:
+        """The model's blocks."""
+        return cast("list[Any]", self.model.layers)
+
+    def make_cache(self) -> Cache:
+        """A prompt cache."""
+        return make_prompt_cache(self.model)
+
+    def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
+        """Logits without adapters, (B, L) token ids → (B, L, V)."""
+        with conditioned(Unconditioned()):
+            return cast(mx.array, self.model(inputs, cache=cache))
+
+
+class SharedModel(GuidedModel):
+    """A base model guided by a PARM on the same weights.
+
+    Every sequence is two rows of the backbone, held by a :class:`PairCache` in every layer. Where mlx-lm cannot hold
+    the two rows together (entries that cannot be padded, after prompts of different lengths) they run one after the
+    other.
+
+    Args:
+        guide: The PARM; its backbone is the base.
+        beta: β > 0 of Eq. 13.
+    """
+
+    guide: Guide
+
+    def __init__(self, guide: Guide, beta: float = 1.0) -> None:
+        super().__init__(Backbone(guide.model), guide, beta)
+
+    @property
+    def layers(self) -> list[Any]:
+        """One item per entry of the prompt cache, as mlx-lm expects."""
+        return self.guide.layers
+
+    def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
+        """A prompt cache for one sequence under one preference: a pair for every entry of the backbone, then α.
+
+        Raises:
+            PreferenceError: α does not fit the objectives.
+        """
+        *entries, preference = self.guide.make_cache(alpha)
+        return [*map(PairCache, entries), preference]
+
+    def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
+        """The base's and the guide's entries of the prompt cache of one sequence; both may be read into."""
+        parts = [pair.part() for pair in cache[:-1]]
+        return [base for base, _ in parts], [*(guide for _, guide in parts), cache[-1]]
+
+    def join_cache(self, base: Cache, guide: Cache) -> Cache:
+        """The inverse of :meth:`split_cache`."""
+        return [*map(PairCache.of, base, guide[:-1]), guide[-1]]
+
+    def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
+        """Guided logits, (B, L) token ids → (B, L, V)."""
+        if not cache:
+            alpha = mx.array([self.guide.alpha] * inputs.shape[0])
+            return self._both(inputs, inputs, None, self._bind(alpha))
+        pairs: list[PairCache] = cache[:-1]
+        preference: PreferenceCache = cache[-1]
+        if not PairCache.join(pairs):
+            base, guide = self.split_cache(cache)
+            return mix(self.base(inputs, cache=base), self.guide(inputs, cache=guide), self.beta)
+        bound = preference.bound(self._bind)
+        return self._both(inputs, preference.take_inputs(inputs), [pair.together for pair in pairs], bound)
+
+    def _both(self, base: mx.array, guide: mx.array, cache: Cache | None, conditioning: Conditioning) -> mx.array:
+        rows = mx.stack([base, guide], axis=1).reshape(-1, base.shape[1])
+        logits = self.guide.run(rows, cache, conditioning)
+        return mix(logits[0::2], logits[1::2], self.beta)
+
+    def _bind(self, alpha: mx.array) -> Conditioning:
+        return BoundPreferences(self.guide.adapted, alpha, paired=True)
+
+
+def weights_differ(base: nn.Module, adapted: nn.Module) -> str | None:
+    """Why a model cannot take the place of another one; None where they are the same, adapters aside.
+
+    Args:
+        base: A plain model.
+        adapted: A model with adapters attached.
+    """
+    if type(base) is not type(adapted) or getattr(base, "args", None) != getattr(adapted, "args", None):
+        return "they are models of different settings"
+    ours = _plain_parameters(base)
+    theirs = _plain_parameters(adapted)
+    if lone := sorted(ours.keys() ^ theirs.keys()):
+        return f"only one of them has {lone[0]}"
+    for name, weight in ours.items():
+        other = theirs[name]
+        if weight is other:
+            continue
+        if weight.shape != other.shape or weight.dtype != other.dtype:
+            return f"{name} is {weight.dtype} {weight.shape} and {other.dtype} {other.shape}"
+        if not mx.array_equal(weight, other):
+            return f"{name} has other values"
+    return None
+
+
+def _plain_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """The parameters of a model by the names that they have without adapters."""
+    names = {name: module for name, module in model.named_modules() if isinstance(module, PBLoRALinear)}
+    owned = {f"{name}.{key}" for name, layer in names.items() for key in layer.tensors}
+    parameters: dict[str, mx.array] = {}
+    flat: Any = tree_flatten(model.parameters())
+    for name, value in flat:
+        if name not in owned:
+            layer, linear, rest = name.rpartition(".linear.")
+            parameters[f"{layer}.{rest}" if linear and layer in names else name] = value
+    return parameters

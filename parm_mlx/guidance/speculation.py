@@ -1,0 +1,228 @@
+"""Speculative guided decoding: several tokens are drafted cheaply and checked in one pass.
+
+It is exact: greedy answers are those of plain decoding, and sampled ones have its distribution. A draft model drafts,
+and the guided model reads all drafts at once; or the base itself drafts, and the guide, which else would run at every
+token, reads all drafts at once. The base's passes are not wasted then: guidance needs its logits at every position.
+
+A drafted token d ~ q is kept with probability min(1, p(d) / q(d)); in place of the first one that is not kept, a token
+is drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). p is the guided distribution after
+temperature and filters, q the drafter's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import generation_stream
+
+from parm_mlx.guidance.model import Cache, GuidedModel, mix
+from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.mlxlm import Checkpoint
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """Who drafts, and how far ahead.
+
+    Attributes:
+        model: A draft model with the base's vocabulary; None has the base draft.
+        tokens: Tokens drafted at a time.
+    """
+
+    model: nn.Module | None
+    tokens: int = 3
+
+
+@dataclass
+class DraftCount:
+    """How many drafted tokens were kept, and how many checking passes there were."""
+
+    drafted: int = 0
+    accepted: int = 0
+    passes: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Share of the drafted tokens that were kept; 0 where none was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    def add(self, other: "DraftCount") -> None:
+        """Adds the counts of another answer."""
+        self.drafted += other.drafted
+        self.accepted += other.accepted
+        self.passes += other.passes
+
+
+@dataclass
+class Track:
+    """A prompt cache and the tokens that it has read."""
+
+    cache: Cache
+    tokens: list[int] = field(default_factory=list)
+
+
+class Chooser:
+    """Draws drafts and judges them, for one answer.
+
+    Args:
+        sampling: How tokens are chosen.
+        number: Tells answers with the same seed apart.
+        vocabulary: V, the tokens that base and guide both know.
+    """
+
+    def __init__(self, sampling: Sampling, number: int, vocabulary: int) -> None:
+        self._sampling = sampling
+        self._sampler = sampling.sampler(number)
+        self._vocabulary = vocabulary
+
+    def draft(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """A token (1,) drawn from a drafter's logits (1, V_drafter), and log q (1, V)."""
+        missing = self._vocabulary - logits.shape[-1]
+        logits = (
+            logits[:, : self._vocabulary]
+            if missing <= 0
+            else mx.pad(logits, [(0, 0), (0, missing)], constant_values=-mx.inf)
+        )
+        q = self._sampling.distribution(logits)
+        return self._sampler.draw(q), q
+
+    def judge(self, target: mx.array, drafts: mx.array, q: mx.array) -> tuple[int, list[int]]:
+        """Which drafts are kept.
+
+        Args:
+            target: (m, V) guided logits at the positions of the n drafts, and at the one after them where m = n + 1.
+            drafts: (n,).
+            q: (n, V) log q that each was drawn from.
+
+        Returns:
+            How many drafts are kept, and the tokens to go on with: the kept ones, then one more unless all n of m = n
+            are kept.
+        """
+        n = drafts.size
+        p = self._sampling.distribution(target)
+        if self._sampling.temp == 0:
+            others = mx.argmax(p, axis=-1)
+            kept = others[:n] == drafts
+        else:
+            at = drafts[:, None]
+            ratio = mx.take_along_axis(p[:n], at, axis=-1) - mx.take_along_axis(q, at, axis=-1)
+            kept = mx.log(mx.random.uniform(shape=(n,), key=self._sampler.key())) < ratio[:, 0]
+            rest = mx.log(mx.maximum(mx.exp(p[:n]) - mx.exp(q), 0))
+            others = self._sampler.draw(mx.concatenate([rest, p[n:]]))
+        mx.eval(kept, others, drafts)
+        count = next((i for i, keep in enumerate(_list(kept)) if not keep), n)
+        return count, [*_list(drafts)[:count], *_list(others)[count : count + 1]]
+
+
+class Speculation:
+    """The tokens of one answer, drafted and checked.
+
+    Args:
+        model: The guided model.
+        cache: A prompt cache of one sequence that has read its prompts but for the last token.
+        token: That last token.
+        drafting: Who drafts.
+        sampling: How tokens are chosen.
+        number: Tells answers with the same seed apart.
+        draft: Where a draft model drafts, its cache, which has read the base's prompt but for the last token.
+    """
+
+    def __init__(
+        self,
+        model: GuidedModel,
+        cache: Cache,
+        token: int,
+        drafting: Drafting,
+        sampling: Sampling,
+        number: int = 0,
+        draft: Track | None = None,
+    ) -> None:
+        self.count = DraftCount()
+        self._generated: list[int] = []
+        self._model = model
+        self._drafting = drafting
+        self._chooser = Chooser(sampling, number, model.vocabulary)
+        self._last = token
+        self._draft = draft or Track([])
+        self._unread_by_draft = mx.array([token], mx.uint32)
+        if drafting.model is None:
+            self._base, self._guide = model.split_cache(cache)
+        else:
+            self._cache = cache
+
+    @property
+    def cache(self) -> Cache:
+        """The prompt cache as far as it came."""
+        return self._cache if self._drafting.model is not None else self._model.join_cache(self._base, self._guide)
+
+    @property
+    def read(self) -> list[int]:
+        """The generated tokens that the cache has read; they may go further than the tokens that were taken."""
+        return self._generated[:-1]
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields tokens, without end."""
+        advance = self._advance_base if self._drafting.model is None else self._advance_draft_model
+        while True:
+            with mx.stream(generation_stream):
+                kept, tokens = advance(mx.array([self._last], mx.uint32), self._drafting.tokens)
+            self.count.add(DraftCount(self._drafting.tokens, kept, 1))
+            self._generated += tokens
+            self._last = tokens[-1]
+            yield from tokens
+
+    def _advance_base(self, last: mx.array, n: int) -> tuple[int, list[int]]:
+        """The base reads one token after the other and drafts; the guide reads them at once."""
+        model = self._model
+        before = Checkpoint(self._base, n), Checkpoint(self._guide, n)
+        logits, drafts, q = self._drafts(model.base, self._base, last, n)
+        read = mx.concatenate([last, drafts[:-1]])
+        guide = model.guide(read[None], cache=self._guide)[0]
+        kept, tokens = self._chooser.judge(mix(logits, guide, model.beta), drafts, q)
+        keep = min(kept + 1, n)
+        _take_back(before[0], model.base, self._base, read, keep)
+        _take_back(before[1], model.guide, self._guide, read, keep)
+        return kept, tokens
+
+    def _advance_draft_model(self, last: mx.array, n: int) -> tuple[int, list[int]]:
+        """The draft model drafts; base and guide read the drafts at once."""
+        drafter, track, unread = self._drafting.model, self._draft, self._unread_by_draft
+        assert drafter is not None
+        before, before_draft = Checkpoint(self._cache, n + 1), Checkpoint(track.cache, unread.size + n - 1)
+        _, drafts, q = self._drafts(drafter, track.cache, unread, n)
+        read = mx.concatenate([last, drafts])
+        kept, tokens = self._chooser.judge(self._model(read[None], cache=self._cache)[0], drafts, q)
+        _take_back(before, self._model, self._cache, read, kept + 1)
+        read = mx.concatenate([unread, drafts[:-1]])
+        keep = unread.size + min(kept, n - 1)
+        _take_back(before_draft, drafter, track.cache, read, keep)
+        track.tokens += _list(read)[:keep]
+        # When all were kept, the drafter has not read its own last token yet.
+        self._unread_by_draft = mx.array(tokens[-1:] if kept < n else tokens[-2:], mx.uint32)
+        return kept, tokens
+
+    def _drafts(
+        self, drafter: nn.Module, cache: Cache, unread: mx.array, n: int
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """The drafter's logits (n, V_drafter), its tokens (n,) and their log q (n, V)."""
+        logits, drafts, q = [], [], []
+        for _ in range(n):
+            logits.append(drafter(unread[None], cache=cache)[:, -1])
+            unread, distribution = self._chooser.draft(logits[-1])
+            mx.async_eval(unread)
+            drafts.append(unread)
+            q.append(distribution)
+        return mx.concatenate(logits), mx.concatenate(drafts), mx.concatenate(q)
+
+
+def _list(numbers: mx.array) -> list[int]:
+    return cast("list[int]", numbers.tolist())
+
+
+def _take_back(before: Checkpoint, model: nn.Module, cache: Cache, read: mx.array, keep: int) -> None:
+    """Leaves the first ``keep`` of the read tokens in a cache."""
+    again = before.restore(cache, read.size, keep)
+    if again:
+        model(read[None, :again], cache=cache)

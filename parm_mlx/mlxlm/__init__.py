@@ -1,0 +1,48 @@
+"""The only package that touches the parts of mlx-lm that are not its public interface.
+
+tests/mlxlm/ is the contract for what is used here, so that an mlx-lm upgrade fails there first.
+"""
+
+from mlx_lm.models import cache as _mlx_cache
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from parm_mlx.mlxlm.entries import Checkpoint, can_batch, rewind
+from parm_mlx.mlxlm.models import (
+    Layer,
+    attention_windows,
+    context_length,
+    filter_logprobs,
+    load_tokenizer_alone,
+    load_weights_and_tokenizer,
+    save_like,
+    trunk_and_output_layer,
+)
+from parm_mlx.mlxlm.pair import PairCache
+from parm_mlx.mlxlm.preference import PreferenceCache
+from parm_mlx.mlxlm.prefix import PrefixCache
+from parm_mlx.mlxlm.tracking import TrainingCallback, reporting_callback
+
+# mlx-lm's load_prompt_cache finds the kinds of entries by name in this module.
+_mlx_cache.PairCache, _mlx_cache.PreferenceCache = PairCache, PreferenceCache  # type: ignore[attr-defined]
+
+__all__ = [
+    "Checkpoint",
+    "Layer",
+    "PairCache",
+    "PreferenceCache",
+    "PrefixCache",
+    "TokenizerWrapper",
+    "TrainingCallback",
+    "attention_windows",
+    "can_batch",
+    "context_length",
+    "filter_logprobs",
+    "load_tokenizer_alone",
+    "load_weights_and_tokenizer",
+    "make_prompt_cache",
+    "reporting_callback",
+    "rewind",
+    "save_like",
+    "trunk_and_output_layer",
+]

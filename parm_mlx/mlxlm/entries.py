@@ -1,0 +1,190 @@
+"""Entries of mlx-lm's prompt caches, one per layer: taking tokens back, and rows in and out, for every kind of them."""
+
+from collections.abc import Sequence
+from copy import copy, deepcopy
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import (
+    BatchKVCache,
+    BatchRotatingKVCache,
+    CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    _BaseCache,
+    trim_prompt_cache,
+)
+
+from parm_mlx.mlxlm.preference import PreferenceCache
+
+ENDLESS = (KVCache, QuantizedKVCache, ConcatenateKVCache, BatchKVCache, PreferenceCache)
+PADDED = (BatchKVCache, BatchRotatingKVCache)
+GROWING = (KVCache, QuantizedKVCache, ChunkedKVCache)
+
+
+def rewind(cache: list[Any], tokens: int) -> bool:
+    """Removes the last tokens from a prompt cache, in place.
+
+    Returns:
+        Whether all of them were removed; a cache that cannot be trimmed is left as it was.
+    """
+    if tokens == 0:
+        return True
+    if any(_has_dropped(entry) for entry in cache):
+        return False
+    trimmed: Any = trim_prompt_cache(cache, tokens)
+    return bool(trimmed == tokens)
+
+
+class Checkpoint:
+    """A prompt cache before some tokens are read, so that the last of them can be taken back, whatever its entries are.
+
+    Entries that only grow are trimmed. Of the others (recurrent states, windows that would slide on) a copy is kept.
+
+    Args:
+        cache: The cache.
+        tokens: Most tokens that will be read before :meth:`restore`.
+    """
+
+    def __init__(self, cache: Sequence[Any], tokens: int) -> None:
+        self._copies = [None if _can_trim_after(entry, tokens) else deepcopy(entry) for entry in cache]
+
+    @property
+    def exact(self) -> bool:
+        """Whether trimming alone takes tokens back."""
+        return all(entry is None for entry in self._copies)
+
+    def restore(self, cache: list[Any], read: int, keep: int) -> int:
+        """Takes back all but the first ``keep`` of ``read`` tokens, in place.
+
+        Returns:
+            How many of the first tokens must be read again.
+        """
+        if read == keep:
+            return 0
+        back = read - keep if self.exact else read
+        for i, (entry, kept) in enumerate(zip(cache, self._copies, strict=True)):
+            if kept is None:
+                entry.trim(back)
+            else:
+                cache[i] = kept
+        return 0 if self.exact else keep
+
+
+def _can_trim_after(entry: Any, tokens: int) -> bool:
+    """Whether trimming takes back so many tokens exactly, once they are read."""
+    if isinstance(entry, CacheList):
+        return all(_can_trim_after(part, tokens) for part in entry.caches)
+    if hasattr(entry, "parts"):
+        return all(_can_trim_after(part, tokens) for part in entry.parts)
+    if isinstance(entry, RotatingKVCache):
+        return bool(entry.offset + tokens < entry.max_size)
+    if isinstance(entry, BatchRotatingKVCache):
+        return bool(entry._offset + tokens < entry.max_size)
+    if isinstance(entry, ChunkedKVCache):
+        return bool(entry.offset + tokens - entry.start_position <= entry.chunk_size)
+    return isinstance(entry, ENDLESS)
+
+
+def _has_dropped(entry: Any) -> bool:
+    """Whether a chunked entry has dropped tokens that an earlier position would need."""
+    if isinstance(entry, CacheList):
+        return any(_has_dropped(part) for part in entry.caches)
+    if hasattr(entry, "parts"):
+        return any(_has_dropped(part) for part in entry.parts)
+    return isinstance(entry, ChunkedKVCache) and entry.start_position > 0
+
+
+def can_batch(cache: Sequence[Any]) -> bool:
+    """Whether mlx-lm can put several sequences with prompt caches of this kind into one batch."""
+    return all(_can_batch(entry) for entry in cache)
+
+
+def _can_batch(entry: Any) -> bool:
+    if isinstance(entry, CacheList):
+        return all(_can_batch(part) for part in entry.caches)
+    if hasattr(entry, "parts"):
+        return all(_can_batch(part) for part in entry.parts)
+    return hasattr(entry, "merge")
+
+
+def row_of(entry: Any, row: int) -> Any:
+    """One row of an entry, as an entry of its own."""
+    if isinstance(entry, CacheList):
+        return CacheList(*(row_of(part, row) for part in entry.caches))
+    if isinstance(entry, PADDED):
+        return entry.extract(row)
+    taken = copy(entry)
+    for name, value in vars(entry).items():
+        setattr(taken, name, _row_of(value, row))
+    return taken
+
+
+def _row_of(value: Any, row: int) -> Any:
+    if isinstance(value, mx.array):
+        return value[row : row + 1] if value.ndim else value
+    if isinstance(value, list | tuple):
+        return type(value)(_row_of(part, row) for part in value)
+    return value
+
+
+def joined(rows: Sequence[Any]) -> Any | None:
+    """One entry for several sequences, from an entry of each; None where mlx-lm has no such entry.
+
+    Entries that agree in all but their rows are joined as they are, others as a padded batch.
+    """
+    first = rows[0]
+    if isinstance(first, CacheList):
+        parts = [joined(column) for column in zip(*(entry.caches for entry in rows), strict=True)]
+        return None if any(part is None for part in parts) else CacheList(*parts)
+    try:
+        return _stacked([_without_spare_room(entry) for entry in rows])
+    except _DifferError:
+        return batched(rows)
+
+
+def batched(rows: Sequence[Any]) -> Any | None:
+    """One padded entry for several sequences, which mlx-lm can extend and filter; None where there is none."""
+    first = rows[0]
+    if isinstance(first, CacheList):
+        parts = [batched(column) for column in zip(*(entry.caches for entry in rows), strict=True)]
+        return None if any(part is None for part in parts) else CacheList(*parts)
+    return type(first).merge(list(rows)) if hasattr(first, "merge") else None
+
+
+class _DifferError(Exception):
+    """Entries differ in more than their rows."""
+
+
+def _stacked(rows: Sequence[Any]) -> Any:
+    together = copy(rows[0])
+    for name in vars(together):
+        setattr(together, name, _stacked_values([getattr(entry, name) for entry in rows]))
+    return together
+
+
+def _stacked_values(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if any(type(value) is not type(first) for value in values):
+        raise _DifferError
+    if isinstance(first, mx.array):
+        if any(value.shape != first.shape or value.ndim == 0 for value in values):
+            raise _DifferError
+        return mx.concatenate(list(values))
+    if isinstance(first, list | tuple):
+        return type(first)(_stacked_values(column) for column in zip(*values, strict=True))
+    if any(value != first for value in values):
+        raise _DifferError
+    return first
+
+
+def _without_spare_room(entry: _BaseCache) -> _BaseCache:
+    """The entry without the room that was allocated ahead, which depends on how its tokens came in."""
+    if not isinstance(entry, GROWING) or entry.keys is None:
+        return entry
+    trimmed = copy(entry)
+    trimmed.keys, trimmed.values = entry.keys_and_values()
+    return trimmed

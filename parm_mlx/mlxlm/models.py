@@ -1,0 +1,133 @@
+"""Models and tokenizers of mlx-lm: loading, saving, and what is read off them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_config, load_model, load_tokenizer, save_config, save_model
+
+from parm_mlx.errors import ModelError
+
+Layer = Callable[[mx.array], mx.array]
+
+
+def load_tokenizer_alone(path: Path) -> TokenizerWrapper:
+    """Loads the tokenizer of a model directory, the same as with its weights.
+
+    Raises:
+        ModelError: The directory holds no tokenizer that mlx-lm can load.
+    """
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is no model directory: config.json is missing")
+    _check_tokenizer(path)
+    try:
+        tokenizer: TokenizerWrapper = load_tokenizer(path, eos_token_ids=load_config(path).get("eos_token_id"))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"the tokenizer of {path} cannot be loaded: {reason[0]}") from error
+    return tokenizer
+
+
+def _check_tokenizer(path: Path) -> None:
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise ModelError(f"{path} holds no tokenizer")
+
+
+def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
+    """Loads an MLX (or unquantised Hugging Face) model directory.
+
+    Raises:
+        ModelError: The directory holds no model that mlx-lm can load.
+    """
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is no model directory: config.json is missing")
+    if not any(path.glob("model*.safetensors")):
+        found = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in path.glob(pattern))
+        extra = f" (found {', '.join(found)}, which are not loaded)" if found else ""
+        raise ModelError(f"{path} holds no model*.safetensors{extra}")
+    _check_tokenizer(path)
+    try:
+        model, config = load_model(path, lazy=lazy)
+        tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{path} cannot be loaded: {reason[0]}") from error
+    # Transformers would warn of long sequences, in words about indexing errors that MLX does not have.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return model, tokenizer
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens that a model was made for, as its config says; None where it does not."""
+    arguments: Any = getattr(model, "args", None)
+    texts = getattr(arguments, "text_config", None) or {}
+    length = getattr(arguments, "max_position_embeddings", None) or texts.get("max_position_embeddings")
+    return length if isinstance(length, int) else None
+
+
+def attention_windows(model: nn.Module) -> set[int | None] | None:
+    """The window sizes of a model's attention layers, None standing for no window.
+
+    Returns:
+        The sizes, or None if some layer keeps anything but keys and values.
+    """
+    windows: set[int | None] = set()
+    for entry in make_prompt_cache(model):
+        if type(entry) is KVCache:
+            windows.add(None)
+        elif type(entry) is RotatingKVCache and entry.keep == 0:
+            windows.add(entry.max_size)
+        else:
+            return None
+    return windows
+
+
+def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
+    """The part of a model up to its last hidden states, and its output layer, tied or not.
+
+    Returns:
+        The two parts by the names that most families use, or None. A family may do more after the output layer, so that
+        the parts together need not be the model.
+    """
+    trunk = getattr(model, "model", None)
+    if not isinstance(trunk, nn.Module) or not callable(trunk):
+        return None
+    output_layer = model.get("lm_head")
+    if output_layer is None:
+        output_layer = getattr(trunk.get("embed_tokens"), "as_linear", None)
+    return None if output_layer is None else (trunk, output_layer)
+
+
+def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: int) -> mx.array:
+    """Applies nucleus, minimum-probability and top-k filters, in mlx-lm's order."""
+    if 0 < top_p < 1:
+        logprobs = apply_top_p(logprobs, top_p)
+    if min_p > 0:
+        logprobs = apply_min_p(logprobs, min_p)
+    if top_k > 0:
+        logprobs = apply_top_k(logprobs, top_k)
+    return logprobs
+
+
+def save_like(path: Path, model: nn.Module, source: Path) -> None:
+    """Writes a model beside the config and the tokenizer of the directory that it was loaded from.
+
+    Layers that were quantised there may be plain now.
+    """
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    plain = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for key in ("quantization", "quantization_config"):
+        if isinstance(config.get(key), dict):
+            config[key] = {name: value for name, value in config[key].items() if name not in plain}
+    save_model(path, model)
+    save_config(config, path / "config.json")
+    for file in source.iterdir():
+        if file.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and not (path / file.name).exists():
+            shutil.copy(file, path)

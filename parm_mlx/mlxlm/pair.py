@@ -1,0 +1,158 @@
+"""One layer's entry in the prompt caches of base and guide, where both are rows of the same model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_lm.models import cache as mlx_cache
+from mlx_lm.models.cache import _BaseCache
+
+from parm_mlx.mlxlm.entries import batched, joined, row_of
+
+
+class PairCache(_BaseCache):
+    """What a layer keeps for the base and the guide of every sequence.
+
+    Held together, it is one of mlx-lm's entries with two rows per sequence: 2i for the base and 2i + 1 for the guide of
+    sequence i. Held apart, which only one sequence can be, it is an entry for each. A model that runs both rows at once
+    needs pairs together; a model that reads into one of them, apart. To mlx-lm's generators a pair is an entry like any
+    other, and sequences are what it counts.
+
+    Args:
+        together: An entry with two rows per sequence; an empty one will have as many as are read into it.
+    """
+
+    def __init__(self, together: Any) -> None:
+        self._together: Any | None = together
+        self._apart: tuple[Any, Any] | None = None
+        self._never_together = False
+
+    @classmethod
+    def of(cls, base: Any, guide: Any) -> "PairCache":
+        """The pair of two entries of one sequence."""
+        pair = cls(None)
+        pair._apart = (base, guide)
+        return pair
+
+    @property
+    def together(self) -> Any:
+        """The entry with the rows of both; the pair must be held together."""
+        assert self._together is not None
+        return self._together
+
+    def part(self) -> tuple[Any, Any]:
+        """Holds the pair apart, and returns its entries, which may be read into."""
+        if self._apart is None:
+            self._apart = (row_of(self._together, 0), row_of(self._together, 1))
+            self._together = None
+        self._never_together = False
+        return self._apart
+
+    @staticmethod
+    def join(pairs: Sequence["PairCache"]) -> bool:
+        """Holds the pairs of all layers together.
+
+        Returns:
+            Whether that is possible. If not, all are held apart: mlx-lm has no entry for two rows of this kind and of
+            different lengths.
+        """
+        if all(pair._together is not None for pair in pairs):
+            return True
+        if any(pair._never_together for pair in pairs):
+            return False
+        both = [joined(pair.part()) for pair in pairs]
+        possible = all(entry is not None for entry in both)
+        for pair, entry in zip(pairs, both, strict=True):
+            pair._never_together = not possible
+            if possible:
+                pair._together, pair._apart = entry, None
+        return possible
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The entries that the pair consists of now."""
+        return (self._together,) if self._apart is None else self._apart
+
+    @property
+    def state(self) -> list[Any]:
+        """The states of the entries that the pair consists of, each with its kind."""
+        return [(entry.state, type(entry).__name__) for entry in self.parts]
+
+    @state.setter
+    def state(self, value: Sequence[Any]) -> None:
+        entries = [getattr(mlx_cache, kind).from_state(state) for state, kind in value]
+        self.__init__(entries[0] if len(entries) == 1 else None)  # type: ignore[misc]
+        if len(entries) == 2:
+            self._apart = (entries[0], entries[1])
+
+    @property
+    def offset(self) -> Any:
+        """Position of the next token of the base."""
+        return self.parts[0].offset
+
+    @property
+    def to_quantized(self) -> Any:
+        """Makes a pair of quantised entries; missing where the entries have no quantised form."""
+        convert = [entry.to_quantized for entry in self.parts]
+
+        def quantized(**settings: Any) -> "PairCache":
+            entries = [each(**settings) for each in convert]
+            return PairCache(entries[0]) if len(entries) == 1 else PairCache.of(*entries)
+
+        return quantized
+
+    def is_trimmable(self) -> bool:
+        """Whether tokens can be taken back."""
+        return all(entry.is_trimmable() for entry in self.parts)
+
+    def trim(self, n: int) -> int:
+        """Takes back n tokens of both; returns how many there were."""
+        return int(min(entry.trim(n) for entry in self.parts))
+
+    def size(self) -> int:
+        """Tokens held."""
+        return int(max(entry.size() for entry in self.parts))
+
+    def empty(self) -> bool:
+        """Whether nothing was read yet."""
+        return all(entry.empty() for entry in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return int(sum(entry.nbytes for entry in self.parts))
+
+    def filter(self, batch_indices: Sequence[int]) -> None:
+        """Keeps the sequences at these indices, in place."""
+        self.together.filter([row for i in batch_indices for row in (2 * i, 2 * i + 1)])
+
+    def extend(self, other: "PairCache") -> None:
+        """Adds the sequences of another pair, in place."""
+        self.together.extend(other.together)
+
+    def extract(self, idx: int) -> "PairCache":
+        """The pair of one sequence."""
+        return PairCache.of(row_of(self.together, 2 * idx), row_of(self.together, 2 * idx + 1))
+
+    @classmethod
+    def merge(cls, caches: Sequence["PairCache"]) -> "PairCache":
+        """One pair for the sequences of all, of one sequence each.
+
+        Raises:
+            ValueError: mlx-lm has no entry for several sequences of this kind.
+        """
+        rows = [entry for pair in caches for entry in pair.part()]
+        together = batched(rows)
+        if together is None:
+            raise ValueError(f"{type(rows[0]).__name__} holds one sequence only, so it cannot be batched")
+        return cls(together)
+
+    def prepare(self, **lists: Any) -> None:
+        """Announces padding, given per sequence."""
+        double = {
+            name: None if values is None else [v for v in values for _ in (0, 1)] for name, values in lists.items()
+        }
+        self.together.prepare(**double)
+
+    def finalize(self) -> None:
+        """Ends what :meth:`prepare` announced."""
+        self.together.finalize()

@@ -1,0 +1,113 @@
+"""The preference of every sequence as an entry of its prompt cache."""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import _BaseCache
+
+NO_TOKEN = -1
+
+
+class PreferenceCache(_BaseCache):
+    """The preference vectors of a batch of sequences, as an entry of their prompt cache.
+
+    mlx-lm merges, extends, filters and splits it together with the key-value caches, so every sequence keeps its own α.
+
+    Args:
+        alpha: (B, k), one preference vector per sequence.
+    """
+
+    def __init__(self, alpha: mx.array) -> None:
+        self.alpha = alpha
+        self.first_token: mx.array | None = None
+        self._bound: dict[Any, Any] = {}
+
+    def bound(self, bind: Callable[[mx.array], Any]) -> Any:
+        """What ``bind`` makes of α; computed once and kept until the batch changes."""
+        if bind not in self._bound:
+            self._bound[bind] = bind(self.alpha)
+        return self._bound[bind]
+
+    def replace_first_token(self, token: int) -> None:
+        """Has the guide read ``token`` in place of the next input token.
+
+        Prompts of base and guide may end in different tokens; the generated tokens that follow are the same.
+        """
+        self.first_token = mx.full((self.alpha.shape[0],), token, dtype=mx.int32)
+
+    def take_inputs(self, inputs: mx.array) -> mx.array:
+        """The tokens that the guide reads where the base reads ``inputs`` (B, L)."""
+        if self.first_token is None:
+            return inputs
+        token, self.first_token = self.first_token[:, None].astype(inputs.dtype), None
+        first = mx.where(token == mx.array(NO_TOKEN).astype(inputs.dtype), inputs[:, :1], token)
+        return mx.concatenate([first, inputs[:, 1:]], axis=1)
+
+    def _take(self, alpha: mx.array, first_token: mx.array | None) -> None:
+        self.alpha, self.first_token, self._bound = alpha, first_token, {}
+
+    def _first_tokens(self) -> mx.array:
+        if self.first_token is not None:
+            return self.first_token
+        return mx.full((self.alpha.shape[0],), NO_TOKEN, dtype=mx.int32)
+
+    @property
+    def state(self) -> list[mx.array]:
+        """The arrays that describe the entry."""
+        return [self.alpha] if self.first_token is None else [self.alpha, self.first_token]
+
+    @state.setter
+    def state(self, value: Sequence[mx.array]) -> None:
+        self._take(value[0], value[1] if len(value) > 1 else None)
+
+    def is_trimmable(self) -> bool:
+        """A preference holds for any number of tokens."""
+        return True
+
+    def trim(self, n: int) -> int:
+        """Takes part in trimming the other entries; says that all n tokens went."""
+        return n
+
+    def filter(self, batch_indices: Any) -> None:
+        """Keeps the sequences at these indices, in place."""
+        rows = mx.array(batch_indices)
+        self._take(self.alpha[rows], None if self.first_token is None else self.first_token[rows])
+
+    def extend(self, other: "PreferenceCache") -> None:
+        """Adds the sequences of another entry, in place."""
+        merged = self.merge([self, other])
+        self._take(merged.alpha, merged.first_token)
+
+    def extract(self, idx: int) -> "PreferenceCache":
+        """The entry of one sequence."""
+        row = PreferenceCache(self.alpha[idx : idx + 1])
+        row.first_token = None if self.first_token is None else self.first_token[idx : idx + 1]
+        return row
+
+    @classmethod
+    def merge(cls, caches: "Sequence[PreferenceCache]") -> "PreferenceCache":
+        """One entry for the sequences of all."""
+        merged = cls(mx.concatenate([cache.alpha for cache in caches]))
+        if any(cache.first_token is not None for cache in caches):
+            merged.first_token = mx.concatenate([cache._first_tokens() for cache in caches])
+        return merged
+
+    def prepare(self, **_: Any) -> None:
+        """Padding does not concern the preference."""
+
+    def finalize(self) -> None:
+        """Padding does not concern the preference."""
+
+    def empty(self) -> bool:
+        """Never: there is always a preference."""
+        return False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of α."""
+        return int(self.alpha.nbytes)
+
+    def __deepcopy__(self, memo: Any) -> "PreferenceCache":
+        return copy(self)
