@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from parm_mlx import __version__
-from parm_mlx.cli import bench, chat, console, convert, data, demo, fuse, generate, train
+from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, fuse, generate, train
 from parm_mlx.errors import ParmError, QuietError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("train", short_help="Train a PARM adapter on preference data.")(trai
 app.command("convert", short_help="Convert models and adapters.")(convert.convert)
 app.command("fuse", short_help="Fix a PARM at one preference as a plain model.")(fuse.fuse)
 app.command("bench", short_help="Measure the speed of guided decoding.")(bench.bench)
+app.command("doctor", short_help="Examine this machine.")(doctor.doctor)
 app.add_typer(data.app, name="data", short_help="Inspect and prepare preference data.")
 
 
