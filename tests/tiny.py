@@ -141,9 +141,15 @@ def randomise(model: nn.Module, seed: int = 0, size: float = 0.3) -> None:
     mx.eval(model.parameters())
 
 
-def tiny_guide(family: str = "llama", seed: int = 1, bits: int | None = None, **settings: Any) -> Guide:
+def tiny_guide(
+    family: str = "llama",
+    seed: int = 1,
+    bits: int | None = None,
+    changes: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Guide:
     """A guide with random adapters on the family's default targets."""
-    model = tiny_model(family, seed, bits)
+    model = tiny_model(family, seed, bits, **(changes or {}))
     targets = TARGETS.get(family) or default_targets(model)
     config = PBLoRAConfig(**{"objectives": OBJECTIVES, "target_modules": targets, **settings})
     attach(model, config)

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, generate_step
 
-from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.model import Cache, GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
-from parm_mlx.mlxlm import TokenizerWrapper, can_batch, make_prompt_cache
+from parm_mlx.mlxlm import TokenizerWrapper, bears_padding, can_batch, make_prompt_cache
 
 
 def generate_batch(
@@ -81,7 +80,7 @@ def _run(
     samplers: list[Callable[[mx.array], mx.array]] = []
     for index in indices:
         request = requests[index]
-        prompt, cache = _start(model, request)
+        prompt, cache = start(model, request)
         prompts.append(prompt)
         caches.append(cache)
         samplers.append(request.sampling.sampler(request.number))
@@ -100,13 +99,17 @@ def _run(
         generator.close()
 
 
-def _start(model: GuidedModel, request: Request) -> tuple[list[int], list[Any]]:
-    """The tokens still to be read, and the cache to read them into."""
+def start(model: GuidedModel, request: Request) -> tuple[list[int], Cache]:
+    """The tokens of a request that are still to be read, and the cache to read them into."""
     prompt = request.prompt
     if request.alpha is None:
-        return prompt.base, make_prompt_cache(model.base)
+        cache = make_prompt_cache(model.base)
+        if bears_padding(cache):
+            return prompt.base, cache
+        read(model.base, prompt.base[:-1], cache)
+        return prompt.base[-1:], cache
     cache = model.make_cache(request.alpha)
-    if prompt.base == prompt.guide:
+    if prompt.base == prompt.guide and bears_padding(cache):
         return prompt.base, cache
     return [prefill(model, cache, prompt.base, prompt.guide)], cache
 
@@ -136,7 +139,7 @@ def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> 
     prompt, sampling = request.prompt, request.sampling
     if request.alpha is None or drafting is None:
         runs = model.base if request.alpha is None else model
-        tokens, cache = _start(model, request)
+        tokens, cache = start(model, request)
         sampler = sampling.sampler(request.number)
         steps = generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache)
         return (int(token) for token, _ in steps), None

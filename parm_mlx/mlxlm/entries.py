@@ -1,11 +1,12 @@
 """Entries of mlx-lm's prompt caches, one per layer: taking tokens back, and rows in and out, for every kind of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import (
+    ArraysCache,
     BatchKVCache,
     BatchRotatingKVCache,
     CacheList,
@@ -20,7 +21,7 @@ from mlx_lm.models.cache import (
 
 from parm_mlx.mlxlm.preference import PreferenceCache
 
-ENDLESS = (KVCache, QuantizedKVCache, ConcatenateKVCache, BatchKVCache, PreferenceCache)
+ENDLESS = (KVCache, QuantizedKVCache, ConcatenateKVCache, BatchKVCache)
 PADDED = (BatchKVCache, BatchRotatingKVCache)
 GROWING = (KVCache, QuantizedKVCache, ChunkedKVCache)
 
@@ -33,8 +34,8 @@ def rewind(cache: list[Any], tokens: int) -> bool:
     """
     if tokens == 0:
         return True
-    if any(_has_dropped(entry) for entry in cache):
-        return False
+    if any(isinstance(entry, ChunkedKVCache) and entry.start_position > 0 for entry in leaves(cache)):
+        return False  # earlier positions would need tokens that were dropped
     trimmed: Any = trim_prompt_cache(cache, tokens)
     return bool(trimmed == tokens)
 
@@ -50,7 +51,10 @@ class Checkpoint:
     """
 
     def __init__(self, cache: Sequence[Any], tokens: int) -> None:
-        self._copies = [None if _can_trim_after(entry, tokens) else deepcopy(entry) for entry in cache]
+        self._copies = [
+            None if all(_can_trim_after(leaf, tokens) for leaf in leaves([entry])) else deepcopy(entry)
+            for entry in cache
+        ]
 
     @property
     def exact(self) -> bool:
@@ -74,12 +78,20 @@ class Checkpoint:
         return 0 if self.exact else keep
 
 
+def leaves(entries: Iterable[Any]) -> Iterator[Any]:
+    """The entries that hold something themselves, inside lists and pairs."""
+    for entry in entries:
+        inside = entry.caches if isinstance(entry, CacheList) else getattr(entry, "parts", None)
+        if inside is None:
+            yield entry
+        else:
+            yield from leaves(inside)
+
+
 def _can_trim_after(entry: Any, tokens: int) -> bool:
     """Whether trimming takes back so many tokens exactly, once they are read."""
-    if isinstance(entry, CacheList):
-        return all(_can_trim_after(part, tokens) for part in entry.caches)
-    if hasattr(entry, "parts"):
-        return all(_can_trim_after(part, tokens) for part in entry.parts)
+    if isinstance(entry, PreferenceCache):
+        return entry.first_token is None
     if isinstance(entry, RotatingKVCache):
         return bool(entry.offset + tokens < entry.max_size)
     if isinstance(entry, BatchRotatingKVCache):
@@ -89,26 +101,17 @@ def _can_trim_after(entry: Any, tokens: int) -> bool:
     return isinstance(entry, ENDLESS)
 
 
-def _has_dropped(entry: Any) -> bool:
-    """Whether a chunked entry has dropped tokens that an earlier position would need."""
-    if isinstance(entry, CacheList):
-        return any(_has_dropped(part) for part in entry.caches)
-    if hasattr(entry, "parts"):
-        return any(_has_dropped(part) for part in entry.parts)
-    return isinstance(entry, ChunkedKVCache) and entry.start_position > 0
-
-
 def can_batch(cache: Sequence[Any]) -> bool:
     """Whether mlx-lm can put several sequences with prompt caches of this kind into one batch."""
-    return all(_can_batch(entry) for entry in cache)
+    return all(hasattr(entry, "merge") for entry in leaves(cache))
 
 
-def _can_batch(entry: Any) -> bool:
-    if isinstance(entry, CacheList):
-        return all(_can_batch(part) for part in entry.caches)
-    if hasattr(entry, "parts"):
-        return all(_can_batch(part) for part in entry.parts)
-    return hasattr(entry, "merge")
+def bears_padding(cache: Sequence[Any]) -> bool:
+    """Whether prompts of different lengths may be read into a batch of such caches, padded.
+
+    Recurrent states may not: some families of mlx-lm read padding into them.
+    """
+    return not any(isinstance(entry, ArraysCache) for entry in leaves(cache))
 
 
 def row_of(entry: Any, row: int) -> Any:

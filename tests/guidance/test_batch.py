@@ -3,12 +3,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
+from tiny import tiny_guided
 
 from parm_mlx.guidance.batch import generate_batch, in_order
-from parm_mlx.guidance.loading import load_with_tokenizers
+from parm_mlx.guidance.loading import load_base, load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.mlxlm import TokenizerWrapper
 
 Loaded = tuple[object, TokenizerWrapper, Prompter]
@@ -37,6 +39,44 @@ def test_sampled_answers_depend_on_prompt_preference_and_seed_alone(loaded: Load
     assert [answer.tokens for answer in together] == [run(loaded, [request])[0].tokens for request in requests]
     other = [Request(r.prompt, r.alpha, Sampling(temp=1.0, seed=6), r.number) for r in requests]
     assert [a.tokens for a in run(loaded, other)] != [a.tokens for a in together]
+
+
+@pytest.mark.parametrize("base", ["base_lm", "arm_base"])
+def test_drafted_answers_are_the_batched_ones(official: Path, official_parm: Path, base: str) -> None:
+    model, tokenizer, guide_tokenizer = load_with_tokenizers(official / base, official_parm)
+    prompter = Prompter(tokenizer, guide_tokenizer)
+    requests = [
+        Request(prompter(text), alpha, Sampling(), number)
+        for number, text in enumerate(("Tell me a joke.", "What is the capital of France?"))
+        for alpha in ((1.0, 0.0), (0.3, 0.7), None)
+    ]
+    batched = run((model, tokenizer, prompter), requests, 30)
+    for drafting in (Drafting(None, 3), Drafting(load_base(official / "base_lm")[0], 2)):
+        drafted = sorted(
+            generate_batch(model, tokenizer, requests, 30, drafting=drafting), key=lambda answer: answer.index
+        )
+        assert [(a.text, a.tokens, a.finish_reason) for a in drafted] == [
+            (a.text, a.tokens, a.finish_reason) for a in batched
+        ]
+        assert [answer.drafts is None for answer in drafted] == [request.alpha is None for request in requests]
+    asked = iter([False, False, True])
+    stopped = generate_batch(model, tokenizer, requests[:1], 12, stopped=lambda: next(asked), drafting=Drafting(None))
+    assert list(stopped) == []
+
+
+def test_a_model_that_cannot_be_batched_answers_one_after_the_other(loaded: Loaded) -> None:
+    _, tokenizer, _ = loaded
+    model = tiny_guided("llama4")
+    prompts = [PromptTokens([5, 6, 7], [5, 6, 7]), PromptTokens([9, 8], [9, 8])]
+    requests = [Request(prompt, (0.3, 0.7), Sampling()) for prompt in prompts] + [Request(prompts[0], None, Sampling())]
+    answers = sorted(generate_batch(model, tokenizer, requests, 8), key=lambda answer: answer.index)
+    for request, answer in zip(requests, answers, strict=True):
+        runs = model if request.alpha else model.base
+        cache = model.make_cache(request.alpha) if request.alpha else model.base.make_cache()
+        steps = generate_step(mx.array(request.prompt.base), runs, max_tokens=8, prompt_cache=cache)
+        expected = [token for token, _ in steps]
+        assert answer.tokens == expected[: len(answer.tokens)]
+        assert len(answer.tokens) == 8 or expected[len(answer.tokens)] in tokenizer.eos_token_ids
 
 
 def test_unguided_requests_ask_the_base_alone(loaded: Loaded) -> None:

@@ -11,15 +11,20 @@ from parm_mlx.guidance.model import GuidedModel
 from parm_mlx.guidance.prompts import Prompter
 from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.shared import SharedModel
+from parm_mlx.guidance.speculation import Drafting
+from parm_mlx.guidance.stream import pieces
 from parm_mlx.mlxlm import TokenizerWrapper
 
 GREEDY = Sampling()
 Loaded = tuple[GuidedModel, TokenizerWrapper, Prompter]
 
 
-@pytest.fixture(scope="module")
-def loaded(official: Path, official_parm: Path) -> Loaded:
-    model, tokenizer, guide_tokenizer = load_with_tokenizers(official / "base_lm", official_parm, beta=0.5)
+@pytest.fixture(scope="module", params=["base_lm", "arm_base"])
+def loaded(request: pytest.FixtureRequest, official: Path, official_parm: Path) -> Loaded:
+    """Two models, and one model for both."""
+    model, tokenizer, guide_tokenizer = load_with_tokenizers(official / request.param, official_parm, beta=0.5)
+    assert isinstance(model, SharedModel) == (request.param == "arm_base")
     return model, tokenizer, Prompter(tokenizer, guide_tokenizer)
 
 
@@ -48,7 +53,9 @@ def talk(conversation: Conversation, question: str, tokens: int = 6) -> str:
 
 def reference(loaded: Loaded, messages: list[dict[str, str]], alpha: tuple[float, ...], tokens: int = 6) -> str:
     model, tokenizer, prompter = loaded
-    return next(generate_batch(model, tokenizer, [Request(prompter(messages), alpha, GREEDY)], tokens)).text
+    answer = next(generate_batch(model, tokenizer, [Request(prompter(messages), alpha, GREEDY)], tokens))
+    # Random bytes read differently piece by piece, so the text is put together as in a conversation.
+    return "".join(piece.text for piece in pieces(iter([*answer.tokens, *tokenizer.eos_token_ids]), tokenizer, tokens))
 
 
 def test_every_turn_answers_as_a_fresh_model_would_and_reads_only_what_is_new(
@@ -58,7 +65,7 @@ def test_every_turn_answers_as_a_fresh_model_would_and_reads_only_what_is_new(
     alpha = (0.3, 0.7)
     conversation = Conversation(model, tokenizer, prompter, alpha, system_prompt=None)
     messages: list[dict[str, str]] = []
-    read = Counter(monkeypatch, model.base)
+    read = Counter(monkeypatch, model)
     for number, question in enumerate(("What is the capital of France?", "Tell me a joke.", "And another?")):
         messages.append({"role": "user", "content": question})
         read.take()
@@ -86,8 +93,30 @@ def test_a_switch_of_alpha_recomputes_the_guide_only(loaded: Loaded, monkeypatch
     answer = talk(conversation, "Tell me a joke.")
     base_read, guide_read = base.take(), guide.take()
     assert answer == reference(loaded, messages, (0.0, 1.0))
-    assert guide_read >= len(prompter(messages).guide)
+    assert guide_read >= len(prompter(messages).guide) - 1, "all but the last token, which both read together"
     assert base_read < guide_read
+
+
+@pytest.mark.parametrize("by_model", [False, True])
+def test_drafts_change_no_answer_of_a_conversation(loaded: Loaded, by_model: bool) -> None:
+    """Over turns, switches of α and an answer that is stopped in the middle of what was checked."""
+    model, tokenizer, prompter = loaded
+    drafting = Drafting(model.base if by_model else None, 4)
+    conversation = Conversation(model, tokenizer, prompter, (0.3, 0.7), drafting=drafting)
+    messages: list[dict[str, str]] = []
+    for question, alpha in (("What is the capital of France?", (0.3, 0.7)), ("Tell me a joke.", (0.3, 0.7))):
+        messages.append({"role": "user", "content": question})
+        answer = talk(conversation, question, 9)
+        assert answer == reference(loaded, messages, alpha, 9)
+        messages.append({"role": "assistant", "content": answer})
+    stream = conversation.ask("Hi", GREEDY, 20)
+    part = next(stream).text + next(stream).text
+    stream.close()
+    conversation.alpha = (1.0, 0.0)
+    messages += [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": part}]
+    messages.append({"role": "user", "content": "Go on."})
+    assert talk(conversation, "Go on.") == reference(loaded, messages, (1.0, 0.0))
+    assert conversation.drafts.drafted > conversation.drafts.accepted > 0
 
 
 def test_an_answer_that_is_stopped_stays_in_the_conversation(loaded: Loaded) -> None:
@@ -121,7 +150,7 @@ def test_an_error_while_reading_leaves_a_usable_conversation(loaded: Loaded, mon
     model, tokenizer, prompter = loaded
     conversation = Conversation(model, tokenizer, prompter, (0.5, 0.5))
     with monkeypatch.context() as patch:
-        patch.setattr(type(model.guide), "__call__", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(type(model.guide), "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             talk(conversation, "Tell me a joke.")
     conversation.reset()

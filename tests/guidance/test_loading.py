@@ -9,7 +9,8 @@ from mlx.utils import tree_flatten
 
 import parm_mlx
 from parm_mlx.errors import AdapterError, ModelError
-from parm_mlx.guidance.loading import recorded_backbone
+from parm_mlx.guidance.loading import load_base, load_draft, recorded_backbone
+from parm_mlx.guidance.shared import SharedModel
 
 
 def copy(source: Path, target: Path) -> Path:
@@ -61,6 +62,31 @@ def test_one_model_as_base_and_backbone_is_held_once(official: Path, official_pa
     ids = mx.array([[1, 5, 9]])
     alone, _ = parm_mlx.load_guide(official_parm)
     assert mx.array_equal(model.guide(ids, alpha="1,0"), alone(ids, alpha="1,0"))
+
+
+def test_base_and_guide_share_a_pass_where_their_weights_are_the_same(
+    official: Path, official_parm: Path, tmp_path: Path
+) -> None:
+    assert isinstance(parm_mlx.load(official / "arm_base", official_parm)[0], SharedModel)
+    assert isinstance(parm_mlx.load(copy(official / "arm_base", tmp_path / "copy"), official_parm)[0], SharedModel)
+    assert not isinstance(parm_mlx.load(official / "arm_base", official_parm, share="off")[0], SharedModel)
+    assert not isinstance(parm_mlx.load(official / "base_lm", official_parm)[0], SharedModel)
+    with pytest.raises(
+        ModelError, match="cannot share one forward pass: they are models of different settings"
+    ) as caught:
+        parm_mlx.load(official / "base_lm", official_parm, share="on")
+    assert "--share on" in str(caught.value.hint)
+
+
+def test_a_draft_model_needs_the_bases_vocabulary(official: Path, tmp_path: Path) -> None:
+    _, tokenizer = load_base(official / "base_lm")
+    assert load_draft(official / "arm_base", tokenizer, official / "base_lm")(mx.array([[1]])).shape[-1] == 512
+    other = copy(official / "base_lm", tmp_path / "other")
+    change_json(other / "tokenizer.json", lambda c: swap_tokens(c["model"]["vocab"]))
+    with pytest.raises(ModelError, match=r"draft model .* have different tokenizers: 2 ids"):
+        load_draft(other, tokenizer, official / "base_lm")
+    with pytest.raises(ModelError, match=r"draft model .*no such directory"):
+        load_draft(tmp_path / "gone", tokenizer, official / "base_lm")
 
 
 def test_sixteen_bit_weights_are_widened_on_a_cpu(official: Path, official_parm: Path, tmp_path: Path) -> None:
