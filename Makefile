@@ -37,6 +37,7 @@ bench-peers: $(PEERS_READY)
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_memory.py
+	$(BIN)/python docs/make_performance.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

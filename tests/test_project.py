@@ -1,6 +1,7 @@
 """The project itself: what is packaged, what is declared, who may import whom, and documents that must be current."""
 
 import ast
+import json
 import re
 import runpy
 import sys
@@ -116,6 +117,12 @@ def test_the_command_line_reference_is_current() -> None:
 def test_the_table_of_memory_is_current() -> None:
     page = runpy.run_path(str(ROOT / "docs" / "make_memory.py"))["page"]()
     assert (ROOT / "docs" / "memory.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
+def test_the_page_of_performance_is_current() -> None:
+    record = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))
+    page = runpy.run_path(str(ROOT / "docs" / "make_performance.py"))["page"](record)
+    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
 def test_ci_runs_the_tests() -> None:

@@ -1,0 +1,283 @@
+"""Writes docs/performance.md from the measurements in docs/performance.json.
+
+``make docs`` writes the page; a test checks that it is current. New measurements come in by
+
+    parm-mlx bench --json > bench.json
+    .venv-bench/bin/python examples/bench/peers.py --json > peers.json
+    .venv/bin/python docs/make_performance.py --bench bench.json --peers peers.json --count
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
+from parm_mlx.diagnostics.operations import operations_per_layer
+from parm_mlx.diagnostics.plan import Size
+from parm_mlx.diagnostics.subjects import random_subjects
+from parm_mlx.machine import versions
+from parm_mlx.pblora import PBLoRALinear
+from parm_mlx.pblora.adapter import adapted_layers
+from parm_mlx.training.memory import ModelSize, plain_weights
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn  # isort: skip
+from mlx.utils import tree_unflatten  # isort: skip
+
+FOLDER = Path(__file__).parent
+OUTPUT, RECORD = FOLDER / "performance.md", FOLDER / "performance.json"
+
+# Gigabytes a second, as Apple gives them; an M3 Max with 30 GPU cores has 300.
+CHIPS = {"M1": 68, "M2 Pro": 200, "M3 Max (40 GPU cores)": 400, "M2 Ultra": 800}
+LLAMA_7B = ModelSize(4096, 32, 32, 32, 128, 11008, 32000, 2, 0)
+TINY_1B = ModelSize(2048, 22, 32, 4, 64, 5632, 32000, 2, 0)
+BITS, CONTEXT, DRAFTED, ACCEPTED, RANK = 4, 1024, 3, (0.6, 0.8), 8
+FLOOR_BUDGET, SHARED_BUDGET = 0.97, 0.85
+
+
+# --- Operations
+
+
+class Straightforward(nn.Module):
+    """PBLoRA as its equation is written, all of it at every call: slices, W1, W2(α), scale and casts."""
+
+    def __init__(self, layer: nn.Module, alpha: mx.array) -> None:
+        super().__init__()
+        self.layer, self.alpha = layer, alpha
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """W x + s · (B₁ W1 A₁ x + B₂ W2(α) A₂ x)."""
+        layer, r1, r2 = self.layer, self.layer.config.r1, self.layer.config.r2
+        w2 = (self.alpha @ layer.w2).reshape(r2, r2)
+        first = ((x.astype(mx.float32) @ layer.a[:r1].T) @ layer.w1.T) @ layer.b[:, :r1].T
+        second = ((x.astype(mx.float32) @ layer.a[r1:].T) @ w2.T) @ layer.b[:, r1:].T
+        return layer.linear(x) + (layer.config.scale * (first + second)).astype(x.dtype)
+
+
+def straightforward_guide(layers: int) -> nn.Module:
+    """A guide of such layers, in bfloat16 with float32 adapters, as they are trained."""
+    model = narrow_subjects(layers).guided.guide.model
+    alpha = mx.array([0.5, 0.5])
+    adapted = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PBLoRALinear)]
+    model.update_modules(tree_unflatten([(name, Straightforward(layer, alpha)) for name, layer in adapted]))
+    return model
+
+
+def narrow_subjects(layers: int) -> Any:
+    """Random models of bfloat16 weights; adapters stay float32."""
+    subjects = random_subjects(Size(hidden=64, layers=layers, vocabulary=50))
+    for model in (subjects.guided.base, subjects.guided.guide.model):
+        model.set_dtype(mx.bfloat16)
+        for layer in adapted_layers(model).values():
+            for name in layer.tensors:
+                layer[name] = layer[name].astype(mx.float32)
+    return subjects
+
+
+def count() -> dict[str, Any]:
+    """Operations that a layer takes for a token, in each way to decode."""
+    ways = {
+        "unguided": lambda n: narrow_subjects(n).guided.base,
+        "guide, straightforward": straightforward_guide,
+        "guide": lambda n: narrow_subjects(n).guided.guide,
+        "guided": lambda n: narrow_subjects(n).guided,
+        "shared": lambda n: narrow_subjects(n).shared,
+    }
+    return {name: asdict(operations_per_layer(make)) for name, make in ways.items()} | {"mlx": versions()["mlx"]}
+
+
+def operations_table(found: dict[str, Any]) -> list[str]:
+    """Before and after, a layer of the base and a layer of the guide each."""
+    plain, naive, guide = found["unguided"], found["guide, straightforward"], found["guide"]
+
+    def row(name: str, *parts: dict[str, int]) -> str:
+        everything, computing = (sum(part[key] for part in parts) for key in ("all", "computing"))
+        return f"| {name} | {everything} | {computing} | {computing - plain['computing']} |"
+
+    return [
+        "| | operations | of these computing | more than unguided |",
+        "| --- | ---: | ---: | ---: |",
+        row("unguided", plain),
+        row("before: two models, straightforward layer", plain, naive),
+        row("two models", found["guided"]),
+        row("shared backbone", found["shared"]),
+        "",
+        f"The adapters of one layer (q, k and v) took {naive['computing'] - plain['computing']} computing operations "
+        f"before and take {guide['computing'] - plain['computing']} now.",
+    ]
+
+
+# --- Measured
+
+
+def bench_table(bench: dict[str, Any]) -> list[str]:
+    """Every case of the benchmark."""
+    lines = [
+        "| sequences | prompt | | prefill | decode | of the floor | of unguided | peak MB | drafts accepted |",
+        "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in bench["cases"]:
+        alone = row["case"] in ("base", "guide")
+        floor = "" if alone else f"{row['of_floor']:.2f} ({between(row['of_floor_spread'])})"
+        unguided = "" if row["case"] == "base" else f"{row['of_unguided']:.2f} ({between(row['of_unguided_spread'])})"
+        accepted = "" if row["accepted"] is None else f"{row['accepted']:.0%}"
+        lines.append(
+            f"| {row['batch']} | {row['prompt']} | {row['case']} | {row['prefill_tokens_per_second']:.0f} "
+            f"| {row['decode_tokens_per_second']:.1f} | {floor} | {unguided} | {row['peak_mb']:.0f} | {accepted} |"
+        )
+    return lines
+
+
+def between(spread: list[float]) -> str:
+    """The lowest and the highest round."""
+    return f"{spread[0]:.2f}–{spread[1]:.2f}"
+
+
+def peers_table(peers: dict[str, Any]) -> list[str]:
+    """Every way beside the official formula."""
+    lines = ["| | ms per token | times the peer's speed | tokens |", "| --- | ---: | ---: | --- |"]
+    for name, row in peers["decode"].items():
+        low, high = row["ms_per_token_spread"]
+        same = {None: "", True: "the same", False: "**others**"}[row["same_tokens"]]
+        lines.append(f"| {name} | {row['ms_per_token']:.1f} ({low:.1f}–{high:.1f}) | {row['of_peer']:.2f} | {same} |")
+    return lines
+
+
+def budgets_table(bench: dict[str, Any], peers: dict[str, Any]) -> list[str]:
+    """What was aimed at, what came out, and whether that is enough."""
+    first = {row["case"]: row for row in bench["cases"][::-1] if row["batch"] == 1}
+    decode, sweep = peers["decode"], peers["sweep"]
+    rows = [
+        ("two models, of the floor", first["guided"]["of_floor"], FLOOR_BUDGET),
+        ("shared, of unguided decoding", first["shared"]["of_unguided"], SHARED_BUDGET),
+        ("two models, times the official formula", decode["guided"]["of_peer"], decode["guided"]["budget"]),
+        ("shared, times the official formula", decode["shared"]["of_peer"], decode["shared"]["budget"]),
+        (
+            f"{sweep['answers']} answers of {sweep['tokens']} tokens in one batch, times the peer's one by one",
+            sweep["of_peer"],
+            sweep["budget"],
+        ),
+    ]
+    lines = ["| one sequence | measured | budget | |", "| --- | ---: | ---: | --- |"]
+    for name, value, budget in rows:
+        lines.append(f"| {name} | {value:.2f} | {budget:g} | {'met' if value >= budget else '**missed**'} |")
+    return lines
+
+
+# --- On paper
+
+
+def weights_read(model: ModelSize) -> float:
+    """Bytes of the 4-bit weights that a forward pass reads: all but the embedding, of which it reads a row a token."""
+    table = model.vocabulary * model.hidden
+    return plain_weights(model, False, BITS) - (table * BITS // 8 + table // 64 * 4)
+
+
+def cache_read(model: ModelSize) -> float:
+    """Bytes of keys and values in 16 bits that one sequence reads at a token."""
+    return 2 * model.layers * model.kv_heads * model.head_dim * model.itemsize * CONTEXT
+
+
+def adapter_read(model: ModelSize) -> float:
+    """Bytes of A and of B with the core folded in, in 16 bits, on q, k and v."""
+    outputs = (model.heads + 2 * model.kv_heads) * model.head_dim
+    return model.layers * RANK * (3 * model.hidden + outputs) * model.itemsize
+
+
+def tokens_of_check(accepted: float, drafted: int, one_more: bool) -> float:
+    """Tokens that a check brings, when each draft is accepted independently: 1 + a + a² + …
+
+    A draft model's last draft, when it is accepted, is followed by one more token; the base's is not, because the token
+    after it has not been read.
+    """
+    return sum(accepted**i for i in range(drafted + one_more))
+
+
+def bytes_per_token() -> dict[str, float]:
+    """Bytes read for a token, by the way to decode."""
+    base = weights_read(LLAMA_7B) + cache_read(LLAMA_7B)
+    guide = base + adapter_read(LLAMA_7B)
+    small = weights_read(TINY_1B) + cache_read(TINY_1B)
+    small_guide = small + adapter_read(TINY_1B)
+    shared = guide + cache_read(LLAMA_7B)
+    found = {
+        "unguided 7B": base,
+        "two models, 7B + 7B": base + guide,
+        "two models, 7B + 1.1B guide": base + small_guide,
+        "shared backbone, 7B": shared,
+    }
+    for a in ACCEPTED:
+        own, other = tokens_of_check(a, DRAFTED, False), tokens_of_check(a, DRAFTED, True)
+        found |= {
+            f"two models, 7B + 7B, base drafts, {a:.0%} accepted": (DRAFTED * base + guide) / own,
+            f"two models, 7B + 1.1B, base drafts, {a:.0%} accepted": (DRAFTED * base + small_guide) / own,
+            f"shared backbone, base row drafts, {a:.0%} accepted": (DRAFTED * base + guide) / own,
+            f"shared backbone, 1.1B drafts, {a:.0%} accepted": (DRAFTED * small + shared) / other,
+        }
+    return found
+
+
+def paper_table() -> list[str]:
+    """Tokens per second on each chip, were reading all that takes time."""
+    lines = [
+        "| | GB per token | " + " | ".join(f"{name}, {speed} GB/s" for name, speed in CHIPS.items()) + " |",
+        "| --- |" + " ---: |" * (1 + len(CHIPS)),
+    ]
+    for name, size in bytes_per_token().items():
+        cells = " | ".join(f"{speed * 1e9 / size:.0f}" for speed in CHIPS.values())
+        lines.append(f"| {name} | {size / 1e9:.2f} | {cells} |")
+    return lines
+
+
+# --- The page
+
+
+def page(record: dict[str, Any]) -> str:
+    """The whole page."""
+    bench, peers = record["bench"], record["peers"]
+    machine = bench["machine"]
+    named = [machine["platform"], *(f"{name} {machine[name]}" for name in ("mlx", "mlx-lm")), machine["device"]]
+    text = (FOLDER / "performance_template.md").read_text(encoding="utf-8")
+    filled = {
+        "budgets": "\n".join(budgets_table(bench, peers)),
+        "bench": "\n".join(bench_table(bench)),
+        "bench_machine": ", ".join(named),
+        "rounds": str(bench["settings"]["rounds"]),
+        "tokens": str(bench["settings"]["tokens"]),
+        "peers": "\n".join(peers_table(peers)),
+        "peers_machine": peers["machine"],
+        "peers_rounds": str(peers["settings"]["rounds"]),
+        "same_answers": f"{peers['sweep']['same_answers']} of {peers['sweep']['answers']}",
+        "operations": "\n".join(operations_table(record["operations"])),
+        "operations_mlx": record["operations"]["mlx"],
+        "paper": "\n".join(paper_table()),
+        "context": str(CONTEXT),
+        "drafted": str(DRAFTED),
+    }
+    for name, value in filled.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+def main() -> None:
+    """Takes measurements in, and writes the page."""
+    parser = argparse.ArgumentParser(description="Writes docs/performance.md.")
+    parser.add_argument("--bench", type=Path, help="what `parm-mlx bench --json` printed")
+    parser.add_argument("--peers", type=Path, help="what examples/bench/peers.py --json printed")
+    parser.add_argument("--count", action="store_true", help="count operations anew")
+    options = parser.parse_args()
+    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    for name in ("bench", "peers"):
+        if file := getattr(options, name):
+            record[name] = json.loads(file.read_text(encoding="utf-8"))
+    if options.count:
+        record["operations"] = count()
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    OUTPUT.write_text(page(record), encoding="utf-8")
+    print(f"wrote {OUTPUT.name}")
+
+
+if __name__ == "__main__":
+    main()

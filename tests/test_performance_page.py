@@ -1,0 +1,72 @@
+"""The numbers on docs/performance.md that are computed, by hand."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAGE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "make_performance.py"))
+
+
+def test_bytes_that_a_7b_model_reads_for_a_token() -> None:
+    """A layer of Llama 2 7B has 4096 · (4 · 4096 + 3 · 11008) weights; the output layer 32,000 · 4096.
+
+    4 bits and, for every 64 weights, a scale and a bias of 16 bits: 4.5 bits a weight. Keys and values: 2 · 32 layers ·
+    4096 numbers · 2 bytes · 1024 tokens. A and B: 32 layers · rank 8 · 3 · (4096 + 4096) · 2 bytes.
+    """
+    weights = (32 * 4096 * (4 * 4096 + 3 * 11008) + 32000 * 4096) * 4.5 / 8
+    cache = 2 * 32 * 4096 * 2 * 1024
+    adapter = 32 * 8 * 3 * (4096 + 4096) * 2
+    found = PAGE["bytes_per_token"]()
+    assert found["unguided 7B"] == weights + cache
+    assert found["two models, 7B + 7B"] == 2 * (weights + cache) + adapter
+    assert found["shared backbone, 7B"] == weights + 2 * cache + adapter
+
+
+def test_tokens_that_a_check_brings() -> None:
+    """Two drafts, each accepted half of the time: none ½, one ¼, both ¼; then one more token, but for the base's last.
+
+    With a draft model ½ · 1 + ¼ · 2 + ¼ · 3 = 1.75, when the base drafts ½ · 1 + ¼ · 2 + ¼ · 2 = 1.5.
+    """
+    assert PAGE["tokens_of_check"](0.5, 2, True) == 1.75
+    assert PAGE["tokens_of_check"](0.5, 2, False) == 1.5
+    assert PAGE["tokens_of_check"](1.0, 3, False) == 3
+    assert PAGE["tokens_of_check"](0.0, 3, True) == 1
+
+
+def test_drafts_of_the_shared_backbone_cannot_pay_where_memory_is_the_limit() -> None:
+    """Even if all are accepted: 3 passes of the base and one of the guide for 3 tokens read more than 3 shared passes.
+
+    Two models of one size do gain.
+    """
+    found = PAGE["bytes_per_token"]()
+    base, pair, shared = (found[name] for name in ("unguided 7B", "two models, 7B + 7B", "shared backbone, 7B"))
+    guide = pair - base
+    assert (3 * base + guide) / 3 > shared
+    assert (3 * base + guide) / 3 < pair
+
+
+@pytest.mark.parametrize(("value", "met"), [(0.97, "met"), (0.9699, "**missed**")])
+def test_a_budget_that_is_missed_says_so(value: float, met: str) -> None:
+    cases = [
+        {"batch": 1, "case": "guided", "of_floor": value, "of_unguided": 0.5},
+        {"batch": 1, "case": "shared", "of_floor": 1.0, "of_unguided": 0.9},
+    ]
+    decode = {name: {"of_peer": 2.5, "budget": 2.0} for name in ("guided", "shared")}
+    sweep = {"answers": 44, "tokens": 64, "of_peer": 9.9, "budget": 10.0}
+    lines = PAGE["budgets_table"]({"cases": cases}, {"decode": decode, "sweep": sweep})
+    assert [line.split(" | ")[-1] for line in lines[2:]] == [f"{met} |", "met |", "met |", "met |", "**missed** |"]
+
+
+def test_straightforward_layers_compute_what_ours_compute() -> None:
+    """What "before" is counted on is the same function."""
+    import mlx.core as mx
+
+    model = PAGE["straightforward_guide"](2)
+    guide = PAGE["narrow_subjects"](2).guided.guide
+    tokens = mx.array([[1, 2, 3]])
+    theirs, ours = model(tokens), guide(tokens, alpha=[0.5, 0.5])
+    assert mx.abs(theirs - ours).max().item() < 0.05, "bfloat16"
+    with_none = guide(tokens, alpha=[1.0, 0.0])
+    assert mx.abs(with_none - ours).max().item() > 0
