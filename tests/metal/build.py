@@ -1,4 +1,4 @@
-"""Compiles a kernel with g++ and calls it. Libraries are kept in the user's cache folder under the hash of what made them."""
+"""Compiles a kernel with g++ and calls it. What g++ makes is kept in the user's cache folder, named by content."""
 
 import ctypes
 import hashlib
@@ -89,7 +89,7 @@ def _fingerprint() -> bytes:
 
 
 def _make(suffix: str, content: bytes, command: list[str]) -> Path:
-    """The file that `command`, given ``-o FILE``, makes of `content`; made beside and renamed, so that none sees half."""
+    """The file that `command` makes of `content`; made beside and renamed, so that nobody sees half of one."""
     key = hashlib.sha256(_fingerprint() + suffix.encode() + content).hexdigest()[:24]
     result = folder() / f"{key}{suffix}"
     if not result.exists():

@@ -9,12 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-
-from metal import build
+from metal import build, lint
 from metal.graph import EmulatorError, Graph, Launch
 from metal.source import buffers, take_apart, to_cpp
 
-__all__ = ["HAVE_COMPILER", "EmulatorError", "Launch", "observe", "run", "trace"]
+__all__ = ["HAVE_COMPILER", "EmulatorError", "Launch", "address_space_problems", "observe", "run", "trace"]
 
 HAVE_COMPILER = build.COMPILER is not None
 SCHEDULES = ("forward", "reverse", "rotated")
@@ -100,6 +99,16 @@ def observe(
         seconds=SECONDS,
     )
     return graph.finish([_to_mlx(*output) for output in zip(outputs, launch.output_dtypes, strict=True)]), report
+
+
+def address_space_problems(function: Callable[..., Any], *arrays: mx.array) -> list[str]:
+    """What is wrong with the address spaces of the kernel's pointers, as ``body:3:14: message``; g++ cannot see it.
+
+    Args:
+        function: As for `trace`.
+        arrays: Its arguments.
+    """
+    return lint.problems(trace(function, *arrays))
 
 
 def _inputs(launch: Launch) -> list[tuple[np.ndarray, int]]:

@@ -55,10 +55,11 @@ class Parts:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A buffer of the kernel: its name, its C++ type without qualifiers, whether it is a reference."""
+    """A buffer of the kernel: its name, its C++ type, its address space, whether it is a reference."""
 
     name: str
     type: str
+    space: str
     is_reference: bool
 
 
@@ -69,9 +70,10 @@ def take_apart(name: str, text: str) -> Parts:
         EmulatorError: The text is not built as this version expects.
     """
     text = re.sub(r"//[^\n]*|/\*.*?\*/", lambda comment: "\n" * comment[0].count("\n") or " ", text, flags=re.S)
-    pattern = (
+    pattern = (  # NAME stands for the kernel's
         r"(?P<header>.*?)(?:template <(?P<template>[^<>]*)>\n)?\[\[kernel\]\] void NAME\(\n(?P<parameters>.*?)\) \{\n"
-        r"(?P<body>.*)\n\}\n(?:\s*template \[\[host_name\(\"NAME\"\)\]\] \[\[kernel\]\] decltype\(NAME<(?P<values>.*?)>\).*)?"
+        r"(?P<body>.*)\n\}\n"
+        r"(?:\s*template \[\[host_name\(\"NAME\"\)\]\] \[\[kernel\]\] decltype\(NAME<(?P<values>.*?)>\).*)?"
     )
     match = re.fullmatch(pattern.replace("NAME", re.escape(name)), text.rstrip() + "\n", flags=re.S)
     if not match:
@@ -90,11 +92,9 @@ def buffers(parts: Parts) -> list[Parameter]:
     """The buffers among the parameters, in order."""
     found = []
     for parameter in parts.parameters:
-        match = re.fullmatch(r"(.*?)([*&]) (\w+) \[\[buffer\(\d+\)\]\]", parameter)
+        match = re.fullmatch(r"(const )?(device|constant) ([^*&]*)([*&]) (\w+) \[\[buffer\(\d+\)\]\]", parameter)
         if match:
-            kind = re.sub(r"\b(const|constant|device)\b", "", match[1]).strip()
-            qualified = ("const " if "const " in match[1] else "") + kind
-            found.append(Parameter(match[3], qualified, match[2] == "&"))
+            found.append(Parameter(match[5], (match[1] or "") + match[3], match[2], match[4] == "&"))
     return found
 
 
