@@ -42,7 +42,7 @@ def to_opencl(launch: Launch) -> dict[str, str]:
             f"auto& {buffer.name} = *{pointer};" if buffer.is_reference else f"auto {buffer.name} = {pointer};"
         )
     parameters += [f"{kind} {name}" for kind, name, _ in attributes(parts)]
-    kernel = f"""#include "prelude"
+    kernel = f"""#include "{PRELUDE.name}"
 #include "header"
 __kernel void emulated({", ".join(parameters)}) {{
 {" ".join(declarations)}
@@ -51,7 +51,6 @@ __kernel void emulated({", ".join(parameters)}) {{
 """
     return {
         "kernel.clcpp": kernel,
-        "prelude": PRELUDE.read_text(),
         "header": VECTOR.sub("make_", parts.header),
         "body": VECTOR.sub("make_", parts.body) + "\n",
     }
@@ -59,7 +58,7 @@ __kernel void emulated({", ".join(parameters)}) {{
 
 def problems(launch: Launch) -> list[str]:
     """What clang objects to, as ``body:3:14: message``."""
-    files = to_opencl(launch)
-    unit = _index().parse("kernel.clcpp", args=OPTIONS, unsaved_files=list(files.items()))
+    files = [(str(PRELUDE.with_name(name)), text) for name, text in to_opencl(launch).items()]  # none is written
+    unit = _index().parse(files[0][0], args=OPTIONS, unsaved_files=files)
     found = [message for message in unit.diagnostics if message.severity >= cindex.Diagnostic.Error]
     return [f"{Path(m.location.file.name).name}:{m.location.line}:{m.location.column}: {m.spelling}" for m in found]
