@@ -4,10 +4,12 @@ The kernel reads the logits once as they are, where plain operations convert the
 between one another; the gradient is one more pass.
 """
 
+from typing import cast
+
 import mlx.core as mx
 
 from parm_mlx.kernels.launcher import runs
-from parm_mlx.kernels.source import STRIP, load, threads_for
+from parm_mlx.kernels.source import STRIP, load, threads_for, widened
 
 THREADS = 512
 
@@ -23,14 +25,13 @@ def target_logprobs(logits: mx.array, targets: mx.array) -> mx.array:
         (N,) float32.
     """
     if runs("logprob", logits.dtype):
-        logprobs: mx.array = _fused(logits, targets.astype(mx.int32))[0]
-        return logprobs
+        return cast(list[mx.array], _fused(logits, targets.astype(mx.int32)))[0]
     return target_logprobs_ops(logits, targets)
 
 
 def target_logprobs_ops(logits: mx.array, targets: mx.array) -> mx.array:
     """The same in plain operations; arguments and result are those of :func:`target_logprobs`."""
-    logits = logits.astype(mx.float32)
+    logits = widened(logits)
     return mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
 
 
@@ -53,7 +54,7 @@ def logprobs_and_residual(logits: mx.array, targets: mx.array) -> tuple[mx.array
 
 def logprobs_and_residual_ops(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     """The same in plain operations, with one exponential per logit."""
-    z = logits.astype(mx.float32)
+    z = widened(logits)
     largest = z.max(axis=-1, keepdims=True)
     weights = mx.exp(z - largest)
     total = weights.sum(axis=-1, keepdims=True)
@@ -75,7 +76,7 @@ def weighted_slope_ops(
         total: (N,) Σ_v exp(z_v − largest).
         weight: (N,).
     """
-    p = mx.exp(logits.astype(mx.float32) - largest[:, None]) / total[:, None]
+    p = mx.exp(widened(logits) - largest[:, None]) / total[:, None]
     hit = mx.arange(logits.shape[-1]) == targets[:, None]
     return (weight[:, None] * (hit - p)).astype(logits.dtype)
 
@@ -97,7 +98,7 @@ def launch(logits: mx.array, targets: mx.array) -> list[mx.array]:
     rows, vocabulary = logits.shape
     threads = threads_for(vocabulary, THREADS)
     kernel = load("logprob", ("logits", "targets"), ("logprob", "largest", "total"), header="softmax")
-    outputs: list[mx.array] = kernel(
+    outputs = kernel(
         inputs=[logits, targets],
         template=[("V", vocabulary), ("THREADS", threads), ("STRIP", STRIP)],
         grid=(rows * threads, 1, 1),
@@ -105,12 +106,10 @@ def launch(logits: mx.array, targets: mx.array) -> list[mx.array]:
         output_shapes=[(rows,)] * 3,
         output_dtypes=[mx.float32] * 3,
     )
-    return outputs
+    return cast(list[mx.array], outputs)
 
 
-def launch_slope(
-    logits: mx.array, targets: mx.array, largest: mx.array, total: mx.array, weight: mx.array
-) -> mx.array:
+def launch_slope(logits: mx.array, targets: mx.array, largest: mx.array, total: mx.array, weight: mx.array) -> mx.array:
     """The kernel's weight · (1_y − softmax), (N, V) in the dtype of the logits."""
     rows, vocabulary = logits.shape
     threads = threads_for(vocabulary, THREADS)
@@ -123,5 +122,4 @@ def launch_slope(
         output_shapes=[logits.shape],
         output_dtypes=[logits.dtype],
     )
-    result: mx.array = slope
-    return result
+    return cast(mx.array, slope)

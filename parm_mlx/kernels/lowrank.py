@@ -4,7 +4,7 @@ The kernel is for decoding, where a few rows meet matrices that are thin, and th
 operations one after the other. For many rows the products are large, and MLX's own are better.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -18,7 +18,7 @@ TILE = 512
 
 
 def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
-    """y + ((x aᵀ) core) bᵀ, differentiable in all five.
+    """Computes y + ((x aᵀ) core) bᵀ, differentiable in all five.
 
     A row whose core is zero is that row of y.
 
@@ -33,8 +33,7 @@ def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.
         (B, L, out) in the dtype of y.
     """
     if runs("lowrank", y.dtype) and _fits(y, x, a, core, b):
-        fused: mx.array = _fused(y, x, a, core, b)
-        return fused
+        return cast(mx.array, _fused(y, x, a, core, b))
     return lowrank_update_ops(y, x, a, core, b)
 
 
@@ -92,7 +91,7 @@ def launch_slope(g: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.ar
 
 
 def _call(inputs: list[mx.array], width: int, out: int, rank: int, template: list[tuple[str, Any]]) -> mx.array:
-    """One threadgroup per row and TILE outputs; nothing but the launch, so that its text can be taken out and tested."""
+    """One threadgroup per row and TILE outputs."""
     rows, length, _ = inputs[1].shape
     kernel = load("lowrank", ("y", "x", "a", "core", "b"), ("updated",))
     (updated,) = kernel(
@@ -107,5 +106,4 @@ def _call(inputs: list[mx.array], width: int, out: int, rank: int, template: lis
         output_shapes=[(rows, length, out)],
         output_dtypes=[inputs[0].dtype],
     )
-    result: mx.array = updated
-    return result
+    return cast(mx.array, updated)

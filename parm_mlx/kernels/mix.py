@@ -4,11 +4,12 @@ Constants in the logits of a row cancel in Z, so neither needs to be normalised 
 """
 
 from functools import lru_cache
+from typing import cast
 
 import mlx.core as mx
 
 from parm_mlx.kernels.launcher import DTYPES, runs
-from parm_mlx.kernels.source import STRIP, load, threads_for
+from parm_mlx.kernels.source import STRIP, load, threads_for, widened
 
 THREADS = 1024
 
@@ -39,7 +40,7 @@ def guided_logprobs_ops(base: mx.array, guide: mx.array, beta: float) -> mx.arra
 def scaled_logprobs_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
     """log-softmax(base + scale · guide), for scale 1/β."""
     vocabulary = min(base.shape[-1], guide.shape[-1])
-    base, guide = base[..., :vocabulary].astype(mx.float32), guide[..., :vocabulary].astype(mx.float32)
+    base, guide = widened(base[..., :vocabulary]), widened(guide[..., :vocabulary])
     mixed = base + (guide if isinstance(scale, float) and scale == 1 else guide * scale)
     return mixed - mx.logsumexp(mixed, axis=-1, keepdims=True)
 
@@ -66,5 +67,4 @@ def launch(base: mx.array, guide: mx.array, scale: mx.array) -> mx.array:
         output_shapes=[(rows, vocabulary)],
         output_dtypes=[mx.float32],
     )
-    result: mx.array = guided
-    return result
+    return cast(mx.array, guided)

@@ -9,6 +9,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -27,7 +28,7 @@ def circumstances() -> dict[str, str]:
     return {
         "device": str(mx.device_info().get("device_name", "")),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "mlx": mx.__version__,
+        "mlx": version("mlx"),
         "kernels": fingerprint(),
     }
 

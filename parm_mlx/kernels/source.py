@@ -54,3 +54,8 @@ def fingerprint() -> str:
 def threads_for(vocabulary: int, most: int) -> int:
     """Threads that share a row of logits: whole simdgroups, and none that has nothing to read."""
     return min(most, 32 * -(-vocabulary // (32 * STRIP)))
+
+
+def widened(x: mx.array) -> mx.array:
+    """The numbers of x in float32. float64 stays: with it the check computes what is right."""
+    return x if x.dtype == mx.float64 else x.astype(mx.float32)
