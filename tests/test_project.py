@@ -23,12 +23,13 @@ DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "mlx_lm": "mlx-lm", "yaml
 
 # Who may import whom. A part that is not named here is the ground (errors, preference, files, …) and imports no part.
 LAYERS = {
-    "cli": {"training", "evaluation", "guidance", "pblora", "convert"},
-    "training": {"evaluation", "guidance", "pblora"},
-    "evaluation": {"guidance", "pblora"},
-    "guidance": {"pblora"},
+    "cli": {"training", "evaluation", "guidance", "pblora", "kernels", "convert"},
+    "training": {"evaluation", "guidance", "pblora", "kernels"},
+    "evaluation": {"guidance", "pblora", "kernels"},
+    "guidance": {"pblora", "kernels"},
     "convert": {"guidance", "pblora"},
-    "pblora": set[str](),
+    "pblora": {"kernels"},
+    "kernels": set[str](),
 }
 
 
