@@ -24,13 +24,14 @@ DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "mlx_lm": "mlx-lm", "yaml
 
 # Who may import whom. A part that is not named here is the ground (errors, preference, files, …) and imports no part.
 LAYERS = {
-    "cli": {"diagnostics", "training", "evaluation", "guidance", "pblora", "convert"},
-    "diagnostics": {"evaluation", "guidance", "pblora"},
-    "training": {"evaluation", "guidance", "pblora"},
-    "evaluation": {"guidance", "pblora"},
-    "guidance": {"pblora"},
+    "cli": {"diagnostics", "training", "evaluation", "guidance", "pblora", "kernels", "convert"},
+    "diagnostics": {"evaluation", "guidance", "pblora", "kernels"},
+    "training": {"evaluation", "guidance", "pblora", "kernels"},
+    "evaluation": {"guidance", "pblora", "kernels"},
+    "guidance": {"pblora", "kernels"},
     "convert": {"guidance", "pblora"},
-    "pblora": set[str](),
+    "pblora": {"kernels"},
+    "kernels": set[str](),
 }
 
 

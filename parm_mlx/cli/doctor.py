@@ -1,11 +1,14 @@
 """``parm-mlx doctor``: the health of this machine."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parm_mlx.cli import console
+
+if TYPE_CHECKING:
+    from parm_mlx.diagnostics.findings import Finding
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -18,7 +21,8 @@ def doctor(
 ) -> None:
     """Examine this machine: versions, device, memory, BLAS, kernels, and a guided generation on the bundled model.
 
-    Takes less than a minute. Exit code 1 says that something is wrong; what is merely slow is a warning.
+    Kernels are checked where there is Metal, each against the plain operations that define it; from then on those that
+    pass are used. Takes less than a minute. Exit code 1 says that something is wrong; what is merely slow is a warning.
 
     \b
     Examples:
@@ -28,16 +32,21 @@ def doctor(
     from parm_mlx.diagnostics.doctor import examinations, examine_all
 
     findings = []
-    for finding in console.progress(examine_all(), len(examinations()), "checks"):
-        findings.append(finding)
+    for found in console.progress(examine_all(), len(examinations()), "checks"):
+        findings += found
         if not as_json:
-            console.stdout().print(f"{finding.status:<9}", style=STYLES[finding.status], end="")
-            console.stdout().print(f"{finding.name:<10} {finding.found}")
-            if finding.hint:
-                console.stdout().print(f"{'':<20}hint: {finding.hint}")
+            for finding in found:
+                _show(finding)
     failed = any(finding.status == "failed" for finding in findings)
     if as_json:
         record = {"ok": not failed, "checks": [finding.to_dict() for finding in findings]}
         typer.echo(json.dumps(record, ensure_ascii=False))
     if failed:
         raise typer.Exit(1)
+
+
+def _show(finding: "Finding") -> None:
+    console.stdout().print(f"{finding.status:<9}", style=STYLES[finding.status], end="")
+    console.stdout().print(f"{finding.name:<15} {finding.found}")
+    if finding.hint:
+        console.stdout().print(f"{'':<25}hint: {finding.hint}")

@@ -10,6 +10,7 @@ import mlx.core as mx
 import parm_mlx
 from parm_mlx.blas import HINT
 from parm_mlx.diagnostics.findings import Finding, examine
+from parm_mlx.diagnostics.kernels import look_at_kernels
 from parm_mlx.evaluation.rewards import SCORERS
 from parm_mlx.guidance.batch import generate_batch
 from parm_mlx.guidance.loading import BUNDLED, load
@@ -25,18 +26,19 @@ MAX_TOKENS = 60
 SIDE = 1024
 
 
-def examinations() -> dict[str, Callable[[], Finding]]:
-    """What there is to look at, by name; each takes seconds."""
+def examinations() -> dict[str, Callable[[], list[Finding]]]:
+    """What there is to look at, by name; each takes seconds. Guidance runs on the kernels that have passed."""
     return {
-        "versions": look_at_versions,
-        "device": look_at_device,
-        "memory": look_at_memory,
-        "BLAS": look_at_blas,
-        "guidance": look_at_guidance,
+        "versions": lambda: [look_at_versions()],
+        "device": lambda: [look_at_device()],
+        "memory": lambda: [look_at_memory()],
+        "BLAS": lambda: [look_at_blas()],
+        "kernels": look_at_kernels,
+        "guidance": lambda: [look_at_guidance()],
     }
 
 
-def examine_all() -> Iterator[Finding]:
+def examine_all() -> Iterator[list[Finding]]:
     """Looks at one thing after the other."""
     for name, look in examinations().items():
         yield examine(name, look)

@@ -34,15 +34,15 @@ class Finding:
         return {key: without_home(value) for key, value in named.items()}
 
 
-def examine(name: str, look: Callable[[], Finding]) -> Finding:
+def examine(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
     """Looks at one thing; whatever goes wrong is the finding."""
     try:
         return look()
     except ParmError as error:
-        return Finding(name, "failed", str(error), error.hint)
+        return [Finding(name, "failed", str(error), error.hint)]
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-        return Finding(name, "failed", found, "this was not foreseen; please report it with the output of --json")
+        return [Finding(name, "failed", found, "this was not foreseen; please report it with the output of --json")]
 
 
 def without_home(value: Any) -> Any:

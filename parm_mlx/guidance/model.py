@@ -16,6 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.errors import PreferenceError
+from parm_mlx.kernels.launcher import runs
+from parm_mlx.kernels.mix import guided_logprobs
 from parm_mlx.mlxlm import PreferenceCache, context_length, make_prompt_cache
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.bound import BoundPreferences
@@ -210,8 +212,10 @@ def mix(base: mx.array, guide: mx.array, beta: float) -> mx.array:
         beta: β.
 
     Returns:
-        (…, min(V_base, V_guide)).
+        (…, min(V_base, V_guide)); normalised where the kernel runs.
     """
+    if runs("mix", base.dtype):
+        return guided_logprobs(base, guide, beta)
     base, guide = over_common_tokens(base, guide)
     return base + (guide if beta == 1 else guide * (1 / beta))
 

@@ -57,7 +57,7 @@ class PairCache(_BaseCache):
         """
         if all(pair._together is not None for pair in pairs):
             return True
-        if any(pair._never_together for pair in pairs):
+        if all(pair._never_together for pair in pairs):
             return False
         both = [joined(pair.part()) for pair in pairs]
         possible = all(entry is not None for entry in both)

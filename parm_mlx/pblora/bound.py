@@ -3,13 +3,14 @@
     y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
 
 A of layers that read the same input (query, key and value) are one matrix. For a few rows, or one α for all of them,
-the core is folded into Bᵀ.
+the core is folded into Bᵀ. Where :mod:`parm_mlx.kernels` has a kernel for all of it, that runs instead.
 """
 
 from collections.abc import Sequence
 
 import mlx.core as mx
 
+from parm_mlx.kernels.lowrank import is_fused, lowrank_update
 from parm_mlx.pblora.core import CORES
 from parm_mlx.pblora.layer import PBLoRALinear
 
@@ -51,6 +52,7 @@ class _Group:
     def __init__(self, members: Sequence[tuple[PBLoRALinear, mx.array]], fold: bool) -> None:
         layers = [layer for layer, _ in members]
         rank = layers[0].a.shape[0]
+        self._full = {layer.index: core if core.ndim == 3 else core[None] for layer, core in members}
         self._a = layers[0].a if len(layers) == 1 else mx.concatenate([layer.a for layer in layers])
         self._parts = {layer.index: slice(i * rank, (i + 1) * rank) for i, layer in enumerate(layers)}
         self._cores = {} if fold else {layer.index: core for layer, core in members}
@@ -60,6 +62,9 @@ class _Group:
         self._left = 0
 
     def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
+        core = self._full[layer.index]
+        if is_fused(y, x, layer.a, core, layer.b):
+            return lowrank_update(y, x, layer.a, core, layer.b)
         z = self._down(x)
         if len(self._parts) > 1:
             z = z[..., self._parts[layer.index]]

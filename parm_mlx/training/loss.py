@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from parm_mlx.kernels.logprob import target_logprobs
+
 
 class Loss(NamedTuple):
     """The objective on one batch.
@@ -36,8 +38,7 @@ def token_logprobs(logits: mx.array, targets: mx.array) -> mx.array:
     Returns:
         (N,) float32.
     """
-    logits = logits.astype(mx.float32)
-    return mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+    return target_logprobs(logits, targets)
 
 
 def margins(logprobs: mx.array, preferred: mx.array) -> mx.array:

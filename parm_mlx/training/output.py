@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from parm_mlx.kernels.logprob import logprobs_and_residual
 from parm_mlx.mlxlm import Layer
 from parm_mlx.training.loss import token_logprobs
 
@@ -62,16 +63,9 @@ def chunked_logprobs_with_grad(
 
 
 def _logprobs_and_slope(output_layer: Layer, h: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-    z = output_layer(h)
-    logits = z.astype(mx.float32)
-    largest = logits.max(axis=-1, keepdims=True)
-    weights = mx.exp(logits - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    logprobs = mx.take_along_axis(logits, y[:, None], axis=-1) - largest - mx.log(total)
-    p = weights / total
-    p_minus_y = mx.put_along_axis(p, y[:, None], mx.exp(logprobs) - 1, axis=-1)
-    _, (slope,) = mx.vjp(output_layer, [h], [p_minus_y.astype(z.dtype)])
-    return logprobs[:, 0], -slope
+    logprobs, p_minus_y = logprobs_and_residual(output_layer(h), y)
+    _, (slope,) = mx.vjp(output_layer, [h], [p_minus_y])
+    return logprobs, -slope
 
 
 def _chunks(hidden: mx.array, targets: mx.array, chunk: int) -> list[tuple[mx.array, mx.array]]:

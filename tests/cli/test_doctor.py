@@ -1,14 +1,26 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from parm_mlx.diagnostics import doctor
 from parm_mlx.diagnostics.findings import Finding
+from parm_mlx.kernels import launcher
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def own_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The record of the kernels' check is not that of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(launcher.VARIABLE, raising=False)
+    launcher.forget()
+    yield
+    launcher.forget()
 
 
 def test_a_line_for_each_check_and_a_generation_that_works(run_cli: Run) -> None:
@@ -22,8 +34,8 @@ def test_a_line_for_each_check_and_a_generation_that_works(run_cli: Run) -> None
 
 
 def test_json_is_one_object_without_the_home_folder(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def look() -> Finding:
-        return Finding("device", "ok", f"a device in {Path.home()}/x", data={"device": "d"})
+    def look() -> list[Finding]:
+        return [Finding("device", "ok", f"a device in {Path.home()}/x", data={"device": "d"})]
 
     monkeypatch.setattr(doctor, "examinations", lambda: {"device": look})
     code, out, err = run_cli("doctor", "--json")
@@ -38,8 +50,8 @@ def test_only_what_is_wrong_ends_with_exit_1(
     run_cli: Run, monkeypatch: pytest.MonkeyPatch, status: str, code: int, as_json: bool
 ) -> None:
     found = {
-        "fine": lambda: Finding("fine", "ok", "as it should be"),
-        "other": lambda: Finding("other", status, "[so] it is", "do [this]"),  # type: ignore[arg-type]
+        "fine": lambda: [Finding("fine", "ok", "as it should be")],
+        "other": lambda: [Finding("other", status, "[so] it is", "do [this]")],  # type: ignore[arg-type]
     }
     monkeypatch.setattr(doctor, "examinations", lambda: found)
     ended, out, _ = run_cli("doctor", *["--json"] * as_json)
@@ -48,7 +60,29 @@ def test_only_what_is_wrong_ends_with_exit_1(
         assert json.loads(out)["ok"] is (code == 0)
     else:
         assert out.splitlines() == [
-            "ok       fine       as it should be",
-            f"{status:<9}other      [so] it is",
-            f"{'':<20}hint: do [this]",
+            "ok       fine            as it should be",
+            f"{status:<9}other           [so] it is",
+            f"{'':<25}hint: do [this]",
         ]
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
+def test_kernels_that_are_forced_without_metal_fail_with_a_hint(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(launcher.VARIABLE, "on")
+    launcher.forget()
+    code, out, _ = run_cli("doctor")
+    assert code == 1
+    lines = out.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.split()[1] == "kernels")
+    assert lines[place].split(maxsplit=2) == ["failed", "kernels", "PARM_MLX_KERNELS=on, but this machine has no Metal"]
+    assert lines[place + 1].strip() == "hint: unset PARM_MLX_KERNELS: plain operations do the same"
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
+def test_a_broken_record_is_named(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "parm-mlx").mkdir()
+    (tmp_path / "parm-mlx" / "kernels.json").write_text("{broken", encoding="utf-8")
+    code, out, _ = run_cli("doctor")
+    assert code == 1
+    assert "failed   kernels         the record of an earlier check is broken\n" in out
+    assert f"hint: delete {tmp_path / 'parm-mlx' / 'kernels.json'}\n" in out

@@ -40,6 +40,55 @@ def test_several_alphas_give_one_json_object_each(run_cli: Run, official: Path, 
         assert record["objectives"] == ["harmless", "helpful"]
 
 
+def test_drafts_change_no_answer_and_are_counted(
+    run_cli: Run, official: Path, official_parm: Path, models: list[str]
+) -> None:
+    ask = ["--prompt", "Tell me a joke.", "--alpha", "1,0", "--alpha", "0,1", "--max-tokens", 20, "--json"]
+    plain = [json.loads(line) for line in run_cli("generate", *models, *ask)[1].splitlines()]
+    for drafts in (["--self-speculation"], ["--draft-model", official / "base_lm", "--num-draft-tokens", 2]):
+        code, out, err = run_cli("generate", *models, *ask, *drafts)
+        assert code == 0
+        records = [json.loads(line) for line in out.splitlines()]
+        counts = [record.pop("drafts") for record in records]
+        assert records == plain
+        assert all(count["acceptance_rate"] == round(count["accepted"] / count["drafted"], 4) for count in counts)
+        drafted, accepted = (sum(count[key] for count in counts) for key in ("drafted", "accepted"))
+        assert f"drafts: {accepted} of {drafted} tokens kept" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--share", "on"], "error: base {base} and guide model {arm} cannot share one forward pass: "),
+        (["--draft-model", "{gone}"], "error: draft model {gone}: no such directory"),
+        (["--draft-model", "{parm}"], "error: {parm} is no model directory: config.json is missing"),
+        (["--num-draft-tokens", "2"], "error: --num-draft-tokens needs someone who drafts"),
+        (["--draft-model", "{base}", "--self-speculation"], "error: --draft-model and --self-speculation exclude each"),
+        (["--share", "maybe"], "error: Invalid value for '--share'"),
+        (["--self-speculation", "--num-draft-tokens", "0"], "error: Invalid value for '--num-draft-tokens'"),
+    ],
+)
+def test_what_cannot_be_shared_or_drafted_is_one_line(
+    run_cli: Run,
+    official: Path,
+    official_parm: Path,
+    models: list[str],
+    tmp_path: Path,
+    options: list[str],
+    error: str,
+) -> None:
+    places = {
+        "base": official / "base_lm",
+        "arm": official / "arm_base",
+        "parm": official_parm,
+        "gone": tmp_path / "no",
+    }
+    code, out, err = run_cli("generate", *models, "--prompt", "Hi", *(o.format(**places) for o in options))
+    assert (code, out) == (2, "")
+    assert err.startswith(error.format(**places))
+    assert len(err.splitlines()) <= 2
+
+
 def test_one_answer_is_printed_alone_and_several_with_titles(run_cli: Run, models: list[str]) -> None:
     code, out, _ = run_cli("generate", *models, "--prompt", "Hi", "--max-tokens", 4)
     assert code == 0

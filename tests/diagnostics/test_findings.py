@@ -7,14 +7,14 @@ from parm_mlx.errors import ModelError
 
 
 def test_an_error_is_a_finding_with_its_hint() -> None:
-    def look() -> Finding:
+    def look() -> list[Finding]:
         raise ModelError("base holds no tokenizer", hint="convert it")
 
-    assert examine("model", look) == Finding("model", "failed", "base holds no tokenizer", "convert it")
+    assert examine("model", look) == [Finding("model", "failed", "base holds no tokenizer", "convert it")]
 
 
 def test_what_was_not_foreseen_is_a_finding_too() -> None:
-    finding = examine("memory", lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    (finding,) = examine("memory", lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert (finding.status, finding.found) == ("failed", "ZeroDivisionError: division by zero")
     assert finding.hint is not None
 

@@ -1,0 +1,1 @@
+"""Metal kernels, each beside the plain operations that define it; one launcher decides which of the two runs."""

@@ -1,0 +1,202 @@
+"""Every kernel against its twin on this machine: the check that comes before a kernel is trusted.
+
+Both get the same numbers. The twin computes with them in float64 on the CPU: what is measured is the kernel's error
+alone, and not how MLX adds 32,000 float32 numbers. A kernel computes in float32, and rounds once if its result has 16
+bits.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import mlx.core as mx
+import numpy as np
+
+from parm_mlx.errors import RunError
+from parm_mlx.kernels import launcher, logprob, lowrank, mix
+from parm_mlx.kernels.launcher import DTYPES
+
+LIMIT = 1e-5
+ROUNDING = {mx.float32: 0.0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
+
+# (B, L, in, out, r): one of everything, odd numbers, more rows and tiles than one, a 7B model's attention.
+LOWRANK = ((1, 1, 1, 1, 1), (2, 1, 33, 31, 3), (3, 2, 64, 1030, 16), (1, 5, 129, 513, 32))
+LOWRANK_TYPICAL = (2, 1, 4096, 4096, 8)
+# (N, V), and (N, V_base, V_guide).
+LOGPROB = ((1, 1), (2, 31), (3, 33), (5, 9001))
+LOGPROB_TYPICAL = (128, 32000)
+MIX = ((1, 1, 1), (2, 31, 33), (3, 33, 7), (2, 9001, 9002))
+MIX_TYPICAL = (2, 32000, 32000)
+
+Function = Callable[..., mx.array]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch of a kernel and what it should give.
+
+    Attributes:
+        kernel: The launcher's name of it.
+        dtype: Of y or the logits.
+        size: The shapes, in words.
+        launch: Calls the kernel.
+        twin: The same in plain operations.
+        arrays: The arguments of both.
+    """
+
+    kernel: str
+    dtype: mx.Dtype
+    size: str
+    launch: Function
+    twin: Function
+    arrays: Sequence[mx.array]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a case.
+
+    Attributes:
+        kernel: The launcher's name of it.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        size: The shapes, in words.
+        error: Largest |kernel − twin| / max(1, |twin|), less one rounding where the result has 16 bits.
+        limit: The error that is allowed.
+        ratio: The twin's time on this device over the kernel's; above 1 the kernel is faster. None where not timed.
+        problem: Why the kernel did not run, or an empty text.
+    """
+
+    kernel: str
+    dtype: str
+    size: str
+    error: float
+    limit: float
+    ratio: float | None = None
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the kernel ran and its error is within the limit."""
+        return not self.problem and self.error <= self.limit
+
+
+def check_kernels(
+    cases: Iterable[Case] | None = None, execute: Callable[..., Sequence[mx.array]] | None = None
+) -> list[Verdict]:
+    """Runs each case.
+
+    Args:
+        cases: By default :func:`all_cases`.
+        execute: Called with a launch and its arrays, gives what the kernel writes. By default Metal does, and both
+            kernel and twin are timed.
+
+    Raises:
+        RunError: MLX does not compute on a Metal GPU, and nothing else was given to execute with.
+    """
+    if execute is None and not launcher.available():
+        raise RunError("kernels can be checked where MLX computes on a Metal GPU, and here it does not")
+    return [_judge(case, execute) for case in (all_cases() if cases is None else cases)]
+
+
+def passed(verdicts: Iterable[Verdict]) -> set[tuple[str, str]]:
+    """The (kernel, dtype) all of whose cases have passed: what goes on record."""
+    verdicts = list(verdicts)
+    failed = {(verdict.kernel, verdict.dtype) for verdict in verdicts if not verdict.passed}
+    return {(verdict.kernel, verdict.dtype) for verdict in verdicts} - failed
+
+
+def all_cases(typical: bool = True) -> Iterator[Case]:
+    """Every kernel and dtype at small, odd sizes, and at the size it is made for."""
+    for dtype in DTYPES:
+        for size in (*LOWRANK, LOWRANK_TYPICAL) if typical else LOWRANK:
+            yield from lowrank_cases(dtype, *size)
+        for rows, vocabulary in (*LOGPROB, LOGPROB_TYPICAL) if typical else LOGPROB:
+            yield from logprob_cases(dtype, rows, vocabulary)
+        for sizes in (*MIX, MIX_TYPICAL) if typical else MIX:
+            yield mix_case(dtype, *sizes)
+
+
+def lowrank_cases(dtype: mx.Dtype, rows: int, length: int, width: int, out: int, rank: int) -> Iterator[Case]:
+    """Forward and gradient in x, with a core per row and one for all, and an adapter in y's dtype and in float32.
+
+    The numbers make results of size 1. Of several cores the first is zero, as that of a plain row is.
+    """
+    for adapter, one in product(dict.fromkeys((dtype, mx.float32)), dict.fromkeys((rows == 1, True))):
+        draw = np.random.default_rng(rows + width + out + rank)
+        y, x = _normal(draw, dtype, rows, length, out), _normal(draw, dtype, rows, length, width)
+        g = _normal(draw, dtype, rows, length, out, scale=out**-0.5)
+        a, b = _normal(draw, adapter, rank, width, scale=width**-0.5), _normal(draw, adapter, out, rank)
+        core = _normal(draw, adapter, 1 if one else rows, rank, rank, scale=rank**-0.5)
+        if not one:
+            core = mx.concatenate([mx.zeros_like(core[:1]), core[1:]])
+        cores = "one core" if one else f"{rows} cores"
+        size = f"{rows}×{length} rows, {width} → {out}, rank {rank}, {cores}, adapter {DTYPES[adapter]}"
+        yield Case("lowrank", dtype, size, lowrank.launch, lowrank.lowrank_update_ops, (y, x, a, core, b))
+        yield Case(
+            "lowrank", dtype, f"{size}, gradient", lowrank.launch_slope, lowrank.lowrank_slope_ops, (g, a, core, b)
+        )
+
+
+def logprob_cases(dtype: mx.Dtype, rows: int, vocabulary: int) -> Iterator[Case]:
+    """Forward and gradient."""
+    draw = np.random.default_rng(rows + vocabulary)
+    logits = _normal(draw, dtype, rows, vocabulary, scale=3.0)
+    targets = mx.array(draw.integers(vocabulary, size=rows), dtype=mx.int32)
+    size = f"{rows} rows, {vocabulary} tokens"
+    yield Case(
+        "logprob",
+        dtype,
+        size,
+        lambda logits, targets: logprob.launch(logits, targets)[0],
+        logprob.target_logprobs_ops,
+        (logits, targets),
+    )
+    with mx.stream(mx.cpu):
+        z = logits.astype(mx.float64)
+        largest = z.max(axis=-1)
+        total = mx.exp(z - largest[:, None]).sum(axis=-1).astype(mx.float32)
+        largest = largest.astype(mx.float32)
+    weight = _normal(draw, mx.float32, rows)
+    arrays = (logits, targets, largest, total, weight)
+    yield Case("logprob", dtype, f"{size}, gradient", logprob.launch_slope, logprob.weighted_slope_ops, arrays)
+
+
+def mix_case(dtype: mx.Dtype, rows: int, base_vocabulary: int, guide_vocabulary: int) -> Case:
+    """β = 0.7, and vocabularies that need not be equal."""
+    draw = np.random.default_rng(rows + base_vocabulary + guide_vocabulary)
+    base, guide = (_normal(draw, dtype, rows, n, scale=3.0) for n in (base_vocabulary, guide_vocabulary))
+    size = f"{rows} rows, {base_vocabulary} and {guide_vocabulary} tokens"
+    return Case("mix", dtype, size, mix.launch, mix.scaled_logprobs_ops, (base, guide, mx.array([1 / 0.7])))
+
+
+def _judge(case: Case, execute: Callable[..., Sequence[mx.array]] | None) -> Verdict:
+    with mx.stream(mx.cpu):
+        exact = [x.astype(mx.float64) if x.dtype in DTYPES else x for x in case.arrays]
+        expected = np.array(case.twin(*exact))
+    error, ratio, problem = float("inf"), None, ""
+    try:
+        result = execute(case.launch, *case.arrays)[0] if execute else case.launch(*case.arrays)
+        size = np.abs(expected)
+        off = np.abs(np.array(result.astype(mx.float32)) - expected) - ROUNDING[result.dtype] * size
+        error = float((np.maximum(off, 0) / np.maximum(1, size)).max())
+        ratio = None if execute else _ratio(case)
+    except (RuntimeError, ValueError) as failure:  # how MLX reports a text that does not compile or launch
+        problem = " ".join(str(failure).split())
+    return Verdict(case.kernel, DTYPES[case.dtype], case.size, error, LIMIT, ratio, problem)
+
+
+def _ratio(case: Case, rounds: int = 5, repeats: int = 10) -> float:
+    """Time of the twin over that of the kernel: medians of rounds that take turns."""
+    seconds: dict[Function, list[float]] = {case.twin: [], case.launch: []}
+    for _ in range(rounds):
+        for function, times in seconds.items():
+            start = time.perf_counter()
+            mx.eval([function(*case.arrays) for _ in range(repeats)])
+            times.append(time.perf_counter() - start)
+    return statistics.median(seconds[case.twin]) / statistics.median(seconds[case.launch])
+
+
+def _normal(draw: np.random.Generator, dtype: mx.Dtype, *shape: int, scale: float = 1.0) -> mx.array:
+    return mx.array((scale * draw.standard_normal(shape)).astype(np.float32)).astype(dtype)

@@ -1,0 +1,110 @@
+"""The update of an adapted layer, y + ((x aᵀ) core) bᵀ: the y = W x + s·B·M(α)·A·x of PARM after W x.
+
+The kernel is for decoding, where a few rows meet matrices that are thin, and the time goes into launching three
+operations one after the other. For many rows the products are large, and MLX's own are better.
+"""
+
+from typing import Any, cast
+
+import mlx.core as mx
+
+from parm_mlx.kernels.launcher import runs
+from parm_mlx.kernels.source import load
+
+MAX_ROWS = 16
+MAX_RANK = 32
+THREADS = 256
+TILE = 512
+
+
+def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
+    """Computes y + ((x aᵀ) core) bᵀ, differentiable in all five.
+
+    A row whose core is zero is that row of y.
+
+    Args:
+        y: (B, L, out).
+        x: (B, L, in).
+        a: (r, in).
+        core: (B, r, r) with one matrix per row, or (1, r, r); acts on row vectors, and holds the scale s.
+        b: (out, r).
+
+    Returns:
+        (B, L, out) in the dtype of y.
+    """
+    if is_fused(y, x, a, core, b):
+        return cast(mx.array, _fused(y, x, a, core, b))
+    return lowrank_update_ops(y, x, a, core, b)
+
+
+def lowrank_update_ops(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
+    """The same in plain operations; arguments and result are those of :func:`lowrank_update`."""
+    return mx.addmm(y, x @ a.T @ core, b.T).astype(y.dtype)
+
+
+def lowrank_slope_ops(g: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
+    """The gradient of :func:`lowrank_update` in x, ((g b) coreᵀ) a, for g (B, L, out) that of its result."""
+    return g @ b @ core.swapaxes(-1, -2) @ a
+
+
+def is_fused(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> bool:
+    """Whether :func:`lowrank_update` is one launch of the kernel for these arrays, here and now."""
+    adapter = {a.dtype, core.dtype, b.dtype}
+    return (
+        runs("lowrank", y.dtype)
+        and y.shape[0] * y.shape[1] <= MAX_ROWS
+        and a.shape[0] <= MAX_RANK
+        and x.dtype == y.dtype
+        and adapter <= {y.dtype, mx.float32}
+    )
+
+
+@mx.custom_function
+def _fused(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
+    return launch(y, x, a, core, b)
+
+
+@_fused.vjp
+def _fused_vjp(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> list[mx.array]:
+    _, slopes = mx.vjp(lowrank_update_ops, primals, [cotangent])
+    slopes[1] = launch_slope(cotangent, *primals[2:])  # the twin's own, and others not asked for, are never computed
+    return slopes
+
+
+def launch(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
+    """The kernel's y + ((x aᵀ) core) bᵀ."""
+    rank, width = a.shape
+    template = [
+        *[("A_RANK", width), ("A_IN", 1), ("CORE_IN", rank), ("CORE_OUT", 1), ("B_OUT", rank), ("B_RANK", 1)],
+        ("ADD", True),
+    ]
+    return _call([y, x, a, core, b], width, b.shape[0], rank, template)
+
+
+def launch_slope(g: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
+    """The kernel's ((g b) coreᵀ) a."""
+    rank, width = a.shape
+    template = [
+        *[("A_RANK", 1), ("A_IN", rank), ("CORE_IN", 1), ("CORE_OUT", rank), ("B_OUT", 1), ("B_RANK", width)],
+        ("ADD", False),
+    ]
+    return _call([g, g, b, core, a], b.shape[0], width, rank, template)
+
+
+def _call(inputs: list[mx.array], width: int, out: int, rank: int, template: list[tuple[str, Any]]) -> mx.array:
+    """One threadgroup per row and TILE outputs."""
+    rows, length, _ = inputs[1].shape
+    kernel = load("lowrank", ("y", "x", "a", "core", "b"), ("updated",))
+    (updated,) = kernel(
+        inputs=inputs,
+        template=[
+            *[("T", inputs[0].dtype), ("IN", width), ("OUT", out), ("R", rank), ("THREADS", THREADS), ("TILE", TILE)],
+            *[("STRIP", 4 if width % 4 == 0 else 1), ("ONE_CORE", inputs[3].shape[0] == 1)],
+            *template,
+        ],
+        grid=(-(-out // TILE) * THREADS, length, rows),
+        threadgroup=(THREADS, 1, 1),
+        output_shapes=[(rows, length, out)],
+        output_dtypes=[inputs[0].dtype],
+    )
+    return cast(mx.array, updated)

@@ -1,0 +1,70 @@
+"""Guided log-probabilities (PARM, Eq. 13): log π̃ = log π_base + (1/β) · log π_θ(α) − log Z, from the two logits.
+
+Constants in the logits of a row cancel in Z, so neither needs to be normalised first.
+"""
+
+from functools import lru_cache
+from typing import cast
+
+import mlx.core as mx
+
+from parm_mlx.kernels.launcher import DTYPES, runs
+from parm_mlx.kernels.source import STRIP, load, threads_for, widened
+
+THREADS = 1024
+
+
+def guided_logprobs(base: mx.array, guide: mx.array, beta: float) -> mx.array:
+    """log-softmax(base + guide / β), over the tokens that both know. For decoding: it has no gradient.
+
+    Args:
+        base: Logits (…, V_base), of any floating type.
+        guide: Logits (…, V_guide), with the same leading axes.
+        beta: β > 0.
+
+    Returns:
+        (…, min(V_base, V_guide)) float32.
+    """
+    if runs("mix", base.dtype) and guide.dtype in DTYPES:
+        rows = (base.reshape(-1, base.shape[-1]), guide.reshape(-1, guide.shape[-1]))
+        mixed = launch(*rows, _scale(beta))
+        return mixed.reshape(*base.shape[:-1], mixed.shape[-1])
+    return guided_logprobs_ops(base, guide, beta)
+
+
+def guided_logprobs_ops(base: mx.array, guide: mx.array, beta: float) -> mx.array:
+    """The same in plain operations; arguments and result are those of :func:`guided_logprobs`."""
+    return scaled_logprobs_ops(base, guide, 1 / beta)
+
+
+def scaled_logprobs_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
+    """log-softmax(base + scale · guide), for scale 1/β."""
+    vocabulary = min(base.shape[-1], guide.shape[-1])
+    base, guide = widened(base[..., :vocabulary]), widened(guide[..., :vocabulary])
+    mixed = base + (guide if isinstance(scale, float) and scale == 1 else guide * scale)
+    return mixed - mx.logsumexp(mixed, axis=-1, keepdims=True)
+
+
+@lru_cache(maxsize=16)
+def _scale(beta: float) -> mx.array:
+    return mx.array([1 / beta], dtype=mx.float32)
+
+
+def launch(base: mx.array, guide: mx.array, scale: mx.array) -> mx.array:
+    """The kernel's log-softmax(base + scale · guide): (N, V_base), (N, V_guide), (1,) -> (N, V)."""
+    rows = base.shape[0]
+    vocabulary = min(base.shape[-1], guide.shape[-1])
+    threads = threads_for(vocabulary, THREADS)
+    kernel = load("mix", ("base", "guide", "scale"), ("guided",), header="softmax")
+    (guided,) = kernel(
+        inputs=[base, guide, scale],
+        template=[
+            *[("V", vocabulary), ("BASE_V", base.shape[-1]), ("GUIDE_V", guide.shape[-1])],
+            *[("THREADS", threads), ("STRIP", STRIP)],
+        ],
+        grid=(rows * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[(rows, vocabulary)],
+        output_dtypes=[mx.float32],
+    )
+    return cast(mx.array, guided)

@@ -1,0 +1,27 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from parm_mlx.kernels import launcher
+
+
+@pytest.fixture(autouse=True)
+def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels neither on nor off, and no decision of another test."""
+    monkeypatch.delenv("PARM_MLX_KERNELS", raising=False)
+    launcher.forget()
+    yield
+    launcher.forget()
+
+
+@pytest.fixture
+def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cache folder without a record."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def metal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that computes on a Metal GPU, as far as the launcher can see."""
+    monkeypatch.setattr(launcher, "available", lambda: True)

@@ -1,0 +1,135 @@
+"""The texts of the kernels, as MLX hands them to the Metal compiler, in the emulator: checked access by access, under
+three schedules and with a grid rounded up to whole threadgroups, and equal to their twins in float64.
+
+Results are allowed 1e-5 · max(1, |twin|), and results in 16 bits one rounding more: 2⁻¹¹ of |twin| in float16, 2⁻⁸ in
+bfloat16.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+
+import mlx.core as mx
+import pytest
+from metal.emulator import HAVE_COMPILER, EmulatorError, address_space_problems, run
+
+from parm_mlx.kernels import launcher, source
+from parm_mlx.kernels.check import Case, all_cases, check_kernels, logprob_cases, lowrank_cases, mix_case
+
+pytestmark = pytest.mark.skipif(not HAVE_COMPILER, reason="the emulator needs g++ on Linux")
+
+RUNS = [("forward", False), ("reverse", False), ("rotated", False), ("forward", True)]
+
+# What follows goes beyond the sizes of the doctor's check, which has ranks 1, 3, 16 and 32 and rows of 1, 31 and 33.
+# (B, L, in, out): single numbers, fewer than 8 of everything, one more and one less than a simdgroup, several rows with
+# a core each, and outputs that fill more than one threadgroup.
+SIZES = [(1, 1, 1, 1), (2, 1, 7, 5), (1, 3, 31, 33), (3, 2, 33, 31), (2, 2, 260, 515), (4, 1, 36, 64)]
+RANKS = {mx.float32: range(1, 17), mx.float16: (7,), mx.bfloat16: (8,)}
+VOCABULARIES = [(9, 1), (2, 7), (2, 32), (2, 1000)]
+PAIRS = [(9, 1, 1), (2, 7, 7), (2, 33, 31), (1, 1024, 1000)]
+DTYPES = list(launcher.DTYPES.items())
+
+
+def named(cases: Iterator[Case]) -> list[object]:
+    return [pytest.param(case, id=f"{launcher.DTYPES[case.dtype]}, {case.size}") for case in cases]
+
+
+def lowrank() -> Iterator[Case]:
+    for dtype, ranks in RANKS.items():
+        for rank in ranks:
+            yield from lowrank_cases(dtype, *SIZES[rank % len(SIZES)], rank)
+
+
+def logprob() -> Iterator[Case]:
+    for dtype, _ in DTYPES:
+        for rows, vocabulary in VOCABULARIES:
+            yield from logprob_cases(dtype, rows, vocabulary)
+
+
+def mix() -> Iterator[Case]:
+    for dtype, _ in DTYPES:
+        for sizes in PAIRS:
+            yield mix_case(dtype, *sizes)
+
+
+def large(kernel: str) -> Case:
+    """Several rows, threadgroups and simdgroups, several turns per thread, and no size a multiple of another."""
+    if kernel == "lowrank":
+        *_, case, _ = lowrank_cases(mx.float32, 2, 2, 1031, 1034, 3)  # the last two: one core, forward and gradient
+        return case
+    if kernel == "lowrank_cores":
+        return next(lowrank_cases(mx.float32, 2, 2, 1031, 1034, 3))
+    if kernel == "mix":
+        return mix_case(mx.float32, 2, 9001, 9002)
+    value, slope = logprob_cases(mx.float32, 2, 9001)
+    return value if kernel == "logprob" else slope
+
+
+@pytest.mark.parametrize("case", named(chain(all_cases(typical=False), lowrank(), logprob(), mix())))
+def test_the_kernel_is_its_twin(case: Case) -> None:
+    for schedule, round_up in RUNS:
+        (verdict,) = check_kernels([case], execute=partial(run, schedule=schedule, round_up=round_up))
+        assert verdict.passed, f"{schedule}, rounded up: {round_up}: {verdict}"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *named(case for dtype, _ in DTYPES for case in lowrank_cases(dtype, 1, 1, 1, 1, 1)),
+        *named(case for dtype, _ in DTYPES for case in lowrank_cases(dtype, 3, 2, 33, 31, 4)),
+        *named(case for dtype, _ in DTYPES for sizes in ((1, 1), (9, 33)) for case in logprob_cases(dtype, *sizes)),
+        *named(mix_case(dtype, *sizes) for dtype, _ in DTYPES for sizes in ((1, 1, 1), (2, 33, 31))),
+    ],
+)
+def test_pointers_have_their_address_spaces(case: Case) -> None:
+    """Inputs below 8 elements are in ``constant`` memory, the others in ``device``."""
+    assert address_space_problems(case.launch, *case.arrays) == []
+
+
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n"
+FAULTS = [
+    ("lowrank", "lowrank", BARRIER + "\nif (t < R) {\n  float sum", "\nif (t < R) {\n  float sum"),
+    ("lowrank", "lowrank", BARRIER + "\nif (t < R) {\n  auto", "\nif (t < R) {\n  auto"),
+    ("lowrank", "lowrank", BARRIER + "\nconst int first", "\nconst int first"),
+    ("lowrank", "lowrank", "metal::min(first + TILE, OUT)", "first + TILE"),
+    ("lowrank", "lowrank", "ONE_CORE ? 0 : batch", "ONE_CORE ? batch : batch"),
+    ("lowrank_cores", "lowrank", "batch * (R * R)", "0"),
+    ("lowrank_cores", "lowrank", "batch * threadgroups_per_grid.y", "batch"),
+    ("lowrank", "lowrank", "o += THREADS", "o += 2 * THREADS"),
+    ("logprob", "softmax", BARRIER, "\n"),
+    ("logprob", "softmax", "total *= metal::exp(largest - above);", ""),
+    ("logprob", "softmax", "part * metal::exp(theirs - largest)", "part"),
+    ("logprob", "logprob", "start + k < V ?", "true ?"),
+    ("logprob", "logprob", "if (t == 0)", "if (t < 2)"),
+    ("logprob", "logprob", "z[targets[row]]", "logits[targets[row]]"),
+    ("logprob_grad", "logprob_grad", "metal::min(start + STRIP, V)", "start + STRIP"),
+    ("logprob_grad", "logprob_grad", "i == target ?", "i == start ?"),
+    ("mix", "softmax", BARRIER, "\n"),
+    ("mix", "mix", "i < V ?", "i <= V ?"),
+    ("mix", "mix", "guide + row * GUIDE_V", "guide + row * V"),
+    ("mix", "mix", "i += THREADS) {", "i += 2 * THREADS) {"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "text", "right", "wrong"), FAULTS)
+def test_a_fault_in_the_text_is_found(
+    kernel: str, text: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests above fail where a barrier, a bound or a factor is missing; without the fault they pass."""
+
+    def verdict() -> bool:
+        source.load.cache_clear()
+        try:
+            return check_kernels([large(kernel)], execute=run)[0].passed
+        except EmulatorError:
+            return False
+
+    genuine = source.text
+    assert genuine(text).count(right) == 1
+    assert verdict()
+    monkeypatch.setattr(
+        source, "text", lambda name: genuine(name).replace(right, wrong) if name == text else genuine(name)
+    )
+    assert not verdict()
+    monkeypatch.undo()
+    source.load.cache_clear()
