@@ -239,6 +239,7 @@ def page(record: dict[str, Any]) -> str:
     bench, peers = record["bench"], record["peers"]
     machine = bench["machine"]
     named = [machine["platform"], *(f"{name} {machine[name]}" for name in ("mlx", "mlx-lm")), machine["device"]]
+    named.append(f"load per core before the run {machine['load_per_core']:.2f}")
     text = (FOLDER / "performance_template.md").read_text(encoding="utf-8")
     filled = {
         "budgets": "\n".join(budgets_table(bench, peers)),

@@ -48,6 +48,11 @@ def usable_memory() -> int:
     return int(recommended) if recommended else physical_memory()
 
 
+def load_per_core() -> float:
+    """How busy the machine has been in the last minute: 1.0 where every core had work, by whomever."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
 @contextmanager
 def weights_kept_in_memory() -> Iterator[None]:
     """Lets Metal keep all that MLX holds resident while the block runs, as mlx-lm's own generation does."""

@@ -31,7 +31,7 @@ from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.runs import Run
 from parm_mlx.diagnostics.subjects import Subjects, random_subjects
 from parm_mlx.diagnostics.timing import time_in_turns
-from parm_mlx.machine import describe_machine
+from parm_mlx.machine import describe_machine, load_per_core
 from parm_mlx.preference import Alpha, simplex_grid
 
 import numpy as np  # isort: skip
@@ -216,10 +216,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     size = Size(options.hidden, options.layers, options.vocabulary)
-    subjects = random_subjects(size)
+    subjects, load = random_subjects(size), load_per_core()
     with peer_of(subjects, size) as peer:
         rows, swept = decode(subjects, peer, options), sweep(subjects, peer, options)
-    machine = f"{describe_machine('torch', 'transformers')}, torch on {THREADS} threads"
+    machine = (
+        f"{describe_machine('torch', 'transformers')}, torch on {THREADS} threads, load per core before {load:.2f}"
+    )
     if options.json:
         print(json.dumps({"settings": vars(options), "decode": rows, "sweep": swept, "machine": machine}))
         return

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from parm_mlx.diagnostics.subjects import Subjects
     from parm_mlx.diagnostics.summary import Row
 
+# Load per core above which somebody else is at work.
+BUSY = 0.3
+
 
 def bench(
     batch: Annotated[
         str, typer.Option("--batch", help="Numbers of sequences at once, each with its own α.")
     ] = "1,4,16",
     prompt: Annotated[str, typer.Option("--prompt", help="Prompt lengths, in tokens.")] = "64,256",
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens decoded of each sequence in a round.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens decoded of each sequence in a round.")] = 24,
     rounds: Annotated[int, typer.Option("--rounds", help="Rounds; figures are medians over them.")] = 3,
     hidden: Annotated[
         int | None, typer.Option("--hidden", help="Size of the random models' hidden states.", show_default="512")
@@ -83,8 +86,12 @@ def bench(
 
     from parm_mlx.diagnostics.bench import check_batches, measure
     from parm_mlx.diagnostics.summary import summarise
+    from parm_mlx.machine import load_per_core
 
     check_batches(subjects, plan)
+    load = load_per_core()
+    if load > BUSY:
+        console.note(f"this machine is busy (load {load:.1f} per core): ratios suffer less than times, but both suffer")
 
     done: dict[tuple[int, int], list[Row]] = {}
     with stop_on_interrupt() as stopped:
@@ -93,7 +100,7 @@ def bench(
                 done[cases[0].batch, cases[0].prompt] = summarise(cases)
     rows = [row for group in done.values() for row in group]
     if as_json:
-        typer.echo(json.dumps(_record(described, plan, rows, complete=not stopped())))
+        typer.echo(json.dumps(_record(described, plan, rows, load, complete=not stopped())))
     elif rows:
         _show(list(done.values()))
     if plot and rows:
@@ -160,13 +167,13 @@ def _subjects(
     return subjects, described | {"drafted": drafted}
 
 
-def _record(described: dict[str, Any], plan: Plan, rows: "list[Row]", complete: bool) -> dict[str, Any]:
+def _record(described: dict[str, Any], plan: Plan, rows: "list[Row]", load: float, complete: bool) -> dict[str, Any]:
     from parm_mlx.machine import device_name, versions
 
     return {
         "models": described,
         "settings": asdict(plan),
-        "machine": versions() | {"device": device_name()},
+        "machine": versions() | {"device": device_name(), "load_per_core": round(load, 2)},
         "complete": complete,
         "cases": rows,
     }

@@ -52,7 +52,7 @@ class Plan:
 
     batches: tuple[int, ...] = (1, 4, 16)
     prompts: tuple[int, ...] = (64, 256)
-    tokens: int = 32
+    tokens: int = 24
     rounds: int = 3
 
     def __post_init__(self) -> None:

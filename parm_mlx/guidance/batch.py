@@ -5,7 +5,7 @@ from itertools import islice
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, generate_step
+from mlx_lm.generate import BatchGenerator, generate_step, generation_stream, wired_limit
 
 from parm_mlx.guidance.model import Cache, GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
@@ -138,11 +138,7 @@ def _alone(
 def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> tuple[Iterator[int], DraftCount | None]:
     prompt, sampling = request.prompt, request.sampling
     if request.alpha is None or drafting is None:
-        runs = model.base if request.alpha is None else model
-        tokens, cache = start(model, request)
-        sampler = sampling.sampler(request.number)
-        steps = generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache)
-        return (int(token) for token, _ in steps), None
+        return _plain_tokens(model, request), None
     cache = model.make_cache(request.alpha)
     last = prefill(model, cache, prompt.base, prompt.guide)
     draft = None
@@ -151,3 +147,12 @@ def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> 
         read(drafting.model, prompt.base[:-1], draft.cache)
     speculation = Speculation(model, cache, last, drafting, sampling, request.number, draft)
     return iter(speculation), speculation.count
+
+
+def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
+    runs = model.base if request.alpha is None else model
+    tokens, cache = start(model, request)
+    sampler = request.sampling.sampler(request.number)
+    with wired_limit(runs, [generation_stream]):
+        for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
+            yield int(token)

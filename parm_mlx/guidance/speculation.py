@@ -15,7 +15,7 @@ from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import generation_stream
+from mlx_lm.generate import generation_stream, wired_limit
 
 from parm_mlx.guidance.model import Cache, GuidedModel, mix
 from parm_mlx.guidance.sampling import Sampling
@@ -165,13 +165,14 @@ class Speculation:
     def __iter__(self) -> Iterator[int]:
         """Yields tokens, without end."""
         advance = self._advance_base if self._drafting.model is None else self._advance_draft_model
-        while True:
-            with mx.stream(generation_stream):
-                kept, tokens = advance(mx.array([self._last], mx.uint32), self._drafting.tokens)
-            self.count.add(DraftCount(self._drafting.tokens, kept, 1))
-            self._generated += tokens
-            self._last = tokens[-1]
-            yield from tokens
+        with wired_limit(self._model, [generation_stream]):
+            while True:
+                with mx.stream(generation_stream):
+                    kept, tokens = advance(mx.array([self._last], mx.uint32), self._drafting.tokens)
+                self.count.add(DraftCount(self._drafting.tokens, kept, 1))
+                self._generated += tokens
+                self._last = tokens[-1]
+                yield from tokens
 
     def _advance_base(self, last: mx.array, n: int) -> tuple[int, list[int]]:
         """The base reads one token after the other and drafts; the guide reads them at once."""

@@ -8,6 +8,12 @@ from parm_mlx.diagnostics import bench
 
 Run = Callable[..., tuple[int, str, str]]
 
+
+@pytest.fixture(autouse=True)
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parm_mlx.machine.load_per_core", lambda: 0.1)
+
+
 TINY = ["--hidden", 64, "--layers", 1, "--vocabulary", 100, "--tokens", 2, "--rounds", 2]
 PLAIN = ["base", "guide", "guided", "shared"]
 DRAFTED = ["guided+self", "shared+self", "shared+draft"]
@@ -30,6 +36,14 @@ def test_json_is_one_object_with_settings_machine_and_cases(run_cli: Run) -> Non
         assert 0 < low <= row["ms_per_token"] <= high
         assert row["peak_mb"] >= row["weights_mb"] > 0
         assert (row["accepted"] is not None) == (row["case"] in DRAFTED)
+
+
+def test_a_busy_machine_is_noted_and_recorded(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parm_mlx.machine.load_per_core", lambda: 1.25)
+    code, out, err = run_cli("bench", *TINY, "--batch", 1, "--prompt", 4, "--json")
+    assert code == 0
+    assert "this machine is busy (load 1.2 per core)" in err
+    assert json.loads(out)["machine"]["load_per_core"] == 1.25
 
 
 def test_the_table_has_a_line_for_each_case(run_cli: Run) -> None:
