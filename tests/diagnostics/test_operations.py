@@ -45,12 +45,15 @@ def test_a_layer_is_what_one_more_of_them_adds() -> None:
     assert operations_per_layer(Chain) == Operations(all=3, computing=1)
 
 
-def test_adapters_of_q_k_and_v_cost_four_computing_operations() -> None:
-    """One product by the three A, and one by each B with what the core and the scale make of it, added to y."""
+def test_adapters_of_q_k_and_v_cost_four_computing_operations_and_five_where_shared() -> None:
+    """One product by the three A, and one by each B with what the core and the scale make of it, added to y.
+
+    On a shared backbone a factor for A x, 0 in the base's rows and 1 in the guide's, comes on top.
+    """
     plain = operations_per_layer(lambda n: tiny_model(num_hidden_layers=n))
 
     def guide(layers: int) -> Guide:
         return tiny_guide(changes={"num_hidden_layers": layers})
 
     assert operations_per_layer(guide).computing == plain.computing + 4
-    assert operations_per_layer(lambda n: SharedModel(guide(n))).computing == plain.computing + 4
+    assert operations_per_layer(lambda n: SharedModel(guide(n))).computing == plain.computing + 5
