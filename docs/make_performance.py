@@ -147,18 +147,22 @@ def peers_table(peers: dict[str, Any]) -> list[str]:
 
 def budgets_table(bench: dict[str, Any], peers: dict[str, Any]) -> list[str]:
     """What was aimed at, what came out, and whether that is enough."""
-    first = {row["case"]: row for row in bench["cases"][::-1] if row["batch"] == 1}
     decode, sweep = peers["decode"], peers["sweep"]
+    alone = [row for row in bench["cases"] if row["batch"] == 1]
     rows = [
-        ("two models, of the floor", first["guided"]["of_floor"], FLOOR_BUDGET),
-        ("shared, of unguided decoding", first["shared"]["of_unguided"], SHARED_BUDGET),
+        (f"{name}, prompt of {row['prompt']} tokens", row[ratio], budget)
+        for case, name, ratio, budget in (
+            ("guided", "two models, of the floor", "of_floor", FLOOR_BUDGET),
+            ("shared", "shared, of unguided decoding", "of_unguided", SHARED_BUDGET),
+        )
+        for row in alone
+        if row["case"] == case
+    ]
+    answers = f"{sweep['answers']} answers of {sweep['tokens']} tokens in one batch, times the peer's one by one"
+    rows += [
         ("two models, times the official formula", decode["guided"]["of_peer"], decode["guided"]["budget"]),
         ("shared, times the official formula", decode["shared"]["of_peer"], decode["shared"]["budget"]),
-        (
-            f"{sweep['answers']} answers of {sweep['tokens']} tokens in one batch, times the peer's one by one",
-            sweep["of_peer"],
-            sweep["budget"],
-        ),
+        (answers, sweep["of_peer"], sweep["budget"]),
     ]
     lines = ["| one sequence | measured | budget | |", "| --- | ---: | ---: | --- |"]
     for name, value, budget in rows:

@@ -50,13 +50,18 @@ def test_drafts_of_the_shared_backbone_cannot_pay_where_memory_is_the_limit() ->
 @pytest.mark.parametrize(("value", "met"), [(0.97, "met"), (0.9699, "**missed**")])
 def test_a_budget_that_is_missed_says_so(value: float, met: str) -> None:
     cases = [
-        {"batch": 1, "case": "guided", "of_floor": value, "of_unguided": 0.5},
-        {"batch": 1, "case": "shared", "of_floor": 1.0, "of_unguided": 0.9},
+        {"batch": 1, "prompt": 64, "case": "guided", "of_floor": value, "of_unguided": 0.5},
+        {"batch": 1, "prompt": 64, "case": "shared", "of_floor": 1.0, "of_unguided": 0.9},
+        {"batch": 4, "prompt": 64, "case": "shared", "of_floor": 1.0, "of_unguided": 0.1},
+        {"batch": 1, "prompt": 256, "case": "shared", "of_floor": 1.0, "of_unguided": 0.82},
     ]
     decode = {name: {"of_peer": 2.5, "budget": 2.0} for name in ("guided", "shared")}
     sweep = {"answers": 44, "tokens": 64, "of_peer": 9.9, "budget": 10.0}
     lines = PAGE["budgets_table"]({"cases": cases}, {"decode": decode, "sweep": sweep})
-    assert [line.split(" | ")[-1] for line in lines[2:]] == [f"{met} |", "met |", "met |", "met |", "**missed** |"]
+    ends = [line.split(" | ")[-1] for line in lines[2:]]
+    assert ends == [f"{met} |", "met |", "**missed** |", "met |", "met |", "**missed** |"], (
+        "no prompt length is left out"
+    )
 
 
 def test_straightforward_layers_compute_what_ours_compute() -> None:

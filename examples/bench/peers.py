@@ -3,10 +3,10 @@
     make bench-peers
     .venv-bench/bin/python examples/bench/peers.py --json --rounds 9
 
-The same random weights everywhere: Llamas of hidden size 512 with 8 layers, vocabulary 8,000, float32, PBLoRA
-r1 = r2 = 4 on q, k, v. official.py is the peer; it runs in a process of its own, so that neither library disturbs the
-other, and works only in its turns. "base" is mlx-lm's generation without guidance. First the tokens are compared, then
-all take turns of a few tokens.
+The same random weights everywhere, in base and guide alike: Llamas of hidden size 512 with 8 layers, vocabulary 8,000,
+float32, PBLoRA r1 = r2 = 4 on q, k, v. official.py is the peer; it runs in a process of its own, so that neither library
+disturbs the other, and works only in its turns. "base" is mlx-lm's generation without guidance. First the tokens are
+compared, then all take turns of a few tokens; times of other tokens are not worth comparing and end with exit code 1.
 
 The sweep answers 4 prompts at 11 preferences: ours in one batch, the peer one α and one prompt after the other, as its
 model has one α at a time.
@@ -20,17 +20,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
-from parm_mlx.diagnostics.bench import ways
+from parm_mlx.diagnostics.bench import BASE, GUIDE, GUIDED, SHARED, ways
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.runs import Run
-from parm_mlx.diagnostics.subjects import Subjects, random_subjects
+from parm_mlx.diagnostics.subjects import GUIDE_SEED, Subjects, random_llama, random_subjects
 from parm_mlx.diagnostics.timing import time_in_turns
+from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.shared import weights_differ
 from parm_mlx.machine import describe_machine, load_per_core
 from parm_mlx.preference import Alpha, simplex_grid
 
@@ -39,7 +42,7 @@ from mlx.utils import tree_flatten  # isort: skip
 
 THREADS = 2
 REST = 0.05
-BUDGETS = {"guided": 1.1, "shared": 2.0, "sweep": 10.0}
+BUDGETS = {GUIDED: 1.1, SHARED: 2.0, "sweep": 10.0}
 PROMPTS = 4
 PEER = "official formula"
 
@@ -90,6 +93,15 @@ class PeerRun:
         """There is nothing to end."""
 
 
+def on_the_same_weights(size: Size) -> Subjects:
+    """Base and guide with equal weights in arrays of their own, so that two models, shared and peer choose alike."""
+    subjects = random_subjects(size)
+    base = random_llama(size, GUIDE_SEED)
+    if difference := weights_differ(base, subjects.guided.guide.model):
+        raise SystemExit(f"error: the base is not the guide's backbone: {difference}")
+    return replace(subjects, guided=GuidedModel(base, subjects.guided.guide))
+
+
 @contextmanager
 def peer_of(subjects: Subjects, size: Size) -> Iterator[Peer]:
     """Starts the peer with the weights of our models."""
@@ -134,11 +146,12 @@ def same_tokens(starts: dict[str, Callable[[], Run]], tokens: int) -> dict[str, 
 def decode(subjects: Subjects, peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
     """Ms per token of each way, of the peer, and the ratios to the peer in each round."""
     prompts, alphas = subjects.prompts(1, options.prompt), subjects.alphas(1)
+    compared = (BASE, GUIDE, GUIDED, SHARED)
     starts: dict[str, Callable[[], Run]] = {
-        name: partial(way, prompts, alphas) for name, (_, way) in ways(subjects).items()
+        name: partial(ways(subjects)[name][1], prompts, alphas) for name in compared
     }
     starts[PEER] = partial(PeerRun, peer, prompts[0], alphas[0])
-    same = same_tokens({name: start for name, start in starts.items() if name not in ("base", "guide")}, options.tokens)
+    same = same_tokens({name: start for name, start in starts.items() if name not in (BASE, GUIDE)}, options.tokens)
     times: dict[str, list[float]] = {name: [] for name in starts}
     for _ in counted(options.rounds, "round"):
         samples = time_in_turns(starts, options.tokens, lambda: False, rest=REST)
@@ -161,14 +174,15 @@ def sweep(subjects: Subjects, peer: Peer, options: argparse.Namespace) -> dict[s
     """Seconds for every prompt at every α: ours at once, thrice, before, amid and after the peer's one by one."""
     prompts, alphas = subjects.prompts(PROMPTS, options.prompt), simplex_grid(2, 0.1)
     pairs = [(prompt, alpha) for alpha in alphas for prompt in prompts]
-    way = list(ways(subjects).values())[-1][1]
+    _, way = ways(subjects, len(pairs))[SHARED]
 
     def ours() -> tuple[float, list[list[int]]]:
         began = time.perf_counter()
         run = way(*zip(*pairs, strict=True))
         run.read()
-        run.decode(options.sweep_tokens - 1)
+        decoded = run.decode(options.sweep_tokens - 1)
         seconds = time.perf_counter() - began
+        assert decoded == len(pairs) * (options.sweep_tokens - 1), "every answer is generated"
         run.close()
         return seconds, run.sequences
 
@@ -216,15 +230,24 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     size = Size(options.hidden, options.layers, options.vocabulary)
-    subjects, load = random_subjects(size), load_per_core()
+    subjects, load = on_the_same_weights(size), load_per_core()
     with peer_of(subjects, size) as peer:
         rows, swept = decode(subjects, peer, options), sweep(subjects, peer, options)
     machine = (
         f"{describe_machine('torch', 'transformers')}, torch on {THREADS} threads, load per core before {load:.2f}"
     )
+    others = [name for name, row in rows.items() if row["same_tokens"] is False]
     if options.json:
         print(json.dumps({"settings": vars(options), "decode": rows, "sweep": swept, "machine": machine}))
-        return
+    else:
+        show(rows, swept)
+        print(machine, file=sys.stderr)
+    if others or swept["same_answers"] < swept["answers"]:
+        sys.exit(f"error: other tokens than the peer's: {', '.join(others) or 'in the sweep'}; times do not compare")
+
+
+def show(rows: dict[str, Any], swept: dict[str, Any]) -> None:
+    """Prints the figures."""
     for name, row in rows.items():
         low, high = row["ms_per_token_spread"]
         same = {None: "", True: "  the same tokens", False: "  OTHER TOKENS"}[row["same_tokens"]]
@@ -239,7 +262,6 @@ def main() -> None:
         f"one batch, {swept['peer_seconds']:.1f} s one by one: {swept['of_peer']:.1f} times (budget "
         f"{swept['budget']:g}); {swept['same_answers']} answers are the same"
     )
-    print(machine, file=sys.stderr)
 
 
 if __name__ == "__main__":

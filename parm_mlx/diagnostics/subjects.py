@@ -21,6 +21,7 @@ from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.preference import Alpha, sample_dirichlet
 
 GROUP = 64
+BASE_SEED, GUIDE_SEED = 0, 1
 TEXT = (
     "How do I keep a tomato plant alive on a small balcony? I water it every evening, the leaves turn yellow from "
     "below, and the fruit stays green. My neighbour says that the pot is too small, and the book wants more sun. "
@@ -120,7 +121,7 @@ def random_subjects(size: Size, drafted: int = Drafting.tokens) -> Subjects:
         size: Of both.
         drafted: Tokens drafted at a time.
     """
-    base, guide = random_llama(size, 0), random_guide(random_llama(size, 1))
+    base, guide = random_llama(size, BASE_SEED), random_guide(random_llama(size, GUIDE_SEED))
     text = tuple(range(min(100, size.vocabulary)))
     return Subjects(GuidedModel(base, guide), text, SharedModel(guide), random_draft(base), drafted)
 
