@@ -36,7 +36,7 @@ CHECKED = [
     "-O1",
     "-fno-tree-vectorize",
     "-ftrivial-auto-var-init=pattern",
-    "-fsanitize=thread,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow",
+    "-fsanitize=thread,bounds,alignment,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow",
     "--param=tsan-instrument-func-entry-exit=0",
 ]
 FAST = ["-O2"]
@@ -100,7 +100,9 @@ def _make(suffix: str, content: bytes, command: list[str]) -> Path:
                 [COMPILER or "", *command, "-o", str(made)], cwd=beside, capture_output=True, text=True, check=False
             )
             if run.returncode:
-                errors = [line for line in run.stderr.splitlines() if "error" in line] or [run.stderr]
+                errors = [line for line in run.stderr.splitlines() if re.search("error|undefined reference", line)] or [
+                    run.stderr
+                ]
                 raise EmulatorError("the kernel does not compile\n" + "\n".join(errors)[:4000])
             made.replace(result)
     return result

@@ -29,6 +29,8 @@ static Clock clocks[SPACES];
 
 // Who: 0 nobody, thread index + 1, several lanes of one simdgroup, or threads of several simdgroups or threadgroups.
 const uint32_t LANES_OF = 0x10000, MANY = 0x20000;
+// In Access::who of a write: memory between the threadgroup variables.
+const uint32_t NO_VARIABLE = 0x40000;
 
 struct Access {
   uint32_t who, epoch, simd_epoch;
@@ -47,6 +49,7 @@ struct Region {
 
 static std::vector<Region> regions;
 static Region threadgroup_memory;
+static size_t variable_bytes;
 static char *arena, *arena_end;
 
 // ---- happens-before
@@ -96,6 +99,7 @@ static void race(const char* what, const Region& region, long offset, const Acce
 
 static void touch(Region& region, Shadow& s, long offset, Kind kind, Space space, const void* caller) {
   const bool atomic = kind >= ATOMIC_LOAD;
+  if (s.write.who == NO_VARIABLE) fail(caller, "out of bounds access: byte %ld of %s lies between its variables", offset, region.name);
   const bool reads = kind != WRITE && kind != ATOMIC_STORE, writes = kind != READ && kind != ATOMIC_LOAD;
   if (reads && !region.initialised && !s.write.who && !s.atomic.who) {
     fail(caller, "read of uninitialised memory: byte %ld of %s has not been written", offset, region.name);
@@ -153,7 +157,7 @@ void access(const char* p, size_t bytes, Kind kind, const void* caller) {
     if (p + bytes > threadgroup_memory.end) fail(caller, "out of bounds access: past the end of threadgroup memory");
     return touch_all(threadgroup_memory, p, bytes, kind, THREADGROUP, caller);
   }
-  if (p >= &__ehdr_start && p < &_end) return;  // constants, and the values that lanes exchange
+  if (p >= &__ehdr_start && p < &_end && kind == READ) return;  // constants
   fail(caller, "out of bounds %s: the address lies in no buffer", kind == READ ? "read" : "write");
 }
 
@@ -161,7 +165,7 @@ void access(const char* p, size_t bytes, Kind kind, const void* caller) {
 
 static const size_t GAP = 1 << 20;  // unmapped, so that a stray index faults also in the fast mode
 
-void map_buffers(const Buffer* buffers, int count, char** pointers, bool checked) {
+void map_buffers(const Buffer* buffers, int count, char** pointers) {
   const size_t page = sysconf(_SC_PAGESIZE);
   auto whole_pages = [page](size_t bytes) { return bytes ? (bytes + page - 1) / page * page : page; };
   size_t total = GAP;
@@ -178,7 +182,7 @@ void map_buffers(const Buffer* buffers, int count, char** pointers, bool checked
     memcpy(begin, b.data, b.bytes);
     if (!b.is_output) mprotect(place, size, PROT_READ);
     regions.push_back({begin, begin + b.bytes, b.element, bool(b.is_output), bool(b.is_initialised), b.name, {}});
-    if (checked && b.is_output) regions.back().shadow.resize(b.bytes / b.element);
+    if (emulator_checked && b.is_output) regions.back().shadow.resize(b.bytes / b.element);
     pointers[i] = begin + b.origin;
     place += size + GAP;
   }
@@ -196,18 +200,25 @@ void unmap_buffers() {
   regions.clear();
 }
 
-void map_threadgroup_memory() {
-  const size_t bytes = __stop_tgmem - __start_tgmem;
-  report->threadgroup_bytes = bytes;
-  if (bytes > THREADGROUP_LIMIT) fail(nullptr, "%zu bytes of threadgroup memory, the limit is %zu", bytes, THREADGROUP_LIMIT);
-  threadgroup_memory = {__start_tgmem, __stop_tgmem, 1, true, false, "threadgroup memory", {}};
-}
-
 void start_threadgroup_memory() {
   Region& r = threadgroup_memory;
+  r = {__start_tgmem, __stop_tgmem, 1, true, false, "threadgroup memory", std::move(r.shadow)};
   memset(r.begin, 0xff, r.end - r.begin);  // NaN for who reads it unwritten
-  r.shadow.assign(r.end - r.begin, Shadow{});
+  if (emulator_checked) r.shadow.assign(r.end - r.begin, Shadow{{NO_VARIABLE, 0, 0}, {}, {}});
+  variable_bytes = 0;
   for (Clock& clock : clocks) clock.group_start = ++clock.epoch;
+}
+
+void threadgroup_variable(const void* begin, size_t bytes) {
+  if (!emulator_checked) return;
+  Shadow* shadow = &threadgroup_memory.shadow[static_cast<const char*>(begin) - threadgroup_memory.begin];
+  if (shadow->write.who != NO_VARIABLE) return;  // another thread was here before
+  for (size_t i = 0; i < bytes; i++) shadow[i].write.who = 0;
+  variable_bytes += bytes;
+  if (variable_bytes > THREADGROUP_LIMIT) {
+    fail(nullptr, "%zu bytes of threadgroup memory, the limit is %zu", variable_bytes, THREADGROUP_LIMIT);
+  }
+  report->threadgroup_bytes = variable_bytes;
 }
 
 void check_all_written() {
