@@ -160,7 +160,7 @@ def in_section(declaration: str, gaps: Iterator[str]) -> str:
     for variable in (match[2], *others):
         name = variable.split("[")[0].strip()
         statements.append(f"{STATIC} {match[1]} {variable} = {{}}; {STATIC} char {next(gaps)}[64];")
-        statements.append(f"emu::threadgroup_variable(&{name}, sizeof {name});")
+        statements.append(f'emu::threadgroup_variable(&{name}, sizeof {name}, "{name}");')
     return " ".join(statements)
 
 

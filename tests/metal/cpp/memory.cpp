@@ -49,7 +49,13 @@ struct Region {
 
 static std::vector<Region> regions;
 static Region threadgroup_memory;
-static size_t variable_bytes;
+
+struct Variable {
+  const char* begin;
+  size_t bytes;
+  const char* name;
+};
+static std::vector<Variable> variables;  // of the threadgroup
 static char *arena, *arena_end;
 
 // ---- happens-before
@@ -90,23 +96,51 @@ void begin_epoch(Space space) { clocks[space].epoch++; }
 
 // ---- one access to one element
 
-static void race(const char* what, const Region& region, long offset, const Access& other, Space space, const void* caller) {
+// "byte 8 of threadgroup memory b", by the nearest variable.
+struct Place {
+  char text[160];
+  Place(const Region& region, const char* p) {
+    const Variable* nearest = nullptr;
+    for (const Variable& v : variables) {
+      if (&region == &threadgroup_memory && (!nearest || distance(p, v) < distance(p, *nearest))) nearest = &v;
+    }
+    if (nearest) {
+      snprintf(text, sizeof text, "byte %ld of threadgroup memory %s", long(p - nearest->begin), nearest->name);
+    } else {
+      snprintf(text, sizeof text, "byte %ld of %s", long(p - region.begin), region.name);
+    }
+  }
+  static long distance(const char* p, const Variable& v) {
+    return p < v.begin ? v.begin - p : p < v.begin + v.bytes ? 0 : p - v.begin - v.bytes + 1;
+  }
+};
+
+static void race(const char* what, const Place& place, const Access& other, Space space, const void* caller) {
   char whom[64] = "other threads";
-  if (space == DEVICE && other.epoch < clocks[space].group_start) snprintf(whom, sizeof whom, "another threadgroup");
-  else if (other.who < LANES_OF) snprintf(whom, sizeof whom, "thread %u of the threadgroup", other.who - 1);
-  fail(caller, "race: byte %ld of %s %s by %s, with no barrier between", offset, region.name, what, whom);
+  if (space == DEVICE && other.epoch < clocks[space].group_start) {
+    snprintf(whom, sizeof whom, "another threadgroup");
+  } else if (other.who < LANES_OF) {
+    snprintf(whom, sizeof whom, "thread %u of the threadgroup", other.who - 1);
+  }
+  fail(caller, "race: %s %s by %s, with no barrier between", place.text, what, whom);
 }
 
-static void touch(Region& region, Shadow& s, long offset, Kind kind, Space space, const void* caller) {
+static void touch(Region& region, size_t i, Kind kind, Space space, const void* caller) {
+  Shadow& s = region.shadow[i];
+  const char* p = region.begin + i * region.element;
   const bool atomic = kind >= ATOMIC_LOAD;
-  if (s.write.who == NO_VARIABLE) fail(caller, "out of bounds access: byte %ld of %s lies between its variables", offset, region.name);
   const bool reads = kind != WRITE && kind != ATOMIC_STORE, writes = kind != READ && kind != ATOMIC_LOAD;
+  if (s.write.who == NO_VARIABLE) fail(caller, "out of bounds access: %s", Place(region, p).text);
   if (reads && !region.initialised && !s.write.who && !s.atomic.who) {
-    fail(caller, "read of uninitialised memory: byte %ld of %s has not been written", offset, region.name);
+    fail(caller, "read of uninitialised memory: %s has not been written", Place(region, p).text);
   }
-  if (concurrent(s.write, space)) race(writes ? "is written, and was written" : "is read, and was written", region, offset, s.write, space, caller);
-  if (writes && concurrent(s.read, space)) race("is written, and was read", region, offset, s.read, space, caller);
-  if (!atomic && concurrent(s.atomic, space)) race("is used, and was changed atomically", region, offset, s.atomic, space, caller);
+  if (concurrent(s.write, space)) {
+    race(writes ? "is written, and was written" : "is read, and was written", Place(region, p), s.write, space, caller);
+  }
+  if (writes && concurrent(s.read, space)) race("is written, and was read", Place(region, p), s.read, space, caller);
+  if (!atomic && concurrent(s.atomic, space)) {
+    race("is used, and was changed atomically", Place(region, p), s.atomic, space, caller);
+  }
   // An atomic load counts as a change: beside atomic additions it is legal, and only beside plain accesses it matters.
   if (atomic) join(s.atomic, space);
   else if (kind == WRITE) s.write = now(space);
@@ -116,7 +150,7 @@ static void touch(Region& region, Shadow& s, long offset, Kind kind, Space space
 static void touch_all(Region& region, const char* p, size_t bytes, Kind kind, Space space, const void* caller) {
   (space == DEVICE ? report->device_accesses : report->threadgroup_accesses)++;
   const size_t first = (p - region.begin) / region.element, last = (p + bytes - 1 - region.begin) / region.element;
-  for (size_t i = first; i <= last; i++) touch(region, region.shadow[i], i * region.element, kind, space, caller);
+  for (size_t i = first; i <= last; i++) touch(region, i, kind, space, caller);
 }
 
 // ---- one access, wherever it goes
@@ -205,20 +239,21 @@ void start_threadgroup_memory() {
   r = {__start_tgmem, __stop_tgmem, 1, true, false, "threadgroup memory", std::move(r.shadow)};
   memset(r.begin, 0xff, r.end - r.begin);  // NaN for who reads it unwritten
   if (emulator_checked) r.shadow.assign(r.end - r.begin, Shadow{{NO_VARIABLE, 0, 0}, {}, {}});
-  variable_bytes = 0;
+  variables.clear();
   for (Clock& clock : clocks) clock.group_start = ++clock.epoch;
 }
 
-void threadgroup_variable(const void* begin, size_t bytes) {
+void threadgroup_variable(const void* begin, size_t bytes, const char* name) {
   if (!emulator_checked) return;
-  Shadow* shadow = &threadgroup_memory.shadow[static_cast<const char*>(begin) - threadgroup_memory.begin];
+  const char* first = static_cast<const char*>(begin);
+  Shadow* shadow = &threadgroup_memory.shadow[first - threadgroup_memory.begin];
   if (shadow->write.who != NO_VARIABLE) return;  // another thread was here before
   for (size_t i = 0; i < bytes; i++) shadow[i].write.who = 0;
-  variable_bytes += bytes;
-  if (variable_bytes > THREADGROUP_LIMIT) {
-    fail(nullptr, "%zu bytes of threadgroup memory, the limit is %zu", variable_bytes, THREADGROUP_LIMIT);
-  }
-  report->threadgroup_bytes = variable_bytes;
+  variables.push_back({first, bytes, name});
+  size_t total = 0;
+  for (const Variable& v : variables) total += v.bytes;
+  if (total > THREADGROUP_LIMIT) fail(nullptr, "%zu bytes of threadgroup memory, the limit is %zu", total, THREADGROUP_LIMIT);
+  report->threadgroup_bytes = total;
 }
 
 void check_all_written() {
