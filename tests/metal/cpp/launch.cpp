@@ -145,8 +145,7 @@ extern "C" int emulator_launch(const Buffer* buffers, int count, const unsigned*
   handlers.install(seconds);
   const int error = sigsetjmp(failed, 1);
   if (!error) {
-    map_threadgroup_memory();
-    map_buffers(buffers, count, pointers, emulator_checked);
+    map_buffers(buffers, count, pointers);
     emulator_bind(pointers);
     run_grid({threads[0], threads[1], threads[2]}, {group[0], group[1], group[2]}, Schedule(schedule), round_up);
     if (emulator_checked) check_all_written();
