@@ -20,7 +20,7 @@ def function_of(
     **call: Any,
 ) -> Callable[..., mx.array]:
     """A function that calls a kernel with inputs `names` and one output ``o`` on `threads` threads."""
-    kernel = mx.fast.metal_kernel(
+    kernel: Any = mx.fast.metal_kernel(
         name="made",
         input_names=list(names),
         output_names=["o"],
@@ -31,6 +31,7 @@ def function_of(
     )
 
     def function(*arrays: mx.array) -> mx.array:
+        output: mx.array
         (output,) = kernel(
             inputs=list(arrays),
             output_shapes=[tuple(shape)],

@@ -58,14 +58,31 @@ def test_operations_around_the_kernel_are_evaluated() -> None:
     double = function_of(INDEX + "o[i] = 2 * x[i];", (12,), 12)
     x = mx.arange(24).reshape(4, 6).astype(mx.float16)
 
-    def function(x: mx.array) -> tuple[mx.array, mx.array]:
+    def function(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         y = double(x[:, ::2].T.astype(mx.float32).reshape(-1))
-        return y.reshape(3, 4).sum(axis=0) + 1, y
+        return y.reshape(3, 4).sum(axis=0) + 1, mx.maximum(y.reshape(3, 4).max(axis=1), 30), y
 
-    total, y = run(function, x)
+    total, most, y = run(function, x)
     expected = (2 * x[:, ::2].T).astype(mx.float32)
     assert same(y, expected.reshape(-1))
     assert same(total, expected.sum(axis=0) + 1)
+    assert same(most, mx.maximum(expected.max(axis=1), 30))
+
+
+@needs_compiler
+def test_slices_before_the_kernel_are_those_of_mlx() -> None:
+    x = mx.arange(24).reshape(4, 6).astype(mx.float32)
+    for cut in (np.s_[::-1, 2], np.s_[1, ::-1], np.s_[3:1:-1, 4:1:-1], np.s_[-2:, :-3]):
+        part = x[cut].reshape(-1)
+        copy = function_of(INDEX + "o[i] = x[i];", part.shape, part.size)
+        assert same(run(lambda x, copy=copy, cut=cut: copy(x[cut].reshape(-1)), x)[0], part)
+
+
+def test_a_custom_function_is_refused_where_mlx_cannot_export_it() -> None:
+    function = mx.custom_function(function_of("o[0] = x[0];", (1,), 1))
+    function.vjp(lambda primals, cotangents, outputs: cotangents)
+    with pytest.raises(EmulatorError, match=r"MLX cannot export the function: .*CustomTransforms"):
+        trace(function, mx.zeros((9,)))
 
 
 def test_an_operation_that_cannot_be_evaluated_is_named() -> None:
@@ -175,7 +192,7 @@ def test_template_arguments_and_header() -> None:
 
 @needs_compiler
 def test_several_outputs() -> None:
-    kernel = mx.fast.metal_kernel(
+    kernel: Any = mx.fast.metal_kernel(
         name="two",
         input_names=["x"],
         output_names=["p", "q"],
@@ -287,12 +304,59 @@ SIMD = {
 }
 
 
+MATHS = {
+    "metal::exp(v)": np.exp,
+    "exp2(v)": np.exp2,
+    "fast::exp10(v)": lambda v: 10**v,
+    "metal::precise::log(v)": np.log,
+    "log2(v)": np.log2,
+    "log10(v)": np.log10,
+    "sqrt(v)": np.sqrt,
+    "rsqrt(v)": lambda v: 1 / np.sqrt(v),
+    "sin(v) + 10 * cos(v) + 100 * tan(v / 4)": lambda v: np.sin(v) + 10 * np.cos(v) + 100 * np.tan(v / 4),
+    "asin(v / 4) + 10 * acos(v / 4) + 100 * atan(v)": lambda v: (
+        np.arcsin(v / 4) + 10 * np.arccos(v / 4) + 100 * np.arctan(v)
+    ),
+    "sinh(v) + 10 * cosh(v) + 100 * tanh(v)": lambda v: np.sinh(v) + 10 * np.cosh(v) + 100 * np.tanh(v),
+    "floor(-v) + 10 * ceil(v) + 100 * trunc(-v)": lambda v: np.floor(-v) + 10 * np.ceil(v) + 100 * np.trunc(-v),
+    "round(v) + 10 * rint(v + 1.0f)": lambda v: np.floor(v + 0.5) + 10 * np.rint(v + 1),
+    "fabs(-v) + 10 * sign(-v) + 100 * fract(v)": lambda v: v - 10 + 100 * (v - np.floor(v)),
+    "pow(v, 1.5f) + powr(v, 0.5f) + fmod(v, 0.7f)": lambda v: v**1.5 + v**0.5 + np.fmod(v, np.float32(0.7)),
+    "atan2(v, 2.0f) + copysign(3.0f, -v)": lambda v: np.arctan2(v, 2) - 3,
+    "abs(1.0f - v) + abs(-2)": lambda v: abs(1 - v) + 2,
+    "max(v, 1.0f) + 10 * min(v, 1.0f) + 100 * clamp(v, 0.5f, 2.0f)": lambda v: (
+        np.maximum(v, 1) + 10 * np.minimum(v, 1) + 100 * np.clip(v, 0.5, 2)
+    ),
+    "fmax(v, NAN) + fmin(NAN, v)": lambda v: 2 * v,
+    "fma(v, v, 1.0f) + mix(1.0f, v, 0.5f)": lambda v: v * v + 1 + (1 + v) / 2,
+    "select(1.0f, v, v > 1) + ldexp(v, 3)": lambda v: np.where(v > 1, v, 1) + 8 * v,
+    "isnan(v) + 2 * isinf(v / 0) + 4 * isfinite(v)": lambda v: np.full_like(v, 6),
+    "popcount(11u) + 10 * clz(1u) + 1000 * ctz(8u)": lambda v: np.full_like(v, 3313),
+    "dot(float4(v), float4(1, 2, 3, 4)) + (float2(v, 1) * 2.0f).y": lambda v: 10 * v + 2,
+    "numeric_limits<int>::max() > 2147483646 && numeric_limits<uint>::max() == ~0u": np.ones_like,
+    "as_type<float>(as_type<uint>(v) ^ 0x80000000u)": lambda v: -v,
+    "static_cast<float>(1.5h) + float(Limits<half>::finite_max)": lambda v: np.full_like(v, 65505.5),
+}
+
+
+@needs_compiler
+def test_mathematical_functions() -> None:
+    """Against NumPy, in float64; and the lint knows the same names."""
+    body = "".join(f"o[{k} * 16 + i] = {expression};\n" for k, expression in enumerate(MATHS))
+    v = np.linspace(0.1, 3.9, 16).astype(np.float32)
+    function = function_of(INDEX + "float v = x[i];\n" + body, (len(MATHS), 16), 16)
+    assert address_space_problems(function, mx.array(v)) == []
+    for (expression, expected), row in zip(MATHS.items(), np.array(run(function, mx.array(v))[0]), strict=True):
+        np.testing.assert_allclose(row, expected(v.astype(np.float64)), rtol=2e-6, atol=2e-5, err_msg=expression)
+
+
 @needs_compiler
 def test_simd_functions() -> None:
     body = "".join(f"o[{k} * 32 + lane] = {expression};\n" for k, expression in enumerate(SIMD))
     source = "uint lane = thread_index_in_simdgroup; int v = x[lane];\n" + body
     v = np.random.default_rng(0).integers(-50, 99, 32)
     function = function_of(source, (len(SIMD), 32), 32, dtype=mx.int32)
+    assert address_space_problems(function, mx.array(v.astype(np.int32))) == []
     (y,) = run(function, mx.array(v.astype(np.int32)))
     for (expression, expected), row in zip(SIMD.items(), np.array(y), strict=True):
         assert (row == expected(v)).all(), expression
@@ -300,7 +364,7 @@ def test_simd_functions() -> None:
 
 @needs_compiler
 def test_the_grid_ends_in_smaller_threadgroups_or_is_rounded_up() -> None:
-    kernel = mx.fast.metal_kernel(
+    kernel: Any = mx.fast.metal_kernel(
         name="sizes",
         input_names=["x"],
         output_names=["o"],
@@ -379,7 +443,7 @@ def test_mlx_lms_gated_delta_kernel(dtype: mx.Dtype, monkeypatch: pytest.MonkeyP
     from mlx_lm.models import gated_delta
 
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    kernel = gated_delta._make_gated_delta_kernel(has_mask=False, vectorized=False)
+    kernel: Any = gated_delta._make_gated_delta_kernel(has_mask=False, vectorized=False)
     monkeypatch.undo()
     batch, length, heads, width = 2, 3, 2, 32
 

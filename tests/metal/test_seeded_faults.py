@@ -171,8 +171,8 @@ case("endless loop", "the kernel does not end", "⟨uint→int⟩ k = 9; while (
 # ---- the language
 case("double", "poisoned", "⟨double→float⟩ v = x[i]; o[i] = v;")
 case("std::", "poisoned", "o[i] = ⟨std→metal⟩::exp(x[i]);")
-case("float to bfloat", "body:2:…no match for…operator=", "o[i] = ⟨x[i]→static_cast<bfloat16_t>(x[i])⟩;", dtype=mx.bfloat16)
-case("float to half", "body:2:…no match for…operator=", "o[i] = ⟨x[i]→static_cast<float16_t>(x[i])⟩;", dtype=mx.float16)
+case("float to bfloat", "body:2:…no match for…operator=", "o[i] = ⟨x[i]→static_cast<bfloat>(x[i])⟩;", dtype=mx.bfloat16)
+case("float to half", "body:2:…no match for…operator=", "o[i] = ⟨x[i]→static_cast<half>(x[i])⟩;", dtype=mx.float16)
 case("float added to bfloat", "no match for", "bfloat s = bfloat(x[i]); s += ⟨x[i]→bfloat(x[i])⟩; o[i] = s;")
 case("max of two types", "no matching function", "o[i] = metal::max(x[i], ⟨0→0.0f⟩);")
 case("lambda", "the body has a lambda", "⟨auto f = [](float v) { return v; };→⟩ o[i] = x[i];")

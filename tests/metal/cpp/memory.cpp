@@ -86,7 +86,8 @@ static void join(Access& readers, Space space) {
   } else if (readers.epoch != me.epoch || readers.who == me.who) {
     readers = me;
   } else if (readers.who != MANY && simdgroup_of(readers.who) == current->simdgroup_index) {
-    readers = {readers.simd_epoch == me.simd_epoch ? LANES_OF | current->simdgroup_index : me.who, me.epoch, me.simd_epoch};
+    const bool since_barrier = readers.simd_epoch == me.simd_epoch;
+    readers = {since_barrier ? LANES_OF | current->simdgroup_index : me.who, me.epoch, me.simd_epoch};
   } else {
     readers = {MANY, me.epoch, me.simd_epoch};
   }
@@ -205,7 +206,10 @@ void map_buffers(const Buffer* buffers, int count, char** pointers) {
   size_t total = GAP;
   for (int i = 0; i < count; i++) total += whole_pages(buffers[i].bytes) + GAP;
   arena = static_cast<char*>(mmap(nullptr, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  if (arena == MAP_FAILED) { arena = nullptr; fail(nullptr, "no memory for the buffers"); }
+  if (arena == MAP_FAILED) {
+    arena = nullptr;
+    fail(nullptr, "no memory for the buffers");
+  }
   arena_end = arena + total;
   char* place = arena + GAP;
   for (int i = 0; i < count; i++) {
@@ -252,7 +256,9 @@ void threadgroup_variable(const void* begin, size_t bytes, const char* name) {
   variables.push_back({first, bytes, name});
   size_t total = 0;
   for (const Variable& v : variables) total += v.bytes;
-  if (total > THREADGROUP_LIMIT) fail(nullptr, "%zu bytes of threadgroup memory, the limit is %zu", total, THREADGROUP_LIMIT);
+  if (total > THREADGROUP_LIMIT) {
+    fail(nullptr, "%zu bytes of threadgroup memory, the limit is %zu", total, THREADGROUP_LIMIT);
+  }
   report->threadgroup_bytes = total;
 }
 

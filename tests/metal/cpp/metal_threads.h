@@ -35,8 +35,14 @@ inline unsigned lanes() { return emu::current->simdgroup->lanes; }
     }                                                                                     \
     return t[0];                                                                          \
   }
-template <class T> T greatest() { if constexpr (std::is_integral<T>::value) return numeric_limits<T>::max(); else return T(INFINITY); }
-template <class T> T least() { if constexpr (std::is_integral<T>::value) return numeric_limits<T>::lowest(); else return T(-INFINITY); }
+template <class T> T greatest() {
+  if constexpr (std::is_integral<T>::value) return numeric_limits<T>::max();
+  else return T(INFINITY);
+}
+template <class T> T least() {
+  if constexpr (std::is_integral<T>::value) return numeric_limits<T>::lowest();
+  else return T(-INFINITY);
+}
 REDUCTION(simd_sum, 0, a + b)
 REDUCTION(simd_product, 1, a * b)
 REDUCTION(simd_max, least<T>(), max(a, b))
