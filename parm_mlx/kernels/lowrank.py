@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from parm_mlx.kernels.launcher import DTYPES, runs
+from parm_mlx.kernels.launcher import runs
 from parm_mlx.kernels.source import load
 
 MAX_ROWS = 16
@@ -54,7 +54,6 @@ def _fits(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) ->
         and a.shape[0] <= MAX_RANK
         and x.dtype == y.dtype
         and adapter <= {y.dtype, mx.float32}
-        and y.dtype in DTYPES
     )
 
 
