@@ -126,7 +126,7 @@ def lowrank_cases(dtype: mx.Dtype, rows: int, length: int, width: int, out: int,
     for adapter, one in product(dict.fromkeys((dtype, mx.float32)), dict.fromkeys((rows == 1, True))):
         draw = np.random.default_rng(rows + width + out + rank)
         y, x = _normal(draw, dtype, rows, length, out), _normal(draw, dtype, rows, length, width)
-        g = _normal(draw, dtype, rows, length, out, scale=out**-0.5)
+        g = _normal(draw, dtype, rows, length, out, scale=(width / (out * rank)) ** 0.5)
         a, b = _normal(draw, adapter, rank, width, scale=width**-0.5), _normal(draw, adapter, out, rank)
         core = _normal(draw, adapter, 1 if one else rows, rank, rank, scale=rank**-0.5)
         if not one:

@@ -21,7 +21,6 @@ COMMON = [
     "-std=c++17",
     "-fPIC",
     "-g1",  # lines for error messages
-    f"-I{CPP}",
     "-fcf-protection=none" if platform.machine() == "x86_64" else "-fno-omit-frame-pointer",  # we switch stacks
     "-U_FORTIFY_SOURCE",  # its longjmp refuses to leave a fiber
 ]
@@ -36,7 +35,7 @@ CHECKED = [
     "-O1",
     "-fno-tree-vectorize",
     "-ftrivial-auto-var-init=pattern",
-    "-fsanitize=thread,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow",
+    "-fsanitize=thread,bounds,alignment,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow",
     "--param=tsan-instrument-func-entry-exit=0",
 ]
 FAST = ["-O2"]
@@ -96,11 +95,11 @@ def _make(suffix: str, content: bytes, command: list[str]) -> Path:
         with tempfile.TemporaryDirectory(dir=folder()) as beside:
             (Path(beside) / "kernel.cpp").write_bytes(content)
             made = Path(beside) / result.name
-            run = subprocess.run(
-                [COMPILER or "", *command, "-o", str(made)], cwd=beside, capture_output=True, text=True, check=False
-            )
+            whole = [COMPILER or "", f"-I{CPP}", *command, "-o", str(made)]
+            english = {**os.environ, "LC_ALL": "C"}
+            run = subprocess.run(whole, cwd=beside, env=english, capture_output=True, text=True, check=False)
             if run.returncode:
-                errors = [line for line in run.stderr.splitlines() if "error" in line] or [run.stderr]
+                errors = re.findall(r".*(?:error|undefined reference).*", run.stderr) or [run.stderr]
                 raise EmulatorError("the kernel does not compile\n" + "\n".join(errors)[:4000])
             made.replace(result)
     return result

@@ -4,12 +4,15 @@
 2. The template of the kernel becomes plain: its values are declared at the top of the body. g++ ignores section
    attributes inside templates, and with them threadgroup memory would not be watched.
 3. A ``threadgroup`` variable becomes a static one in the section ``tgmem``, which is where the runtime looks; before a
-   pointer or reference the word goes. Threadgroups run one after another, so that one copy does.
+   pointer or reference the word goes. Threadgroups run one after another, so that one copy does. Gaps
+   lie between them, or an index past the end of one would fall into the next.
 4. Every call of a SIMD function or barrier gets its place in the text as first argument.
 5. Parameters become local variables that are read from the runtime.
 """
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from metal.graph import EmulatorError, Launch
@@ -39,7 +42,8 @@ COLLECTIVES = re.compile(
     r"\s*(<[^<>()]*>)?\s*\("
 )
 THREADGROUP_POINTER = re.compile(r"\bthreadgroup\b(?=(?:<[^<>;]*>|[^;(){}=,\[<])*(?:\(\s*)?[*&])")
-THREADGROUP_VARIABLE = '__attribute__((section("tgmem"), used)) static'
+THREADGROUP_VARIABLES = re.compile(r"\bthreadgroup\b([^;]*);")
+STATIC = '__attribute__((section("tgmem"), used)) static'
 LAMBDA = re.compile(r"[=(,{;]\s*\[[&=\w,\s]*\]\s*[({]")
 
 
@@ -139,7 +143,37 @@ def rewrite(text: str, file: str) -> str:
 
     text = COLLECTIVES.sub(with_site, text)
     text = THREADGROUP_POINTER.sub("", text)
-    return re.sub(r"\bthreadgroup\b", THREADGROUP_VARIABLE, text)
+    gaps = (f"gap_{number}" for number in itertools.count())
+    return THREADGROUP_VARIABLES.sub(lambda match: in_section(match[1], gaps), text)
+
+
+def in_section(declaration: str, gaps: Iterator[str]) -> str:
+    """``float a[8], b`` as statics in threadgroup memory, with gaps, each made known to the runtime.
+
+    All on one line, for lines must not move. ``= {}`` keeps g++ from initialising arrays of classes at run time.
+    """
+    first, *others = split(declaration)
+    match = re.fullmatch(r"(.*[\w>]\s+)(\w+\s*(?:\[.*\]\s*)?)", first, flags=re.S)
+    if not match or "=" in declaration:
+        raise EmulatorError(f"cannot read the declaration: threadgroup {' '.join(declaration.split())}")
+    statements = [f"{STATIC} char {next(gaps)}[64];"]
+    for variable in (match[2], *others):
+        name = variable.split("[")[0].strip()
+        statements.append(f"{STATIC} {match[1]} {variable} = {{}}; {STATIC} char {next(gaps)}[64];")
+        statements.append(f'emu::threadgroup_variable(&{name}, sizeof {name}, "{name}");')
+    return " ".join(statements)
+
+
+def split(text: str) -> list[str]:
+    """Splits at the commas outside all brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{<") - (character in ")]}>")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def to_cpp(launch: Launch, checked: bool) -> str:
