@@ -84,12 +84,15 @@ def take_apart(name: str, text: str) -> Parts:
         raise EmulatorError("MLX's generated text is not built as the emulator expects")
     names = match["template"].split(", ") if match["template"] else []
     values = match["values"].split(", ") if match["values"] else []
-    return Parts(
+    parts = Parts(
         header=match["header"],
         parameters=[parameter.strip() for parameter in match["parameters"].split(",\n")],
         template=list(zip(names, values, strict=True)),
         body=match["body"],
     )
+    if len(buffers(parts)) + len(attributes(parts)) != len(parts.parameters):
+        raise EmulatorError(f"a parameter of the kernel is neither buffer nor attribute: {', '.join(parts.parameters)}")
+    return parts
 
 
 def buffers(parts: Parts) -> list[Parameter]:
@@ -143,6 +146,8 @@ def rewrite(text: str, file: str) -> str:
 
     text = COLLECTIVES.sub(with_site, text)
     text = THREADGROUP_POINTER.sub("", text)
+    if file == "header" and THREADGROUP_VARIABLES.search(text):
+        raise EmulatorError("the header has a threadgroup variable, which Metal allows in the body only")
     gaps = (f"gap_{number}" for number in itertools.count())
     return THREADGROUP_VARIABLES.sub(lambda match: in_section(match[1], gaps), text)
 
@@ -150,18 +155,20 @@ def rewrite(text: str, file: str) -> str:
 def in_section(declaration: str, gaps: Iterator[str]) -> str:
     """``float a[8], b`` as statics in threadgroup memory, with gaps, each made known to the runtime.
 
-    All on one line, for lines must not move. ``= {}`` keeps g++ from initialising arrays of classes at run time.
+    As many lines as before, for lines must not move. ``= {}`` keeps g++ from initialising arrays of classes at run
+    time.
     """
-    first, *others = split(declaration)
-    match = re.fullmatch(r"(.*[\w>]\s+)(\w+\s*(?:\[.*\]\s*)?)", first, flags=re.S)
-    if not match or "=" in declaration:
-        raise EmulatorError(f"cannot read the declaration: threadgroup {' '.join(declaration.split())}")
+    words = " ".join(declaration.split())
+    first, *others = split(words)
+    match = re.fullmatch(r"(.*[\w>] )(\w+ ?(?:\[.*\])?)", first)
+    if not match or "=" in words:
+        raise EmulatorError(f"cannot read the declaration: threadgroup {words}")
     statements = [f"{STATIC} char {next(gaps)}[64];"]
     for variable in (match[2], *others):
         name = variable.split("[")[0].strip()
         statements.append(f"{STATIC} {match[1]} {variable} = {{}}; {STATIC} char {next(gaps)}[64];")
         statements.append(f'emu::threadgroup_variable(&{name}, sizeof {name}, "{name}");')
-    return " ".join(statements)
+    return " ".join(statements) + "\n" * declaration.count("\n")
 
 
 def split(text: str) -> list[str]:

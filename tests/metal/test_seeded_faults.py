@@ -120,6 +120,8 @@ case("pointer into the next array", "out of bounds access: byte 32 of threadgrou
      shared=True, header=PUT)
 case("more than 32 KiB", "33024 bytes of threadgroup memory, the limit is 32768",
      f"threadgroup float c[⟨8192→8128⟩]; c[t] = x[i]; {BARRIER} o[i] = c[t];", shared=True)
+case("outside the kernel", "the header has a threadgroup variable", "o[i] = x[i];",
+     fault_call={"header": "float kept(float v) { threadgroup float b; b = v; return b; }\n"})
 case("an initialiser", "cannot read the declaration: threadgroup float c = 1",
      "threadgroup float c⟨ = 1→⟩; c = 1; o[i] = c;", group=1)
 
