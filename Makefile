@@ -1,13 +1,13 @@
 # Each target sets itself up: a virtual environment in .venv, made on first use and brought up to date when
-# pyproject.toml changes. All that is needed is make and a Python of 3.10 or newer (PYTHON=… picks one).
+# pyproject.toml changes. All that is needed is make and a Python of 3.11 or newer (PYTHON=… picks one).
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-bench
 PEERS_READY := $(PEERS)/.ready
-CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
-USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: demo test lint bench bench-peers docs clean
 
@@ -47,7 +47,7 @@ $(READY): pyproject.toml
 		for python in $(CANDIDATES); do \
 			if "$$python" -c '$(USABLE)' 2>/dev/null; then exec "$$python" -m venv --clear $(VENV); fi; \
 		done; \
-		echo "error: no Python 3.10 or newer with venv was found among: $(CANDIDATES)" >&2; \
+		echo "error: no Python 3.11 or newer with venv was found among: $(CANDIDATES)" >&2; \
 		echo "hint: install one (on Debian or Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
 		exit 1; \
 	}

@@ -31,8 +31,7 @@ def split(annotation: Any) -> tuple[Any, ArgumentInfo | OptionInfo | None]:
     parts = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Annotated:
         return parts[0], next((note for note in parts[1:] if isinstance(note, (ArgumentInfo, OptionInfo))), None)
-    # Python 3.10 wraps the annotation of a parameter that defaults to None into an optional.
-    return next((split(part) for part in parts if typing.get_origin(part) is typing.Annotated), (annotation, None))
+    return annotation, None
 
 
 def describe_names(info: OptionInfo, parameter: str) -> str:

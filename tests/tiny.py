@@ -132,6 +132,11 @@ def tiny_model(family: str = "llama", seed: int = 0, bits: int | None = None, **
     return model
 
 
+def targets(family: str, model: nn.Module) -> tuple[str, ...]:
+    """Layers to adapt: the family's default ones, or some where it has none."""
+    return TARGETS.get(family) or default_targets(model)
+
+
 def randomise(model: nn.Module, seed: int = 0, size: float = 0.3) -> None:
     """Gives the adapters of a model random weights, B too."""
     mx.random.seed(seed)
@@ -150,8 +155,7 @@ def tiny_guide(
 ) -> Guide:
     """A guide with random adapters on the family's default targets."""
     model = tiny_model(family, seed, bits, **(changes or {}))
-    targets = TARGETS.get(family) or default_targets(model)
-    config = PBLoRAConfig(**{"objectives": OBJECTIVES, "target_modules": targets, **settings})
+    config = PBLoRAConfig(**{"objectives": OBJECTIVES, "target_modules": targets(family, model), **settings})
     attach(model, config)
     randomise(model, seed)
     model.eval()

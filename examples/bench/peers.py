@@ -4,7 +4,7 @@
     .venv-bench/bin/python examples/bench/peers.py --json --rounds 9
 
 The same random weights everywhere, in base and guide alike: Llamas of hidden size 512 with 8 layers, vocabulary 8,000,
-float32, PBLoRA r1 = r2 = 4 on q, k, v. official.py is the peer; it runs in a process of its own, so that neither library
+float32, PBLoRA r1 = r2 = 4 on q, k, v. official.py is the peer; it runs in a process of its own, so that no library
 disturbs the other, and works only in its turns. "base" is mlx-lm's generation without guidance. First the tokens are
 compared, then all take turns of a few tokens; times of other tokens are not worth comparing and end with exit code 1.
 

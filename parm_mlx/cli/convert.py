@@ -10,7 +10,7 @@ from parm_mlx.cli import console
 from parm_mlx.errors import InputError
 
 
-class Mode(str, enum.Enum):
+class Mode(enum.StrEnum):
     """MLX's quantisation modes."""
 
     AFFINE = "affine"
@@ -19,7 +19,7 @@ class Mode(str, enum.Enum):
     MXFP8 = "mxfp8"
 
 
-class DType(str, enum.Enum):
+class DType(enum.StrEnum):
     """Types that weights can be stored in."""
 
     FLOAT16 = "float16"
@@ -27,7 +27,7 @@ class DType(str, enum.Enum):
     FLOAT32 = "float32"
 
 
-class Format(str, enum.Enum):
+class Format(enum.StrEnum):
     """Formats of the result."""
 
     MLX = "mlx"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from math import isfinite
+from statistics import median
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +20,7 @@ REPORT = "plain operations take its place; please report it with the output of -
 
 
 def look_at_kernels() -> list[Finding]:
-    """Checks every kernel and saves which have passed; without Metal there is nothing to check.
+    """Checks every kernel and saves which are to be used; without Metal there is nothing to check.
 
     Raises:
         ConfigError: ``PARM_MLX_KERNELS`` has a wrong value, or asks for kernels where there is no Metal.
@@ -54,10 +55,10 @@ def judge(kernel: str, verdicts: Sequence[Verdict]) -> Finding:
     parts = []
     for dtype, own in groupby(verdicts, lambda v: v.dtype):
         cases = list(own)
-        # The size that the kernel is made for comes last; small ones are bound by the launch.
-        ratio = next((case.ratio for case in reversed(cases) if case.ratio is not None), None)
-        speed = "" if ratio is None else f", {ratio:.1f} times its twin's speed"
-        parts.append(f"{dtype} error {max(case.error for case in cases):.0e}{speed}")
+        error = max(case.error for case in cases)
+        ratios = [case.ratio for case in cases if case.typical and case.ratio is not None]
+        speed = f", {median(ratios):.1f} times its twin's speed" if ratios else ""
+        parts.append(f"{dtype} error {error:.0e}{speed}{'' if passed(cases) else ', so it is not used'}")
     return Finding(name, "ok", "; ".join(parts), data=data)
 
 

@@ -5,13 +5,13 @@ from itertools import islice
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, generate_step, generation_stream, wired_limit
+from mlx_lm.generate import BatchGenerator, generate_step
 
 from parm_mlx.guidance.model import Cache, GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
-from parm_mlx.mlxlm import TokenizerWrapper, bears_padding, can_batch, make_prompt_cache
+from parm_mlx.mlxlm import TokenizerWrapper, bears_padding, can_batch, make_prompt_cache, wired_limit
 
 
 def generate_batch(
@@ -153,6 +153,6 @@ def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
     runs = model.base if request.alpha is None else model
     tokens, cache = start(model, request)
     sampler = request.sampling.sampler(request.number)
-    with wired_limit(runs, [generation_stream]):
+    with wired_limit(runs):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
             yield int(token)

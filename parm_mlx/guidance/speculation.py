@@ -15,11 +15,11 @@ from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import generation_stream, wired_limit
+from mlx_lm.generate import generation_stream
 
 from parm_mlx.guidance.model import Cache, GuidedModel, mix
 from parm_mlx.guidance.sampling import Sampling
-from parm_mlx.mlxlm import Checkpoint
+from parm_mlx.mlxlm import Checkpoint, wired_limit
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Speculation:
     def __iter__(self) -> Iterator[int]:
         """Yields tokens, without end."""
         advance = self._advance_base if self._drafting.model is None else self._advance_draft_model
-        with wired_limit(self._model, [generation_stream]):
+        with wired_limit(self._model):
             while True:
                 with mx.stream(generation_stream):
                     kept, tokens = advance(mx.array([self._last], mx.uint32), self._drafting.tokens)

@@ -17,6 +17,7 @@ from parm_mlx.mlxlm.models import (
     load_weights_and_tokenizer,
     save_like,
     trunk_and_output_layer,
+    wired_limit,
 )
 from parm_mlx.mlxlm.pair import PairCache
 from parm_mlx.mlxlm.preference import PreferenceCache
@@ -46,4 +47,5 @@ __all__ = [
     "rewind",
     "save_like",
     "trunk_and_output_layer",
+    "wired_limit",
 ]

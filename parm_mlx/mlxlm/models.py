@@ -3,11 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.generate import generation_stream
+from mlx_lm.generate import wired_limit as mlx_wired_limit
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -62,6 +65,13 @@ def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Modul
     # Transformers would warn of long sequences, in words about indexing errors that MLX does not have.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return model, tokenizer
+
+
+def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
+    """Lets a Mac keep a model's weights in memory while the block generates with it; elsewhere nothing happens."""
+    limit: Any = mlx_wired_limit
+    limited: AbstractContextManager[None] = limit(model, [generation_stream])
+    return limited
 
 
 def context_length(model: nn.Module) -> int | None:

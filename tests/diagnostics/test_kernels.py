@@ -13,10 +13,11 @@ from parm_mlx.kernels.check import Verdict
 from parm_mlx.kernels.record import read_record, record_path
 
 GOOD = [
-    Verdict("mix", "float32", "1 row", 1e-7, 1e-5, 0.8),
-    Verdict("lowrank", "float32", "small", 2e-7, 1e-5, 0.5),
-    Verdict("lowrank", "float32", "typical", 3e-7, 1e-5, 1.75),
-    Verdict("lowrank", "float16", "typical", 4e-4, 5e-4, 2.0),
+    Verdict("mix", "float32", "1 row", 1e-7, 1e-5, 1.5, typical=True),
+    Verdict("lowrank", "float32", "small", 3e-7, 1e-5, 0.5),
+    Verdict("lowrank", "float32", "large", 2e-7, 1e-5, 1.5, typical=True),
+    Verdict("lowrank", "float32", "large, gradient", 2e-7, 1e-5, 2.0, typical=True),
+    Verdict("lowrank", "float16", "large", 4e-4, 5e-4, 2.0, typical=True),
 ]
 
 
@@ -58,6 +59,14 @@ def test_each_kernel_has_a_line_and_those_that_pass_go_on_record(metal: list[Ver
     assert read_record() == {("lowrank", "float16"), ("lowrank", "float32"), ("mix", "float32")}
     assert launcher.runs("mix", mx.float32), "the process that has checked uses the kernels, too"
     assert not launcher.runs("logprob", mx.float32)
+
+
+def test_a_kernel_that_is_right_and_slow_is_not_used(metal: list[Verdict]) -> None:
+    metal[0] = Verdict("mix", "float32", "1 row", 1e-7, 1e-5, 0.8, typical=True)
+    _, mix = look_at_kernels()
+    assert mix.found == "float32 error 1e-07, 0.8 times its twin's speed, so it is not used"
+    assert mix.status == "ok", "nothing is wrong: plain operations run in its place"
+    assert not launcher.runs("mix", mx.float32)
 
 
 def test_a_kernel_that_is_wrong_is_named_and_not_on_record(metal: list[Verdict]) -> None:

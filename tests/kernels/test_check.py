@@ -67,6 +67,18 @@ def test_a_kernel_passes_if_all_its_cases_do() -> None:
     assert passed([]) == set()
 
 
+def test_a_kernel_that_is_slower_where_it_matters_does_not_go_on_record() -> None:
+    """The median over the typical cases counts: 0.5 of (0.4, 0.5, 3), 2 of (0.4, 2, 3); others do not."""
+
+    def timed(*ratios: float, typical: bool = True) -> list[Verdict]:
+        return [Verdict("mix", "float32", "", 0, 1e-5, ratio, typical=typical) for ratio in ratios]
+
+    assert passed(timed(0.4, 0.5, 3)) == set()
+    assert passed(timed(0.4, 2, 3)) == {("mix", "float32")}
+    assert passed(timed(0.4, 0.5, typical=False)) == {("mix", "float32")}
+    assert {case.kernel for case in all_cases() if case.typical} == {"lowrank", "logprob", "mix"}
+
+
 def test_without_metal_there_is_nothing_to_check_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     with pytest.raises(RunError, match="Metal GPU"):

@@ -15,6 +15,16 @@ def arguments(dtype: mx.Dtype = mx.float32, cores: int = B) -> list[mx.array]:
     return [mx.random.normal(shape).astype(dtype) for shape in shapes]
 
 
+@pytest.fixture
+def launches(metal: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kernels are on, and their launches are replaced by their twins. Gives the launches, as they come."""
+    found: list[str] = []
+    monkeypatch.setenv("PARM_MLX_KERNELS", "on")
+    monkeypatch.setattr(lowrank, "launch", lambda *args: found.append("update") or lowrank_update_ops(*args))
+    monkeypatch.setattr(lowrank, "launch_slope", lambda *args: found.append("slope") or lowrank_slope_ops(*args))
+    return found
+
+
 @pytest.mark.parametrize("cores", [1, B])
 def test_the_equation_one_number_at_a_time(cores: int) -> None:
     """In float64: y_o + Σ_jki x_i a_ji core_jk b_ok, each row with its core."""
@@ -56,14 +66,7 @@ def test_the_gradient_in_x_is_the_one_that_mlx_derives(cores: int) -> None:
 
 @pytest.mark.parametrize("cores", [1, B])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-def test_gradients_around_the_kernel_are_those_of_the_twin(
-    cores: int, dtype: mx.Dtype, metal: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its launches are replaced by their twins; what is left of it is the custom gradient."""
-    launches = []
-    monkeypatch.setenv("PARM_MLX_KERNELS", "on")
-    monkeypatch.setattr(lowrank, "launch", lambda *args: launches.append("update") or lowrank_update_ops(*args))
-    monkeypatch.setattr(lowrank, "launch_slope", lambda *args: launches.append("slope") or lowrank_slope_ops(*args))
+def test_gradients_around_the_kernel_are_those_of_the_twin(cores: int, dtype: mx.Dtype, launches: list[str]) -> None:
     arrays = arguments(dtype, cores)
     weights = mx.random.normal((B, L, OUT))
     totals = [lambda *args, f=f: (weights * f(*args)).sum() for f in (lowrank_update, lowrank_update_ops)]
@@ -80,29 +83,38 @@ def test_gradients_around_the_kernel_are_those_of_the_twin(
         )
 
 
+USUAL = {"y": (16, 1, 4), "x": (16, 1, 4), "a": (32, 4), "core": (1, 32, 32), "b": (4, 32)}
+
+
 @pytest.mark.parametrize(
-    ("name", "shapes"),
+    ("shapes", "expected"),
     [
-        ("17 rows", {"y": (17, 1, 4), "x": (17, 1, 4)}),
-        ("17 positions", {"y": (1, 17, 4), "x": (1, 17, 4)}),
-        ("rank 33", {"a": (33, 4), "core": (1, 33, 33), "b": (4, 33)}),
+        ({}, ["update"]),
+        ({"y": (1, 16, 4), "x": (1, 16, 4)}, ["update"]),
+        ({"y": (17, 1, 4), "x": (17, 1, 4)}, []),
+        ({"y": (1, 17, 4), "x": (1, 17, 4)}, []),
+        ({"a": (33, 4), "core": (1, 33, 33), "b": (4, 33)}, []),
+    ],
+    ids=["16 rows", "16 positions", "17 rows", "17 positions", "rank 33"],
+)
+def test_many_rows_and_large_ranks_are_left_to_the_twin(
+    shapes: dict[str, tuple[int, ...]], expected: list[str], launches: list[str]
+) -> None:
+    lowrank_update(*map(mx.ones, (USUAL | shapes).values()))
+    assert launches == expected
+
+
+@pytest.mark.parametrize(
+    ("x", "adapter", "expected"),
+    [
+        (mx.float32, mx.float32, ["update"]),
+        (mx.float16, mx.float32, []),
+        (mx.float32, mx.float16, []),
     ],
 )
-def test_what_the_kernel_is_not_for_is_left_to_the_twin(
-    name: str, shapes: dict[str, tuple[int, ...]], metal: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PARM_MLX_KERNELS", "on")
-    usual = {"y": (16, 1, 4), "x": (16, 1, 4), "a": (32, 4), "core": (1, 32, 32), "b": (4, 32)}
-    with pytest.raises(RuntimeError, match="Metal"):  # the launch, which needs more than a launcher that believes in it
-        mx.eval(lowrank_update(*map(mx.ones, usual.values())))
-    sizes = usual | shapes
-    assert lowrank_update(*map(mx.ones, sizes.values())).shape == sizes["y"]
-
-
-@pytest.mark.parametrize(("x", "adapter"), [(mx.float16, mx.float32), (mx.float32, mx.float16)])
 def test_dtypes_that_no_check_covers_are_left_to_the_twin(
-    x: mx.Dtype, adapter: mx.Dtype, metal: None, monkeypatch: pytest.MonkeyPatch
+    x: mx.Dtype, adapter: mx.Dtype, expected: list[str], launches: list[str]
 ) -> None:
-    monkeypatch.setenv("PARM_MLX_KERNELS", "on")
     tensors = [mx.ones(shape, dtype=adapter) for shape in ((2, 4), (1, 2, 2), (4, 2))]
     assert lowrank_update(mx.ones((1, 1, 4)), mx.ones((1, 1, 4), dtype=x), *tensors).dtype == mx.float32
+    assert launches == expected

@@ -21,7 +21,6 @@ COMMON = [
     "-std=c++17",
     "-fPIC",
     "-g1",  # lines for error messages
-    f"-I{CPP}",
     "-fcf-protection=none" if platform.machine() == "x86_64" else "-fno-omit-frame-pointer",  # we switch stacks
     "-U_FORTIFY_SOURCE",  # its longjmp refuses to leave a fiber
 ]
@@ -36,7 +35,7 @@ CHECKED = [
     "-O1",
     "-fno-tree-vectorize",
     "-ftrivial-auto-var-init=pattern",
-    "-fsanitize=thread,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow",
+    "-fsanitize=thread,bounds,alignment,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow",
     "--param=tsan-instrument-func-entry-exit=0",
 ]
 FAST = ["-O2"]
@@ -88,22 +87,29 @@ def _fingerprint() -> bytes:
     return version + sources + repr((COMMON, KERNEL, CHECKED, FAST)).encode()
 
 
-def _make(suffix: str, content: bytes, command: list[str]) -> Path:
-    """The file that `command` makes of `content`; made beside and renamed, so that nobody sees half of one."""
-    key = hashlib.sha256(_fingerprint() + suffix.encode() + content).hexdigest()[:24]
+def _make(suffix: str, content: bytes, *commands: list[str]) -> Path:
+    """The file ``made`` that g++ makes of `content`, in ``kernel.cpp``, by `commands`, in the cache.
+
+    It is made in a folder of its own and then renamed, so that nobody sees half of it.
+    """
+    key = hashlib.sha256(_fingerprint() + repr((suffix, content)).encode()).hexdigest()[:24]
     result = folder() / f"{key}{suffix}"
     if not result.exists():
         with tempfile.TemporaryDirectory(dir=folder()) as beside:
             (Path(beside) / "kernel.cpp").write_bytes(content)
-            made = Path(beside) / result.name
-            run = subprocess.run(
-                [COMPILER or "", *command, "-o", str(made)], cwd=beside, capture_output=True, text=True, check=False
-            )
-            if run.returncode:
-                errors = [line for line in run.stderr.splitlines() if "error" in line] or [run.stderr]
-                raise EmulatorError("the kernel does not compile\n" + "\n".join(errors)[:4000])
-            made.replace(result)
+            for command in commands:
+                _compile(command, beside)
+            (Path(beside) / "made").replace(result)
     return result
+
+
+def _compile(arguments: list[str], where: str) -> None:
+    command = [COMPILER or "", f"-I{CPP}", *arguments]
+    english = {**os.environ, "LC_ALL": "C"}
+    run = subprocess.run(command, cwd=where, env=english, capture_output=True, text=True, check=False)
+    if run.returncode:
+        errors = re.findall(r".*(?:error|undefined reference).*", run.stderr) or [run.stderr]
+        raise EmulatorError("the kernel does not compile\n" + "\n".join(errors)[:4000])
 
 
 def library(cpp: str, checked: bool) -> Path:
@@ -112,11 +118,18 @@ def library(cpp: str, checked: bool) -> Path:
     Raises:
         EmulatorError: g++ refuses the kernel; the message has its errors.
     """
-    runtime = [_make(f"-{Path(name).stem}.o", b"", [*COMMON, "-O2", "-c", str(CPP / name)]) for name in RUNTIME]
+    runtime = [
+        str(_make(f"-{Path(name).stem}.o", b"", [*COMMON, "-O2", "-c", str(CPP / name), "-o", "made"]))
+        for name in RUNTIME
+    ]
     mode = CHECKED if checked else FAST
-    kernel = _make("-checked.o" if checked else "-fast.o", cpp.encode(), [*COMMON, *KERNEL, *mode, "-c", "kernel.cpp"])
-    # Linked without -fsanitize: the runtime is the sanitizer.
-    return _make(".so", kernel.name.encode(), ["-shared", "-Wl,--no-undefined", str(kernel), *map(str, runtime)])
+    return _make(
+        "-checked.so" if checked else "-fast.so",
+        cpp.encode(),
+        [*COMMON, *KERNEL, *mode, "-c", "kernel.cpp"],
+        # Without -fsanitize, which would bring g++'s own runtime.
+        ["-shared", "-Wl,--no-undefined", "kernel.o", *runtime, "-o", "made"],
+    )
 
 
 def call(

@@ -146,7 +146,7 @@ def _blank(launch: Launch, i: int) -> np.ndarray:
     """The memory of an output before the launch: init_value, or all ones, which in floats is NaN."""
     shape, dtype = launch.output_shapes[i], launch.output_dtypes[i]
     if launch.init_value is not None:
-        return np.array(_to_numpy(mx.full(shape, launch.init_value, dtype=dtype)), order="C")
+        return np.array(_to_numpy(mx.full(shape, launch.init_value).astype(dtype)), order="C")
     blank = np.array(_to_numpy(mx.zeros(shape, dtype=dtype)), order="C")
     blank.reshape(-1).view(np.uint8)[:] = 0xFF
     return blank

@@ -4,12 +4,15 @@
 2. The template of the kernel becomes plain: its values are declared at the top of the body. g++ ignores section
    attributes inside templates, and with them threadgroup memory would not be watched.
 3. A ``threadgroup`` variable becomes a static one in the section ``tgmem``, which is where the runtime looks; before a
-   pointer or reference the word goes. Threadgroups run one after another, so that one copy does.
+   pointer or reference the word goes. Threadgroups run one after another, so that one copy does. Gaps
+   lie between them, or an index past the end of one would fall into the next.
 4. Every call of a SIMD function or barrier gets its place in the text as first argument.
 5. Parameters become local variables that are read from the runtime.
 """
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from metal.graph import EmulatorError, Launch
@@ -39,7 +42,8 @@ COLLECTIVES = re.compile(
     r"\s*(<[^<>()]*>)?\s*\("
 )
 THREADGROUP_POINTER = re.compile(r"\bthreadgroup\b(?=(?:<[^<>;]*>|[^;(){}=,\[<])*(?:\(\s*)?[*&])")
-THREADGROUP_VARIABLE = '__attribute__((section("tgmem"), used)) static'
+THREADGROUP_VARIABLES = re.compile(r"\bthreadgroup\b([^;]*);")
+STATIC = '__attribute__((section("tgmem"), used)) static'
 LAMBDA = re.compile(r"[=(,{;]\s*\[[&=\w,\s]*\]\s*[({]")
 
 
@@ -80,12 +84,15 @@ def take_apart(name: str, text: str) -> Parts:
         raise EmulatorError("MLX's generated text is not built as the emulator expects")
     names = match["template"].split(", ") if match["template"] else []
     values = match["values"].split(", ") if match["values"] else []
-    return Parts(
+    parts = Parts(
         header=match["header"],
         parameters=[parameter.strip() for parameter in match["parameters"].split(",\n")],
         template=list(zip(names, values, strict=True)),
         body=match["body"],
     )
+    if len(buffers(parts)) + len(attributes(parts)) != len(parts.parameters):
+        raise EmulatorError(f"a parameter of the kernel is neither buffer nor attribute: {', '.join(parts.parameters)}")
+    return parts
 
 
 def buffers(parts: Parts) -> list[Parameter]:
@@ -139,7 +146,41 @@ def rewrite(text: str, file: str) -> str:
 
     text = COLLECTIVES.sub(with_site, text)
     text = THREADGROUP_POINTER.sub("", text)
-    return re.sub(r"\bthreadgroup\b", THREADGROUP_VARIABLE, text)
+    if file == "header" and THREADGROUP_VARIABLES.search(text):
+        raise EmulatorError("the header has a threadgroup variable, which Metal allows in the body only")
+    gaps = (f"gap_{number}" for number in itertools.count())
+    return THREADGROUP_VARIABLES.sub(lambda match: in_section(match[1], gaps), text)
+
+
+def in_section(declaration: str, gaps: Iterator[str]) -> str:
+    """``float a[8], b`` as statics in threadgroup memory, with gaps, each made known to the runtime.
+
+    As many lines as before, for lines must not move. ``= {}`` keeps g++ from initialising arrays of classes at run
+    time.
+    """
+    words = " ".join(declaration.split())
+    first, *others = split(words)
+    match = re.fullmatch(r"(.*[\w>] )(\w+ ?(?:\[.*\])?)", first)
+    if not match or "=" in words:
+        raise EmulatorError(f"cannot read the declaration: threadgroup {words}")
+    statements = [f"{STATIC} char {next(gaps)}[64];"]
+    for variable in (match[2], *others):
+        name = variable.split("[")[0].strip()
+        statements.append(f"{STATIC} {match[1]} {variable} = {{}}; {STATIC} char {next(gaps)}[64];")
+        statements.append(f'emu::threadgroup_variable(&{name}, sizeof {name}, "{name}");')
+    return " ".join(statements) + "\n" * declaration.count("\n")
+
+
+def split(text: str) -> list[str]:
+    """Splits at the commas outside all brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{<") - (character in ")]}>")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def to_cpp(launch: Launch, checked: bool) -> str:

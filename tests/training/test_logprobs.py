@@ -3,11 +3,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny import FAMILIES, VOCABULARY, randomise, tiny_model
+from tiny import FAMILIES, VOCABULARY, randomise, targets, tiny_model
 
 from parm_mlx.guidance.model import Guide
 from parm_mlx.pblora import PBLoRAConfig, attach
-from parm_mlx.pblora.targets import default_targets
 from parm_mlx.training.batches import make_batch
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.tokenize import TokenPair, TokenRow
@@ -23,17 +22,20 @@ def unrelated_pairs(count: int = 3) -> list[TokenPair]:
     return [TokenPair((row(), row()), np.array([0, 1], np.int8), "x") for _ in range(count)]
 
 
+SPLIT = ("llama", "qwen2", "gemma", "gemma3_text", "phi3", "mixtral", "jamba")
+
+
 @pytest.mark.parametrize(("family", "bits"), [*((family, None) for family in FAMILIES), ("llama", 4)])
 def test_response_scores_are_sums_over_the_guides_logits(family: str, bits: int | None) -> None:
     """Each row alone, unpadded, through the guide and numpy; in a batch, padded, at one α per pair."""
     model: Any = tiny_model(family, bits=bits)
-    config = PBLoRAConfig(objectives=("a", "b"), target_modules=default_targets(model))
+    config = PBLoRAConfig(objectives=("a", "b"), target_modules=targets(family, model))
     attach(model, config)
     randomise(model)
     guide = Guide(model, config)
     pairs, alpha = unrelated_pairs(), np.array([[1, 0], [0.5, 0.5], [0.1, 0.9]], np.float32)
     scorer = ResponseScorer(model, 2)
-    assert (scorer.parts is not None) == (family in ("llama", "qwen2", "gemma", "gemma3_text", "phi3", "mixtral"))
+    assert (scorer.parts is not None) == (family in SPLIT)
     scores = np.array(scorer(make_batch(pairs), mx.array(alpha)))
     for number, pair in enumerate(pairs):
         for side in (0, 1):

@@ -5,10 +5,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from tiny import FAMILIES, VOCABULARY, random_pairs, randomise, tiny_model
+from tiny import FAMILIES, VOCABULARY, random_pairs, randomise, targets, tiny_model
 
 from parm_mlx.pblora import PBLoRAConfig, attach
-from parm_mlx.pblora.targets import default_targets
 from parm_mlx.training.batches import Batch, make_batch
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.loss import preference_loss
@@ -22,7 +21,7 @@ Gradients = tuple[float, dict[str, np.ndarray]]
 
 def adapted(family: str, bits: int | None = None, **changes: Any) -> nn.Module:
     model = tiny_model(family, bits=bits, **changes)
-    attach(model, PBLoRAConfig(objectives=("a", "b"), target_modules=default_targets(model)))
+    attach(model, PBLoRAConfig(objectives=("a", "b"), target_modules=targets(family, model)))
     randomise(model, size=0.1)
     return model
 

@@ -49,8 +49,7 @@ void run_threadgroup(Triple group, Schedule schedule, void (*entry)());
 // ---- memory.cpp
 enum Kind { READ, WRITE, ATOMIC_LOAD, ATOMIC_STORE, ATOMIC_UPDATE };
 void access(const char* address, size_t bytes, Kind kind, const void* caller);  // checks it; returns if it is allowed
-void map_threadgroup_memory();
-void map_buffers(const Buffer* buffers, int count, char** pointers, bool checked);
+void map_buffers(const Buffer* buffers, int count, char** pointers);
 void copy_back(const Buffer* buffers);
 void unmap_buffers();
 void start_threadgroup_memory();

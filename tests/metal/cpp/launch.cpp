@@ -71,7 +71,8 @@ static void on_signal(int signal, siginfo_t* info, void* context) {
   long offset;
   size_t bytes;
   const char* name = nearest_buffer(static_cast<char*>(info->si_addr), &offset, &bytes);
-  fail(instruction(context), "memory fault; the nearest buffer is %s, at byte %ld, which has %zu", name ? name : "none", offset, bytes);
+  fail(instruction(context), "memory fault; the nearest buffer is %s, at byte %ld, which has %zu",
+       name ? name : "none", offset, bytes);
 }
 
 static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGVTALRM};
@@ -116,15 +117,19 @@ static void run_grid(Triple threads, Triple group, Schedule schedule, bool round
   grid = threads;
   full_group = {least(group.x, grid.x), least(group.y, grid.y), least(group.z, grid.z)};  // as MLX does
   if (!full_group.product()) fail(nullptr, "an empty grid or threadgroup");
-  if (full_group.product() > MAX_THREADS) fail(nullptr, "%u threads in a threadgroup, the limit is %u", full_group.product(), MAX_THREADS);
-  group_count = {ceil_divide(grid.x, full_group.x), ceil_divide(grid.y, full_group.y), ceil_divide(grid.z, full_group.z)};
+  if (full_group.product() > MAX_THREADS) {
+    fail(nullptr, "%u threads in a threadgroup, the limit is %u", full_group.product(), MAX_THREADS);
+  }
+  group_count = {ceil_divide(grid.x, full_group.x), ceil_divide(grid.y, full_group.y),
+                 ceil_divide(grid.z, full_group.z)};
   const unsigned count = group_count.product();
   for (unsigned k = 0; k < count; k++) {
     const unsigned i = schedule == REVERSE ? count - 1 - k : k;
     const Triple g{i % group_count.x, i / group_count.x % group_count.y, i / (group_count.x * group_count.y)};
     group_size = full_group;
     if (!round_up) {
-      group_size = {within(grid.x, g.x, full_group.x), within(grid.y, g.y, full_group.y), within(grid.z, g.z, full_group.z)};
+      group_size = {within(grid.x, g.x, full_group.x), within(grid.y, g.y, full_group.y),
+                    within(grid.z, g.z, full_group.z)};
     }
     run_threadgroup(g, schedule, emulator_thread);
   }
@@ -145,8 +150,7 @@ extern "C" int emulator_launch(const Buffer* buffers, int count, const unsigned*
   handlers.install(seconds);
   const int error = sigsetjmp(failed, 1);
   if (!error) {
-    map_threadgroup_memory();
-    map_buffers(buffers, count, pointers, emulator_checked);
+    map_buffers(buffers, count, pointers);
     emulator_bind(pointers);
     run_grid({threads[0], threads[1], threads[2]}, {group[0], group[1], group[2]}, Schedule(schedule), round_up);
     if (emulator_checked) check_all_written();

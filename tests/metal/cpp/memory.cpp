@@ -29,6 +29,8 @@ static Clock clocks[SPACES];
 
 // Who: 0 nobody, thread index + 1, several lanes of one simdgroup, or threads of several simdgroups or threadgroups.
 const uint32_t LANES_OF = 0x10000, MANY = 0x20000;
+// In Access::who of a write: memory between the threadgroup variables.
+const uint32_t NO_VARIABLE = 0x40000;
 
 struct Access {
   uint32_t who, epoch, simd_epoch;
@@ -47,6 +49,13 @@ struct Region {
 
 static std::vector<Region> regions;
 static Region threadgroup_memory;
+
+struct Variable {
+  const char* begin;
+  size_t bytes;
+  const char* name;
+};
+static std::vector<Variable> variables;  // of the threadgroup
 static char *arena, *arena_end;
 
 // ---- happens-before
@@ -77,7 +86,8 @@ static void join(Access& readers, Space space) {
   } else if (readers.epoch != me.epoch || readers.who == me.who) {
     readers = me;
   } else if (readers.who != MANY && simdgroup_of(readers.who) == current->simdgroup_index) {
-    readers = {readers.simd_epoch == me.simd_epoch ? LANES_OF | current->simdgroup_index : me.who, me.epoch, me.simd_epoch};
+    const bool since_barrier = readers.simd_epoch == me.simd_epoch;
+    readers = {since_barrier ? LANES_OF | current->simdgroup_index : me.who, me.epoch, me.simd_epoch};
   } else {
     readers = {MANY, me.epoch, me.simd_epoch};
   }
@@ -87,22 +97,51 @@ void begin_epoch(Space space) { clocks[space].epoch++; }
 
 // ---- one access to one element
 
-static void race(const char* what, const Region& region, long offset, const Access& other, Space space, const void* caller) {
+// "byte 8 of threadgroup memory b", by the nearest variable.
+struct Place {
+  char text[160];
+  Place(const Region& region, const char* p) {
+    const Variable* nearest = nullptr;
+    for (const Variable& v : variables) {
+      if (&region == &threadgroup_memory && (!nearest || distance(p, v) < distance(p, *nearest))) nearest = &v;
+    }
+    if (nearest) {
+      snprintf(text, sizeof text, "byte %ld of threadgroup memory %s", long(p - nearest->begin), nearest->name);
+    } else {
+      snprintf(text, sizeof text, "byte %ld of %s", long(p - region.begin), region.name);
+    }
+  }
+  static long distance(const char* p, const Variable& v) {
+    return p < v.begin ? v.begin - p : p < v.begin + v.bytes ? 0 : p - v.begin - v.bytes + 1;
+  }
+};
+
+static void race(const char* what, const Place& place, const Access& other, Space space, const void* caller) {
   char whom[64] = "other threads";
-  if (space == DEVICE && other.epoch < clocks[space].group_start) snprintf(whom, sizeof whom, "another threadgroup");
-  else if (other.who < LANES_OF) snprintf(whom, sizeof whom, "thread %u of the threadgroup", other.who - 1);
-  fail(caller, "race: byte %ld of %s %s by %s, with no barrier between", offset, region.name, what, whom);
+  if (space == DEVICE && other.epoch < clocks[space].group_start) {
+    snprintf(whom, sizeof whom, "another threadgroup");
+  } else if (other.who < LANES_OF) {
+    snprintf(whom, sizeof whom, "thread %u of the threadgroup", other.who - 1);
+  }
+  fail(caller, "race: %s %s by %s, with no barrier between", place.text, what, whom);
 }
 
-static void touch(Region& region, Shadow& s, long offset, Kind kind, Space space, const void* caller) {
+static void touch(Region& region, size_t i, Kind kind, Space space, const void* caller) {
+  Shadow& s = region.shadow[i];
+  const char* p = region.begin + i * region.element;
   const bool atomic = kind >= ATOMIC_LOAD;
   const bool reads = kind != WRITE && kind != ATOMIC_STORE, writes = kind != READ && kind != ATOMIC_LOAD;
+  if (s.write.who == NO_VARIABLE) fail(caller, "out of bounds access: %s", Place(region, p).text);
   if (reads && !region.initialised && !s.write.who && !s.atomic.who) {
-    fail(caller, "read of uninitialised memory: byte %ld of %s has not been written", offset, region.name);
+    fail(caller, "read of uninitialised memory: %s has not been written", Place(region, p).text);
   }
-  if (concurrent(s.write, space)) race(writes ? "is written, and was written" : "is read, and was written", region, offset, s.write, space, caller);
-  if (writes && concurrent(s.read, space)) race("is written, and was read", region, offset, s.read, space, caller);
-  if (!atomic && concurrent(s.atomic, space)) race("is used, and was changed atomically", region, offset, s.atomic, space, caller);
+  if (concurrent(s.write, space)) {
+    race(writes ? "is written, and was written" : "is read, and was written", Place(region, p), s.write, space, caller);
+  }
+  if (writes && concurrent(s.read, space)) race("is written, and was read", Place(region, p), s.read, space, caller);
+  if (!atomic && concurrent(s.atomic, space)) {
+    race("is used, and was changed atomically", Place(region, p), s.atomic, space, caller);
+  }
   // An atomic load counts as a change: beside atomic additions it is legal, and only beside plain accesses it matters.
   if (atomic) join(s.atomic, space);
   else if (kind == WRITE) s.write = now(space);
@@ -112,7 +151,7 @@ static void touch(Region& region, Shadow& s, long offset, Kind kind, Space space
 static void touch_all(Region& region, const char* p, size_t bytes, Kind kind, Space space, const void* caller) {
   (space == DEVICE ? report->device_accesses : report->threadgroup_accesses)++;
   const size_t first = (p - region.begin) / region.element, last = (p + bytes - 1 - region.begin) / region.element;
-  for (size_t i = first; i <= last; i++) touch(region, region.shadow[i], i * region.element, kind, space, caller);
+  for (size_t i = first; i <= last; i++) touch(region, i, kind, space, caller);
 }
 
 // ---- one access, wherever it goes
@@ -153,7 +192,7 @@ void access(const char* p, size_t bytes, Kind kind, const void* caller) {
     if (p + bytes > threadgroup_memory.end) fail(caller, "out of bounds access: past the end of threadgroup memory");
     return touch_all(threadgroup_memory, p, bytes, kind, THREADGROUP, caller);
   }
-  if (p >= &__ehdr_start && p < &_end) return;  // constants, and the values that lanes exchange
+  if (p >= &__ehdr_start && p < &_end && kind == READ) return;  // constants
   fail(caller, "out of bounds %s: the address lies in no buffer", kind == READ ? "read" : "write");
 }
 
@@ -161,13 +200,16 @@ void access(const char* p, size_t bytes, Kind kind, const void* caller) {
 
 static const size_t GAP = 1 << 20;  // unmapped, so that a stray index faults also in the fast mode
 
-void map_buffers(const Buffer* buffers, int count, char** pointers, bool checked) {
+void map_buffers(const Buffer* buffers, int count, char** pointers) {
   const size_t page = sysconf(_SC_PAGESIZE);
   auto whole_pages = [page](size_t bytes) { return bytes ? (bytes + page - 1) / page * page : page; };
   size_t total = GAP;
   for (int i = 0; i < count; i++) total += whole_pages(buffers[i].bytes) + GAP;
   arena = static_cast<char*>(mmap(nullptr, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  if (arena == MAP_FAILED) { arena = nullptr; fail(nullptr, "no memory for the buffers"); }
+  if (arena == MAP_FAILED) {
+    arena = nullptr;
+    fail(nullptr, "no memory for the buffers");
+  }
   arena_end = arena + total;
   char* place = arena + GAP;
   for (int i = 0; i < count; i++) {
@@ -178,7 +220,7 @@ void map_buffers(const Buffer* buffers, int count, char** pointers, bool checked
     memcpy(begin, b.data, b.bytes);
     if (!b.is_output) mprotect(place, size, PROT_READ);
     regions.push_back({begin, begin + b.bytes, b.element, bool(b.is_output), bool(b.is_initialised), b.name, {}});
-    if (checked && b.is_output) regions.back().shadow.resize(b.bytes / b.element);
+    if (emulator_checked && b.is_output) regions.back().shadow.resize(b.bytes / b.element);
     pointers[i] = begin + b.origin;
     place += size + GAP;
   }
@@ -196,18 +238,28 @@ void unmap_buffers() {
   regions.clear();
 }
 
-void map_threadgroup_memory() {
-  const size_t bytes = __stop_tgmem - __start_tgmem;
-  report->threadgroup_bytes = bytes;
-  if (bytes > THREADGROUP_LIMIT) fail(nullptr, "%zu bytes of threadgroup memory, the limit is %zu", bytes, THREADGROUP_LIMIT);
-  threadgroup_memory = {__start_tgmem, __stop_tgmem, 1, true, false, "threadgroup memory", {}};
-}
-
 void start_threadgroup_memory() {
   Region& r = threadgroup_memory;
+  r = {__start_tgmem, __stop_tgmem, 1, true, false, "threadgroup memory", std::move(r.shadow)};
   memset(r.begin, 0xff, r.end - r.begin);  // NaN for who reads it unwritten
-  r.shadow.assign(r.end - r.begin, Shadow{});
+  if (emulator_checked) r.shadow.assign(r.end - r.begin, Shadow{{NO_VARIABLE, 0, 0}, {}, {}});
+  variables.clear();
   for (Clock& clock : clocks) clock.group_start = ++clock.epoch;
+}
+
+void threadgroup_variable(const void* begin, size_t bytes, const char* name) {
+  if (!emulator_checked) return;
+  const char* first = static_cast<const char*>(begin);
+  Shadow* shadow = &threadgroup_memory.shadow[first - threadgroup_memory.begin];
+  if (shadow->write.who != NO_VARIABLE) return;  // another thread was here before
+  for (size_t i = 0; i < bytes; i++) shadow[i].write.who = 0;
+  variables.push_back({first, bytes, name});
+  size_t total = 0;
+  for (const Variable& v : variables) total += v.bytes;
+  if (total > THREADGROUP_LIMIT) {
+    fail(nullptr, "%zu bytes of threadgroup memory, the limit is %zu", total, THREADGROUP_LIMIT);
+  }
+  report->threadgroup_bytes = total;
 }
 
 void check_all_written() {

@@ -35,8 +35,14 @@ inline unsigned lanes() { return emu::current->simdgroup->lanes; }
     }                                                                                     \
     return t[0];                                                                          \
   }
-template <class T> T greatest() { if constexpr (std::is_integral<T>::value) return numeric_limits<T>::max(); else return T(INFINITY); }
-template <class T> T least() { if constexpr (std::is_integral<T>::value) return numeric_limits<T>::lowest(); else return T(-INFINITY); }
+template <class T> T greatest() {
+  if constexpr (std::is_integral<T>::value) return numeric_limits<T>::max();
+  else return T(INFINITY);
+}
+template <class T> T least() {
+  if constexpr (std::is_integral<T>::value) return numeric_limits<T>::lowest();
+  else return T(-INFINITY);
+}
 REDUCTION(simd_sum, 0, a + b)
 REDUCTION(simd_product, 1, a * b)
 REDUCTION(simd_max, least<T>(), max(a, b))
@@ -93,8 +99,9 @@ SHIFT(simd_shuffle_up, lane() - argument)
 
 template <class T> UNWATCHED T simd_shuffle_and_fill_up(Site site, T value, T filling, ushort argument) {
   const T* values = exchange(site, "simd_shuffle_and_fill_up", value);
+  const T mine = values[lane() >= argument ? lane() - argument : 0];  // values last until the exchange after the next
   const T* fillings = exchange(site, "simd_shuffle_and_fill_up", filling);
-  return lane() >= argument ? values[lane() - argument] : fillings[32 + lane() - argument];
+  return lane() >= argument ? mine : fillings[32 + lane() - argument];
 }
 template <class T> UNWATCHED T simd_broadcast_first(Site site, T value) {
   return exchange(site, "simd_broadcast_first", value)[0];

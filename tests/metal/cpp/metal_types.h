@@ -34,8 +34,8 @@ struct BfloatFormat {
 template <class A> using if_arithmetic = std::enable_if_t<std::is_arithmetic<A>::value>;
 template <class A> using if_integral = std::enable_if_t<std::is_integral<A>::value>;
 
-// Widening to float is implicit; narrowing takes a static_cast. Metal demands that of bfloat; here half is as strict, so
-// that a kernel that compiles for one 16-bit type compiles for the other.
+// Widening to float is implicit; narrowing takes a static_cast. Metal demands that of bfloat; here half is as strict,
+// so that a kernel that compiles for one 16-bit type compiles for the other.
 template <class Format>
 struct float16 {
   uint16_t bits;
@@ -114,7 +114,8 @@ template <class To, class From> To as_type(From from) { return __builtin_bit_cas
 // ---- limits
 template <class T> struct numeric_limits {
   static constexpr bool is_signed = T(-1) < T(0);
-  static constexpr T max() { return is_signed ? T((T(1) << (8 * sizeof(T) - 2)) - 1 + (T(1) << (8 * sizeof(T) - 2))) : T(-1); }
+  static constexpr T half_range = T(1) << (8 * sizeof(T) - 2);
+  static constexpr T max() { return is_signed ? T(half_range - 1 + half_range) : T(-1); }
   static constexpr T min() { return is_signed ? T(-max() - 1) : T(0); }
   static constexpr T lowest() { return min(); }
 };
@@ -145,6 +146,7 @@ using bfloat = metal::float16<metal::BfloatFormat>;
 using float16_t = half;
 using bfloat16_t = bfloat;
 using metal::as_type;
+inline half operator""h(long double value) { return half(static_cast<float>(value)); }
 
 #define VECTORS(name, T)           \
   using name##2 = metal::vec<T, 2>; \

@@ -49,6 +49,9 @@ void threadgroup_wait(Site site, int flags);
 enum class Atomic { LOAD, STORE, UPDATE };
 void atomic_access(const void* address, unsigned bytes, Atomic kind, const void* caller);
 
+// A variable in threadgroup memory; what else is in its section nobody may touch.
+void threadgroup_variable(const void* begin, size_t bytes, const char* name);
+
 [[noreturn]] void fail(const void* caller, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace emu

@@ -32,6 +32,7 @@ void __tsan_func_exit() {}
 #define PROBLEM(name, text) \
   void __ubsan_handle_##name() { fail(CALLER, text); }
 PROBLEM(out_of_bounds, "index outside a local or threadgroup array")
+PROBLEM(type_mismatch_v1, "an address is not a multiple of what its type demands")
 PROBLEM(add_overflow, "integer overflow of +")
 PROBLEM(sub_overflow, "integer overflow of -")
 PROBLEM(mul_overflow, "integer overflow of *")

@@ -116,7 +116,8 @@ static void start_threads(Triple group, unsigned count, void (*entry)()) {
     t.simdgroup = &simdgroups[i / 32];
     t.group = group;
     t.position_in_group = {i % group_size.x, i / group_size.x % group_size.y, i / (group_size.x * group_size.y)};
-    t.position_in_grid = {group.x * full_group.x + t.position_in_group.x, group.y * full_group.y + t.position_in_group.y,
+    t.position_in_grid = {group.x * full_group.x + t.position_in_group.x,
+                          group.y * full_group.y + t.position_in_group.y,
                           group.z * full_group.z + t.position_in_group.z};
     t.stack = stacks + i * STACK_BYTES;
     prepare_fiber(&t, entry);
