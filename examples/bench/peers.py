@@ -29,10 +29,14 @@ from typing import Any
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
 from parm_mlx.diagnostics.bench import BASE, GUIDE, GUIDED, SHARED, ways
 from parm_mlx.diagnostics.plan import Size
-from parm_mlx.diagnostics.runs import Run
+from parm_mlx.diagnostics.runs import Batch, Run
 from parm_mlx.diagnostics.subjects import GUIDE_SEED, Subjects, random_llama, random_subjects
 from parm_mlx.diagnostics.timing import time_in_turns
+from parm_mlx.guidance.beginnings import Beginnings
 from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.prompts import PromptTokens
+from parm_mlx.guidance.requests import Request
+from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.shared import weights_differ
 from parm_mlx.machine import describe_machine, load_per_core
 from parm_mlx.preference import Alpha, simplex_grid
@@ -174,11 +178,15 @@ def sweep(subjects: Subjects, peer: Peer, options: argparse.Namespace) -> dict[s
     """Seconds for every prompt at every α: ours at once, thrice, before, amid and after the peer's one by one."""
     prompts, alphas = subjects.prompts(PROMPTS, options.prompt), simplex_grid(2, 0.1)
     pairs = [(prompt, alpha) for alpha in alphas for prompt in prompts]
-    _, way = ways(subjects, len(pairs))[SHARED]
+    model = subjects.shared
+    assert model is not None
 
     def ours() -> tuple[float, list[list[int]]]:
         began = time.perf_counter()
-        run = way(*zip(*pairs, strict=True))
+        requests = [Request(PromptTokens(prompt, prompt), alpha, Sampling()) for prompt, alpha in pairs]
+        begin = Beginnings(model, requests)
+        unread, caches = zip(*map(begin, requests), strict=True)
+        run = Batch(model, unread, list(caches))
         run.read()
         decoded = run.decode(options.sweep_tokens - 1)
         seconds = time.perf_counter() - began

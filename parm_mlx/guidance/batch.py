@@ -7,11 +7,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, generate_step
 
-from parm_mlx.guidance.model import Cache, GuidedModel
+from parm_mlx.guidance.beginnings import Beginnings
+from parm_mlx.guidance.model import GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
-from parm_mlx.mlxlm import TokenizerWrapper, bears_padding, can_batch, make_prompt_cache, wired_limit
+from parm_mlx.mlxlm import TokenizerWrapper, can_batch, make_prompt_cache, wired_limit
 
 
 def generate_batch(
@@ -78,9 +79,10 @@ def _run(
     )
     prompts, caches = [], []
     samplers: list[Callable[[mx.array], mx.array]] = []
+    begin = Beginnings(model, [requests[index] for index in indices])
     for index in indices:
         request = requests[index]
-        prompt, cache = start(model, request)
+        prompt, cache = begin(request)
         prompts.append(prompt)
         caches.append(cache)
         samplers.append(request.sampling.sampler(request.number))
@@ -97,21 +99,6 @@ def _run(
                     yield Answer(index, tokenizer.decode(tokens), tokens, response.finish_reason)
     finally:
         generator.close()
-
-
-def start(model: GuidedModel, request: Request) -> tuple[list[int], Cache]:
-    """The tokens of a request that are still to be read, and the cache to read them into."""
-    prompt = request.prompt
-    if request.alpha is None:
-        cache = make_prompt_cache(model.base)
-        if bears_padding(cache):
-            return prompt.base, cache
-        read(model.base, prompt.base[:-1], cache)
-        return prompt.base[-1:], cache
-    cache = model.make_cache(request.alpha)
-    if prompt.base == prompt.guide and bears_padding(cache):
-        return prompt.base, cache
-    return [prefill(model, cache, prompt.base, prompt.guide)], cache
 
 
 def _alone(
@@ -151,7 +138,7 @@ def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> 
 
 def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
     runs = model.base if request.alpha is None else model
-    tokens, cache = start(model, request)
+    tokens, cache = Beginnings(model, [request])(request)
     sampler = request.sampling.sampler(request.number)
     with wired_limit(runs):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):

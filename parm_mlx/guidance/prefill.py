@@ -32,11 +32,16 @@ def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequen
         return base[-1]
     base_cache, guide_cache = model.split_cache(cache)
     read(model.base, base[:-1], base_cache)
-    read(model.guide, guide[:-1], guide_cache)
+    read_guide(model, guide_cache, base, guide)
+    return base[-1]
+
+
+def read_guide(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequence[int]) -> None:
+    """Reads the guide's prompt into its cache, up to the last token; see :func:`prefill`."""
+    read(model.guide, guide[:-1], cache)
     if base[-1] != guide[-1]:
         preference: PreferenceCache = cache[-1]
         preference.replace_first_token(guide[-1])
-    return base[-1]
 
 
 def read(model: nn.Module, tokens: Sequence[int], cache: list[Any]) -> None:

@@ -79,6 +79,35 @@ def test_a_model_that_cannot_be_batched_answers_one_after_the_other(loaded: Load
         assert len(answer.tokens) == 8 or expected[len(answer.tokens)] in tokenizer.eos_token_ids
 
 
+@pytest.mark.parametrize("base", ["base_lm", "arm_base"])
+def test_a_prompt_asked_at_several_preferences_is_read_once_by_the_base(
+    official: Path, official_parm: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three preferences and one more prompt; the answers are those of each request alone."""
+    model, tokenizer, guide_tokenizer = load_with_tokenizers(official / base, official_parm)
+    prompter = Prompter(tokenizer, guide_tokenizer)
+    first, second = prompter("Tell me a joke."), prompter("What is the capital of France?")
+    own = PromptTokens(first.base, [*second.guide[:-1], 7])
+    requests = [
+        Request(prompt, alpha, Sampling())
+        for prompt, alpha in ((first, (1.0, 0.0)), (second, (0.5, 0.5)), (first, (0.0, 1.0)), (own, (0.3, 0.7)))
+    ]
+    expected = [run((model, tokenizer, prompter), [request])[0].tokens for request in requests]
+    lengths: list[int] = []
+    original = type(model.base).__call__
+
+    def counted(this: object, inputs: mx.array, *args: object, **kwargs: object) -> mx.array:
+        if this is model.base:
+            lengths.append(inputs.shape[1])
+        return original(this, inputs, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(model.base), "__call__", counted)
+    together = run((model, tokenizer, prompter), requests)
+    assert [answer.tokens for answer in together] == expected
+    assert lengths.count(len(first.base) - 1) == 1
+    assert len({tuple(tokens) for tokens in expected}) == 4
+
+
 def test_unguided_requests_ask_the_base_alone(loaded: Loaded) -> None:
     model, _, prompter = loaded
     prompt = prompter("Tell me a joke.")

@@ -14,7 +14,7 @@ from mlx_lm.generate import BatchGenerator, generate_step, speculative_generate_
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache, trim_prompt_cache
 from tiny import VOCABULARY, tiny_guide, tiny_guided, tiny_model, tiny_shared
 
-from parm_mlx.guidance.batch import start
+from parm_mlx.guidance.beginnings import Beginnings
 from parm_mlx.guidance.model import GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.prompts import PromptTokens
@@ -89,7 +89,8 @@ def test_a_batch_of_mixed_preferences_gives_each_sequence_its_own_tokens(
         return Request(PromptTokens(prompts[i], prompts[i]), (alphas[i][0], alphas[i][1]), Sampling())
 
     def insert(indices: range) -> None:
-        tokens_left, caches = zip(*(start(model, request(i)) for i in indices), strict=True)
+        begin = Beginnings(model, [request(i) for i in indices])
+        tokens_left, caches = zip(*(begin(request(i)) for i in indices), strict=True)
         uids = generator.insert(list(tokens_left), max_tokens=[limits[i] for i in indices], caches=list(caches))
         inserted.extend(uids)
         tokens.update((uid, []) for uid in uids)
