@@ -1,20 +1,24 @@
 """Where the answers of a batch begin: prompt caches, and the tokens that are still to be read into them."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
 from parm_mlx.guidance.model import Cache, GuidedModel
-from parm_mlx.guidance.prefill import prefill, read, read_guide
+from parm_mlx.guidance.prefill import prefill, read, read_guides
+from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.requests import Request
 from parm_mlx.mlxlm import bears_padding, make_prompt_cache
+from parm_mlx.preference import Alpha
+
+ROWS = 16
+Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Beginnings:
-    """Begins answers. A base prompt that several guided requests have, under different preferences, is read once.
+    """Begins answers; called once for each request, in their order.
 
-    The guide's rows depend on α and are read for each. A prompt that comes once is left to the batch to read, together
-    with others.
+    A prompt that several guided requests have, under different preferences, is read by the base once, and by the guide
+    for up to ``ROWS`` preferences at a time. A prompt that comes once is left to the batch to read, with others.
 
     Args:
         model: The guided model.
@@ -23,9 +27,11 @@ class Beginnings:
 
     def __init__(self, model: GuidedModel, requests: Sequence[Request]) -> None:
         self._model = model
-        self._left = Counter(tuple(request.prompt.base) for request in requests if request.alpha is not None)
-        self._read: dict[tuple[int, ...], Cache] = {}
-        self._repeated = {prompt for prompt, count in self._left.items() if count > 1}
+        alphas: dict[Key, list[Alpha]] = {}
+        for request in requests:
+            if request.alpha is not None:
+                alphas.setdefault(_key(request.prompt), []).append(request.alpha)
+        self._repeated = {key: self._caches(key, several) for key, several in alphas.items() if len(several) > 1}
 
     def __call__(self, request: Request) -> tuple[list[int], Cache]:
         """The tokens of a request that are still to be read, and the cache to read them into."""
@@ -36,20 +42,21 @@ class Beginnings:
                 return prompt.base, cache
             read(model.base, prompt.base[:-1], cache)
             return prompt.base[-1:], cache
+        if repeated := self._repeated.get(_key(prompt)):
+            return prompt.base[-1:], next(repeated)
         cache = model.make_cache(request.alpha)
-        if tuple(prompt.base) in self._repeated:
-            _, guide = model.split_cache(cache)
-            read_guide(model, guide, prompt.base, prompt.guide)
-            return prompt.base[-1:], model.join_cache(self._base(prompt.base), guide)
         if prompt.base == prompt.guide and bears_padding(cache):
             return prompt.base, cache
         return [prefill(model, cache, prompt.base, prompt.guide)], cache
 
-    def _base(self, prompt: Sequence[int]) -> Cache:
-        """The base's cache of a repeated prompt but for its last token; the last one who asks gets the original."""
-        key = tuple(prompt)
-        if key not in self._read:
-            self._read[key] = make_prompt_cache(self._model.base)
-            read(self._model.base, prompt[:-1], self._read[key])
-        self._left[key] -= 1
-        return deepcopy(self._read[key]) if self._left[key] > 0 else self._read.pop(key)
+    def _caches(self, key: Key, alphas: Sequence[Alpha]) -> Iterator[Cache]:
+        base, guide = key
+        base_cache = make_prompt_cache(self._model.base)
+        read(self._model.base, base[:-1], base_cache)
+        for start in range(0, len(alphas), ROWS):
+            for guide_cache in read_guides(self._model, alphas[start : start + ROWS], base, guide):
+                yield self._model.join_cache(deepcopy(base_cache), guide_cache)
+
+
+def _key(prompt: PromptTokens) -> Key:
+    return tuple(prompt.base), tuple(prompt.guide)

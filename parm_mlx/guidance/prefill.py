@@ -7,7 +7,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.guidance.model import Cache, GuidedModel
-from parm_mlx.mlxlm import PreferenceCache
+from parm_mlx.mlxlm import PreferenceCache, joined, row_of
+from parm_mlx.preference import Alpha
 
 STEP = 2048
 
@@ -32,20 +33,34 @@ def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequen
         return base[-1]
     base_cache, guide_cache = model.split_cache(cache)
     read(model.base, base[:-1], base_cache)
-    read_guide(model, guide_cache, base, guide)
+    read(model.guide, guide[:-1], guide_cache)
+    _go_on(guide_cache, base, guide)
     return base[-1]
 
 
-def read_guide(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequence[int]) -> None:
-    """Reads the guide's prompt into its cache, up to the last token; see :func:`prefill`."""
-    read(model.guide, guide[:-1], cache)
+def read_guides(model: GuidedModel, alphas: Sequence[Alpha], base: Sequence[int], guide: Sequence[int]) -> list[Cache]:
+    """Reads one guide's prompt under several preferences at once, up to its last token; see :func:`prefill`.
+
+    Returns:
+        The guide's cache for each preference.
+    """
+    *columns, preferences = zip(*(model.guide.make_cache(alpha) for alpha in alphas), strict=True)
+    together = [*map(joined, columns), PreferenceCache.merge(preferences)]
+    read(model.guide, guide[:-1], together, rows=len(alphas))
+    caches = [[*(row_of(entry, i) for entry in together[:-1]), together[-1].extract(i)] for i in range(len(alphas))]
+    for cache in caches:
+        _go_on(cache, base, guide)
+    return caches
+
+
+def _go_on(guide_cache: Cache, base: Sequence[int], guide: Sequence[int]) -> None:
     if base[-1] != guide[-1]:
-        preference: PreferenceCache = cache[-1]
+        preference: PreferenceCache = guide_cache[-1]
         preference.replace_first_token(guide[-1])
 
 
-def read(model: nn.Module, tokens: Sequence[int], cache: list[Any]) -> None:
-    """Reads tokens into a model's cache."""
+def read(model: nn.Module, tokens: Sequence[int], cache: list[Any], rows: int = 1) -> None:
+    """Reads tokens into a model's cache, the same into each of its rows."""
     for start in range(0, len(tokens), STEP):
-        model(mx.array([tokens[start : start + STEP]]), cache=cache)
+        model(mx.array([tokens[start : start + STEP]] * rows), cache=cache)
         mx.eval([entry.state for entry in cache])

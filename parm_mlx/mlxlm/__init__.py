@@ -7,7 +7,7 @@ from mlx_lm.models import cache as _mlx_cache
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from parm_mlx.mlxlm.entries import Checkpoint, bears_padding, can_batch, rewind
+from parm_mlx.mlxlm.entries import Checkpoint, bears_padding, can_batch, joined, rewind, row_of
 from parm_mlx.mlxlm.models import (
     Layer,
     attention_windows,
@@ -40,11 +40,13 @@ __all__ = [
     "can_batch",
     "context_length",
     "filter_logprobs",
+    "joined",
     "load_tokenizer_alone",
     "load_weights_and_tokenizer",
     "make_prompt_cache",
     "reporting_callback",
     "rewind",
+    "row_of",
     "save_like",
     "trunk_and_output_layer",
     "wired_limit",

@@ -87,7 +87,7 @@ def test_a_prompt_asked_at_several_preferences_is_read_once_by_the_base(
     model, tokenizer, guide_tokenizer = load_with_tokenizers(official / base, official_parm)
     prompter = Prompter(tokenizer, guide_tokenizer)
     first, second = prompter("Tell me a joke."), prompter("What is the capital of France?")
-    own = PromptTokens(first.base, [*second.guide[:-1], 7])
+    own = PromptTokens(second.base, [*first.guide[:-1], 7])
     requests = [
         Request(prompt, alpha, Sampling())
         for prompt, alpha in ((first, (1.0, 0.0)), (second, (0.5, 0.5)), (first, (0.0, 1.0)), (own, (0.3, 0.7)))
