@@ -45,9 +45,9 @@ def read_guides(model: GuidedModel, alphas: Sequence[Alpha], base: Sequence[int]
         The guide's cache for each preference.
     """
     *columns, preferences = zip(*(model.guide.make_cache(alpha) for alpha in alphas), strict=True)
-    together = [*map(joined, columns), PreferenceCache.merge(preferences)]
-    read(model.guide, guide[:-1], together, rows=len(alphas))
-    caches = [[*(row_of(entry, i) for entry in together[:-1]), together[-1].extract(i)] for i in range(len(alphas))]
+    entries, preference = [joined(column) for column in columns], PreferenceCache.merge(preferences)
+    read(model.guide, guide[:-1], [*entries, preference], rows=len(alphas))
+    caches = [[*(row_of(entry, i) for entry in entries), preference.extract(i)] for i in range(len(alphas))]
     for cache in caches:
         _go_on(cache, base, guide)
     return caches

@@ -155,26 +155,7 @@ def batched(rows: Sequence[Any]) -> Any | None:
     if isinstance(first, CacheList):
         parts = [batched(column) for column in zip(*(entry.caches for entry in rows), strict=True)]
         return None if any(part is None for part in parts) else CacheList(*parts)
-    if all(type(entry) is KVCache and entry.keys is not None for entry in rows):
-        return _padded_together(rows)
     return type(first).merge(list(rows)) if hasattr(first, "merge") else None
-
-
-def _padded_together(rows: Sequence[Any]) -> BatchKVCache:
-    """What mlx-lm's merge makes of keys and values, in time linear in their number."""
-    longest = max(entry.offset for entry in rows)
-    padding = [longest - entry.offset for entry in rows]
-    together = BatchKVCache(padding)
-    columns = zip(*(entry.keys_and_values() for entry in rows), strict=True)
-    together.keys, together.values = (
-        mx.concatenate(
-            [mx.pad(x, [(0, 0), (0, 0), (n, 0), (0, 0)]) if n else x for x, n in zip(column, padding, strict=True)]
-        )
-        for column in columns
-    )
-    together.offset += longest
-    together._idx = longest
-    return together
 
 
 class _DifferError(Exception):

@@ -18,7 +18,7 @@ from mlx_lm.models.cache import (
 )
 
 from parm_mlx.mlxlm import Checkpoint, PairCache, PreferenceCache, bears_padding, can_batch, rewind
-from parm_mlx.mlxlm.entries import batched, joined, row_of
+from parm_mlx.mlxlm.entries import joined, row_of
 
 KNOWN = {
     "KVCache",
@@ -97,16 +97,6 @@ def test_rows_of_different_lengths_are_padded_where_mlx_lm_can() -> None:
     assert [type(part) for part in both.caches] == [ArraysCache, BatchKVCache]
     assert both.caches[0][0][:, 0].tolist() == [2, 4]
     assert held(row_of(both, 1).caches[1]) == [[0, 1, 2, 3]]
-
-
-def test_a_batch_of_keys_and_values_is_what_mlx_lm_makes_of_it() -> None:
-    rows = [feed(KVCache(), 10 * n, n) for n in (3, 1, 4)]
-    ours, theirs = batched(rows), KVCache.merge(rows)
-    assert type(ours) is type(theirs) is BatchKVCache
-    for name, value in vars(theirs).items():
-        own = getattr(ours, name)
-        assert mx.array_equal(own, value) if isinstance(value, mx.array) else own == value, name
-    assert vars(ours).keys() == vars(theirs).keys()
 
 
 def test_room_that_was_allocated_ahead_does_not_keep_rows_apart() -> None:
