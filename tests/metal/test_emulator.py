@@ -1,7 +1,6 @@
 """Correct kernels give the right numbers: types, sizes, parameters, and kernels that others ship."""
 
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -244,7 +243,6 @@ def test_a_fault_leaves_nothing_behind() -> None:
 # ---- kernels that mlx-lm ships
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="mlx-lm 0.31 has other kernels")
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 def test_mlx_lms_gated_delta_kernel(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_lm.models import gated_delta
