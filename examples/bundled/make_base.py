@@ -103,7 +103,8 @@ class Trainer:
         for i, stream in enumerate(self.streams):
             with mx.stream(stream):
                 share = ids[i * rows : (i + 1) * rows]
-                hidden = self.model.model(share[:, :-1]).reshape(-1, ARCHITECTURE["hidden_size"])[places[i]]
+                hidden = self.model.model(share[:, :-1])
+                hidden = hidden.reshape(-1, hidden.shape[-1])[places[i]]
                 logits = self.model.model.embed_tokens.as_linear(hidden)
                 losses = nn.losses.cross_entropy(logits, share[:, 1:].reshape(-1)[places[i]])
                 total.append((losses * weights[i]).sum())
@@ -143,14 +144,21 @@ def perplexity(model: Model, tokenizer: Any, count: int) -> float:
     return math.exp(total / tokens)
 
 
+def architecture(width: int, layers: int) -> dict[str, Any]:
+    """The bundled architecture at another size; a head stays 64 wide."""
+    size = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 2 * width}
+    return ARCHITECTURE | size | {"num_attention_heads": width // 64, "num_key_value_heads": width // 64}
+
+
 def save_model(model: Model, tokenizer: Any, out: Path) -> int:
     """Writes a model directory that mlx-lm loads, weights in float16; returns its size in bytes."""
+    config = {name: getattr(model.args, name) for name in ARCHITECTURE}
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(out))
     weights = {name: value.astype(mx.float16) for name, value in tree_flatten(model.parameters())}
     mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    (out / "config.json").write_text(json.dumps(ARCHITECTURE | ends, indent=2) + "\n", encoding="utf-8")
+    (out / "config.json").write_text(json.dumps(config | ends, indent=2) + "\n", encoding="utf-8")
     return sum(path.stat().st_size for path in out.iterdir())
 
 
@@ -211,6 +219,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--width", type=int, default=ARCHITECTURE["hidden_size"], help="a multiple of 64")
+    parser.add_argument("--layers", type=int, default=ARCHITECTURE["num_hidden_layers"])
     parser.add_argument("--streams", type=int, default=2 if mx.default_device() == mx.Device(mx.cpu) else 1)
     args = parser.parse_args()
     keep_freed_memory()
@@ -219,7 +229,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     mx.random.seed(SEED)
     tokenizer = bpe.train(SEED)
-    model = Model(ModelArgs.from_dict(ARCHITECTURE))
+    model = Model(ModelArgs.from_dict(architecture(args.width, args.layers)))
     optimizer = make_optimizer(args.steps, args.learning_rate)
     optimizer.init(model.trainable_parameters())
     mx.eval(model.parameters(), optimizer.state)
