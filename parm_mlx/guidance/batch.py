@@ -1,5 +1,6 @@
 """Many answers: prompts under different preferences in one continuous batch, or one after the other."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -13,6 +14,8 @@ from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
 from parm_mlx.mlxlm import TokenizerWrapper, can_batch, make_prompt_cache, wired_limit
+
+JOIN = 8  # answers that join a running batch together: reading prompts and joining caches is cheaper for several
 
 
 def generate_batch(
@@ -33,7 +36,7 @@ def generate_batch(
         tokenizer: The base's tokenizer.
         requests: What to answer; guided and unguided requests run in a batch each.
         max_tokens: Longest answer.
-        batch_size: Most answers that run at the same time.
+        batch_size: Most answers that run, and most prompt caches that live, at the same time.
         stopped: Asked at every token; when it returns True, the unfinished answers are dropped.
         drafting: Who drafts tokens for guided answers, if anyone.
     """
@@ -70,26 +73,28 @@ def _run(
     batch_size: int,
     stopped: Callable[[], bool],
 ) -> Iterator[Answer]:
+    together = min(JOIN, batch_size)
     generator = BatchGenerator(
         runs,
         max_tokens=max_tokens,
         stop_tokens=[[token] for token in tokenizer.eos_token_ids],
         completion_batch_size=batch_size,
-        prefill_batch_size=min(8, batch_size),
+        prefill_batch_size=together,
     )
-    prompts, caches = [], []
-    samplers: list[Callable[[mx.array], mx.array]] = []
     begin = Beginnings(model, [requests[index] for index in indices])
-    for index in indices:
-        request = requests[index]
-        prompt, cache = begin(request)
-        prompts.append(prompt)
-        caches.append(cache)
-        samplers.append(request.sampling.sampler(request.number))
-    uids = generator.insert(prompts, caches=caches, samplers=samplers)
-    running: dict[int, tuple[int, list[int]]] = {uid: (i, []) for uid, i in zip(uids, indices, strict=True)}
+    waiting, running = deque(indices), dict[int, tuple[int, list[int]]]()
+
+    def join() -> None:
+        joining = [waiting.popleft() for _ in range(min(together, len(waiting)))]
+        prompts, caches = zip(*(begin(requests[index]) for index in joining), strict=True)
+        samplers = [requests[index].sampling.sampler(requests[index].number) for index in joining]
+        uids = generator.insert(list(prompts), caches=list(caches), samplers=samplers)
+        running.update((uid, (index, [])) for uid, index in zip(uids, joining, strict=True))
+
     try:
-        while running and not stopped():
+        while (waiting or running) and not stopped():
+            while waiting and len(running) + together <= batch_size:
+                join()
             for response in generator.next_generated():
                 index, tokens = running[response.uid]
                 if response.finish_reason != "stop":

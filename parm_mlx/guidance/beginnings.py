@@ -31,6 +31,7 @@ class Beginnings:
         for request in requests:
             if request.alpha is not None:
                 alphas.setdefault(_key(request.prompt), []).append(request.alpha)
+        self._left = {key: len(several) for key, several in alphas.items()}
         self._repeated = {key: self._caches(key, several) for key, several in alphas.items() if len(several) > 1}
 
     def __call__(self, request: Request) -> tuple[list[int], Cache]:
@@ -42,8 +43,12 @@ class Beginnings:
                 return prompt.base, cache
             read(model.base, prompt.base[:-1], cache)
             return prompt.base[-1:], cache
-        if repeated := self._repeated.get(_key(prompt)):
-            return prompt.base[-1:], next(repeated)
+        if repeated := self._repeated.get(key := _key(prompt)):
+            cache = next(repeated)
+            self._left[key] -= 1
+            if not self._left[key]:
+                del self._repeated[key]  # and with it the base's cache
+            return prompt.base[-1:], cache
         cache = model.make_cache(request.alpha)
         if prompt.base == prompt.guide and bears_padding(cache):
             return prompt.base, cache

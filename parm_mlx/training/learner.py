@@ -10,8 +10,8 @@ import numpy as np
 from mlx.utils import tree_map
 from numpy.typing import NDArray
 
+from parm_mlx.group import Group
 from parm_mlx.training.batches import Batch
-from parm_mlx.training.group import Group
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.loss import preference_loss
 from parm_mlx.training.optimizer import Optimizer

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from parm_mlx.errors import LostError
 from parm_mlx.files import check_new, new_directory, recover
+from parm_mlx.group import Group, join
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, pack_checkpoint, unpack_checkpoint
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.group import Group, join
 from parm_mlx.training.metrics import METRICS_FILE, History, Record, read_metrics
 from parm_mlx.training.picture import add_picture
 from parm_mlx.training.report import Progress

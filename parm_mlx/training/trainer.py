@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from parm_mlx.errors import DataError, LostError, RunError
+from parm_mlx.group import Group
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.machine import usable_memory, versions
 from parm_mlx.mlxlm import TokenizerWrapper
@@ -34,7 +35,6 @@ from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import load_data
 from parm_mlx.training.footprint import Footprint
-from parm_mlx.training.group import Group
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write_metrics

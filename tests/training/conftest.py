@@ -12,11 +12,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from parm_mlx.group import Group, join
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.pblora import load_into, read_adapter
 from parm_mlx.training.batches import Batch, make_batch
 from parm_mlx.training.checkpointing import checkpoint_blocks
-from parm_mlx.training.group import Group, join
 from parm_mlx.training.learner import Learner
 from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.optimizer import Optimizer

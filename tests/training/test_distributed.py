@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from parm_mlx.errors import ConfigError, RunError
+from parm_mlx.group import join
 from parm_mlx.training.checkpoint import read_checkpoint
-from parm_mlx.training.group import join
 
 SETTINGS = (
     *("--iters", "4", "--batch-size", "6", "--val-batches", "-1", "--warmup", "1", "--learning-rate", "1e-3"),
@@ -27,7 +27,8 @@ TIMEOUT = 120
 SCRIPT = """
 import os, sys
 from parm_mlx.cli.main import main
-from parm_mlx.training import group, trainer
+from parm_mlx import group
+from parm_mlx.training import trainer
 
 how = os.environ.get("ENDING" + os.environ.get("MLX_RANK", ""), "")
 group.PATIENCE = float(os.environ.get("PATIENCE", group.PATIENCE))

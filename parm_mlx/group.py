@@ -1,7 +1,7 @@
-"""Several processes that train together: data parallel over ``mx.distributed``, started with ``mlx.launch``.
+"""Several processes that do one piece of work together over ``mx.distributed``, started with ``mlx.launch``.
 
-Every process reads the model and the data, draws the same batches and makes the same updates; of each batch it computes
-its share, and the sums are those of all. The main process, rank 0, alone writes and reports.
+Every process reads the model and the data and does its share: of each batch when training, of the answers in a sweep.
+The main process, rank 0, alone writes results and reports.
 """
 
 import hashlib
@@ -148,6 +148,10 @@ class Group:
             words.view(np.uint8)[:length] = np.frombuffer(content, np.uint8)
         return np.array(self._all_sum(mx.array(words))).view(np.uint8)[:length].tobytes()
 
+    def union(self, content: bytes) -> list[bytes]:
+        """What every process gives, in the order of their ranks, in all of them."""
+        return [self.broadcast(content if root == self.rank else b"", root) for root in range(self.size)]
+
     def check_same(self, facts: Mapping[str, Any]) -> None:
         """Checks that the processes agree on what they have read.
 
@@ -197,13 +201,13 @@ def join() -> Group:
     """The group that this process was started in, as the environment says; a group of one without ``mlx.launch``.
 
     Raises:
-        ConfigError: It was started for a backend that training does not use.
+        ConfigError: It was started for a backend that parm-mlx does not use.
         RunError: The others cannot be reached.
     """
     backend = next((name for variable, name in BACKENDS.items() if os.environ.get(variable)), None)
     if backend is None and "MLX_RANK" in os.environ:
         raise ConfigError(
-            f"this process is rank {os.environ['MLX_RANK']} of several, by a backend that training does not use",
+            f"this process is rank {os.environ['MLX_RANK']} of several, by a backend that parm-mlx does not use",
             hint="mlx.launch --backend ring, jaccl, jaccl-ring or mpi",
         )
     if backend is None or (backend == "ring" and _no_hosts(Path(os.environ["MLX_HOSTFILE"]))):

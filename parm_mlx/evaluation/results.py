@@ -1,0 +1,219 @@
+"""The folder of a run: what run it is, its answers (``results.jsonl``) and their scores (``scores.jsonl``).
+
+Answers are appended as they end. A line that a kill or a full disk has cut off is dropped when the folder is opened again.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from parm_mlx.errors import InputError, OutputError
+from parm_mlx.evaluation.prompts import Content
+from parm_mlx.files import disk_errors, read_json
+from parm_mlx.preference import Alpha
+
+RUN_FILE, RESULTS_FILE, SCORES_FILE = "run.json", "results.jsonl", "scores.jsonl"
+FORMAT = 1
+Key = tuple[str, Alpha | None, int]
+Scores = dict[str, float]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer.
+
+    Attributes:
+        id: Id of its prompt.
+        prompt: The prompt.
+        alpha: The preference; None is the base alone.
+        seed: Seed of the sampling.
+        text: The answer.
+        tokens: Its length in tokens.
+        finish_reason: ``"stop"`` or ``"length"``.
+    """
+
+    id: str
+    prompt: Content
+    alpha: Alpha | None
+    seed: int
+    text: str
+    tokens: int
+    finish_reason: str
+
+    @property
+    def key(self) -> Key:
+        """What the answer is told by."""
+        return self.id, self.alpha, self.seed
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    """One line of JSON."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+class RunFolder:
+    """A run's files.
+
+    Args:
+        path: The folder; made when there is none.
+        identity: Objectives and settings that tell the run from others, as JSON has them.
+
+    Raises:
+        OutputError: The folder holds another run, or something else.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path.expanduser()
+        self.identity = {"format": FORMAT, **json.loads(json.dumps(identity))}
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{path} is a file, not the folder of a run")
+        if (self.path / RUN_FILE).exists():
+            self._check(read_json(self.path / RUN_FILE, f"run {path}", OutputError))
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise OutputError(f"{path} is not empty and holds no run", hint="choose another --out")
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        ours, theirs = flat(self.identity), flat(found)
+        differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        if differing:
+            shown = "; ".join(f"{n}: {_short(theirs.get(n))}, now {_short(ours.get(n))}" for n in differing[:3])
+            more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise OutputError(
+                f"{self.path} holds another run ({shown}{more})", hint="choose another --out, or remove it"
+            )
+
+    def write_identity(self) -> None:
+        """Makes the folder, and says in it what run it is."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / RUN_FILE, [json.dumps(self.identity, indent=2, ensure_ascii=False) + "\n"])
+
+    def results(self) -> dict[Key, Result]:
+        """The answers that are there, those of other processes too."""
+        found: dict[Key, Result] = {}
+        for file in [self.path / RESULTS_FILE, *self.parts()]:
+            found |= {result.key: result for result in read_rows(file, _as_result)}
+        return found
+
+    def parts(self) -> list[Path]:
+        """Files with the answers of the other processes, while they work or when they were ended."""
+        return sorted(self.path.glob("results.rank*.jsonl"))
+
+    def scores(self) -> dict[Key, Scores]:
+        """The scores that are there."""
+        return dict(read_rows(self.path / SCORES_FILE, _as_scores))
+
+    def write_results(self, results: Iterable[Result]) -> None:
+        """Writes all answers in this order, in place of what is there."""
+        write_whole(self.path / RESULTS_FILE, (result_line(result) for result in results))
+
+    def write_scores(self, scores: Mapping[Key, Scores]) -> None:
+        """Writes all scores in this order, in place of what is there."""
+        write_whole(self.path / SCORES_FILE, (score_line(key, values) for key, values in scores.items()))
+
+    @contextmanager
+    def appending(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Yields a function that appends a line to a file of the folder; each is handed to the system at once."""
+        path = self.path / name
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
+
+            def append(line: str) -> None:
+                with disk_errors(path):
+                    file.write(line)
+                    file.flush()
+
+            yield append
+
+
+def score_line(key: Key, scores: Mapping[str, float]) -> str:
+    """A line of ``scores.jsonl``."""
+    return as_line({"id": key[0], "alpha": key[1], "seed": key[2], "scores": dict(scores)})
+
+
+def result_line(result: Result) -> str:
+    """A line of ``results.jsonl``."""
+    return as_line(asdict(result))
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], dict[Key, Result], dict[Key, Scores]]:
+    """Reads the folder of a run: what it is, its answers and scores.
+
+    Raises:
+        InputError: It is no folder of a run, or there are no answers or scores in it.
+    """
+    if not (path / RUN_FILE).is_file():
+        raise InputError(f"{path} is not the folder of a run: {RUN_FILE} is missing")
+    identity = read_json(path / RUN_FILE, f"run {path}", InputError)
+    results = {result.key: result for result in read_rows(path / RESULTS_FILE, _as_result)}
+    scores = dict(read_rows(path / SCORES_FILE, _as_scores))
+    if not results or not scores:
+        raise InputError(f"run {path} is not finished", hint="the command that began it goes on with it")
+    return identity, results, scores
+
+
+def read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """Reads JSON lines; a last line without its end is cut off the file.
+
+    Raises:
+        OutputError: A line is broken.
+    """
+    if not file.exists():
+        return
+    with disk_errors(file), file.open("rb+") as stream:
+        content = stream.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            stream.truncate(whole)
+    for number, line in enumerate(content[:whole].splitlines(), 1):
+        try:
+            yield read(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(f"{file}:{number}: not a line that parm-mlx has written ({error})") from None
+
+
+def write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file whole, or leaves what is there.
+
+    Raises:
+        RunError: The disk is full or failed.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with disk_errors(path):
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by dotted names."""
+    if not isinstance(tree, Mapping):
+        return {name: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{name}.{key}" if name and name != "settings" else str(key))
+    return leaves
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _as_alpha(value: Sequence[float] | None) -> Alpha | None:
+    return None if value is None else tuple(float(weight) for weight in value)
+
+
+def _as_result(row: dict[str, Any]) -> Result:
+    return Result(**{**row, "alpha": _as_alpha(row["alpha"])})
+
+
+def _as_scores(row: dict[str, Any]) -> tuple[Key, Scores]:
+    return (row["id"], _as_alpha(row["alpha"]), row["seed"]), {n: float(v) for n, v in row["scores"].items()}
