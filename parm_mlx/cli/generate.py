@@ -126,28 +126,10 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
         if not all(text.strip() for text in texts):
             raise InputError("the prompt is empty")
         return texts
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{file} is not UTF-8 text") from None
-    texts = [_prompt_of(line, file, i) for i, line in enumerate(lines, 1) if line.strip()]
-    if not texts:
-        raise DataError(f"{file} holds no prompt")
-    return texts
+    from parm_mlx.evaluation.prompts import read_prompts
 
-
-def _prompt_of(line: str, file: Path, number: int) -> str:
-    if not line.startswith("{"):
-        return line.strip()
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}:{number}: broken JSON: {error}") from None
-    if "prompt" not in row:
-        raise DataError(f'{file}:{number}: "prompt" is missing')
-    text = row["prompt"]
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f'{file}:{number}: "prompt" must be a text')
-    return text
+    found = read_prompts(file)
+    for prompt in found:
+        if not isinstance(prompt.content, str):
+            raise DataError(f'{file}:{prompt.line}: "prompt" must be a text')
+    return [str(prompt.content) for prompt in found]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from parm_mlx import __version__
-from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, fuse, generate, train
+from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, train
 from parm_mlx.errors import ParmError, QuietError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo", short_help="Answer unseen questions at several preferences.")(demo.demo)
 app.command("chat", short_help="Chat, and change the preference at any turn.")(chat.chat)
 app.command("generate", short_help="Answer prompts at one or several preferences.")(generate.generate)
+app.command("evaluate", short_help="Measure how answers follow the preference.")(evaluate.evaluate)
 app.command("train", short_help="Train a PARM adapter on preference data.")(train.train)
 app.command("convert", short_help="Convert models and adapters.")(convert.convert)
 app.command("fuse", short_help="Fix a PARM at one preference as a plain model.")(fuse.fuse)

@@ -1,6 +1,7 @@
 """The folder of a run: what run it is, its answers (``results.jsonl``) and their scores (``scores.jsonl``).
 
-Answers are appended as they end. A line that a kill or a full disk has cut off is dropped when the folder is opened again.
+Answers are appended as they end. A line that a kill or a full disk has cut off is dropped when the
+folder is opened again.
 """
 
 import json
@@ -70,10 +71,13 @@ class RunFolder:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path.expanduser()
         self.identity = {"format": FORMAT, **json.loads(json.dumps(identity))}
+        self.rewards: dict[str, str] = {}
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{path} is a file, not the folder of a run")
         if (self.path / RUN_FILE).exists():
-            self._check(read_json(self.path / RUN_FILE, f"run {path}", OutputError))
+            found = read_json(self.path / RUN_FILE, f"run {path}", OutputError)
+            self.rewards = dict(found.pop("rewards", {}))  # type: ignore[call-overload]
+            self._check(found)
         elif self.path.exists() and any(self.path.iterdir()):
             raise OutputError(f"{path} is not empty and holds no run", hint="choose another --out")
 
@@ -91,7 +95,16 @@ class RunFolder:
         """Makes the folder, and says in it what run it is."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / RUN_FILE, [json.dumps(self.identity, indent=2, ensure_ascii=False) + "\n"])
+            content = {**self.identity, "rewards": self.rewards}
+            write_whole(self.path / RUN_FILE, [json.dumps(content, indent=2, ensure_ascii=False) + "\n"])
+
+    def set_rewards(self, specs: Mapping[str, str]) -> None:
+        """Says what scores the answers; scores by what has changed are dropped."""
+        changed = {name for name, spec in self.rewards.items() if specs.get(name) != spec}
+        kept = {key: {n: v for n, v in row.items() if n not in changed} for key, row in self.scores().items()}
+        self.rewards = dict(specs)
+        self.write_scores(kept)
+        self.write_identity()
 
     def results(self) -> dict[Key, Result]:
         """The answers that are there, those of other processes too."""
@@ -140,6 +153,12 @@ def result_line(result: Result) -> str:
     return as_line(asdict(result))
 
 
+def parse_results(content: bytes) -> dict[Key, Result]:
+    """The answers of lines that :func:`result_line` wrote."""
+    rows = map(_as_result, map(json.loads, content.decode().split("\n")[:-1]))
+    return {result.key: result for result in rows}
+
+
 def read_run(path: Path) -> tuple[dict[str, Any], dict[Key, Result], dict[Key, Scores]]:
     """Reads the folder of a run: what it is, its answers and scores.
 
@@ -169,7 +188,7 @@ def read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             stream.truncate(whole)
-    for number, line in enumerate(content[:whole].splitlines(), 1):
+    for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
         try:
             yield read(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

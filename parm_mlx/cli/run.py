@@ -1,0 +1,185 @@
+"""One evaluation run from the command line: what is asked, answered and scored."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from parm_mlx.cli import console
+from parm_mlx.cli.session import Session
+from parm_mlx.errors import InputError
+from parm_mlx.preference import Alpha, simplex_grid
+
+if TYPE_CHECKING:
+    from parm_mlx.evaluation.prompts import Prompt
+    from parm_mlx.evaluation.results import Result
+    from parm_mlx.evaluation.summary import Run
+
+STEPS = {1: 1.0, 2: 0.1, 3: 0.25}
+COARSE = 0.5
+COST_TOKENS = 48
+
+
+def chosen_prompts(file: Path | None, limit: int | None, bundled: bool) -> list["Prompt"]:
+    """The prompts of a file, or the bundled model's unseen questions."""
+    from parm_mlx.evaluation.prompts import Prompt, check_distinct, content_id, read_prompts
+    from parm_mlx.guidance.loading import BUNDLED
+
+    if file is not None:
+        found = read_prompts(file)
+        check_distinct(found, file)
+    elif bundled:
+        texts = json.loads((BUNDLED / "held_out_prompts.json").read_text(encoding="utf-8"))
+        found = [Prompt(content_id(text), text) for text in texts]
+    else:
+        raise InputError("--prompts is missing, a file of prompts", hint="for instance --prompts questions.txt")
+    return found[:limit]
+
+
+def chosen_alphas(session: Session, step: float | None, file: Path | None) -> list[Alpha]:
+    """The preferences of a grid or of a file."""
+    if file is None:
+        k = len(session.objectives)
+        return simplex_grid(k, STEPS.get(k, COARSE) if step is None else step)
+    if step is not None:
+        raise InputError("--grid and --alphas exclude each other")
+    from parm_mlx.evaluation.prompts import read_alphas
+
+    return read_alphas(file, session.objectives)
+
+
+def chosen_rewards(given: Sequence[str] | None, objectives: Sequence[str]) -> dict[str, Any]:
+    """The rewards by name, those of the objectives first and in their order."""
+    from parm_mlx.evaluation.rewards import SCORERS
+    from parm_mlx.evaluation.scoring import load_rewards
+
+    if not given:
+        unknown = [name for name in objectives if name not in SCORERS]
+        if unknown:
+            raise InputError(
+                f"nothing scores {', '.join(unknown)}", hint=f"add --reward {unknown[0]}=SPEC, for each objective"
+            )
+        given = [f"{name}=builtin:{name}" for name in objectives]
+    names = [spec.partition("=")[0] for spec in given]
+    missing = [name for name in objectives if name not in names]
+    if missing:
+        raise InputError(
+            f"no --reward for {', '.join(missing)}; the objectives are {', '.join(objectives)}",
+            hint=f"add --reward {missing[0]}=SPEC",
+        )
+    rewards = load_rewards(given)
+    return {name: rewards[name] for name in [*objectives, *(name for name in rewards if name not in objectives)]}
+
+
+def make_run(
+    session: Session,
+    out: Path,
+    prompts: Sequence["Prompt"],
+    alphas: Sequence[Alpha],
+    reward: Sequence[str] | None,
+    request: dict[str, Any],
+    names: dict[str, Any],
+    batch_size: int,
+) -> tuple["Run", "list[Result]"] | None:
+    """Answers and scores what is missing in the folder of a run.
+
+    Args:
+        session: The loaded models.
+        out: The folder.
+        prompts: What is asked.
+        alphas: At which preferences.
+        reward: ``--reward``, as given.
+        request: How answers are generated: sampling, ``max_tokens``, ``seeds``, ``system_prompt``.
+        names: What the models are called.
+        batch_size: Most answers at the same time.
+
+    Returns:
+        The run and its answers; None in all processes but the main one.
+    """
+    from parm_mlx.evaluation.results import RunFolder
+    from parm_mlx.evaluation.run import answer_all, model_digest, score_all
+    from parm_mlx.evaluation.summary import Run
+    from parm_mlx.evaluation.sweep import Sweep, plan
+    from parm_mlx.group import join
+    from parm_mlx.guidance.sampling import Sampling
+    from parm_mlx.interrupt import stop_on_interrupt
+
+    group = join()
+    with group.reported_once(), group.agreed():
+        rewards = chosen_rewards(reward, session.objectives)
+        settings = {
+            **names,
+            "adapter_sha256": model_digest(session.model),
+            "beta": list(session.betas),
+            **request,
+            "alphas": [list(alpha) for alpha in alphas],
+            "prompts": [prompt.id for prompt in prompts],
+        }
+        folder = RunFolder(out, {"objectives": list(session.objectives), "settings": settings})
+    group.check_same({"settings": folder.identity})
+    sampling = Sampling(**{name: request[name] for name in ("temp", "top_p", "top_k", "min_p")})
+    system = [{"role": "system", "content": request["system_prompt"]}] if request["system_prompt"] else []
+    sweep = Sweep(
+        session.model,
+        session.tokenizer,
+        session.prompter,
+        sampling,
+        request["max_tokens"],
+        batch_size,
+        system,
+        session.drafting,
+    )
+    work = plan(prompts, alphas, request["seeds"])
+    total = sum(map(len, work))
+    began = time.perf_counter()
+    with stop_on_interrupt() as stopped:
+        results, fresh = answer_all(folder, sweep, work, group, stopped, console.progress)
+    generating = time.perf_counter() - began
+    if not group.main:
+        return None
+    if len(results) < total:
+        console.note(f"interrupted: {len(results)} of {total} answers are kept; the same command goes on")
+        raise typer.Exit(console.INTERRUPTED)
+    if len(fresh) < total:
+        console.note(f"{total - len(fresh)} of {total} answers were there already")
+    specs = {name: each.spec for name, each in rewards.items()}
+    folder.set_rewards(specs)
+    began = time.perf_counter()
+    scores = score_all(folder, results, rewards, console.progress)
+    scoring = time.perf_counter() - began
+    timing = _earlier_timing(out)
+    if fresh:
+        tokens = sum(result.tokens for result in fresh)
+        timing = {"answers": len(fresh), "tokens": tokens, "generating_s": generating, "scoring_s": scoring}
+        timing |= _cost(session, prompts[0], alphas)
+    run = Run(out.name, session.objectives, specs, results, scores, timing)
+    return run, results
+
+
+def _earlier_timing(out: Path) -> dict[str, float]:
+    """What was measured when the answers were generated."""
+    try:
+        earlier = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["time"]
+        return {name: value for name, value in earlier.items() if name != "scoring_share"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _cost(session: Session, prompt: "Prompt", alphas: Sequence[Alpha]) -> dict[str, float]:
+    """Milliseconds per token of base, guide and guided decoding, one sequence each, in turns."""
+    from functools import partial
+
+    from parm_mlx.diagnostics.bench import plain, preferring
+    from parm_mlx.diagnostics.timing import time_in_turns
+
+    model, tokens = session.model, [session.prompter(prompt.content).base]
+    starts = {
+        "base_token_ms": partial(plain, model.base, tokens, alphas[:1]),
+        "guide_token_ms": partial(preferring, model.guide, tokens, alphas[:1]),
+        "guided_token_ms": partial(preferring, model, tokens, alphas[:1]),
+    }
+    samples = time_in_turns(starts, COST_TOKENS, lambda: False)
+    return {name: 1000 * sample.decode / sample.tokens for name, sample in (samples or {}).items()}
