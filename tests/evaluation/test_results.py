@@ -1,0 +1,118 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from parm_mlx.errors import InputError, OutputError, RunError
+from parm_mlx.evaluation.results import Result, RunFolder, read_run, result_line, write_whole
+
+IDENTITY = {"objectives": ["a", "b"], "settings": {"model": "m", "alphas": [[1.0, 0.0]]}}
+RESULTS = [
+    Result("p", "What\u2028now?", None, 0, "an answer\nin two lines", 5, "stop"),
+    Result("p", [{"role": "user", "content": "Hi"}], (1.0, 0.0), 0, "ü", 1, "length"),
+]
+
+
+def filled(path: Path) -> RunFolder:
+    folder = RunFolder(path, IDENTITY)
+    folder.write_identity()
+    with folder.appending("results.jsonl") as append:
+        for result in RESULTS:
+            append(result_line(result))
+    return folder
+
+
+def test_answers_come_back_as_they_were(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "run")
+    assert list(folder.results().values()) == RESULTS
+    assert [result.key for result in RESULTS] == [("p", None, 0), ("p", (1.0, 0.0), 0)]
+    assert list(RunFolder(tmp_path / "run", IDENTITY).results().values()) == RESULTS
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_what_follows_is_whole(tmp_path: Path) -> None:
+    """Cut anywhere in the last line: the first answer stays, and the second can be appended again."""
+    whole = (filled(tmp_path / "run").path / "results.jsonl").read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(first, len(whole)):
+        (tmp_path / "run" / "results.jsonl").write_bytes(whole[:length])
+        folder = RunFolder(tmp_path / "run", IDENTITY)
+        assert list(folder.results().values()) == RESULTS[:1]
+        with folder.appending("results.jsonl") as append:
+            append(result_line(RESULTS[1]))
+        assert (tmp_path / "run" / "results.jsonl").read_bytes() == whole
+
+
+def test_answers_of_other_processes_count(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "run")
+    other = Result("q", "x", (0.0, 1.0), 0, "y", 1, "stop")
+    (tmp_path / "run" / "results.rank1.jsonl").write_text(result_line(other))
+    assert list(folder.results().values()) == [*RESULTS, other]
+    assert [part.name for part in folder.parts()] == ["results.rank1.jsonl"]
+
+
+def test_another_run_is_refused_and_the_difference_is_named(tmp_path: Path) -> None:
+    filled(tmp_path / "run")
+    other = {"objectives": ["a", "b"], "settings": {"model": "other", "alphas": [[1.0, 0.0]]}}
+    with pytest.raises(OutputError, match=r'holds another run \(model: "m", now "other"\)'):
+        RunFolder(tmp_path / "run", other)
+
+
+def test_folders_that_hold_no_run_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(OutputError, match="is not empty and holds no run"):
+        RunFolder(tmp_path / "mine", IDENTITY)
+    with pytest.raises(OutputError, match="is a file"):
+        RunFolder(tmp_path / "mine" / "letter.txt", IDENTITY)
+    with pytest.raises(InputError, match=r"run\.json is missing"):
+        read_run(tmp_path / "mine")
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "run")
+    (tmp_path / "run" / "results.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(OutputError, match=r"results\.jsonl:1: not a line that parm-mlx has written"):
+        folder.results()
+
+
+def test_other_rewards_drop_the_scores_that_they_replace(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "run")
+    folder.set_rewards({"a": "one", "b": "two"})
+    scores = {result.key: {"a": 1.0, "b": 2.0} for result in RESULTS}
+    folder.write_scores(scores)
+    again = RunFolder(tmp_path / "run", IDENTITY)
+    again.set_rewards({"a": "one", "b": "two"})
+    assert again.scores() == scores
+    again.set_rewards({"a": "one", "b": "three"})
+    assert again.scores() == {result.key: {"a": 1.0} for result in RESULTS}
+    identity, results, _ = read_run(tmp_path / "run")
+    assert (identity["rewards"], list(results.values())) == ({"a": "one", "b": "three"}, RESULTS)
+
+
+def test_a_run_without_scores_is_not_finished(tmp_path: Path) -> None:
+    filled(tmp_path / "run")
+    with pytest.raises(InputError, match="is not finished"):
+        read_run(tmp_path / "run")
+
+
+def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = filled(tmp_path / "run")
+    before = (tmp_path / "run" / "results.jsonl").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        folder.write_results(RESULTS[:1])
+    assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
+
+
+def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
+    def lines() -> object:
+        yield "one\n"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match="the disk is full"):
+        write_whole(tmp_path / "file", lines())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
