@@ -70,7 +70,7 @@ def test_what_is_asked_twice_is_scored_once_longest_first() -> None:
     ("result", "problem"),
     [
         ([1.0], r"reward r \(spec\) returned 1 scores for 2 answers"),
-        ([1.0, float("nan")], r"returned nan, no finite number, for 'second'"),
+        ([1.0, float("nan")], r"returned nan, no finite number, for 'other'"),
         ([float("inf"), 1.0], "returned inf, no finite number, for 'first'"),
         (["x", 1], "returned 'x', no finite number"),
         (None, "failed: TypeError: 'NoneType' object is not iterable"),
@@ -78,7 +78,7 @@ def test_what_is_asked_twice_is_scored_once_longest_first() -> None:
 )
 def test_wrong_results_are_one_line(result: object, problem: str) -> None:
     with pytest.raises(RunError, match=problem):
-        Reward("r", "spec", lambda prompts, answers: result)(["p", "p"], ["first", "second"])  # type: ignore[arg-type, return-value]
+        Reward("r", "spec", lambda prompts, answers: result)(["p", "p"], ["first", "other"])  # type: ignore[arg-type, return-value]
 
 
 def test_a_function_that_raises_is_one_line() -> None:
