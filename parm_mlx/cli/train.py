@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from parm_mlx.cli import console, options
-from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.config import SMOOTHING, TrainConfig
 
 
 def train(
@@ -84,8 +84,29 @@ def train(
         ),
     ] = TrainConfig.dirichlet,
     alpha_per: Annotated[
-        Literal["example", "batch"], typer.Option("--alpha-per", help="Draw one alpha per pair, or one per step.")
-    ] = TrainConfig.alpha_per,
+        Literal["example", "batch"] | None,
+        typer.Option(
+            "--alpha-per",
+            help="Draw one alpha per pair, or one per step.",
+            show_default="example; batch for tchebycheff",
+        ),
+    ] = None,
+    scalarization: Annotated[
+        Literal["linear", "tchebycheff"],
+        typer.Option(
+            "--scalarization",
+            help="How alpha makes one loss of several: their weighted sum, or a smooth maximum of the weighted losses, "
+            "which also finds trade-offs that no sum does.",
+        ),
+    ] = TrainConfig.scalarization,
+    smoothing: Annotated[
+        float | None,
+        typer.Option(
+            "--smoothing",
+            help="Smoothness of the maximum of tchebycheff; smaller is closer to the plain maximum.",
+            show_default=str(SMOOTHING),
+        ),
+    ] = None,
     adapter: Annotated[
         Literal["pblora", "lora", "svd-lora"],
         typer.Option(

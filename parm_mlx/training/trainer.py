@@ -116,7 +116,9 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         scorer = ResponseScorer(model, self.k)
-        self.learner = Learner(scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps, group)
+        self.learner = Learner(
+            scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps, group, config.smoothing
+        )
         self.footprint = Footprint(scorer, config, train, -(-config.pairs_per_step // self.learner.parts))
         self.footprint.announce(progress, usable_memory())
         if checkpoint:
