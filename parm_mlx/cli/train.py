@@ -27,6 +27,15 @@ def train(
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML file with any of these settings; flags override it.")
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--start-from",
+            help="PARM adapter to begin from, directory or hub id. Its objectives come first; those that are new begin "
+            "as the mean of its own.",
+            show_default="a fresh adapter",
+        ),
+    ] = None,
     iters: Annotated[
         int | None, typer.Option("--iters", help="Number of steps.", show_default="as --epochs says")
     ] = None,
@@ -188,6 +197,7 @@ def train(
       parm-mlx train --model base --data pairs.jsonl --out my-parm --iters 200
       parm-mlx train --model base --data pairs/ --out my-parm --objectives harmless,helpful
       parm-mlx train --model base --data pairs.jsonl --out my-parm --iters 200 --resume
+      parm-mlx train --model base --data three.jsonl --out wider --start-from my-parm --iters 100
       parm-mlx train --config train.yaml --learning-rate 1e-4 --out second-try
     """
     names = context.params.keys() - {"config", "force", "resume"}

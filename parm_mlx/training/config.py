@@ -24,6 +24,8 @@ class TrainConfig:
         model: Backbone of the PARM; directory or hub id of an MLX model.
         data: Preference data: a file, a folder or a data set on the hub.
         out: Directory for the adapter.
+        start_from: PARM adapter that training begins from, directory or hub id; a fresh one by default. Its objectives
+            come first. Others are added, each as the mean of those that are there.
         iters: Number of steps; takes the place of ``epochs``.
         epochs: Passes over the training pairs.
         batch_size: Pairs that are computed together; the pairs of a step without gradient accumulation.
@@ -70,6 +72,7 @@ class TrainConfig:
     model: str = ""
     data: str = ""
     out: str = ""
+    start_from: str | None = None
     iters: int | None = None
     epochs: float = 2.0
     batch_size: int = 8
@@ -306,6 +309,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "model": _text,
     "data": _text,
     "out": _text,
+    "start_from": _text,
     "iters": _whole(1),
     "epochs": _number(0, above=True),
     "batch_size": _whole(1),

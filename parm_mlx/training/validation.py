@@ -72,7 +72,7 @@ def _grid_point(alpha: Alpha, smoothing: float | None, losses: Values, correct: 
     loss = float(np.dot(alpha, objective_loss))
     if smoothing is not None:
         means, judged = mx.array(objective_loss.astype(np.float32)), mx.array(labelled > 0)
-        loss = smooth_tchebycheff(means, mx.array(alpha), smoothing, judged).item()
+        loss = float(smooth_tchebycheff(means, mx.array(alpha), smoothing, judged))
     return GridPoint(
         alpha=alpha,
         loss=loss,
