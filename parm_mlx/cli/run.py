@@ -106,7 +106,9 @@ def make_run(
     from parm_mlx.group import join
     from parm_mlx.guidance.sampling import Sampling
     from parm_mlx.interrupt import stop_on_interrupt
+    from parm_mlx.malloc import keep_freed_memory
 
+    keep_freed_memory()
     group = join()
     with group.reported_once(), group.agreed():
         rewards = chosen_rewards(reward, session.objectives)

@@ -1,5 +1,6 @@
 """Samplers that belong to one answer each: the same seed gives the same answer, alone or in a batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -25,9 +26,12 @@ class Sampling:
     min_p: float = 0.0
     seed: int = 0
 
-    def sampler(self, number: int = 0) -> "Sampler":
-        """A fresh sampler; ``number`` tells answers with the same seed apart."""
-        return Sampler(self, number)
+    def sampler(self, number: int = 0) -> Callable[[mx.array], mx.array]:
+        """A fresh sampler for mlx-lm; ``number`` tells answers with the same seed apart.
+
+        At temperature 0 it is the same function for all, which mlx-lm calls once for all rows of a batch.
+        """
+        return Sampler(self, number) if self.temp else likeliest
 
     def scores(self, logprobs: mx.array) -> mx.array:
         """Logits of the distribution that tokens are drawn from, after filters and temperature: (…, V) → (…, V)."""
@@ -43,6 +47,11 @@ class Sampling:
         """
         scores = self.scores(_normalised(logits))
         return scores if self.temp == 0 else _normalised(scores)
+
+
+def likeliest(logprobs: mx.array) -> mx.array:
+    """The likeliest token of each row, (n, V) → (n,)."""
+    return mx.argmax(logprobs, axis=-1)
 
 
 def _normalised(logits: mx.array) -> mx.array:

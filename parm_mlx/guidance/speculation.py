@@ -18,7 +18,7 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 
 from parm_mlx.guidance.model import Cache, GuidedModel, mix
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Sampler, Sampling
 from parm_mlx.mlxlm import Checkpoint, wired_limit
 
 
@@ -74,7 +74,7 @@ class Chooser:
 
     def __init__(self, sampling: Sampling, number: int, vocabulary: int) -> None:
         self._sampling = sampling
-        self._sampler = sampling.sampler(number)
+        self._sampler = Sampler(sampling, number)
         self._vocabulary = vocabulary
 
     def draft(self, logits: mx.array) -> tuple[mx.array, mx.array]:

@@ -8,6 +8,8 @@ from mlx_lm.models.cache import _BaseCache
 
 from parm_mlx.mlxlm.entries import batched, joined, row_of
 
+STEP = 64  # positions that a batch's keys and values grow by: all of them are copied when a sequence ends or joins
+
 
 class PairCache(_BaseCache):
     """What a layer keeps for the base and the guide of every sequence.
@@ -144,6 +146,8 @@ class PairCache(_BaseCache):
         together = batched(rows)
         if together is None:
             raise ValueError(f"{type(rows[0]).__name__} holds one sequence only, so it cannot be batched")
+        if isinstance(together, mlx_cache.BatchKVCache):
+            together.step = STEP
         return cls(together)
 
     def prepare(self, **lists: Any) -> None:
