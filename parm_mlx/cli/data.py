@@ -1,7 +1,7 @@
 """``parm-mlx data``: what is in preference data, any format of it → ours, and labels by reward models."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +11,9 @@ from parm_mlx.cli import console, options
 from parm_mlx.preference import parse_objectives
 
 if TYPE_CHECKING:
-    from parm_mlx.training.relabel import Tally
-    from parm_mlx.training.rows import Pair
+    from parm_mlx.evaluation.scoring import Reward
+    from parm_mlx.training.relabel import Scorer, Tally
+    from parm_mlx.training.rows import Pair, Prompt
     from parm_mlx.training.survey import Ruler, Split, Survey
 
 app = typer.Typer(rich_markup_mode=None)
@@ -181,7 +182,8 @@ def relabel(
     rewards = load_rewards(reward)
     margins = parse_min_margins(min_margin or [], list(rewards))
     pairs = Source(source, _track)
-    done = run(pairs, rewards, out, min_margin=margins, force=force, track=_track_scoring)
+    scorers = {name: _forgetful(reward) for name, reward in rewards.items()}
+    done = run(pairs, scorers, out, min_margin=margins, force=force, track=_track_scoring)
     typer.echo(str(out))
     for line in _tally_lines(done):
         console.note(line)
@@ -198,6 +200,17 @@ def _track(pairs: "Iterable[Pair]") -> "Iterable[Pair]":
 
 def _track_scoring(pairs: "Iterable[Pair]", total: int) -> "Iterable[Pair]":
     return console.progress(pairs, total, "pairs scored")
+
+
+def _forgetful(reward: "Reward") -> "Scorer":
+    """A reward that keeps no texts: a pair is scored once, and there may be many."""
+
+    def score(prompts: "Sequence[Prompt]", answers: "Sequence[str]") -> list[float]:
+        scores = reward(prompts, answers)
+        reward.forget()
+        return scores
+
+    return score
 
 
 def _tally_lines(done: "Tally") -> list[str]:

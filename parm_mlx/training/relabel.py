@@ -15,7 +15,7 @@ from parm_mlx.training.ledger import Ledger
 from parm_mlx.training.rows import Pair, Problems, Prompt
 from parm_mlx.training.sources import DataReader, Track, find_parts
 
-CHUNK = 256
+CHUNK = 64
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 
 
