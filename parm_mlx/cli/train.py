@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from parm_mlx.cli import console, options
-from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.config import SMOOTHING, TrainConfig
 
 
 def train(
@@ -26,6 +26,15 @@ def train(
     out: Annotated[str | None, typer.Option("--out", help="Directory for the adapter.")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML file with any of these settings; flags override it.")
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--start-from",
+            help="PARM adapter to begin from, directory or hub id. Its objectives come first; those that are new begin "
+            "as the mean of its own.",
+            show_default="a fresh adapter",
+        ),
     ] = None,
     iters: Annotated[
         int | None, typer.Option("--iters", help="Number of steps.", show_default="as --epochs says")
@@ -84,8 +93,29 @@ def train(
         ),
     ] = TrainConfig.dirichlet,
     alpha_per: Annotated[
-        Literal["example", "batch"], typer.Option("--alpha-per", help="Draw one alpha per pair, or one per step.")
-    ] = TrainConfig.alpha_per,
+        Literal["example", "batch"] | None,
+        typer.Option(
+            "--alpha-per",
+            help="Draw one alpha per pair, or one per step.",
+            show_default="example; batch for tchebycheff",
+        ),
+    ] = None,
+    scalarization: Annotated[
+        Literal["linear", "tchebycheff"],
+        typer.Option(
+            "--scalarization",
+            help="How alpha makes one loss of several: their weighted sum, or a smooth maximum of the weighted losses, "
+            "which also finds trade-offs that no sum does.",
+        ),
+    ] = TrainConfig.scalarization,
+    smoothing: Annotated[
+        float | None,
+        typer.Option(
+            "--smoothing",
+            help="Smoothness of the maximum of tchebycheff; smaller is closer to the plain maximum.",
+            show_default=str(SMOOTHING),
+        ),
+    ] = None,
     adapter: Annotated[
         Literal["pblora", "lora", "svd-lora"],
         typer.Option(
@@ -167,6 +197,7 @@ def train(
       parm-mlx train --model base --data pairs.jsonl --out my-parm --iters 200
       parm-mlx train --model base --data pairs/ --out my-parm --objectives harmless,helpful
       parm-mlx train --model base --data pairs.jsonl --out my-parm --iters 200 --resume
+      parm-mlx train --model base --data three.jsonl --out wider --start-from my-parm --iters 100
       parm-mlx train --config train.yaml --learning-rate 1e-4 --out second-try
     """
     names = context.params.keys() - {"config", "force", "resume"}

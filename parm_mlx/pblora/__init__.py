@@ -2,6 +2,7 @@
 
 from parm_mlx.pblora.adapter import adapter_tensors, attach, load_into, read_adapter, save_adapter
 from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.pblora.extend import extend_objectives
 from parm_mlx.pblora.layer import PBLoRALinear
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "PBLoRALinear",
     "adapter_tensors",
     "attach",
+    "extend_objectives",
     "load_into",
     "read_adapter",
     "save_adapter",

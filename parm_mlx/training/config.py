@@ -11,6 +11,7 @@ from parm_mlx.errors import ConfigError, PreferenceError
 from parm_mlx.preference import parse_objectives
 
 TRACKERS = ("wandb", "swanlab")
+SMOOTHING = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class TrainConfig:
         model: Backbone of the PARM; directory or hub id of an MLX model.
         data: Preference data: a file, a folder or a data set on the hub.
         out: Directory for the adapter.
+        start_from: PARM adapter that training begins from, directory or hub id; a fresh one by default. Its objectives
+            come first. Others are added, each as the mean of those that are there.
         iters: Number of steps; takes the place of ``epochs``.
         epochs: Passes over the training pairs.
         batch_size: Pairs that are computed together; the pairs of a step without gradient accumulation.
@@ -54,7 +57,13 @@ class TrainConfig:
         beta_objective: β_i of each objective, or one number for all.
         gamma: γ, the margin of the objective.
         dirichlet: p, the concentration of the distribution that α is drawn from.
-        alpha_per: ``example`` draws one α per pair, ``batch`` one per step.
+        alpha_per: ``example`` draws one α per pair, ``batch`` one per step. The default is ``example``; ``tchebycheff``
+            compares the losses of a step under one α, and so is ``batch`` always.
+        scalarization: How α makes one loss of k: ``linear`` is Σ_i α_i L_i, ``tchebycheff`` the smooth maximum of the
+            α_i L_i, μ · log Σ_i exp(α_i L_i / μ).
+        smoothing: μ of ``tchebycheff``; 0.1 by default. It exceeds the maximum by μ log k at most. Losses begin at
+            log 2 ≈ 0.7: from about 1 on, μ makes it a weighted mean, and below 0.01 little but the largest α_i L_i is
+            learned from in a step.
 
     Raises:
         ConfigError: Settings are missing or wrong; all of them are listed.
@@ -63,6 +72,7 @@ class TrainConfig:
     model: str = ""
     data: str = ""
     out: str = ""
+    start_from: str | None = None
     iters: int | None = None
     epochs: float = 2.0
     batch_size: int = 8
@@ -92,7 +102,9 @@ class TrainConfig:
     beta_objective: tuple[float, ...] = (0.01,)
     gamma: float = 0.0
     dirichlet: float = 0.5
-    alpha_per: Literal["example", "batch"] = "example"
+    alpha_per: Literal["example", "batch"] | None = None
+    scalarization: Literal["linear", "tchebycheff"] = "linear"
+    smoothing: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -106,8 +118,22 @@ class TrainConfig:
                 problems.append(f"{setting.name} {reason}" if isinstance(reason, ValueError) else str(reason))
         if not problems and self.save == "best" and self.val_batches == 0:
             problems.append("save is 'best', but val_batches is 0: only validation tells which is best")
+        if not problems:
+            problems += self._settle_scalarization()
         if problems:
             raise ConfigError("training settings: " + "; ".join(problems))
+
+    def _settle_scalarization(self) -> list[str]:
+        """Fills in what the scalarisation decides, and says what contradicts it."""
+        smooth = self.scalarization == "tchebycheff"
+        if smooth and self.alpha_per == "example":
+            return ["scalarization is 'tchebycheff', which needs one alpha per step, but alpha_per is 'example'"]
+        if not smooth and self.smoothing is not None:
+            return ["smoothing is for scalarization 'tchebycheff', and that is 'linear'"]
+        object.__setattr__(self, "alpha_per", self.alpha_per or ("batch" if smooth else "example"))
+        if smooth and self.smoothing is None:
+            object.__setattr__(self, "smoothing", SMOOTHING)
+        return []
 
     @classmethod
     def from_sources(cls, file: str | Path | None, flags: Mapping[str, Any]) -> "TrainConfig":
@@ -283,6 +309,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "model": _text,
     "data": _text,
     "out": _text,
+    "start_from": _text,
     "iters": _whole(1),
     "epochs": _number(0, above=True),
     "batch_size": _whole(1),
@@ -313,4 +340,6 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "gamma": _number(0),
     "dirichlet": _number(0, above=True),
     "alpha_per": _one_of("example", "batch"),
+    "scalarization": _one_of("linear", "tchebycheff"),
+    "smoothing": _number(0, above=True),
 }

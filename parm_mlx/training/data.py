@@ -107,7 +107,12 @@ class PreferenceData:
 
 
 def load_data(
-    source: str | Path, *, objectives: Sequence[str] | None = None, seed: int = 0, hold_out: bool = True
+    source: str | Path,
+    *,
+    objectives: Sequence[str] | None = None,
+    first: Sequence[str] = (),
+    seed: int = 0,
+    hold_out: bool = True,
 ) -> PreferenceData:
     """Reads preference data.
 
@@ -120,6 +125,7 @@ def load_data(
         source: A file, a folder or a data set on the hub.
         objectives: Their names in the order of α; by default those of the data, in order of appearance. The labels
             of others are left out.
+        first: Objectives that come before those that only the data name, where the user has named none.
         seed: Seed of the split.
         hold_out: Whether to keep pairs for validation. Without, every pair of a file trains.
 
@@ -131,7 +137,7 @@ def load_data(
     problems = Problems()
     found = [part for part in find_parts(source, objectives) if part.split in _READ]
     parts = {split: [part for part in found if part.split == split] for split in _READ}
-    reader = DataReader(found, objectives, problems)
+    reader = DataReader(found, objectives, problems, first)
     ledgers = {split: Ledger() for split in _READ}
     for part, pair in reader:
         ledgers[part.split].add(pair)

@@ -3,6 +3,13 @@
     L = Σ_i α_i · mean over D_i of [ −log σ( β_i · (log π(y_w | x) − log π(y_l | x)) − γ ) ]
 
 Both responses of a pair serve every objective; objective i only decides which of the two is y_w. B pairs, k objectives.
+
+Instead of the sum, the smooth Tchebycheff scalarisation of the k means may be minimised (Lin et al. 2024, with the
+ideal point 0, which the losses never reach):
+
+    L = μ · log Σ_i exp(α_i · L_i / μ),    ∇L = Σ_i w_i · α_i · ∇L_i,    w = softmax(α · L / μ)
+
+For μ → 0 it is the largest α_i · L_i. It also finds trade-offs in dents of a front, which no weighted sum can reach.
 """
 
 from typing import NamedTuple
@@ -85,3 +92,27 @@ def preference_loss(
         correct=((margin > 0) * labelled).sum(axis=0),
         labelled=labelled.sum(axis=0),
     )
+
+
+def smooth_tchebycheff(losses: mx.array, alpha: mx.array, smoothing: float, judged: mx.array) -> mx.array:
+    """The smooth Tchebycheff scalarisation, μ · log Σ_i exp(α_i · L_i / μ).
+
+    Args:
+        losses: (k,) L_i, the mean loss of each objective.
+        alpha: (k,).
+        smoothing: μ > 0.
+        judged: (k,) bool; objectives without any label have no place in the sum.
+
+    Returns:
+        A scalar between max α_i L_i and max α_i L_i + μ log k.
+    """
+    return smoothing * mx.logsumexp(_scaled(losses, alpha, smoothing, judged))
+
+
+def tchebycheff_weights(losses: mx.array, alpha: mx.array, smoothing: float, judged: mx.array) -> mx.array:
+    """The derivative of :func:`smooth_tchebycheff` in each L_i: α_i · softmax(α · L / μ)_i, of shape (k,)."""
+    return alpha * mx.softmax(_scaled(losses, alpha, smoothing, judged))
+
+
+def _scaled(losses: mx.array, alpha: mx.array, smoothing: float, judged: mx.array) -> mx.array:
+    return mx.where(judged, alpha * losses / smoothing, -mx.inf)

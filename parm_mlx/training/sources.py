@@ -102,7 +102,7 @@ class DataReader:
         given: The objectives that are wanted; when left out, those that occur in the parts of train. Pairs come
             without the labels of others, and so perhaps without any.
         problems: Where bad rows go.
-        known: Objectives that are known to occur in train already.
+        known: Objectives that come first, whether they occur or not.
         track: Passes on the pairs of a part, for a progress bar.
 
     Attributes:

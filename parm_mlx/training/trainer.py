@@ -21,6 +21,7 @@ from parm_mlx.pblora.adapter import (
     attach,
     backbone_reference,
     read_adapter,
+    read_config,
     read_safetensors,
     save_adapter,
     set_adapter_tensors,
@@ -42,6 +43,7 @@ from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.provenance import files, provenance
 from parm_mlx.training.report import Meter, Progress, ValidRecord
 from parm_mlx.training.resume import check_files, settings_of, version_note
+from parm_mlx.training.start import Start
 from parm_mlx.training.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
 from parm_mlx.training.validation import validate
 
@@ -82,8 +84,16 @@ class Trainer:
         )
         self.alpha_rng, self.dropout_rng = alpha, dropout
 
+        start = Start(config.start_from) if config.start_from and not checkpoint else None
+        if start and config.objectives:
+            start.check_objectives(config.objectives)
+        earlier = read_config(checkpoint.path) if checkpoint else start and start.config
         self.data = load_data(
-            config.data, objectives=config.objectives, seed=config.seed, hold_out=config.val_batches != 0
+            config.data,
+            objectives=config.objectives,
+            first=earlier.objectives if earlier else (),
+            seed=config.seed,
+            hold_out=config.val_batches != 0,
         )
         for note in self.data.notes:
             progress.note(note)
@@ -102,6 +112,8 @@ class Trainer:
         self.adapter, size = self._adapter_for(model)
         mx.random.seed(_seed(init))
         layers = attach(model, self.adapter)
+        if start:
+            progress.note(start.put(model, self.adapter))
         model.train()
         if config.grad_checkpoint:
             checkpoint_blocks(model)
@@ -116,7 +128,9 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         scorer = ResponseScorer(model, self.k)
-        self.learner = Learner(scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps, group)
+        self.learner = Learner(
+            scorer, beta, config.gamma, self.optimizer, config.grad_accumulation_steps, group, config.smoothing
+        )
         self.footprint = Footprint(scorer, config, train, -(-config.pairs_per_step // self.learner.parts))
         self.footprint.announce(progress, usable_memory())
         if checkpoint:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from parm_mlx.preference import Alpha, simplex_grid
 from parm_mlx.training.batches import Batch
 from parm_mlx.training.learner import Learner
+from parm_mlx.training.loss import smooth_tchebycheff
 
 Values = NDArray[np.float64]
 Item = tuple[Batch | None, int]
@@ -22,7 +23,7 @@ class GridPoint:
 
     Attributes:
         alpha: The k weights.
-        loss: Σ_i α_i · loss of objective i.
+        loss: Σ_i α_i · loss of objective i, or the smooth Tchebycheff loss where that is trained.
         objective_loss: Loss of each objective.
         accuracy: For each objective, the share of pairs whose preferred response is the more likely one.
     """
@@ -62,15 +63,19 @@ def validate(
             sums[point] += np.array(learner.measure(share, mx.array(grid[point])))
     finally:
         model.train()
-    return [_grid_point(alpha, *sums[point]) for point, alpha in enumerate(grid)]
+    return [_grid_point(alpha, learner.smoothing, *sums[point]) for point, alpha in enumerate(grid)]
 
 
-def _grid_point(alpha: Alpha, losses: Values, correct: Values, labelled: Values) -> GridPoint:
+def _grid_point(alpha: Alpha, smoothing: float | None, losses: Values, correct: Values, labelled: Values) -> GridPoint:
     count = np.where(labelled > 0, labelled, 1)
     objective_loss = losses / count
+    loss = float(np.dot(alpha, objective_loss))
+    if smoothing is not None:
+        means, judged = mx.array(objective_loss.astype(np.float32)), mx.array(labelled > 0)
+        loss = float(smooth_tchebycheff(means, mx.array(alpha), smoothing, judged))
     return GridPoint(
         alpha=alpha,
-        loss=float(np.dot(alpha, objective_loss)),
+        loss=loss,
         objective_loss=tuple(objective_loss.tolist()),
         accuracy=tuple((correct / count).tolist()),
     )

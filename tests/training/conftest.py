@@ -86,6 +86,7 @@ def learner(official: Path, official_parm: Path) -> Callable[..., Learner]:
         share: bool = True,
         checkpoint: bool = False,
         training: bool = False,
+        smoothing: float | None = None,
     ) -> Learner:
         model, _ = load_base(official / "arm_base")
         load_into(model, *read_adapter(official_parm))
@@ -93,7 +94,8 @@ def learner(official: Path, official_parm: Path) -> Callable[..., Learner]:
         if checkpoint:
             checkpoint_blocks(model)
         optimizer = Optimizer(model, peak=5e-4, warmup=1, steps=3, weight_decay=0.05)
-        return Learner(ResponseScorer(model, 2, share), mx.array(list(beta)), gamma, optimizer, parts, processes())
+        scorer = ResponseScorer(model, 2, share)
+        return Learner(scorer, mx.array(list(beta)), gamma, optimizer, parts, processes(), smoothing)
 
     return make
 

@@ -49,6 +49,10 @@ def test_text_is_read_as_what_it_means() -> None:
         ({"beta_objective": "0.1,0"}, "beta_objective must be a number > 0"),
         ({"beta_objective": []}, "beta_objective must hold one number per objective"),
         ({"alpha_per": "step"}, "alpha_per must be 'example' or 'batch'"),
+        ({"scalarization": "max"}, "scalarization must be 'linear' or 'tchebycheff'"),
+        ({"smoothing": 0}, "smoothing must be a number > 0"),
+        ({"smoothing": 0.1}, "smoothing is for scalarization 'tchebycheff', and that is 'linear'"),
+        ({"scalarization": "tchebycheff", "alpha_per": "example"}, "one alpha per step, but alpha_per is 'example'"),
         ({"objectives": "a,a"}, "objective 'a' is named twice"),
         ({"target_modules": "q_proj,"}, "target_modules must name at least one"),
     ],
@@ -67,6 +71,13 @@ def test_all_problems_are_listed_at_once() -> None:
 def test_every_setting_is_read() -> None:
     config = make()
     assert all(getattr(config, setting.name) is not None or setting.default is None for setting in fields(config))
+
+
+def test_what_the_scalarization_decides() -> None:
+    assert (make().scalarization, make().alpha_per, make().smoothing) == ("linear", "example", None)
+    smooth = make(scalarization="tchebycheff")
+    assert (smooth.alpha_per, smooth.smoothing) == ("batch", 0.1)
+    assert make(scalarization="tchebycheff", smoothing="0.5", alpha_per="batch").smoothing == 0.5
 
 
 def test_steps() -> None:

@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
 from parm_mlx.pblora import adapter_tensors
+from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.training.learner import Learner
+from parm_mlx.training.loss import preference_loss
 
 MakeLearner = Callable[..., Learner]
 PATHS: dict[str, dict[str, Any]] = {
@@ -45,6 +48,59 @@ def test_the_official_gradients(
 def test_only_the_adapter_gets_gradients(loss_fixture: Any, learner: MakeLearner) -> None:
     names = gradients(learner(), loss_fixture.batch, mx.array([0.5, 0.5])).keys()
     assert names == adapter_tensors(learner().scorer.model).keys()
+
+
+SMOOTH_ALPHA, SMOOTHING = [0.7, 0.3], 0.3
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_smooth_tchebycheff_gradients(loss_fixture: Any, learner: MakeLearner, path: str) -> None:
+    """Against autodiff through the formula, written out here, on the whole batch at once."""
+    batch, alpha, beta = loss_fixture.batch, mx.array(SMOOTH_ALPHA), mx.array([0.01, 0.02])
+    plain = learner(beta.tolist(), share=False)
+
+    def formula(batch: Any) -> mx.array:
+        logprobs = plain.scorer(batch, alpha)
+        losses = preference_loss(logprobs, batch.preferred, batch.labelled, alpha, beta).per_objective
+        return SMOOTHING * mx.log(mx.exp(alpha * losses / SMOOTHING).sum())
+
+    expected, grads = nn.value_and_grad(plain.scorer.model, formula)(batch)
+    ours = learner(beta.tolist(), smoothing=SMOOTHING, **PATHS[path])
+    (total, _), our_grads = ours.value_and_grad(batch, alpha)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    found = dict(tree_flatten(our_grads))
+    for name, grad in tree_flatten(grads):
+        largest = np.abs(np.array(grad)).max()
+        np.testing.assert_allclose(np.array(found[name]), np.array(grad), rtol=0, atol=1e-5 * largest, err_msg=name)
+    assert ours.step(0, batch, alpha).loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_both_passes_over_parts_have_the_same_dropout(
+    loss_fixture: Any, learner: MakeLearner, monkeypatch: pytest.MonkeyPatch, checkpoint: bool
+) -> None:
+    """The weights of the second pass follow from losses that the second pass reports itself."""
+    ours = learner([0.01, 0.02], parts=2, training=True, checkpoint=checkpoint, smoothing=SMOOTHING)
+    for layer in adapted_layers(ours.scorer.model).values():
+        layer.dropout = nn.Dropout(0.5)
+    ours.scorer.model.train()
+    linear: list[mx.array] = []
+    part = ours._part
+
+    def watched(*arguments: Any) -> Any:
+        linear.append(arguments[-1])
+        return part(*arguments)
+
+    monkeypatch.setattr(ours, "_part", watched)
+    mx.random.seed(3)
+    alpha = mx.array(SMOOTH_ALPHA)
+    (_, sums), _ = ours.value_and_grad(loss_fixture.batch, alpha)
+    mx.random.seed(4)
+    (_, others), _ = ours.value_and_grad(loss_fixture.batch, alpha)
+    assert not np.allclose(np.array(sums[0]), np.array(others[0]), rtol=1e-4)
+    scaled = np.exp(np.array(SMOOTH_ALPHA) * np.array(sums[0] / sums[2]) / SMOOTHING)
+    expected = np.array(SMOOTH_ALPHA) * scaled / scaled.sum()
+    np.testing.assert_allclose(np.array(linear[0]), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from parm_mlx.training.learner import Learner
-from parm_mlx.training.loss import preference_loss, token_logprobs
+from parm_mlx.training.loss import preference_loss, smooth_tchebycheff, tchebycheff_weights, token_logprobs
 
 
 def test_token_logprobs_by_hand() -> None:
@@ -64,6 +64,37 @@ def test_an_objective_without_labels_weighs_nothing() -> None:
 def test_huge_margins_stay_finite() -> None:
     loss = preference_loss(1e6 * LOGPROBS, PREFERRED, LABELLED, mx.array([0.5, 0.5]), mx.array([1.0, 1.0]))
     assert math.isfinite(loss.total.item())
+
+
+LOSSES, ALPHA, ALL = mx.array([0.2, 0.9]), mx.array([0.75, 0.25]), mx.array([True, True])
+
+
+def test_smooth_tchebycheff_by_hand() -> None:
+    """α L = (0.15, 0.225); with μ = 0.075 these are 2 and 3, and softmax(2, 3) = (1, e) / (1 + e)."""
+    total = smooth_tchebycheff(LOSSES, ALPHA, 0.075, ALL).item()
+    assert total == pytest.approx(0.075 * math.log(math.exp(2) + math.exp(3)))
+    expected = [0.75 / (1 + math.e), 0.25 * math.e / (1 + math.e)]
+    assert tchebycheff_weights(LOSSES, ALPHA, 0.075, ALL).tolist() == pytest.approx(expected)
+
+
+def test_smooth_tchebycheff_nears_the_largest_weighted_loss() -> None:
+    assert smooth_tchebycheff(LOSSES, ALPHA, 1e-4, ALL).item() == pytest.approx(0.225)
+    assert tchebycheff_weights(LOSSES, ALPHA, 1e-4, ALL).tolist() == pytest.approx([0, 0.25])
+    assert smooth_tchebycheff(LOSSES, ALPHA, 10, ALL).item() <= 0.225 + 10 * math.log(2)
+
+
+def test_smooth_tchebycheff_leaves_out_an_objective_without_labels() -> None:
+    judged = mx.array([True, False])
+    assert smooth_tchebycheff(LOSSES, ALPHA, 0.1, judged).item() == pytest.approx(0.15)
+    assert tchebycheff_weights(LOSSES, ALPHA, 0.1, judged).tolist() == pytest.approx([0.75, 0])
+
+
+def test_the_weights_are_the_derivative() -> None:
+    """Central differences in float32: a step of 0.01 leaves about 1e-4 of rounding and curvature."""
+    weights = tchebycheff_weights(LOSSES, ALPHA, 0.1, ALL).tolist()
+    for i, step in enumerate(mx.eye(2) * 0.01):
+        up, down = (smooth_tchebycheff(LOSSES + s, ALPHA, 0.1, ALL).item() for s in (step, -step))
+        assert weights[i] == pytest.approx((up - down) / 0.02, abs=2e-4)
 
 
 def cases(fixture: Any) -> list[dict[str, Any]]:

@@ -140,6 +140,18 @@ def test_one_alpha_per_batch_and_dropout_go_on_too(run: Run) -> None:
     assert outcome(run(resume=True, **settings).out) == expected
 
 
+def test_the_smooth_tchebycheff_goes_on_too(run: Run, tmp_path: Path) -> None:
+    settings = {"scalarization": "tchebycheff", "smoothing": 0.05, "dropout": 0.3, "grad_accumulation_steps": 2}
+    whole = run("whole", **settings)
+    killed(run, "advance 3", **settings)
+    with pytest.raises(CheckpointError, match=r"\n  smoothing: 0.05 → 0.1"):
+        run(resume=True, **settings | {"smoothing": None})
+    assert outcome(run(resume=True, **settings).out) == outcome(whole.out)
+    recorded = read_adapter(whole.out)[0].training["settings"]
+    assert [recorded[name] for name in ("scalarization", "smoothing", "alpha_per")] == ["tchebycheff", 0.05, "batch"]
+    assert outcome(run("linear", **settings | {"scalarization": "linear", "smoothing": None}).out) != outcome(whole.out)
+
+
 def test_without_a_checkpoint_it_starts_from_the_beginning(run: Run, tmp_path: Path) -> None:
     notes: list[str] = []
     run(resume=True, notes=notes, iters=1)

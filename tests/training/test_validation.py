@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,17 @@ def test_grid_points_hold_the_official_losses(loss_fixture: Any, learner: Callab
         assert point.loss == pytest.approx(case["total_loss"], rel=1e-5)
         assert point.objective_loss == pytest.approx([metrics["loss_safe"], metrics["loss_help"]], rel=1e-5)
         assert point.accuracy == (metrics["rewards_safe/accuracies"], metrics["rewards_help/accuracies"])
+
+
+def test_the_smooth_tchebycheff_loss_of_a_grid_point(loss_fixture: Any, learner: Callable[..., Learner]) -> None:
+    """At (0.5, 0.5) with μ = 0.1; at (1, 0) the other objective leaves exp(0) = 1 in the sum."""
+    grid = validate(learner(smoothing=0.1), [loss_fixture.batch] * 2)
+    assert grid is not None
+    points = {point.alpha: point for point in grid}
+    first, second = points[0.5, 0.5].objective_loss
+    assert points[0.5, 0.5].loss == pytest.approx(0.1 * math.log(math.exp(5 * first) + math.exp(5 * second)))
+    corner = points[1.0, 0.0]
+    assert corner.loss == pytest.approx(0.1 * math.log(math.exp(10 * corner.objective_loss[0]) + 1))
 
 
 def test_there_is_no_dropout_and_training_goes_on(loss_fixture: Any, learner: Callable[..., Learner]) -> None:

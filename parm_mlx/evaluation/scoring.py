@@ -1,0 +1,156 @@
+"""Rewards: from prompts and answers to numbers, larger is better, whatever computes them.
+
+``NAME=SPEC`` says what a reward is called and what it is; :func:`load_rewards` has the forms of SPEC.
+"""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from parm_mlx.errors import InputError, ParmError, RunError
+from parm_mlx.evaluation.prompts import Content
+from parm_mlx.evaluation.rewards import SCORERS
+
+Function = Callable[[Sequence[Content], Sequence[str]], Iterable[Any]]
+
+BATCH = 32
+
+
+class Reward:
+    """A named reward. Each pair of prompt and answer is scored once, in batches of similar length.
+
+    Args:
+        name: What it is called.
+        spec: What it is.
+        function: Scores several answers, each to its prompt.
+        batch_size: Most answers that the function is given at once; None for no limit.
+    """
+
+    def __init__(self, name: str, spec: str, function: Function, batch_size: int | None = BATCH) -> None:
+        self.name, self.spec = name, spec
+        self._function, self._batch_size = function, batch_size
+        self._known: dict[tuple[str, str], float] = {}
+
+    def __call__(
+        self,
+        prompts: Sequence[Content],
+        answers: Sequence[str],
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[float]:
+        """Scores answers.
+
+        Args:
+            prompts: A text or messages for each answer.
+            answers: The answers.
+            progress: Told how many pairs have just been scored.
+
+        Returns:
+            A score for each, larger is better.
+
+        Raises:
+            RunError: The reward failed, or returned something else than a finite number for each.
+        """
+        keys = [(repr(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._known}
+        todo = sorted(first, key=lambda key: (-len(key[0]) - len(key[1]), first[key]))
+        size = self._batch_size or max(len(todo), 1)
+        for start in range(0, len(todo), size):
+            batch = todo[start : start + size]
+            places = [first[key] for key in batch]
+            scores = self._score([prompts[i] for i in places], [answers[i] for i in places])
+            self._known.update(zip(batch, scores, strict=True))
+            progress(len(batch))
+        return [self._known[key] for key in keys]
+
+    def _score(self, prompts: list[Content], answers: list[str]) -> list[float]:
+        try:
+            values = list(self._function(prompts, answers))
+        except ParmError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines() or ["no message"]
+            raise RunError(f"reward {self.name} ({self.spec}) failed: {type(error).__name__}: {reason[0]}") from error
+        if len(values) != len(answers):
+            raise RunError(f"reward {self.name} ({self.spec}) returned {len(values)} scores for {len(answers)} answers")
+        return [self._number(value, answer) for value, answer in zip(values, answers, strict=True)]
+
+    def _number(self, value: Any, answer: str) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            short = answer if len(answer) <= 60 else f"{answer[:57]}…"
+            raise RunError(f"reward {self.name} ({self.spec}) returned {value!r}, no finite number, for {short!r}")
+        return number
+
+
+def load_rewards(specs: Sequence[str]) -> dict[str, Reward]:
+    """Loads rewards.
+
+    Args:
+        specs: ``NAME=SPEC`` each. SPEC is ``builtin:NAME`` or the name of a built-in scorer, or ``module:function`` (a
+            Python function of a list of prompts and a list of answers).
+
+    Returns:
+        The rewards by name, in this order.
+
+    Raises:
+        InputError: A form is wrong, a name comes twice, or something does not exist.
+    """
+    rewards: dict[str, Reward] = {}
+    for given in specs:
+        name, equals, spec = (part.strip() for part in given.partition("="))
+        if not (name and equals and spec):
+            raise InputError(f"reward {given!r} is not NAME=SPEC", hint="for instance helpful=models/reward")
+        if name in rewards:
+            raise InputError(f"reward {name} is given twice")
+        rewards[name] = _load(name, spec)
+    return rewards
+
+
+def _load(name: str, spec: str) -> Reward:
+    kind, colon, rest = spec.partition(":")
+    if kind == "builtin" and colon:
+        return Reward(name, spec, _builtin(rest))
+    if not colon and spec in SCORERS:
+        return Reward(name, f"builtin:{spec}", _builtin(spec))
+    if colon:
+        return Reward(name, spec, _python(kind, rest), batch_size=None)
+    raise InputError(
+        f"reward {name}: {spec} is neither a built-in scorer ({', '.join(SCORERS)}) nor module:function{_close(spec)}"
+    )
+
+
+def _builtin(name: str) -> Function:
+    if name not in SCORERS:
+        raise InputError(f"there is no built-in scorer {name}: {', '.join(SCORERS)}{_close(name)}")
+    scorer = SCORERS[name]
+    return lambda prompts, answers: map(scorer, answers)
+
+
+def _close(name: str) -> str:
+    close = get_close_matches(name, SCORERS, 1)
+    return f"; {close[0]}?" if close else ""
+
+
+def _python(module: str, name: str) -> Function:
+    """A function of a module, which may lie in the current directory."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"reward module {module} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(here)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise InputError(f"module {module} has no function {name}")
+    function: Function = found
+    return function

@@ -1,0 +1,59 @@
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tiny import OBJECTIVES, randomise, tiny_model
+
+from parm_mlx.errors import AdapterError
+from parm_mlx.pblora import PBLoRAConfig, adapter_tensors, attach, extend_objectives, load_into
+from parm_mlx.pblora.adapter import Tensors, adapted_layers
+
+
+def adapter(**settings: Any) -> tuple[PBLoRAConfig, Tensors]:
+    config = PBLoRAConfig(objectives=OBJECTIVES, objective_betas=(0.1, 0.2), **settings)
+    model = tiny_model()
+    attach(model, config)
+    randomise(model)
+    return config, adapter_tensors(model)
+
+
+def deltas(config: PBLoRAConfig, tensors: Tensors, alpha: list[float]) -> list[np.ndarray]:
+    model = tiny_model()
+    load_into(model, config, tensors)
+    return [np.array(layer.delta(mx.array(alpha))) for layer in adapted_layers(model).values()]
+
+
+def test_new_objectives_begin_as_the_balanced_answer() -> None:
+    """ΔW at the new corner is ΔW at equal weights of the old objectives, and every old α gives what it gave."""
+    config, tensors = adapter(r1=2, r2=3)
+    wide, more = extend_objectives(config, tensors, ["humour", "brevity"])
+    assert wide.objectives == (*OBJECTIVES, "humour", "brevity")
+    assert wide.objective_betas is None
+    assert {name: tensor.shape for name, tensor in more.items() if name.endswith("w2")} == {
+        name: (4, 9) for name in tensors if name.endswith("w2")
+    }
+    for old, new in zip(deltas(config, tensors, [0.3, 0.7]), deltas(wide, more, [0.3, 0.7, 0, 0]), strict=True):
+        np.testing.assert_array_equal(new, old)
+    balanced = deltas(config, tensors, [0.5, 0.5])
+    for corner in ([0.0, 0, 1, 0], [0.0, 0, 0, 1]):
+        for old, new in zip(balanced, deltas(wide, more, corner), strict=True):
+            np.testing.assert_allclose(new, old, atol=1e-6)
+
+
+def test_no_new_objective_changes_nothing() -> None:
+    config, tensors = adapter()
+    assert extend_objectives(config, tensors, []) == (config, tensors)
+
+
+def test_a_plain_lora_keeps_its_tensors() -> None:
+    config, tensors = adapter(kind="lora", r1=4, r2=0)
+    wide, more = extend_objectives(config, tensors, ["humour"])
+    assert (wide.k, more) == (3, tensors)
+
+
+def test_what_cannot_be_extended() -> None:
+    with pytest.raises(AdapterError, match="an svd-lora for helpful, harmless cannot get more objectives"):
+        extend_objectives(*adapter(kind="svd-lora", r1=3, r2=2), ["humour"])
+    with pytest.raises(AdapterError, match="objective 'helpful' is named twice"):
+        extend_objectives(*adapter(), ["helpful"])
