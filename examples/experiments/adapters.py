@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import interval, markdown, shown
+from common import markdown, shown, spread
 
-from parm_mlx.evaluation.pictures import draw
 from parm_mlx.evaluation.summary import Run, compare
 from parm_mlx.pblora import read_adapter
 
@@ -28,17 +27,6 @@ def parms(experiment: common.Experiment, system: str, seed: int) -> list[Path]:
     half = {"iters": train["iters"] // 2, "warmup": train["warmup"] // 2}
     small: dict[str, Any] = {"adapter": "lora", "r1": 2, "r2": 2, "lora_alpha": 4.0}
     return [experiment.adapter(f"genarm-{name}", seed, objectives=(name,), **small, **half) for name in OBJECTIVES]
-
-
-def spread(runs: list[dict[str, Any]], *path: str) -> dict[str, float]:
-    """A number of several seeds' runs, with its interval."""
-    values = []
-    for run in runs:
-        found: Any = run
-        for key in path:
-            found = found[key]
-        values.append(found["value"] if isinstance(found, dict) else found)
-    return interval(values)
 
 
 def main() -> None:
@@ -84,7 +72,7 @@ def main() -> None:
     first = compare([several[0] for several in runs.values()], samples=experiment.settings["sweep"]["bootstrap"])
     for run, system in zip(first["runs"], SYSTEMS, strict=True):
         run["name"] = system
-    experiment.picture(draw, first)
+    experiment.picture(first)
     experiment.publish(
         {"systems": results, "normalization": summary["normalization"], "reference_point": summary["reference_point"]},
         table=table,

@@ -8,8 +8,10 @@ import argparse
 import json
 import math
 import re
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ import parm_mlx  # loads the fast BLAS before mlx
 import yaml
 from rich.console import Console
 
+from parm_mlx.drawing import STYLES
+from parm_mlx.evaluation.pictures import draw
 from parm_mlx.evaluation.prompts import Prompt, content_id
 from parm_mlx.evaluation.results import RunFolder
 from parm_mlx.evaluation.run import answer_all, model_digest, score_all
@@ -152,6 +156,39 @@ class Experiment:
             file.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
+    def picture(self, summary: Mapping[str, Any]) -> None:
+        """Draws a run or a comparison as NAME.svg."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            draw(summary, Path(folder))
+            shutil.copy(Path(folder) / "pareto.svg", self.out / f"{self.name}.svg")
+
+    def dots(self, values: Mapping[str, Sequence[float]], label: str) -> None:
+        """Draws numbers by group as NAME.svg: a dot each, a bar at their mean."""
+        import matplotlib.pyplot as plt
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        figure, axes = plt.subplots(figsize=(7, 0.7 + 0.36 * len(values)), layout="constrained")
+        for place, (name, numbers) in enumerate(values.items()):
+            axes.plot(numbers, [place] * len(numbers), "o", color=STYLES[0][0], alpha=0.7, ms=6)
+            axes.plot([statistics.mean(numbers)] * 2, [place - 0.3, place + 0.3], "-", color="black", lw=2)
+        axes.set_yticks(range(len(values)), list(values))
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        axes.grid(axis="x", color="#dddddd")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        self.save(figure)
+
+    def save(self, figure: Any) -> None:
+        """Writes a figure as NAME.svg, the same bytes for the same figure."""
+        import matplotlib as mpl
+        import matplotlib.pyplot as plt
+
+        with mpl.rc_context({"svg.hashsalt": self.name}):
+            figure.savefig(self.out / f"{self.name}.svg", metadata={"Date": None})
+        plt.close(figure)
+
     def publish(self, results: Mapping[str, Any], **parts: str) -> None:
         """Writes NAME.json and NAME.md, which is NAME.template.md with its {parts} filled in."""
         self.out.mkdir(parents=True, exist_ok=True)
@@ -203,6 +240,23 @@ def begin(name: str, doc: str | None) -> Experiment:
     experiment = Experiment(name, settings, args.work, args.out)
     experiment.quick = args.train_only
     return experiment
+
+
+def spread(runs: Sequence[Mapping[str, Any]], *path: str) -> dict[str, float]:
+    """A number of several seeds' runs, with its interval over the seeds."""
+    values = []
+    for run in runs:
+        found: Any = run
+        for key in path:
+            found = found[key]
+        values.append(found["value"] if isinstance(found, dict) else found)
+    return interval(values)
+
+
+def fixed(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a page says of scale and reference point."""
+    point = ", ".join(f"{value:g}" for value in summary["reference_point"].values())
+    return {"normalization": summary["normalization"]["text"], "reference": f"({point})"}
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:

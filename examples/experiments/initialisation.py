@@ -12,8 +12,8 @@ from typing import Any
 
 import common
 import mlx.core as mx
-from adapters import OBJECTIVES, spread
-from common import markdown, shown
+from adapters import OBJECTIVES
+from common import markdown, shown, spread
 
 from parm_mlx.evaluation.summary import compare
 from parm_mlx.pblora.layer import PBLoRALinear

@@ -12,8 +12,7 @@ from typing import Any
 
 import common
 import numpy as np
-from adapters import spread
-from common import interval, markdown, shown
+from common import interval, markdown, shown, spread
 from objectives import ALL, specs
 
 from parm_mlx.evaluation.scoring import load_rewards
@@ -75,15 +74,20 @@ def main() -> None:
             "gain": interval([gain(run) for run in found]),
             "per_objective": {name: spread(found, "spearman", name) for name in ALL[:k]},
             "corners": {name: spread(found, "corner_difference", name) for name in ALL[:k]},
-            "worst": min(
-                statistics.mean(run["spearman"][name]["value"] for run in found) for name in ALL[:k]
-            ),
+            "worst": min(statistics.mean(run["spearman"][name]["value"] for run in found) for name in ALL[:k]),
         }
     rows = [
         [str(k), str(r["preferences"]), shown(r["spearman"]), f"{r['worst']:.2f}", shown(r["mip"]), shown(r["gain"])]
         for k, r in results.items()
     ]
-    heads = ["k", "preferences", "mean Spearman", "worst objective", "mean inner product", "its gain over no conditioning"]
+    heads = [
+        "k",
+        "preferences",
+        "mean Spearman",
+        "worst objective",
+        "mean inner product",
+        "its gain over no conditioning",
+    ]
     last = results[max(results)]
     each = [[name, shown(last["per_objective"][name]), shown(last["corners"][name])] for name in ALL[: max(results)]]
     experiment.dots(
