@@ -1,0 +1,190 @@
+"""What a run's metrics say, in words: signs that guidance failed, each from a threshold that is stated."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Summary = Mapping[str, Any]
+Finding = dict[str, Any]
+
+SMALL_DIFFERENCE = 0.2  # between corners, in standard deviations of the unguided answers
+CLUSTER_SHARE = 0.5  # of the grid in one cluster
+CLUSTER_GRID = 5  # preferences that make a share worth looking at
+HIGH_HV = 1.1  # times the hypervolume of the unguided answers
+COST = 1.1  # times a pass of the base and one of the guide
+CUT_SHARE = 0.1  # of the answers
+DOMINATED_SHARE = 0.5  # of the points
+FEW_PROMPTS = 20
+
+
+def diagnose(summary: Summary) -> list[Finding]:
+    """Looks for every known sign of failure.
+
+    Args:
+        summary: A run's ``metrics.json`` but for the diagnosis.
+
+    Returns:
+        A finding each: ``name``, ``found``, ``text`` with the numbers and what to do, and the ``value`` that was held
+        beside the ``threshold`` (None where it could not be measured).
+    """
+    looks = (_no_effect, _clustered, _conditioning, _reversed, _worse_than_base, _cost, _cut, _few_prompts)
+    return [look(summary) for look in looks]
+
+
+def _finding(name: str, found: bool, text: str, value: float | None, threshold: float) -> Finding:
+    return {"name": name, "found": found, "text": text, "value": value, "threshold": threshold}
+
+
+def _one_alpha(summary: Summary) -> bool:
+    return len(summary["points"]) == 1 and len(summary["objectives"]) > 1
+
+
+def _no_effect(summary: Summary) -> Finding:
+    """The scores do not move from one corner of the simplex to the other."""
+    name = "no effect"
+    if _one_alpha(summary):
+        return _finding(name, False, "One preference alone was evaluated: its effect cannot be seen.", None, 0.0)
+    spread = summary["normalization"]["spread"]
+    differences = summary["corner_difference"]
+    limits = {objective: SMALL_DIFFERENCE * spread[objective] for objective in differences}
+    flat = {
+        objective: f"{difference['value']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+        for objective, difference in differences.items()
+        if difference["low"] <= 0 <= difference["high"] or abs(difference["value"]) < limits[objective]
+    }
+    shares = [(abs(d["value"]), limits[objective]) for objective, d in differences.items()]
+    value, limit = min(shares, key=lambda pair: pair[0] - pair[1])
+    where = "with the guide and without" if len(differences) == 1 else "between the corners of the preferences"
+    if not flat:
+        shown = ", ".join(f"{objective} {difference['value']:+.2f}" for objective, difference in differences.items())
+        return _finding(name, False, f"Scores differ {where}: {shown}.", value, limit)
+    shown = ", ".join(f"{objective} {difference}" for objective, difference in flat.items())
+    text = (
+        f"The preference has little or no effect on {_listed(flat)}: {where} the score differs by {shown}, which is "
+        f"below {SMALL_DIFFERENCE:g} standard deviations of the unguided answers or not to be told from 0. "
+        "Guide more strongly (a smaller --beta), train longer, or evaluate more prompts."
+    )
+    return _finding(name, True, text, value, limit)
+
+
+def _clustered(summary: Summary) -> Finding:
+    """Many preferences share one point of the front."""
+    name, grid = "clustered front", len(summary["points"])
+    if grid < CLUSTER_GRID:
+        text = f"{grid} preference(s) are too few to look for clusters; at least {CLUSTER_GRID} are needed."
+        return _finding(name, False, text, None, CLUSTER_SHARE)
+    clusters = summary["front"]["clusters"]
+    largest = max(clusters, key=len, default=[0])
+    share = len(largest) / grid
+    if share <= CLUSTER_SHARE:
+        text = f"At most {len(largest)} of {grid} neighbouring preferences cannot be told apart by their scores."
+        return _finding(name, False, text, share, CLUSTER_SHARE)
+    first, last = (_alpha(summary["points"][index]["alpha"]) for index in (largest[0], largest[-1]))
+    text = (
+        f"The front is clustered: {len(largest)} of {grid} preferences, from {first} to {last}, have scores that "
+        f"cannot be told apart on {summary['prompts']} prompts. Evaluate more prompts; if they stay together, guide "
+        "more strongly (a smaller --beta) or train with preferences from all of the simplex."
+    )
+    return _finding(name, True, text, share, CLUSTER_SHARE)
+
+
+def _conditioning(summary: Summary) -> Finding:
+    """Answers are good, and do not follow the preference."""
+    name, gain = "conditioning failed", summary["mip_gain"]
+    if len(summary["objectives"]) == 1 or _one_alpha(summary):
+        return _finding(name, False, "With one preference there is nothing to follow.", None, 0.0)
+    base = summary["hv_unguided"]
+    ratio = summary["hv"]["value"] / base if base > 0 else None
+    high = summary["hv"]["value"] > HIGH_HV * base
+    hv = f"{ratio:.2f} times that of the unguided answers" if ratio is not None else "above 0 of the unguided answers"
+    shown = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+    if gain["low"] > 0:
+        text = f"Scores follow the preference: the MIP is {shown} above that of the mean point at every preference."
+        return _finding(name, False, text, gain["low"], 0.0)
+    if not high:
+        text = f"The MIP is not above that of the mean point ({shown}), but nor is the hypervolume high ({hv})."
+        return _finding(name, False, text, gain["low"], 0.0)
+    text = (
+        f"Conditioning failed: the hypervolume is high, {hv}, but the MIP is not above that of the mean point at every "
+        f"preference ({shown}). Answers are better, yet not in the way that was asked for. Check the order of the "
+        "objectives and the labels, and that training drew preferences from all of the simplex."
+    )
+    return _finding(name, True, text, gain["low"], 0.0)
+
+
+def _reversed(summary: Summary) -> Finding:
+    """A score falls as its weight rises."""
+    found = {name: rho for name, rho in summary["spearman"].items() if rho["high"] < 0}
+    value = min(rho["high"] for rho in summary["spearman"].values())
+    if not found:
+        return _finding("reversed objective", False, "No score falls as its weight rises.", value, 0.0)
+    shown = ", ".join(f"{name} {rho['value']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]" for name, rho in found.items())
+    text = (
+        f"{_listed(found)} falls as its weight rises (Spearman {shown}). Check that the objectives are named in the "
+        "order of training (official adapters of the safety task: harmless, helpful), that labels name the preferred "
+        "answer, and that a larger score of the reward is better (a cost must be negated)."
+    )
+    return _finding("reversed objective", True, text, value, 0.0)
+
+
+def _worse_than_base(summary: Summary) -> Finding:
+    """Guidance costs quality: the base alone is better in everything."""
+    objectives, base = summary["objectives"], summary["unguided"]["scores"]
+    worse = sum(
+        all(point["scores"][name]["high"] < base[name]["mean"] for name in objectives) for point in summary["points"]
+    )
+    grid = len(summary["points"])
+    share = worse / grid
+    text = f"At {worse} of {grid} preferences the answers are worse than those of the base alone in every objective"
+    if share < DOMINATED_SHARE:
+        return _finding("worse than the base", False, f"{text}.", share, DOMINATED_SHARE)
+    text += ": guidance harms. Guide less strongly (a larger --beta), and check that base and guide have the templates "
+    text += "that they were trained with."
+    return _finding("worse than the base", True, text, share, DOMINATED_SHARE)
+
+
+def _cost(summary: Summary) -> Finding:
+    """A guided token costs more than a pass of each model."""
+    time, name = summary["time"], "guidance cost"
+    if not all(time.get(part, 0) > 0 for part in ("base_token_ms", "guide_token_ms", "guided_token_ms")):
+        return _finding(name, False, "The cost of a guided token was not measured.", None, COST)
+    base, guide, guided = time["base_token_ms"], time["guide_token_ms"], time["guided_token_ms"]
+    ratio = guided / (base + guide)
+    text = (
+        f"A guided token takes {guided:.1f} ms, {ratio:.2f} times the {base + guide:.1f} ms of a pass of the base "
+        f"({base:.1f} ms) and one of the guide ({guide:.1f} ms)"
+    )
+    if ratio <= COST:
+        return _finding(name, False, f"{text}.", ratio, COST)
+    text += ", more than both together: the adapter is badly integrated, or the machine was busy. Measure again with "
+    text += "parm-mlx bench, and look for slow kernels with parm-mlx doctor."
+    return _finding(name, True, text, ratio, COST)
+
+
+def _cut(summary: Summary) -> Finding:
+    """Answers were cut by the limit, and scored as if that were all."""
+    points = [summary["unguided"], *summary["points"]]
+    share = 1 - sum(point["ended"] for point in points) / len(points)
+    text = f"{share:.0%} of the answers were cut by the limit of tokens"
+    if share <= CUT_SHARE:
+        return _finding("cut answers", False, f"{text}.", share, CUT_SHARE)
+    text += ", and their scores are those of unfinished answers. Raise --max-tokens."
+    return _finding("cut answers", True, text, share, CUT_SHARE)
+
+
+def _few_prompts(summary: Summary) -> Finding:
+    """Too few prompts for intervals that can be trusted."""
+    count = summary["prompts"]
+    if count >= FEW_PROMPTS:
+        return _finding("few prompts", False, f"{count} prompts were evaluated.", count, FEW_PROMPTS)
+    text = f"Only {count} prompt(s) were evaluated: "
+    text += "there are no confidence intervals" if count == 1 else "the confidence intervals are rough"
+    return _finding("few prompts", True, f"{text}. Take {FEW_PROMPTS} or more.", count, FEW_PROMPTS)
+
+
+def _alpha(alpha: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{weight:.3g}" for weight in alpha) + ")"
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
