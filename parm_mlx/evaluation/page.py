@@ -41,7 +41,6 @@ def write_page(
 
 def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Mapping[str, float]]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     run = summary if summary["kind"] == "run" else None
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(_HERE))
@@ -58,11 +57,11 @@ def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Ma
         confidence=_intervals(summary),
         reference_text=_sentence(summary["reference_text"]),
         time=_time(run["time"]) if run else "",
-        svg=Markup(svg),
+        svg=svg,
         no_picture=no_picture,
-        data=Markup(embed(data)) if data else None,
-        css=Markup(_text("page.css")),
-        js=Markup(_text("page.js")),
+        data=embed(data) if data else "",
+        css=_text("page.css"),
+        js=_text("page.js"),
     )
 
 
