@@ -11,7 +11,7 @@ Box = tuple[float, float, float, float]
 
 # In points of 1/72 inch: the size of a marker, and how far a label may be from its point.
 _MARKER, _DISTANCES = 5.0, (9.0, 17.0, 28.0)
-_ANGLES = [pi * (step / 6 + 1 / 12) for step in range(12)]
+_ANGLES = [pi * (step + 0.5) / 8 for step in range(16)]
 
 
 def place(axis: Any, wanted: Sequence[tuple[int, str]], points: Sequence[tuple[float, float]], **style: Any) -> None:
@@ -61,8 +61,8 @@ def _best(
     best, least = None, float("inf")
     for distance in _DISTANCES:
         for angle in _ANGLES:
-            dx = cos(angle) * (distance * scale + width / 2)
-            dy = sin(angle) * (distance * scale + height / 2)
+            dx = cos(angle) * distance * scale + min(1.0, max(-1.0, 1.5 * cos(angle))) * width / 2
+            dy = sin(angle) * distance * scale + min(1.0, max(-1.0, 1.5 * sin(angle))) * height / 2
             x, y = place[0] + dx, place[1] + dy
             box = (x - width / 2 - 1, y - height / 2 - 1, x + width / 2 + 1, y + height / 2 + 1)
             if box[0] < frame.x0 or box[1] < frame.y0 or box[2] > frame.x1 or box[3] > frame.y1:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parm_mlx.drawing import STYLES
 from parm_mlx.evaluation.labels import place
@@ -46,8 +47,8 @@ def plane(axis: Any, run: Run, x: str, y: str, panel: int) -> None:
     weighed = run["objectives"].index(x)
     _frame(axis, run, x, y)
     for group, colour in ((points, SOFT), ([run["unguided"]], INK)):
-        crosses = {"xerr": bars(group, x), "yerr": bars(group, y)}
-        axis.errorbar(means(group, x), means(group, y), **crosses, fmt="none", ecolor=colour, elinewidth=0.7, zorder=2)
+        crosses = {"xerr": bars(group, x), "yerr": bars(group, y), "ecolor": colour, "elinewidth": 0.7}
+        _fade(axis.errorbar(means(group, x), means(group, y), **crosses, fmt="none", zorder=2), 0.6)
     if len(run["objectives"]) == 2:
         line = sorted((points[i]["scores"][x]["mean"], points[i]["scores"][y]["mean"]) for i in front)
         axis.plot(*zip(*line, strict=True), color=INK, linewidth=1.3, zorder=3)
@@ -60,6 +61,12 @@ def plane(axis: Any, run: Run, x: str, y: str, panel: int) -> None:
         )
         marker.set_gid(f"point-{index}-{panel}")
     axis.plot(*([value] for value in _place(run["unguided"], x, y)), **_unguided(), zorder=6)
+
+
+def _fade(drawn: Any, alpha: float) -> None:
+    """Makes the bars of an errorbar, not its markers, let through what lies below."""
+    for part in drawn[2]:
+        part.set_alpha(alpha)
 
 
 def _place(point: Point, x: str, y: str) -> tuple[float, float]:
@@ -81,7 +88,7 @@ def _frame(axis: Any, run: Run, x: str, y: str) -> None:
     axis.margins(0.09)
 
 
-def key(axis: Any, line: bool) -> list[Any]:
+def key(line: bool) -> list[Any]:
     """Handles of a legend that tells the markers of one run apart."""
     from matplotlib.lines import Line2D
 
@@ -104,20 +111,23 @@ def shade(axis: Any, label: str) -> None:
 
 
 def _bar(bar: Any, label: str) -> None:
-    bar.set_label(label, color=SOFT)
+    bar.set_label(label, color=SOFT, labelpad=6)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=SOFT)
 
 
 def label_points(axis: Any, run: Run, x: str, y: str) -> None:
     """Writes α beside some points, from the ends of the grid inwards; the layout must be final."""
+    from matplotlib.patheffects import withStroke
+
     points = run["points"]
     order = sorted(range(len(points)), key=lambda index: tuple(points[index]["alpha"]))
     last = len(order) - 1
     wanted = dict.fromkeys(order[round(last * share)] for share in (0, 1, 0.5, 0.25, 0.75))
     places = [_place(point, x, y) for point in [*points, run["unguided"]]]
     labels = [(index, vector(points[index]["alpha"])) for index in wanted]
-    place(axis, labels, places, fontsize=8, color=INK)
+    halo = [withStroke(linewidth=2.2, foreground=PAPER)]
+    place(axis, labels, places, fontsize=8, color=INK, path_effects=halo, zorder=7)
 
 
 def simplex(axis: Any, run: Run, panel: int) -> None:
@@ -133,7 +143,8 @@ def simplex(axis: Any, run: Run, panel: int) -> None:
     gained = (alphas * scores).sum(axis=1)
     axis.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.12, 0.98))
     axis.axis("off")
-    for share in np.linspace(0, 1, 5):
+    shares = np.unique(alphas.round(6))
+    for share in shares if len(shares) <= 11 else np.linspace(0, 1, 11):
         for turn in range(3):
             a, b, c = np.roll(corners, turn, axis=0)
             ends = np.array([a + (b - a) * share, a + (c - a) * share])
@@ -163,14 +174,21 @@ def parallel(axis: Any, run: Run) -> None:
         for place_, (height, weight) in enumerate(zip(heights, point["alpha"], strict=True)):
             style = {**_marker(on_front), "markersize": 7 if on_front else 4.2, "markeredgewidth": 0.5}
             axis.plot([place_], [height], color=colormaps[SHADES](weight), **style, zorder=4 + weight)
-    for place_, name in enumerate(names):
-        best = max(points, key=lambda point: point["alpha"][names.index(name)])  # noqa: B023
-        axis.errorbar([place_], means([best], name), bars([best], name), fmt="none", ecolor=INK, elinewidth=1.1, zorder=3)
-    axis.plot(
-        [run["unguided"]["scores"][name]["mean"] for name in names], **{**_unguided(), "linestyle": "--"}, zorder=6
-    )
-    axis.get_lines()[-1].set_color(INK)
-    axis.get_lines()[-1].set_markerfacecolor(PAPER)
+    heights, reach = _reached(run)
+    axis.errorbar(range(len(names)), heights, reach, fmt="none", ecolor=INK, elinewidth=1.1, zorder=3)
+    alone = {**_unguided(), "linestyle": "--", "color": INK, "markerfacecolor": PAPER}
+    axis.plot([run["unguided"]["scores"][name]["mean"] for name in names], **alone, zorder=6)
+
+
+def _reached(run: Run) -> tuple[list[float], NDArray[Any]]:
+    """The score of each objective at the α that weighs it most, (k,), and how far the interval reaches, (2, k)."""
+    heights, reach = [], []
+    for place_, name in enumerate(run["objectives"]):
+        weights = [point["alpha"][place_] for point in run["points"]]
+        best = run["points"][weights.index(max(weights))]
+        heights.append(best["scores"][name]["mean"])
+        reach.append(np.array(bars([best], name))[:, 0])
+    return heights, np.array(reach).T
 
 
 def _coordinates(axis: Any, run: Run) -> None:
@@ -189,9 +207,7 @@ def planes_of_runs(axis: Any, runs: Sequence[Run], x: str, y: str, line: bool) -
     for run, (colour, dashes, marker, face) in zip(runs, styles(runs), strict=True):
         points = run["points"]
         crosses = {"xerr": bars(points, x), "yerr": bars(points, y), "ecolor": colour, "elinewidth": 0.6}
-        _, _, drawn = axis.errorbar(means(points, x), means(points, y), **crosses, fmt="none", zorder=2)
-        for part in drawn:
-            part.set_alpha(0.45)
+        _fade(axis.errorbar(means(points, x), means(points, y), **crosses, fmt="none", zorder=2), 0.45)
         if line:
             front = sorted(_place(points[index], x, y) for index in run["front"]["indices"])
             axis.plot(*zip(*front, strict=True), color=colour, linestyle=dashes, linewidth=1.4, zorder=3)
@@ -204,16 +220,14 @@ def planes_of_runs(axis: Any, runs: Sequence[Run], x: str, y: str, line: bool) -
 def parallel_of_runs(axis: Any, runs: Sequence[Run]) -> None:
     """More objectives of several runs: what each reaches at the α that weighs the axis's objective most.
 
-    A thin bar shows the interval; a dot in the run's colour, its base alone.
+    A cross in the run's colour is its base alone.
     """
     names = runs[0]["objectives"]
     _coordinates(axis, runs[0])
     step = min(0.12, 0.5 / len(runs))
     for number_, (run, (colour, dashes, marker, face)) in enumerate(zip(runs, styles(runs), strict=True)):
         places = np.arange(len(names)) + (number_ - (len(runs) - 1) / 2) * step
-        best = [max(run["points"], key=lambda point, at=at: point["alpha"][at]) for at in range(len(names))]  # type: ignore[misc]
-        heights = [point["scores"][name]["mean"] for point, name in zip(best, names, strict=True)]
-        reach = np.array([bars([point], name) for point, name in zip(best, names, strict=True)])[:, :, 0].T
+        heights, reach = _reached(run)
         look = {"color": colour, "linestyle": dashes, "marker": marker, "markerfacecolor": face, "markersize": 6.5}
         axis.errorbar(places, heights, reach, **look, linewidth=1.1, elinewidth=1, zorder=3)
         alone = [run["unguided"]["scores"][name]["mean"] for name in names]
@@ -232,12 +246,11 @@ def key_of_runs(runs: Sequence[Run], line: bool) -> list[Any]:
     return [*handles, Line2D([], [], **_unguided(), label="the base alone")]
 
 
-def rows(axis: Any, runs: Sequence[Run], values: Sequence[tuple[str, Mapping[str, float], str, Any]], xlabel: str) -> None:
+def rows(axis: Any, values: Sequence[tuple[str, Mapping[str, float], str, Any]], xlabel: str) -> None:
     """Rows of one figure each with its interval.
 
     Args:
         axis: The axes.
-        runs: The runs, for their styles.
         values: Label, interval, the key of its middle, and colour with marker, from the top.
         xlabel: What the figures are.
     """

@@ -120,21 +120,27 @@ def figure(summary: Summary) -> Any:
     drawn = Figure(figsize=sizes.get(k, (max(8.0, 2.5 + 1.05 * k), 5.8)), layout="constrained")
     drawn.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.04)
     FigureCanvasAgg(drawn)
-    compared = summary["kind"] == "comparison"
-    title = f"{len(runs)} runs" if compared else short(summary["name"], 60)
-    drawn.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
-    width = int(drawn.get_figwidth() * 15.5)
+    width = int(drawn.get_figwidth() * 16)
     drawn.supxlabel(textwrap.fill(caption(summary), width), x=0.012, ha="left", fontsize=8, color=SOFT)
-    {1: _one, 2: _two, 3: _three}.get(k, _many)(drawn, summary, runs, compared)
+    {1: _one, 2: _two, 3: _three}.get(k, _many)(drawn, summary, runs)
     return drawn
 
 
-def _legend(drawn: Any, handles: list[Any], compared: bool) -> None:
-    columns = (1 if len(handles) < 5 else 2) if compared else len(handles)
-    drawn.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=8.5)
+def _title(summary: Summary) -> str:
+    return short(summary["name"], 60) if summary["kind"] == "run" else f"{len(summary['runs'])} runs"
 
 
-def _one(drawn: Any, summary: Summary, runs: list[Summary], compared: bool) -> None:
+def _legend(drawn: Any, summary: Summary, handles: list[Any]) -> None:
+    """The legend, above the panels; its title is the picture's."""
+    columns = len(handles) if summary["kind"] == "run" else 1 if len(handles) < 5 else 2
+    font = {"size": 12, "weight": "bold"}
+    style = {"ncols": columns, "fontsize": 8.5, "title_fontproperties": font, "alignment": "left"}
+    drawn.legend(handles=handles, loc="outside upper left", title=_title(summary), borderpad=0.1, **style)
+
+
+def _one(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
+    compared = summary["kind"] == "comparison"
+    drawn.suptitle(_title(summary), x=0.012, ha="left", fontsize=12, fontweight="bold")
     axis, (name,) = drawn.subplots(), summary["objectives"]
     values = []
     for run, (colour, _, marker, _) in zip(runs, panels.styles(runs), strict=True):
@@ -142,48 +148,47 @@ def _one(drawn: Any, summary: Summary, runs: list[Summary], compared: bool) -> N
         values.append((f"{called}the base alone", run["unguided"]["scores"][name], "mean", (colour, panels.UNGUIDED)))
         values += [(f"{called}guided", point["scores"][name], "mean", (colour, marker)) for point in run["points"]]
     drawn.set_figheight(1.7 + 0.42 * len(values))
-    panels.rows(axis, runs, values, f"{short(name)}  ({unit(summary)})")
+    panels.rows(axis, values, f"{short(name)}  ({unit(summary)})")
 
 
-def _two(drawn: Any, summary: Summary, runs: list[Summary], compared: bool) -> None:
+def _two(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
     axis, (x, y) = drawn.subplots(), summary["objectives"]
-    if compared:
+    if summary["kind"] == "comparison":
         panels.planes_of_runs(axis, runs, x, y, line=True)
-        _legend(drawn, panels.key_of_runs(runs, line=True), compared)
+        _legend(drawn, summary, panels.key_of_runs(runs, line=True))
     else:
         panels.plane(axis, summary, x, y, 0)
         panels.shade(axis, f"weight of {short(x)} in α")
-        _legend(drawn, panels.key(axis, line=True), compared)
-    drawn.draw_without_rendering()
-    if not compared:
+        _legend(drawn, summary, panels.key(line=True))
+        drawn.draw_without_rendering()
         panels.label_points(axis, summary, x, y)
 
 
-def _three(drawn: Any, summary: Summary, runs: list[Summary], compared: bool) -> None:
+def _three(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
     axes = drawn.subplots(2, 2).flat
     pairs = list(combinations(summary["objectives"], 2))
     for panel, (axis, (x, y)) in enumerate(zip(axes, pairs, strict=False)):
-        if compared:
+        if summary["kind"] == "comparison":
             panels.planes_of_runs(axis, runs, x, y, line=False)
         else:
             panels.plane(axis, summary, x, y, panel)
             panels.shade(axis, f"weight of {short(x)} in α")
-    if compared:
+    if summary["kind"] == "comparison":
         looks = [(colour, marker) for colour, _, marker, _ in panels.styles(runs)]
         values = [(run["name"], run["mip"], "value", look) for run, look in zip(runs, looks, strict=True)]
-        panels.rows(axes[3], runs, values, "MIP, mean of αᵀr(α)")
-        _legend(drawn, panels.key_of_runs(runs, line=False), compared)
+        panels.rows(axes[3], values, "MIP, mean of αᵀr(α)")
+        _legend(drawn, summary, panels.key_of_runs(runs, line=False))
     else:
         panels.simplex(axes[3], summary, 3)
-        _legend(drawn, panels.key(axes[0], line=False), compared)
+        _legend(drawn, summary, panels.key(line=False))
 
 
-def _many(drawn: Any, summary: Summary, runs: list[Summary], compared: bool) -> None:
+def _many(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
     axis = drawn.subplots()
-    if compared:
+    if summary["kind"] == "comparison":
         panels.parallel_of_runs(axis, runs)
-        _legend(drawn, panels.key_of_runs(runs, line=True), compared)
+        _legend(drawn, summary, panels.key_of_runs(runs, line=True))
     else:
         panels.parallel(axis, summary)
         panels.shade(axis, "weight of the axis's objective in α")
-        _legend(drawn, panels.key(axis, line=False), compared)
+        _legend(drawn, summary, panels.key(line=False))

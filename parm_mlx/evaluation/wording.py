@@ -54,7 +54,7 @@ def reference(summary: Mapping[str, Any]) -> str:
     return vector([summary["reference_point"][name] for name in summary["objectives"]])
 
 
-def confidence(summary: Mapping[str, Any]) -> str:
+def intervals(summary: Mapping[str, Any]) -> str:
     """What the intervals are."""
     return f"{summary['confidence']['level']:.0%}".replace("%", " %") + " intervals"
 
@@ -65,7 +65,10 @@ def caption(summary: Mapping[str, Any]) -> str:
     seeds = count(len(runs[0]["seeds"]), "seed")
     over = f"bootstrap over {count(runs[0]['prompts'], 'prompt')}, {seeds}"
     if len(runs) == 1:
-        figures = f"HV {interval(runs[0]['hv'])} above the reference point {reference(summary)}; MIP {interval(runs[0]['mip'])}."
+        above = f"above the reference point {reference(summary)}"
+        figures = f"HV {interval(runs[0]['hv'])} {above}; MIP {interval(runs[0]['mip'])}."
+        if len(summary["objectives"]) == 2:
+            figures += f" Labels: α = ({', '.join(summary['objectives'])})."
     else:
         figures = f"All runs have the reference point {reference(summary)}."
-    return f"{figures} Bars and brackets: {confidence(summary)} ({over})."
+    return f"{figures} Bars and brackets: {intervals(summary)} ({over})."
