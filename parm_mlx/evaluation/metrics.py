@@ -27,8 +27,8 @@ class Effort(NamedTuple):
 
 
 EXACT_OBJECTIVES = 5  # with so few, thousands of points take milliseconds
-VALUE = Effort(1e9, 2**18)  # within 0.2 % up to k = 12
-SAMPLE = Effort(1e7, 2**14)  # a bootstrap sample: within 1 %
+VALUE = Effort(1e9, 2**18)  # within 0.2 % of the exact value where that is known, up to k = 12
+SAMPLE = Effort(1e7, 2**14)  # a bootstrap sample: within 2 %
 LEVEL = 0.95
 DEVIATIONS = 1.96  # of a normal distribution, either side of its mean: LEVEL of it
 TIE = 1e-9  # scores closer than this, relative to the largest, are equal: the rest is rounding

@@ -84,7 +84,7 @@ def test_many_objectives_are_approximated_for_the_bootstrap() -> None:
     values, exact = hypervolumes(np.stack([points, points]), reference)
     assert not exact
     assert hypervolume_is_exact(points, reference)
-    assert values == pytest.approx(hypervolume(points, reference), rel=1e-2)
+    assert values == pytest.approx(hypervolume(points, reference), rel=2e-2)
 
 
 def test_what_lies_below_the_reference_does_not_make_a_front_large() -> None:
