@@ -5,7 +5,7 @@ import glob
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -107,6 +107,44 @@ def new_directory(path: str | Path, force: bool = False) -> Iterator[Path]:
             _swap(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new_file(path: str | Path, force: bool = False) -> Path:
+    """Checks that a file may be written at ``path``, and returns it.
+
+    Args:
+        path: The file to be made.
+        force: Whether a file that exists there may be replaced.
+
+    Raises:
+        OutputError: It exists and may not be replaced, or its folder cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is no file, so it cannot be replaced by one")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already", hint="choose another --out, or replace it with --force")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: {parent} is not a writable directory")
+    return path
+
+
+def write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file whole, or leaves what is there.
+
+    Raises:
+        RunError: The disk is full or failed.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _swap(partial: Path, path: Path) -> None:

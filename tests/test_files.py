@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from parm_mlx.errors import ModelError, OutputError, RunError
-from parm_mlx.files import check_new, new_directory, recover, remove_directory, resolve
+from parm_mlx.files import check_new, check_new_file, new_directory, recover, remove_directory, resolve, write_whole
 
 
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
@@ -137,3 +137,17 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(ModelError, match="is a file"):
         resolve(file)
+
+
+def test_a_new_file_is_no_folder_and_replaces_nothing_by_accident(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    assert check_new_file(tmp_path / "a" / "b" / "new") == tmp_path / "a" / "b" / "new"
+    assert check_new_file(tmp_path / "old", force=True) == tmp_path / "old"
+    with pytest.raises(OutputError, match="exists already"):
+        check_new_file(tmp_path / "old")
+    with pytest.raises(OutputError, match="is no file"):
+        check_new_file(tmp_path, force=True)
+    with pytest.raises(OutputError, match="old is not a writable directory"):
+        check_new_file(tmp_path / "old" / "new")
+    write_whole(tmp_path / "a" / "b" / "new", ["1\n", "2\n"])
+    assert [path.read_text() for path in (tmp_path / "a" / "b").iterdir()] == ["1\n2\n"]

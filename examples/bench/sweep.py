@@ -11,8 +11,6 @@ import argparse
 import json
 import time
 
-import parm_mlx  # loads the fast BLAS before mlx
-
 # isort: split
 import mlx.core as mx
 from mlx_lm.generate import generate_step

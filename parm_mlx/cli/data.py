@@ -1,7 +1,7 @@
-"""``parm-mlx data``: what is in preference data, and any format of it → ours."""
+"""``parm-mlx data``: what is in preference data, any format of it → ours, and labels by reward models."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,9 @@ from parm_mlx.cli import console, options
 from parm_mlx.preference import parse_objectives
 
 if TYPE_CHECKING:
-    from parm_mlx.training.rows import Pair
+    from parm_mlx.evaluation.scoring import Reward
+    from parm_mlx.training.relabel import Scorer, Tally
+    from parm_mlx.training.rows import Pair, Prompt
     from parm_mlx.training.survey import Ruler, Split, Survey
 
 app = typer.Typer(rich_markup_mode=None)
@@ -26,7 +28,7 @@ Objectives = Annotated[
 
 @app.callback(invoke_without_command=True)
 def data(context: typer.Context) -> None:
-    """Look at preference data, and bring it into our format.
+    """Look at preference data, bring it into our format, and label it by reward models.
 
     DATA is a file, a folder of files (splits, or one per objective), a folder of such folders (one per objective), or
     a data set on the Hugging Face hub: owner/name, or owner/name:part,part for some of its configurations or folders.
@@ -46,6 +48,7 @@ def data(context: typer.Context) -> None:
       parm-mlx data inspect pairs.jsonl --model base
       parm-mlx data inspect Anthropic/hh-rlhf:harmless-base,helpful-base
       parm-mlx data prepare safe-rlhf.jsonl.gz --out pairs
+      parm-mlx data relabel pairs.jsonl --reward warmth=warmth --reward brevity=brevity --out relabelled.jsonl
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -132,12 +135,105 @@ def prepare(
         console.note("\n  ".join([f"{done.bad} rows are left out: they cannot be used", *done.first_bad]))
 
 
+def relabel(
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="A file, a folder or a hub id; its labels are not used.")
+    ],
+    reward: Annotated[
+        list[str],
+        typer.Option(
+            "--reward",
+            metavar="NAME=SPEC",
+            help="What labels the objective NAME: a built-in scorer, a reward model (directory or hub id), hf:ID, or "
+            "module:function; once for each objective.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl.")],
+    min_margin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--min-margin",
+            metavar="[NAME=]NUMBER",
+            help="Smallest lead in score that is a label, for one objective or for all.",
+            show_default="any lead",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists at --out.")] = False,
+) -> None:
+    """Label pairs by reward models: each prefers the response that it scores higher.
+
+    Both responses of every pair are scored. The rows written have "preferred", and "margins": by how much the
+    preferred response is ahead. Ties are not labelled, nor are leads below --min-margin; a pair without any label is
+    dropped. All of it is counted. The file appears whole or not at all.
+
+    \b
+    Examples:
+      parm-mlx data relabel pairs.jsonl --reward warmth=warmth --reward brevity=brevity --out relabelled.jsonl
+      parm-mlx data relabel PKU-Alignment/PKU-SafeRLHF-10K --out safe.jsonl --min-margin 0.5 \\
+          --reward helpful=models/beaver-reward --reward harmless=models/beaver-cost
+    """
+    from parm_mlx.evaluation.scoring import load_rewards
+    from parm_mlx.training.relabel import Source, check_output, parse_min_margins
+    from parm_mlx.training.relabel import relabel as run
+    from parm_mlx.training.sources import find_parts
+
+    check_output(out, force)
+    find_parts(source)  # a wrong DATA is told before models are loaded
+    rewards = load_rewards(reward)
+    margins = parse_min_margins(min_margin or [], list(rewards))
+    pairs = Source(source, _track)
+    scorers = {name: _forgetful(reward) for name, reward in rewards.items()}
+    done = run(pairs, scorers, out, min_margin=margins, force=force, track=_track_scoring)
+    typer.echo(str(out))
+    for line in _tally_lines(done):
+        console.note(line)
+
+
 app.command("inspect", short_help="Show what is in preference data.")(inspect)
 app.command("prepare", short_help="Write any format as ours, split by prompt.")(prepare)
+app.command("relabel", short_help="Label pairs by reward models.")(relabel)
 
 
 def _track(pairs: "Iterable[Pair]") -> "Iterable[Pair]":
     return console.progress(pairs, None, "rows")
+
+
+def _track_scoring(pairs: "Iterable[Pair]", total: int) -> "Iterable[Pair]":
+    return console.progress(pairs, total, "pairs scored")
+
+
+def _forgetful(reward: "Reward") -> "Scorer":
+    """A reward that keeps no texts: a pair is scored once, and there may be many."""
+
+    def score(prompts: "Sequence[Prompt]", answers: "Sequence[str]") -> list[float]:
+        scores = reward(prompts, answers)
+        reward.forget()
+        return scores
+
+    return score
+
+
+def _tally_lines(done: "Tally") -> list[str]:
+    lines = [f"{done.rows} rows read, {done.written} pairs relabelled"]
+    left_out = {
+        "rows have two equal responses": done.equal,
+        "rows are of the same pair as an earlier row": done.repeated,
+        "pairs get no label": done.dropped,
+    }
+    lines += [f"left out: {count} {reason}" for reason, count in left_out.items() if count]
+    for name, count in done.labels.items():
+        lines.append(
+            f"{name}: {count} labels, {done.ties[name]} ties, {done.near_ties[name]} below the smallest margin"
+        )
+    return lines + _disagreement_lines(done.disagreement)
+
+
+def _disagreement_lines(found: dict[tuple[str, str], tuple[int, int]]) -> list[str]:
+    return [
+        f"{a} and {b} disagree in {differ} of {both} pairs ({differ / both:.0%})"
+        for (a, b), (both, differ) in found.items()
+        if both
+    ]
 
 
 def _ruler(model: str, limit: int, chat_template: str | None) -> "Ruler":
@@ -151,8 +247,7 @@ def _ruler(model: str, limit: int, chat_template: str | None) -> "Ruler":
 def _lines(found: "Survey") -> list[str]:
     lines = [f"{name}: {form}" for name, form in found.formats.items()]
     lines.append(f"objectives: {', '.join(found.objectives)}")
-    for (a, b), (both, differ) in found.disagreement.items():
-        lines.append(f"{a} and {b} disagree in {differ} of {both} pairs ({differ / both:.0%})")
+    lines += _disagreement_lines(found.disagreement)
     for split in found.splits:
         lines += ["", *_split_lines(split, found)]
     if [split.name for split in found.splits] == ["train"]:

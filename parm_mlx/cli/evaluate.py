@@ -208,8 +208,7 @@ def _write(summary: dict[str, Any], out: Path, results: Sequence[Any], scores: A
     """Writes metrics.json, the pictures and the page."""
     from parm_mlx.evaluation.page import write_page
     from parm_mlx.evaluation.pictures import draw
-    from parm_mlx.evaluation.results import write_whole
-    from parm_mlx.files import disk_errors
+    from parm_mlx.files import disk_errors, write_whole
 
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ folder is opened again.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.evaluation.prompts import Content
-from parm_mlx.files import disk_errors, read_json
+from parm_mlx.files import disk_errors, read_json, write_whole
 from parm_mlx.preference import Alpha
 
 RUN_FILE, RESULTS_FILE, SCORES_FILE = "run.json", "results.jsonl", "scores.jsonl"
@@ -193,22 +192,6 @@ def read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
             yield read(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{file}:{number}: not a line that parm-mlx has written ({error})") from None
-
-
-def write_whole(path: Path, lines: Iterable[str]) -> None:
-    """Writes a file whole, or leaves what is there.
-
-    Raises:
-        RunError: The disk is full or failed.
-    """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with disk_errors(path):
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.writelines(lines)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def flat(tree: Any, name: str = "") -> dict[str, Any]:

@@ -66,6 +66,10 @@ class Reward:
             progress(len(batch))
         return [self._known[key] for key in keys]
 
+    def forget(self) -> None:
+        """Drops the scores that are known, which keep the texts of their answers."""
+        self._known.clear()
+
     def _score(self, prompts: list[Content], answers: list[str]) -> list[float]:
         try:
             values = list(self._function(prompts, answers))

@@ -19,7 +19,7 @@ def _run(run: Mapping[str, Any]) -> str:
     rows = [["alpha (" + ", ".join(names) + ")", *rewards, *(f"{name} (raw)" for name in rewards), "ended", "front"]]
     for number, point in enumerate([run["unguided"], *run["points"]]):
         alpha = "unguided" if point["alpha"] is None else ", ".join(f"{weight:.3g}" for weight in point["alpha"])
-        scores = [f"{point['scores'][name]['mean']:+.2f}" for name in rewards]
+        scores = [f"{point['scores'][name]['mean'] + 0.0:+.2f}" for name in rewards]
         raw = [f"{point['raw'][name]:.2f}" for name in rewards]
         on_front = "*" if number - 1 in run["front"]["indices"] else ""
         rows.append([alpha, *scores, *raw, f"{point['ended']:.0%}", on_front])

@@ -77,7 +77,8 @@ class PairStream:
                 raise DataError(f"{pair.where}: the data have changed while they were read")
             if self.chosen[row]:
                 left -= 1
-                yield replace(pair, preferred=self.merged.preferred(row, self.objectives))
+                preferred = self.merged.preferred(row, self.objectives)
+                yield replace(pair, preferred=preferred, margins=self.merged.margins(row, self.objectives))
         if left:
             raise DataError(f"{self.parts[-1].name}: the data have changed while they were read")
 

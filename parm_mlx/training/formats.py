@@ -1,6 +1,7 @@
 r"""The formats of preference data: how each is recognised and read, and everything that can be wrong with a row.
 
-``prompt`` is a text or a list of chat messages::
+``prompt`` is a text or a list of chat messages. Beside ``preferred``, ``margins`` may say by how much the preferred
+response is ahead::
 
     {"prompt": …, "responses": ["…", "…"], "preferred": {"helpful": 0, "harmless": 1}}
     {"prompt": …, "chosen": "…", "rejected": "…", "objective": "helpful"}
@@ -9,6 +10,7 @@ r"""The formats of preference data: how each is recognised and read, and everyth
 """
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -57,7 +59,15 @@ class RowReader:
         elif found != self.format:
             _fail(f"mixed formats: this row is {found}, {self._first} is {self.format}; a file has one format")
         prompt, responses, preferred = _PARSERS[found](row, self._objective)
-        return Pair(prompt, responses, preferred, where)
+        return Pair(prompt, responses, preferred, where, _margins(row, preferred) if found == PAIRS else {})
+
+
+def as_row(pair: Pair) -> str:
+    """A pair as one line of our format; it is read back as it was."""
+    row: dict[str, Any] = {"prompt": pair.prompt, "responses": list(pair.responses), "preferred": pair.preferred}
+    if pair.margins:
+        row["margins"] = pair.margins
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def decode(text: str) -> Any:
@@ -105,6 +115,21 @@ def _parse_pairs(row: dict[str, Any], _: str | None) -> Body:
     labels = {_objective(name): _choice(value, f"'preferred' of {name!r}") for name, value in preferred.items()}
     responses = (_text(both[0], "the first response"), _text(both[1], "the second response"))
     return _prompt(row), responses, labels
+
+
+def _margins(row: dict[str, Any], preferred: dict[str, int]) -> dict[str, float]:
+    margins = row.get("margins", {})
+    if not isinstance(margins, dict):
+        _fail(f"'margins' must be an object with a number for each objective, not {_kind(margins)}")
+    found = {}
+    for given, value in margins.items():
+        name = _objective(given)
+        if name not in preferred:
+            _fail(f"'margins' has {name!r}, which 'preferred' has not")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+            _fail(f"'margins' of {name!r} must be a finite number ≥ 0, not {json.dumps(value)[:40]}")
+        found[name] = float(value)
+    return found
 
 
 def _parse_chosen(row: dict[str, Any], objective: str | None) -> Body:

@@ -1,5 +1,6 @@
 """Which rows are the same pair: found in one reading, with a few bytes for each row and none of the texts."""
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Merged:
         swapped: (N,) whether the row has the responses in the other order than its pair's labels count them in.
         labels: (P, k) int8: 0 or 1, the response that each objective prefers; -1 where none is left.
         clashes: (P, k) where the labels of a pair contradict each other.
+        leads: (P, k) margins of the labels, of the first row that has one; NaN where none is known.
     """
 
     keys: Keys
@@ -39,6 +41,7 @@ class Merged:
     swapped: Mask
     labels: NDArray[np.int8]
     clashes: Mask
+    leads: NDArray[np.float64]
 
     @property
     def contradictions(self) -> Numbers:
@@ -84,6 +87,11 @@ class Merged:
         labels = zip(objectives, self.labels[self.pair[row]].tolist(), strict=True)
         return {name: label ^ swapped for name, label in labels if label != UNLABELLED}
 
+    def margins(self, row: int, objectives: Sequence[str]) -> dict[str, float]:
+        """The margins of the labels of a row's pair, as far as they are known."""
+        leads = zip(objectives, self.leads[self.pair[row]].tolist(), strict=True)
+        return {name: lead for name, lead in leads if not math.isnan(lead)}
+
 
 class Ledger:
     """Takes down what the rows are.
@@ -95,7 +103,7 @@ class Ledger:
     def __init__(self) -> None:
         self._keys, self._prompts, self._equal, self._swapped = (bytearray() for _ in range(4))
         self._names: dict[str, int] = {}
-        self._judged, self._codes = array("q"), array("q")
+        self._judged, self._codes, self._margins = array("q"), array("q"), array("d")
         self.labels: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -109,6 +117,7 @@ class Ledger:
             self.labels[name] = self.labels.get(name, 0) + 1
             self._judged.append(len(self))
             self._codes.append(2 * self._names.setdefault(name, len(self._names)) + (label ^ swapped))
+            self._margins.append(pair.margins.get(name, math.nan))
         self._keys += pair.key
         self._prompts += pair.prompt_key
         self._equal.append(pair.undecidable)
@@ -129,12 +138,16 @@ class Ledger:
         rows, codes = (np.frombuffer(values, np.int64) for values in (self._judged.tobytes(), self._codes.tobytes()))
         column = np.array([objectives.index(name) if name in objectives else -1 for name in self._names], np.int64)
         counts = ~equal[rows] & (column[codes // 2] >= 0)
-        rows, codes = rows[counts], codes[counts]
+        rows, codes, margins = rows[counts], codes[counts], np.array(self._margins)[counts]
         votes = np.zeros((len(begins), len(objectives), 2), np.bool_)
         votes[pair[rows], column[codes // 2], codes % 2] = True
         labels = np.where(votes[..., 0] ^ votes[..., 1], votes[..., 1].astype(np.int8), np.int8(UNLABELLED))
+        known = np.flatnonzero(~np.isnan(margins))[::-1]
+        leads = np.full(labels.shape, np.nan)
+        leads[pair[rows[known]], column[codes[known] // 2]] = margins[known]
+        leads[labels == UNLABELLED] = np.nan
         prompts = np.frombuffer(bytes(self._prompts), "S16")
-        return Merged(keys, prompts, pair, first, swapped, labels, votes[..., 0] & votes[..., 1])
+        return Merged(keys, prompts, pair, first, swapped, labels, votes[..., 0] & votes[..., 1], leads)
 
 
 def number(keys: Keys) -> tuple[Numbers, Numbers]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 from parm_mlx.errors import DataError
 from parm_mlx.files import check_new, new_directory
 from parm_mlx.training.data import PairStream
+from parm_mlx.training.formats import as_row
 from parm_mlx.training.ledger import Ledger, number
 from parm_mlx.training.parts import SPLITS
-from parm_mlx.training.rows import Pair, Problems
+from parm_mlx.training.rows import Problems
 from parm_mlx.training.sources import RECORD_FILE, DataReader, Track, find_parts
 
 
@@ -99,7 +99,7 @@ def prepare(
                 name: stack.enter_context((directory / f"{name}.jsonl").open("w", encoding="utf-8")) for name in used
             }
             for split, pair in zip(split_of[prompts], pairs, strict=True):
-                files[SPLITS[split]].write(_as_row(pair))
+                files[SPLITS[split]].write(as_row(pair))
                 rows[SPLITS[split]] += 1
         prepared = Prepared(
             rows=rows,
@@ -135,8 +135,3 @@ def _assign(prompts: int, valid_share: float, test_share: float, seed: int) -> N
     split[order[: sizes[0]]] = 1
     split[order[sizes[0] : sum(sizes)]] = 2
     return split
-
-
-def _as_row(pair: Pair) -> str:
-    row: dict[str, Any] = {"prompt": pair.prompt, "responses": list(pair.responses), "preferred": pair.preferred}
-    return json.dumps(row, ensure_ascii=False) + "\n"

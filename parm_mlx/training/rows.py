@@ -22,12 +22,14 @@ class Pair:
         responses: The two responses.
         preferred: For each objective that judged this pair, the index (0 or 1) of the response it prefers.
         where: Where it comes from: ``pairs.jsonl:12``, or ``owner/name[train] row 12`` on the hub.
+        margins: For objectives whose label is by scores, by how much the preferred response is ahead, ≥ 0.
     """
 
     prompt: Prompt
     responses: tuple[str, str]
     preferred: dict[str, int]
     where: str
+    margins: dict[str, float] = field(default_factory=dict)
 
     @property
     def prompt_key(self) -> bytes:

@@ -72,6 +72,7 @@ def test_malformed_files_are_refused_with_file_and_line(
     for arguments in (
         ("data", "inspect", path),
         ("data", "prepare", path, "--out", out),
+        ("data", "relabel", path, "--reward", "brief=brevity", "--out", tmp_path / "out.jsonl"),
         ("train", "--model", "none", "--data", path, "--out", out),
     ):
         begin = time.process_time()
@@ -208,7 +209,69 @@ def test_prepare_says_which_rows_are_bad(run_cli: RunCli, pairs: Path, tmp_path:
     assert "1 rows are left out: they cannot be used\n  pairs.jsonl:11: broken JSON" in err
 
 
+REWARDS = ("--reward", "brief=brevity", "--reward", "kind=warmth")
+
+
+def test_relabel_and_train_on_it(run_cli: RunCli, tmp_path: Path, official: Path) -> None:
+    """Words 1 and 3; warm expressions 0 and 1, in every fourth pair 0 and 0."""
+    path, out = tmp_path / "f.jsonl", tmp_path / "out.jsonl"
+    kind = ["I am glad", "I am glad", "I am glad", "I am here"]
+    path.write_bytes(
+        lines(
+            *(GOOD | {"prompt": f"{i}", "responses": ["No", kind[i % 4]]} for i in range(8)),
+            GOOD | {"responses": ["a", "a"]},
+        )
+    )
+    code, stdout, err = run_cli("data", "relabel", path, *REWARDS, "--min-margin", "brief=2", "--out", out)
+    assert (code, stdout) == (0, f"{out}\n"), err
+    assert err == (
+        "9 rows read, 8 pairs relabelled\n"
+        "left out: 1 rows have two equal responses\n"
+        "brief: 8 labels, 0 ties, 0 below the smallest margin\n"
+        "kind: 6 labels, 2 ties, 0 below the smallest margin\n"
+        "brief and kind disagree in 6 of 6 pairs (100%)\n"
+    )
+    assert json.loads(out.read_text().splitlines()[0]) == {
+        "prompt": "0",
+        "responses": ["No", "I am glad"],
+        "preferred": {"brief": 0, "kind": 1},
+        "margins": {"brief": 2.0, "kind": 1.0},
+    }
+    assert run_cli("data", "inspect", out)[0] == 0
+    model = ("--model", official / "arm_base", "--iters", 1, "--batch-size", 2)
+    assert run_cli("train", *model, "--data", out, "--out", tmp_path / "parm")[0] == 0
+
+
+def test_relabel_counts_what_it_leaves_out(run_cli: RunCli, pairs: Path, tmp_path: Path) -> None:
+    """Yes and No, all of one word: neither label nor margin."""
+    code, stdout, err = run_cli("data", "relabel", pairs, *REWARDS, "--out", tmp_path / "out.jsonl")
+    assert (code, stdout, err.count("\n")) == (2, "", 1)
+    assert "no pair gets a label: of 10 rows 1 have equal responses, 8 are ties or below" in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--min-margin", "x=1"), "min-margin x=1: no reward is called 'x'; there are brief, kind"),
+        (("--min-margin", "much"), "a margin must be a finite number ≥ 0, got 'much'"),
+        (("--reward", "bad"), "bad"),
+        (("--out", "out.txt"), "must end with .jsonl"),
+    ],
+)
+def test_relabel_refuses_wrong_usage_in_one_line(
+    run_cli: RunCli, pairs: Path, tmp_path: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    code, stdout, err = run_cli("data", "relabel", pairs, *REWARDS, "--out", tmp_path / "out.jsonl", *arguments)
+    assert (code, stdout) == (2, "")
+    assert err.startswith("error: ")
+    assert reason in err.splitlines()[0]
+    assert "Traceback" not in err
+    code, _, err = run_cli("data", "relabel", tmp_path / "none.jsonl", *REWARDS, "--out", tmp_path / "out.jsonl")
+    assert (code, err) == (2, f"error: data {tmp_path / 'none.jsonl'}: no such file or folder\n")
+
+
 def test_the_group_shows_its_help(run_cli: RunCli) -> None:
     assert run_cli("data") == run_cli("data", "--help")
-    for command in ("inspect", "prepare"):
+    for command in ("inspect", "prepare", "relabel"):
         assert f"parm-mlx data {command}" in run_cli("data", command, "--help")[1]

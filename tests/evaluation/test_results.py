@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from parm_mlx.errors import InputError, OutputError, RunError
-from parm_mlx.evaluation.results import Result, RunFolder, read_run, result_line, write_whole
+from parm_mlx.evaluation.results import Result, RunFolder, read_run, result_line
+from parm_mlx.files import write_whole
 
 IDENTITY = {"objectives": ["a", "b"], "settings": {"model": "m", "alphas": [[1.0, 0.0]]}}
 RESULTS = [

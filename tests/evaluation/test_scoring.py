@@ -64,6 +64,9 @@ def test_what_is_asked_twice_is_scored_once_longest_first() -> None:
     conversation: list[dict[str, str]] = [{"role": "user", "content": "p"}]
     assert reward([conversation], ["cc"]) == [2]
     assert reward([], []) == []
+    reward.forget()
+    assert reward(["p"], ["a"]) == [1]
+    assert calls[-1] == ["a"]
 
 
 @pytest.mark.parametrize(

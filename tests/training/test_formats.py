@@ -1,9 +1,10 @@
 import json
+import math
 from typing import Any
 
 import pytest
 
-from parm_mlx.training.formats import RowReader, decode
+from parm_mlx.training.formats import RowReader, as_row, decode
 from parm_mlx.training.rows import Pair, RowError
 
 SHARED = {"prompt": "Hi", "responses": ["a", "b"], "preferred": {"safe": 0, "help": 1}}
@@ -54,6 +55,13 @@ BAD = [
     (SHARED | {"preferred": {"safe": "0"}}, "'preferred' of 'safe' must be 0 or 1"),
     (SHARED | {"preferred": {"": 0}}, "objective names must not be empty"),
     (SHARED | {"preferred": {"a=b": 0}}, "must not hold"),
+    (SHARED | {"margins": [1]}, "'margins' must be an object with a number for each objective, not a list"),
+    (SHARED | {"margins": {"safe": 1, "fun": 1}}, "'margins' has 'fun', which 'preferred' has not"),
+    (SHARED | {"margins": {"safe": -0.5}}, "'margins' of 'safe' must be a finite number ≥ 0, not -0.5"),
+    (SHARED | {"margins": {"safe": "1"}}, "'margins' of 'safe' must be a finite number ≥ 0, not "),
+    (SHARED | {"margins": {"safe": True}}, "must be a finite number ≥ 0, not true"),
+    (SHARED | {"margins": {"safe": math.nan}}, "must be a finite number ≥ 0, not NaN"),
+    (SHARED | {"margins": {"safe": 10**400}}, "must be a finite number ≥ 0, not 1000"),
     (SINGLE | {"rejected": ["b"]}, "'rejected' must be a text, not a list"),
     (SINGLE | {"objective": 1}, "'objective' must be a text, not a number"),
     ({k: v for k, v in SINGLE.items() if k != "objective"}, "'objective' is missing"),
@@ -113,3 +121,11 @@ def test_a_file_has_one_format() -> None:
         expected = f"mixed formats: this row is {name}, f.jsonl:1 is responses and preferred; a file has one format"
         assert str(caught.value) == expected
     assert reader(SHARED, "f.jsonl:5").where == "f.jsonl:5"
+
+
+def test_margins_are_read_and_written_back_as_they_were() -> None:
+    margins = {"safe": 0.1 + 0.2, "help": 3}
+    pair = RowReader()(SHARED | {"margins": margins}, "f:1")
+    assert pair.margins == margins
+    assert RowReader()(json.loads(as_row(pair)), "f:1") == pair
+    assert json.loads(as_row(RowReader()(SHARED, "f:1"))) == SHARED

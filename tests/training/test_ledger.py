@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,6 +35,21 @@ def test_labels_against_each_other_and_labels_that_agree() -> None:
     assert (merged.contradictions.tolist(), merged.kept.tolist()) == ([1], [True, False, False, False])
     assert merged.unlabelled.tolist() == [False, False, True, False]
     assert rows.labels == {"x": 4}
+
+
+def test_margins_follow_the_labels_of_a_merged_pair() -> None:
+    """The first margin of a label counts, in either order of the responses; contradicted labels have none."""
+    rows = [
+        replace(pair("1", "a", "b", x=0, y=1), margins={"y": 0.5}),
+        replace(pair("1", "b", "a", x=1), margins={"x": 2.0}),
+        replace(pair("1", "a", "b", x=0), margins={"x": 3.0}),
+        replace(pair("2", "a", "b", x=0, y=0), margins={"x": 1.0, "y": 4.0}),
+        replace(pair("2", "a", "b", x=1), margins={"x": 1.0}),
+    ]
+    merged = ledger(*rows).merge(["y", "x"])
+    assert merged.margins(0, ["y", "x"]) == {"y": 0.5, "x": 2.0}
+    assert merged.margins(3, ["y", "x"]) == {"y": 4.0}
+    assert ledger(*rows).merge(["x"]).margins(0, ["x"]) == {"x": 2.0}
 
 
 def test_equal_responses_are_no_pair() -> None:

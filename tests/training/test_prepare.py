@@ -113,7 +113,7 @@ def test_it_is_written_whole_or_not_at_all(
         return "{}\n"
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_module, "_as_row", failing)
+        patched.setattr(prepare_module, "as_row", failing)
         with pytest.raises(RunError, match="disk is full"):
             prepare(path, out, seed=1, force=True)
     assert read(out) == before

@@ -1,0 +1,277 @@
+"""What the experiments share: adapters trained once, sweeps that go on where they were, and pages made of results.
+
+Everything that is expensive is kept in a work folder (``build/experiments``) and made once, whichever experiment needs it
+first: an experiment that was stopped goes on with the same command.
+"""
+
+import argparse
+import json
+import math
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import parm_mlx  # loads the fast BLAS before mlx
+
+# isort: split
+import yaml
+from rich.console import Console
+
+from parm_mlx.drawing import STYLES
+from parm_mlx.evaluation.pictures import draw
+from parm_mlx.evaluation.prompts import Prompt, content_id
+from parm_mlx.evaluation.results import RunFolder
+from parm_mlx.evaluation.run import answer_all, model_digest, score_all
+from parm_mlx.evaluation.scoring import load_rewards
+from parm_mlx.evaluation.summary import Run
+from parm_mlx.evaluation.sweep import Sweep, plan
+from parm_mlx.guidance.loading import load_with_tokenizers
+from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.malloc import keep_freed_memory
+from parm_mlx.preference import Alpha, simplex_grid
+from parm_mlx.training.progress import ConsoleProgress
+from parm_mlx.training.run import train
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent / "bundled"))
+
+import make_parm  # noqa: E402
+import measure  # noqa: E402
+
+BASE = make_parm.MODELS / "base"
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by number of seeds
+
+
+@dataclass
+class Experiment:
+    """One experiment: its settings, and where its pieces are kept.
+
+    Attributes:
+        name: Of its script, its YAML file and its page.
+        settings: Its YAML file over settings.yaml.
+        work: Where adapters and sweeps are kept.
+        out: Where the page goes.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    work: Path
+    out: Path
+    quick: bool = field(default=False)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the trainings."""
+        return list(self.settings["seeds"])
+
+    def pairs(self) -> Path:
+        """The preference pairs of the bundled world, sampled once."""
+        work = self.work.parent / "bundled"
+        make_parm.ensure_pairs(BASE, work, self.settings["pair_prompts"])
+        return work / "pairs.jsonl"
+
+    def adapter(self, name: str, seed: int, *, base: Path = BASE, data: Path | None = None, **others: Any) -> Path:
+        """An adapter trained with these settings, unless it is there already.
+
+        Args:
+            name: What it is called.
+            seed: Of its training.
+            base: Its backbone.
+            data: Its pairs.
+            others: Settings that differ from the shared ones.
+        """
+        out = self.work / "adapters" / f"{name}-{seed}"
+        config = make_parm.settings(
+            base, data or self.pairs(), out, **{**self.settings["train"], "seed": seed, **others}
+        )
+        train(config, resume=True, force=True, progress=ConsoleProgress(Console(stderr=True)))
+        return out
+
+    def run(
+        self,
+        name: str,
+        parms: Sequence[Path],
+        *,
+        base: Path = BASE,
+        alphas: Sequence[Alpha] | None = None,
+        rewards: Mapping[str, str] | None = None,
+        timed: bool = False,
+    ) -> Run:
+        """The answers of a guided model to held-out questions at every α, with their scores.
+
+        Args:
+            name: What the sweep is called.
+            parms: Adapters that guide.
+            base: The base.
+            alphas: Preferences; the grid of the settings by default.
+            rewards: SPEC by name; built-in scorers with the names of the objectives by default.
+            timed: Whether the time of a token is measured: base, guide and guided decoding, in turns.
+        """
+        sweep = self.settings["sweep"]
+        backbone = BASE if base != BASE else None
+        model, tokenizer, guide_tokenizer = load_with_tokenizers(base, list(parms), backbone)
+        prompter = Prompter(tokenizer, guide_tokenizer)
+        questions = measure.held_out_questions(sweep["questions"])
+        prompts = [Prompt(content_id(question.text), question.text) for question in questions]
+        alphas = alphas or simplex_grid(len(model.objectives), sweep["grid"])
+        specs = dict(rewards or {objective: f"builtin:{objective}" for objective in model.objectives})
+        settings = {**sweep, "alphas": alphas, "adapter": model_digest(model), "base": base.name}
+        folder = RunFolder(self.work / "runs" / name, {"objectives": model.objectives, "settings": settings})
+        answers = Sweep(model, tokenizer, prompter, Sampling(temp=sweep["temp"]), sweep["max_tokens"])
+        began = time.perf_counter()
+        results, fresh = answer_all(folder, answers, plan(prompts, alphas, [0]))
+        if fresh:
+            print(f"{name}: {len(fresh)} answers in {time.perf_counter() - began:.0f} s", flush=True)
+        folder.set_rewards(specs)
+        loaded = load_rewards([f"{reward}={spec}" for reward, spec in specs.items()])
+        scores = score_all(folder, results, loaded)
+        timing = self.timing(folder.path / "timing.json", model, prompter(prompts[0].content).base) if timed else {}
+        return Run(name, model.objectives, specs, results, scores, timing)
+
+    def timing(self, file: Path, model: Any, tokens: list[int]) -> dict[str, float]:
+        """Milliseconds per token of base, guide and guided decoding; measured once and kept."""
+        if not file.exists():
+            from functools import partial
+
+            from parm_mlx.diagnostics.bench import plain, preferring
+            from parm_mlx.diagnostics.timing import time_in_turns
+
+            alphas = [tuple(1 / len(model.objectives) for _ in model.objectives)]
+            starts = {
+                "base_token_ms": partial(plain, model.base, [tokens], alphas),
+                "guide_token_ms": partial(preferring, model.guide, [tokens], alphas),
+                "guided_token_ms": partial(preferring, model, [tokens], alphas),
+            }
+            rounds = [time_in_turns(starts, 48, lambda: False) or {} for _ in range(3)]
+            found = {n: statistics.median(1000 * r[n].decode / r[n].tokens for r in rounds) for n in starts}
+            file.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def picture(self, summary: Mapping[str, Any]) -> None:
+        """Draws a run or a comparison as NAME.svg."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            draw(summary, Path(folder))
+            shutil.copy(Path(folder) / "pareto.svg", self.out / f"{self.name}.svg")
+
+    def dots(self, values: Mapping[str, Sequence[float]], label: str) -> None:
+        """Draws numbers by group as NAME.svg: a dot each, a bar at their mean."""
+        import matplotlib.pyplot as plt
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        figure, axes = plt.subplots(figsize=(7, 0.7 + 0.36 * len(values)), layout="constrained")
+        for place, (name, numbers) in enumerate(values.items()):
+            axes.plot(numbers, [place] * len(numbers), "o", color=STYLES[0][0], alpha=0.7, ms=6)
+            axes.plot([statistics.mean(numbers)] * 2, [place - 0.3, place + 0.3], "-", color="black", lw=2)
+        axes.set_yticks(range(len(values)), list(values))
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        axes.grid(axis="x", color="#dddddd")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        self.save(figure)
+
+    def save(self, figure: Any) -> None:
+        """Writes a figure as NAME.svg, the same bytes for the same figure."""
+        import matplotlib as mpl
+        import matplotlib.pyplot as plt
+
+        with mpl.rc_context({"svg.hashsalt": self.name}):
+            figure.savefig(self.out / f"{self.name}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+    def publish(self, results: Mapping[str, Any], **parts: str) -> None:
+        """Writes NAME.json and NAME.md, which is NAME.template.md with its {parts} filled in."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(results, indent=1, ensure_ascii=False)
+        (self.out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
+        template = (HERE / f"{self.name}.template.md").read_text(encoding="utf-8")
+        parts |= {"command": f"python examples/experiments/{self.name}.py", "settings": self.described()}
+        page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template)
+        (self.out / f"{self.name}.md").write_text(page, encoding="utf-8")
+
+    def described(self) -> str:
+        """The settings in a sentence."""
+        t, s = self.settings["train"], self.settings["sweep"]
+        return (
+            f"Bundled world; {len(self.seeds)} seeds of training. Training: {t['iters']} steps of {t['batch_size']} pairs, "
+            f"learning rate {t['learning_rate']:g}. Sweep: {s['questions']} held-out questions, temperature {s['temp']:g}, "
+            f"at most {s['max_tokens']} tokens."
+        )
+
+
+def load_settings(name: str) -> dict[str, Any]:
+    """settings.yaml, overridden by NAME.yaml."""
+    settings: dict[str, Any] = yaml.safe_load((HERE / "settings.yaml").read_text(encoding="utf-8"))
+    own = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    for key, value in own.items():
+        settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value
+    return settings
+
+
+def begin(name: str, doc: str | None) -> Experiment:
+    """Reads the command line of an experiment."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "experiments", help="adapters and sweeps")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the page goes")
+    parser.add_argument("--seeds", type=int, help="number of seeds")
+    parser.add_argument("--iters", type=int, help="steps of each training")
+    parser.add_argument("--questions", type=int, help="questions of each sweep")
+    parser.add_argument("--train-only", action="store_true", help="train the adapters, and leave the rest for later")
+    args = parser.parse_args()
+    settings = load_settings(name)
+    if args.seeds:
+        settings["seeds"] = list(range(args.seeds))
+    if args.iters:
+        settings["train"]["iters"] = args.iters
+    if args.questions:
+        settings["sweep"]["questions"] = args.questions
+    keep_freed_memory()
+    args.work.mkdir(parents=True, exist_ok=True)
+    experiment = Experiment(name, settings, args.work, args.out)
+    experiment.quick = args.train_only
+    return experiment
+
+
+def spread(runs: Sequence[Mapping[str, Any]], *path: str) -> dict[str, float]:
+    """A number of several seeds' runs, with its interval over the seeds."""
+    values = []
+    for run in runs:
+        found: Any = run
+        for key in path:
+            found = found[key]
+        values.append(found["value"] if isinstance(found, dict) else found)
+    return interval(values)
+
+
+def fixed(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a page says of scale and reference point."""
+    point = ", ".join(f"{value:g}" for value in summary["reference_point"].values())
+    return {"normalization": summary["normalization"]["text"], "reference": f"({point})"}
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean over the seeds, with its 95 % interval by Student's t."""
+    mean = statistics.mean(values)
+    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def shown(found: Mapping[str, float], digits: int = 2) -> str:
+    """``mean ± half`` of an interval."""
+    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -1,0 +1,77 @@
+"""Whether answers move evenly with the preference: α at steps of 0.05, jumps and clusters counted.
+
+    python examples/experiments/interpolation.py
+
+On the PBLoRA adapters of adapters.py. A jump is a step along the grid of more than three times the median step; a cluster is
+a run of preferences whose points cannot be told apart.
+"""
+
+import statistics
+
+import common
+from adapters import OBJECTIVES, parms
+from common import interval, markdown, shown, spread
+
+from parm_mlx.evaluation.summary import compare
+
+
+def main() -> None:
+    """Sweeps and writes the page."""
+    experiment = common.begin("interpolation", __doc__)
+    trained = {seed: parms(experiment, "PBLoRA", seed) for seed in experiment.seeds}
+    if experiment.quick:
+        return
+    runs = [experiment.run(f"fine-{seed}", adapters) for seed, adapters in trained.items()]
+    summary = compare(runs, samples=experiment.settings["sweep"]["bootstrap"])
+    rows, results = [], []
+    for seed, run in zip(experiment.seeds, summary["runs"], strict=True):
+        front, points = run["front"], [[p["scores"][n]["mean"] for n in OBJECTIVES] for p in run["points"]]
+        steps = [
+            sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) ** 0.5
+            for p, q in zip(points, points[1:], strict=False)
+        ]
+        rises = [statistics.mean(float(b[i] < a[i]) for a, b in zip(points, points[1:], strict=False)) for i in (0,)]
+        jumps = [
+            f"{run['points'][j['from']]['alpha'][0]:g} → {run['points'][j['to']]['alpha'][0]:g} ({j['step']:.2f})"
+            for j in front["jumps"]
+        ]
+        clusters = [
+            f"{max(run['points'][i]['alpha'][0] for i in c):g} to {min(run['points'][i]['alpha'][0] for i in c):g}"
+            for c in front["clusters"]
+        ]
+        results.append(
+            {
+                "seed": seed,
+                "points": points,
+                "jumps": front["jumps"],
+                "clusters": front["clusters"],
+                "median_step": statistics.median(steps),
+                "largest_step": max(steps),
+                "falling_steps_of_warmth": rises[0],
+                "spearman": {name: run["spearman"][name] for name in OBJECTIVES},
+                "front_size": front["size"],
+            }
+        )
+        cells = [f"{run['spearman'][name]['value']:.2f}" for name in OBJECTIVES]
+        row = [
+            str(seed),
+            f"{statistics.median(steps):.2f}",
+            f"{max(steps):.2f}",
+            str(len(jumps)),
+            "; ".join(jumps) or "none",
+        ]
+        rows.append([*row, "; ".join(clusters) or "none", str(front["size"]), *cells])
+    heads = ["seed", "median step (sd)", "largest step", "jumps", "at weight of warmth", "clusters: weight of warmth"]
+    heads += ["points on the front (of 21)", *(f"Spearman {name}" for name in OBJECTIVES)]
+    experiment.picture(summary["runs"][0])
+    experiment.publish(
+        {"runs": results},
+        table=markdown(heads, rows),
+        jumps=shown(interval([float(len(r["jumps"])) for r in results]), 1),
+        hv=shown(spread(summary["runs"], "hv")),
+        **common.fixed(summary),
+    )
+
+
+if __name__ == "__main__":
+    main()
