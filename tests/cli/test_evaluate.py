@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kill_sweeps import kill_sweeps
@@ -190,10 +191,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
 def test_ctrl_c_keeps_what_is_done(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from parm_mlx.evaluation import run as module
 
-    original = module.result_line
-    monkeypatch.setattr(
-        module, "result_line", lambda result: (os.kill(os.getpid(), signal.SIGINT), original(result))[1]
-    )
+    original, keys = module.result_line, iter([signal.SIGINT])
+
+    def interrupted(result: Any) -> str:
+        for number in keys:
+            os.kill(os.getpid(), number)
+        return original(result)
+
+    monkeypatch.setattr(module, "result_line", interrupted)
     code, out, err = run_cli("evaluate", "--out", tmp_path / "run", *SMALL)
     assert (code, out) == (130, "")
     kept = len((tmp_path / "run" / "results.jsonl").read_text().splitlines())
@@ -217,7 +222,8 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, ring: Callable[..., d
         return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=own, stdout=-1, stderr=-1, text=True)
 
     alone = start(tmp_path / "one")
-    assert alone.wait(120) == 0, alone.communicate()
+    output = alone.communicate(timeout=120)
+    assert alone.returncode == 0, output
     hosts = ring(2)
     both = [start(tmp_path / f"rank{rank}", MLX_RANK=str(rank), **hosts) for rank in (0, 1)]
     outputs = [process.communicate(timeout=120) for process in both]
