@@ -28,6 +28,7 @@ lint: $(READY)
 bench: $(READY) $(PEERS_READY)
 	$(BIN)/parm-mlx bench
 	$(BIN)/python examples/bench/train.py
+	$(BIN)/python examples/bench/sweep.py
 	$(PEERS)/bin/python examples/bench/peers.py
 
 bench-peers: $(PEERS_READY)
