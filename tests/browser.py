@@ -34,7 +34,9 @@ def open_browser(profile: Path) -> Iterator["Browser"]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
         assert driver.stdout is not None
         try:
-            port = next(int(match[1]) for line in driver.stdout if (match := re.search(r"successfully on port (\d+)", line)))
+            port = next(
+                int(match[1]) for line in driver.stdout if (match := re.search(r"successfully on port (\d+)", line))
+            )
             threading.Thread(target=driver.stdout.read, daemon=True).start()
             browser = Browser(port, found[0], profile)
             try:
