@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import parm_mlx  # loads the fast BLAS before mlx
+
 # isort: split
 import yaml
 from rich.console import Console

@@ -23,7 +23,7 @@ PNG_FILE, SVG_FILE = "pareto.png", "pareto.svg"
 MISSING = f"no picture: matplotlib is not installed ({INSTALL})"
 Summary = Mapping[str, Any]
 
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": SOFT,
     "axes.grid": True,
@@ -105,7 +105,7 @@ def _matplotlib() -> Iterator[None]:
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(**_SETTINGS)
+        matplotlib.rcParams.update(_SETTINGS)
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
