@@ -1,7 +1,7 @@
 """What the experiments share: adapters trained once, sweeps that go on where they were, and pages made of results.
 
-Everything that is expensive is kept in a work folder (``build/experiments``) and made once, whichever experiment needs it
-first: an experiment that was stopped goes on with the same command.
+Everything that is expensive is kept in a work folder (``build/experiments``) and made once, whichever experiment
+needs it first: an experiment that was stopped goes on with the same command.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import parm_mlx  # loads the fast BLAS before mlx
+import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 
 # isort: split
 import yaml
@@ -169,7 +169,7 @@ class Experiment:
 
         self.out.mkdir(parents=True, exist_ok=True)
         figure, axes = plt.subplots(figsize=(7, 0.7 + 0.36 * len(values)), layout="constrained")
-        for place, (name, numbers) in enumerate(values.items()):
+        for place, numbers in enumerate(values.values()):
             axes.plot(numbers, [place] * len(numbers), "o", color=STYLES[0][0], alpha=0.7, ms=6)
             axes.plot([statistics.mean(numbers)] * 2, [place - 0.3, place + 0.3], "-", color="black", lw=2)
         axes.set_yticks(range(len(values)), list(values))
@@ -190,11 +190,11 @@ class Experiment:
         plt.close(figure)
 
     def publish(self, results: Mapping[str, Any], **parts: str) -> None:
-        """Writes NAME.json and NAME.md, which is NAME.template.md with its {parts} filled in."""
+        """Writes NAME.json and NAME.md, which is templates/NAME.md with its {parts} filled in."""
         self.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, ensure_ascii=False)
         (self.out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
-        template = (HERE / f"{self.name}.template.md").read_text(encoding="utf-8")
+        template = (HERE / "templates" / f"{self.name}.md").read_text(encoding="utf-8")
         parts |= {"command": f"python examples/experiments/{self.name}.py", "settings": self.described()}
         page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template)
         (self.out / f"{self.name}.md").write_text(page, encoding="utf-8")
@@ -203,9 +203,9 @@ class Experiment:
         """The settings in a sentence."""
         t, s = self.settings["train"], self.settings["sweep"]
         return (
-            f"Bundled world; {len(self.seeds)} seeds of training. Training: {t['iters']} steps of {t['batch_size']} pairs, "
-            f"learning rate {t['learning_rate']:g}. Sweep: {s['questions']} held-out questions, temperature {s['temp']:g}, "
-            f"at most {s['max_tokens']} tokens."
+            f"Bundled world; {len(self.seeds)} seeds of training. Training: {t['iters']} steps of {t['batch_size']} pairs, learning "
+            f"rate {t['learning_rate']:g}. Sweep: {s['questions']} held-out questions, temperature {s['temp']:g}, at most "
+            f"{s['max_tokens']} tokens."
         )
 
 

@@ -2,8 +2,8 @@
 
     python examples/experiments/many_objectives.py
 
-All pairs are labelled by twelve deterministic rewards, as ``parm-mlx data relabel`` does; a PARM of k objectives is trained
-on the labels of the first k. Everything else stays: as many pairs, steps and ranks.
+All pairs are labelled by twelve deterministic rewards, as ``parm-mlx data relabel`` does; a PARM of k objectives is
+trained on the labels of the first k. Everything else stays: as many pairs, steps and ranks.
 """
 
 import statistics
