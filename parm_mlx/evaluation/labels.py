@@ -1,6 +1,7 @@
 """Labels of points, put where they cover nothing."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import cos, hypot, pi, sin
 from typing import Any
 
@@ -91,7 +92,7 @@ def _segments(axis: Any) -> NDArray[Any]:
             paths += [axis.transData.transform(segment) for segment in collection.get_segments()]
     dense = [np.empty((0, 2))]
     for path in paths:
-        for start, end in zip(path[:-1], path[1:], strict=True):
+        for start, end in pairwise(path):
             steps = max(2, min(400, int(hypot(*(end - start)) / 3)))
             dense.append(start + (end - start) * np.linspace(0, 1, steps)[:, None])
     return np.concatenate(dense)
