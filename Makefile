@@ -39,6 +39,7 @@ docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_memory.py
 	$(BIN)/python docs/make_performance.py
+	$(BIN)/python docs/make_results.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

@@ -2,9 +2,9 @@
 
     python examples/bench/sweep.py
 
-11 preferences × 32 held-out questions, greedy. One after another is mlx-lm's ``generate_step`` on the guided model with a
-fresh prompt cache for each answer. Batches and single answers take turns, so that a machine whose speed drifts slows both
-alike. Last comes the time of scoring all answers.
+11 preferences × 32 held-out questions, greedy. One after another is mlx-lm's ``generate_step`` on the guided model with
+a fresh prompt cache for each answer. Batches and single answers take turns, so that a machine whose speed drifts slows
+both alike. Last comes the time of scoring all answers.
 """
 
 import argparse

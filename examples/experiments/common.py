@@ -201,11 +201,11 @@ class Experiment:
 
     def described(self) -> str:
         """The settings in a sentence."""
-        t, s = self.settings["train"], self.settings["sweep"]
+        train, sweep = self.settings["train"], self.settings["sweep"]
         return (
-            f"Bundled world; {len(self.seeds)} seeds of training. Training: {t['iters']} steps of {t['batch_size']} pairs, learning "
-            f"rate {t['learning_rate']:g}. Sweep: {s['questions']} held-out questions, temperature {s['temp']:g}, at most "
-            f"{s['max_tokens']} tokens."
+            f"Bundled world; {len(self.seeds)} seeds of training. Training: {train['iters']} steps of "
+            f"{train['batch_size']} pairs, learning rate {train['learning_rate']:g}. Sweep: {sweep['questions']} "
+            f"held-out questions, temperature {sweep['temp']:g}, at most {sweep['max_tokens']} tokens."
         )
 
 

@@ -2,7 +2,7 @@
 
     python examples/experiments/initialisation.py
 
-Each variant changes the start of every adapted layer, or ties two parts of it by giving both the mean of their gradients,
+Each variant changes the start of every adapted layer, or ties two parts of it by giving both their mean gradient,
 and trains otherwise as PBLoRA does by default.
 """
 

@@ -6,7 +6,7 @@ Part one is constructed, so that the true front is known. A model of one paramet
 
     L1 = 1 − exp(−(θ − 1)²),    L2 = 1 − exp(−(θ + 1)²)
 
-whose Pareto front, θ from −1 to 1, bulges the wrong way: every weighted sum has its minimum near an end. A small network
+whose Pareto front, θ from −1 to 1, bulges the wrong way: every weighted sum has its minimum near an end. A network
 learns θ(α) for all α at once, through the library's own losses: the log-probabilities of two pairs are such that their
 preference losses are L1 and L2. Part two trains PARMs on the bundled world with both scalarisations.
 """

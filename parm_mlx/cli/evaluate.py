@@ -192,9 +192,10 @@ def _compare(
     runs = []
     for folder in folders:
         identity, results, scores = read_run(folder)
-        timing = {}
+        earlier: dict[str, Any] = {}
         if (folder / METRICS_FILE).is_file():
-            timing = read_json(folder / METRICS_FILE, f"run {folder}", InputError).get("time", {})
+            earlier = read_json(folder / METRICS_FILE, f"run {folder}", InputError)
+        timing = {name: value for name, value in earlier.get("time", {}).items() if name != "scoring_share"}
         name = folder.name if len({f.name for f in folders}) == len(folders) else str(folder)
         runs.append(
             Run(name, tuple(identity["objectives"]), identity["rewards"], list(results.values()), scores, timing)
