@@ -113,6 +113,11 @@ class Browser:
         wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self._do("/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": wanted}})
 
+    def size(self, width: int, height: int) -> None:
+        """Sets the size of the window's content."""
+        params = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._do("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": params})
+
     def picture(self, out: Path) -> None:
         """A picture of the whole page."""
         params = {"format": "png", "captureBeyondViewport": True}
