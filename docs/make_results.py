@@ -15,17 +15,19 @@ EXPERIMENTS = ROOT / "examples" / "experiments"
 BEGIN, END = "<!-- results: made by docs/make_results.py -->", "<!-- end of results -->"
 PAGE = """# Experiments
 
-What can be expected of a PARM, and which settings matter, measured on the bundled world with three seeds each. Every experiment is one
-command; it goes on where it was stopped, and shares what is expensive with the others in `build/experiments`.
+What can be expected of a PARM, and which settings matter, measured on the bundled world with three seeds each. Every
+experiment is one command; it goes on where it was stopped, and shares what is expensive with the others in
+`build/experiments`.
 
 {table}
 
-± is half of the 95 % interval over the seeds (Student's t, so wide with three). Scores are in standard deviations of the unguided
-answers, and hypervolumes of different rows have different reference points: the pages give them.
+± is half of the 95 % interval over the seeds (Student's t, so wide with three). Scores are in standard deviations of
+the unguided answers. Hypervolumes of different experiments have different reference points; the pages give them.
 
-`settings.yaml` holds what all share, the YAML file of an experiment what is its own; `--seeds`, `--iters` and `--questions` make a
-quick trial of any. All seven take about two hours on two cores, of which the larger base takes one core for 45 minutes. The pages and
-the pictures are made by the scripts from `templates/`; what they say was found is written by hand after reading the numbers.
+`settings.yaml` holds what all share, the YAML file of an experiment what is its own; `--seeds`, `--iters` and
+`--questions` make a quick trial of any. All seven take about two hours on two cores, of which the larger base takes
+one core for an hour. Pages and pictures are made by the scripts from `templates/`; what was found is written
+there by hand, after reading the numbers.
 """
 
 
