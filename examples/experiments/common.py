@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 import yaml
 from rich.console import Console
 
+from parm_mlx.diagnostics.bench import plain, preferring
+from parm_mlx.diagnostics.timing import time_in_turns
 from parm_mlx.drawing import STYLES
 from parm_mlx.evaluation.pictures import draw
 from parm_mlx.evaluation.prompts import Prompt, content_id
@@ -140,11 +143,6 @@ class Experiment:
     def timing(self, file: Path, model: Any, tokens: list[int]) -> dict[str, float]:
         """Milliseconds per token of base, guide and guided decoding; measured once and kept."""
         if not file.exists():
-            from functools import partial
-
-            from parm_mlx.diagnostics.bench import plain, preferring
-            from parm_mlx.diagnostics.timing import time_in_turns
-
             alphas = [tuple(1 / len(model.objectives) for _ in model.objectives)]
             starts = {
                 "base_token_ms": partial(plain, model.base, [tokens], alphas),
@@ -223,7 +221,7 @@ def begin(name: str, doc: str | None) -> Experiment:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "experiments", help="adapters and sweeps")
     parser.add_argument("--out", type=Path, default=HERE, help="where the page goes")
-    parser.add_argument("--seeds", type=int, help="number of seeds")
+    parser.add_argument("--seeds", type=int, choices=range(1, 1 + max(T_95)), help="number of seeds")
     parser.add_argument("--iters", type=int, help="steps of each training")
     parser.add_argument("--questions", type=int, help="questions of each sweep")
     parser.add_argument("--train-only", action="store_true", help="train the adapters, and leave the rest for later")
