@@ -23,6 +23,7 @@ import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 
 # isort: split
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from parm_mlx.diagnostics.bench import plain, preferring
@@ -51,6 +52,8 @@ import make_parm  # noqa: E402
 import measure  # noqa: E402
 
 BASE = make_parm.MODELS / "base"
+LARGEST_PICTURE = 100_000  # bytes
+WIDTH = 1100  # of pictures in pixels
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by number of seeds
 
 
@@ -155,11 +158,20 @@ class Experiment:
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def picture(self, summary: Mapping[str, Any]) -> None:
-        """Draws a run or a comparison as NAME.svg."""
+        """Draws a run or a comparison as NAME.svg or, where that is a large file, as NAME.png."""
         self.out.mkdir(parents=True, exist_ok=True)
+        vector, pixels = (self.out / f"{self.name}.{kind}" for kind in ("svg", "png"))
+        vector.unlink(missing_ok=True)
+        pixels.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             draw(summary, Path(folder))
-            shutil.copy(Path(folder) / "pareto.svg", self.out / f"{self.name}.svg")
+            drawn = Path(folder) / "pareto.svg"
+            if drawn.stat().st_size <= LARGEST_PICTURE:
+                shutil.copy(drawn, vector)
+                return
+            with Image.open(Path(folder) / "pareto.png") as image:
+                small = image.convert("RGB").resize((WIDTH, round(image.height * WIDTH / image.width)), Image.LANCZOS)
+            small.quantize(64).save(pixels, optimize=True)
 
     def dots(self, values: Mapping[str, Sequence[float]], label: str) -> None:
         """Draws numbers by group as NAME.svg: a dot each, a bar at their mean."""
@@ -193,6 +205,8 @@ class Experiment:
         text = json.dumps(results, indent=1, ensure_ascii=False)
         (self.out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
         template = (HERE / "templates" / f"{self.name}.md").read_text(encoding="utf-8")
+        (picture,) = (file for kind in ("svg", "png") if (file := self.out / f"{self.name}.{kind}").exists())
+        parts |= {"picture": picture.name}
         parts |= {"command": f"python examples/experiments/{self.name}.py", "settings": self.described()}
         page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template)
         (self.out / f"{self.name}.md").write_text(page, encoding="utf-8")

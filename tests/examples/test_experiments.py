@@ -22,7 +22,6 @@ from parm_mlx.training.loss import smooth_tchebycheff
 FOLDERS = ("experiments", "bundled")
 NAMES = ("adapters", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
 NAMES += ("weak_to_strong",)
-LARGEST_PICTURE = 100_000  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +107,15 @@ def test_an_adapter_is_trained_and_swept_once(experiment: Any, capsys: pytest.Ca
 
 
 def test_a_page_is_its_template_with_the_parts_filled_in(experiment: Any) -> None:
+    experiment.out.mkdir()
+    (experiment.out / "interpolation.svg").write_text("")
     parts = {"table": "| T |", "normalization": "N", "jumps": "J", "hv": "H", "reference": "R"}
     experiment.publish({"value": 0.5}, **parts)
     page = (experiment.out / "interpolation.md").read_text()
     assert "| T |" in page
     assert "`python examples/experiments/interpolation.py`" in page
     assert "2 steps of 2 pairs" in page
+    assert "](interpolation.svg)" in page
     assert not re.search(r"\{\w+\}", page)
     assert json.loads((experiment.out / "interpolation.json").read_text()) == {"value": 0.5}
 
@@ -228,7 +230,7 @@ def test_recovered_points_by_hand(scripts: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pages_are_whole(repository: Path, name: str) -> None:
+def test_pages_are_whole(scripts: SimpleNamespace, repository: Path, name: str) -> None:
     folder = repository / "examples" / "experiments"
     template = (folder / "templates" / f"{name}.md").read_text(encoding="utf-8")
     page = (folder / f"{name}.md").read_text(encoding="utf-8")
@@ -237,7 +239,7 @@ def test_pages_are_whole(repository: Path, name: str) -> None:
     assert not re.search(r"\{\w+\}", page)
     pieces = [piece.strip() for piece in re.split(r"\{\w+\}", template)]
     assert [piece for piece in pieces if piece not in page] == []
-    picture = folder / f"{name}.svg"
+    (picture,) = [file for kind in ("svg", "png") if (file := folder / f"{name}.{kind}").exists()]
     assert f"({picture.name})" in page
-    assert picture.stat().st_size <= LARGEST_PICTURE
+    assert picture.stat().st_size <= scripts.common.LARGEST_PICTURE
     assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
