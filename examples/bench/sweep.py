@@ -3,13 +3,15 @@
     python examples/bench/sweep.py
 
 11 preferences × 32 prompts, greedy, on the bundled pair with its held-out questions, and on a random Llama of the size
-that docs/performance.md measures (one backbone, 64 tokens each). One after another is mlx-lm's ``generate_step`` on the
-guided model with a fresh prompt cache for each answer; it is timed on every n-th prompt, which takes turns with parts
-of the sweep. Last comes the time of scoring all answers by the built-in scorers.
+that docs/performance.md measures (one backbone, 64 tokens each). One after another is mlx-lm's ``generate_step`` on
+the guided model with a fresh prompt cache for each answer, timed on every n-th prompt. The sweep runs in one process
+and, as ``mlx.launch`` would share it out, in one process for each core. Last comes the time of scoring.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,15 +27,13 @@ from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import random_subjects
 from parm_mlx.evaluation.prompts import Content, Prompt, content_id
 from parm_mlx.evaluation.rewards import SCORERS
-from parm_mlx.evaluation.sweep import Job, Sweep
+from parm_mlx.evaluation.sweep import GROUP, Job, Sweep
 from parm_mlx.guidance.loading import BUNDLED, BUNDLED_BASE, BUNDLED_PARM, load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.machine import describe_machine
 from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.preference import simplex_grid
-
-TURNS = 2
 
 
 @dataclass
@@ -87,44 +87,86 @@ def alone(case: Case, job: Job) -> str:
     return str(case.tokenizer.decode(tokens))
 
 
-def measure(case: Case, step: float, batch_size: int, every: int) -> None:
-    """Measures and prints."""
+CASES = {"bundled": bundled, "random": random_llama}
+
+
+def work(case: Case, step: float) -> list[Job]:
+    """All answers, prompt by prompt."""
     alphas = simplex_grid(len(case.model.objectives), step)
-    jobs = [[Job(Prompt(content_id(text), text), alpha, 0) for alpha in alphas] for text in case.prompts]
+    return [Job(Prompt(content_id(text), text), alpha, 0) for text in case.prompts for alpha in alphas]
+
+
+def groups(jobs: list[Job]) -> list[list[Job]]:
+    """The work as a sweep deals it."""
+    return [jobs[i : i + GROUP] for i in range(0, len(jobs), GROUP)]
+
+
+def batched(case: Case, jobs: list[Job], batch_size: int, rank: int = 0, size: int = 1) -> dict[Any, str]:
+    """The answers of one process of several."""
     sweep = Sweep(case.model, case.tokenizer, case.prompter, Sampling(), case.max_tokens, batch_size)  # type: ignore[arg-type]
-    list(sweep([jobs[0]], ()))  # warm-up
-    batched = single = 0.0
-    found: dict[Any, str] = {}
-    expected: dict[Any, str] = {}
-    tokens = 0
-    for turn in range(TURNS):
-        part = [job for question in jobs[turn::TURNS] for job in question]
-        began = time.perf_counter()
-        results = list(sweep([part], ()))
-        batched += time.perf_counter() - began
-        found |= {result.key: result.text for result in results}
-        tokens += sum(result.tokens for result in results)
-        sample = part if every == 1 else [job for question in jobs[turn::TURNS][::every] for job in question]
-        began = time.perf_counter()
-        expected |= {job.key: alone(case, job) for job in sample}
-        single += time.perf_counter() - began
+    return {result.key: result.text for result in sweep(groups(jobs)[rank::size], ())}
+
+
+def process(name: str, args: argparse.Namespace, rank: int, barrier: Any, answers: Any) -> None:
+    """One process of several; it waits for the others before it begins and when it has ended."""
+    keep_freed_memory()
+    case = CASES[name](args.prompts)
+    jobs = work(case, args.step)
+    batched(case, jobs[: len(jobs) // args.prompts], args.batch_size)  # warm-up
+    barrier.wait()
+    found = batched(case, jobs, args.batch_size, rank, args.processes)
+    barrier.wait()
+    answers.put(found)
+
+
+def in_processes(name: str, args: argparse.Namespace) -> tuple[dict[Any, str], float]:
+    """The answers of all processes, and the seconds they took."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read by the processes when they load it
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(args.processes + 1), context.Queue()
+    ranks = [context.Process(target=process, args=(name, args, r, barrier, answers)) for r in range(args.processes)]
+    for rank in ranks:
+        rank.start()
+    barrier.wait()
+    began = time.perf_counter()
+    barrier.wait()
+    seconds = time.perf_counter() - began
+    found = {key: text for _ in ranks for key, text in answers.get().items()}
+    for rank in ranks:
+        rank.join()
+    return found, seconds
+
+
+def measure(name: str, args: argparse.Namespace) -> None:
+    """Measures and prints."""
+    case = CASES[name](args.prompts)
+    jobs = work(case, args.step)
+    per_prompt = len(jobs) // args.prompts
+    batched(case, jobs[:per_prompt], args.batch_size)  # warm-up
+    sample = [job for i, job in enumerate(jobs) if i // per_prompt % args.every == 0]
+    began = time.perf_counter()
+    expected = {job.key: alone(case, job) for job in sample}
+    single = (time.perf_counter() - began) / len(sample)
+    began = time.perf_counter()
+    found = batched(case, jobs, args.batch_size)
+    one = (time.perf_counter() - began) / len(jobs)
     began = time.perf_counter()
     for text in found.values():
         for scorer in ("warmth", "focus"):
             SCORERS[scorer](text)
-    scoring = time.perf_counter() - began
-    count, sampled = len(found), len(expected)
-    same = sum(found[key] == text for key, text in expected.items())
-    ratio = (count / batched) / (sampled / single)
-    print(
-        f"{case.name}: {len(alphas)} alphas x {len(case.prompts)} prompts, {tokens / count:.0f} tokens each on average"
-    )
-    print(f"  one after another    {sampled / single:7.2f} sequences/s   ({sampled} of them, {single:.1f} s)")
-    print(f"  continuous batches   {count / batched:7.2f} sequences/s   ({count}, {batched:.1f} s)   {ratio:.2f} times")
-    print(f"  the same answers     {same} of {sampled}")
-    print(
-        f"  scoring              {scoring:7.2f} s   {scoring / (scoring + batched):.1%} of the sweep's time", flush=True
-    )
+    scoring = (time.perf_counter() - began) / len(jobs)
+    several, seconds = in_processes(name, args)
+    seconds /= len(jobs)
+
+    print(f"{case.name}: {per_prompt} alphas x {args.prompts} prompts")
+    print(f"  one after another             {1 / single:7.2f} sequences/s   (measured on {len(sample)})")
+    for label, each, texts in (("one process", one, found), (f"{args.processes} processes", seconds, several)):
+        same = sum(texts[key] == text for key, text in expected.items())
+        print(
+            f"  batches, {label:<17}{1 / each:10.2f} sequences/s   {single / each:5.2f} times   "
+            f"{same} of {len(sample)} answers the same; scoring {scoring / (scoring + each):.2%} of the time",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -134,11 +176,12 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.1)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--every", type=int, default=4, help="every n-th prompt is also answered one by one")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     keep_freed_memory()
     print(describe_machine())
-    for case in (bundled(args.prompts), random_llama(args.prompts)):
-        measure(case, args.step, args.batch_size, args.every)
+    for name in CASES:
+        measure(name, args)
 
 
 if __name__ == "__main__":
