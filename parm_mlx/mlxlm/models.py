@@ -110,7 +110,7 @@ def _without_output_layer(family: Any, heads: Sequence[str], found: dict[str, mx
         return weights
 
     def call(self: nn.Module, ids: mx.array) -> mx.array:
-        states: mx.array = _text_model(self)[1](ids)
+        states: mx.array = _text_model(self)[1](ids, cache=None)
         return states
 
     return type("Backbone", (family,), {"sanitize": sanitize, "__call__": call})
@@ -137,14 +137,43 @@ def _load(path: Path, lazy: bool, classes: Callable[[dict[str, Any]], tuple[type
         raise ModelError(f"{path} holds no model*.safetensors{extra}")
     _check_tokenizer(path)
     try:
-        model, config = load_model(path, lazy=lazy, get_model_classes=classes)
+
+        def known_to_mlx_lm(config: dict[str, Any]) -> tuple[type, type]:
+            family, arguments = classes(config)
+            _spread_rope(config, arguments)
+            return family, arguments
+
+        model, config = load_model(path, lazy=lazy, get_model_classes=known_to_mlx_lm)
         tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{path} cannot be loaded: {reason[0]}") from error
+        raise ModelError(f"{path} cannot be loaded: {_reason(error)}") from error
     # Transformers would warn of long sequences, in words about indexing errors that MLX does not have.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return model, tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, and where it announces a list, the first of that."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    if not first.rstrip().endswith(":") or not rest:
+        return first
+    return f"{first.strip()} {', '.join(line.strip(' ,.') for line in rest[:3])}{', …' if len(rest) > 3 else ''}"
+
+
+def _spread_rope(config: dict[str, Any], arguments: Any) -> None:
+    """Puts ``rope_parameters``, where transformers 5 writes the base of rotary positions, where mlx-lm looks for it.
+
+    Without, families that do not know the key would compute with their default base and no scaling, silently.
+    """
+    rope, known = config.get("rope_parameters"), getattr(arguments, "__dataclass_fields__", {})
+    if not isinstance(rope, dict) or "rope_parameters" in known:
+        return
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope and key in known and config.get(key) is None:
+            config[key] = rope[key]
+    scaled = rope.get("rope_type", "default") != "default"
+    if scaled and "rope_scaling" in known and config.get("rope_scaling") is None:
+        config["rope_scaling"] = rope
 
 
 def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
