@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from parm_mlx.convert.detect import detect
 from parm_mlx.convert.model import Quantization
 from parm_mlx.convert.reward import convert_reward_model
+from parm_mlx.convert.run import Request, convert
 from parm_mlx.errors import InputError, ModelError
 from parm_mlx.mlxlm import load_backbone, load_weights_and_tokenizer
 
@@ -189,3 +190,9 @@ def test_what_is_quantised_is_not_quantised_again(reward_source: Copy, tmp_path:
     source = change(reward_source("llama-1"), quantization_config={"quant_method": "gptq"})
     with pytest.raises(InputError, match="is quantised already"):
         run(source, tmp_path / "out", quantization=Quantization("affine", 8, 32))
+
+
+def test_what_is_ours_already_is_not_converted(reward_source: Copy, tmp_path: Path) -> None:
+    run(reward_source("llama-1"), tmp_path / "out")
+    with pytest.raises(InputError, match="is a parm-mlx reward model already"):
+        convert(Request(source=str(tmp_path / "out"), out=tmp_path / "again", dtype="float16"), lambda note: None)

@@ -1,6 +1,7 @@
 """Classifiers through transformers. What needs torch is skipped where it is not installed."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,20 @@ def test_the_conversation_in_the_models_own_template(
         reward = load_rewards([f"a=hf:{path}{label}"])["a"]
         expected = [row[i] for row in reward_scores["scores"][kind]]
         np.testing.assert_allclose(reward(prompts, answers), expected, atol=1e-4)
+
+
+@needs_torch
+def test_a_decoder_in_a_padded_batch(reward_source: Make, reward_scores: dict[str, Any]) -> None:
+    """With a padding token, the one of the model's config, answers are scored together."""
+    path = reward_source("qwen2-2")
+    file = path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "</s>"}))
+    prompts, answers = (list(part) for part in zip(*reward_scores["conversations"], strict=True))
+    classifier = hf.Classifier(str(path), "helpful")
+    assert classifier._padded
+    expected = [row[1] for row in reward_scores["scores"]["qwen2-2"]]
+    np.testing.assert_allclose(classifier(prompts, answers), expected, atol=1e-4)
+    assert classifier([], []) == []
 
 
 @needs_torch
