@@ -153,7 +153,7 @@ class RewardModel:
         states = self.backbone(mx.array([row + [0] * (width - len(row)) for row in rows]))  # (B, L, hidden)
         ends = mx.array([_last(row, self.settings.pad_token_id) for row in rows])
         last = states[mx.arange(len(rows)), ends].astype(mx.float32)
-        outputs = last @ self._weight.T + self._bias
+        outputs: mx.array = last @ self._weight.T + self._bias
         mx.eval(outputs)
         return outputs
 
@@ -182,8 +182,9 @@ class Output:
 
     def __call__(self, prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
         """Scores answers, each to its prompt. A cost is negated here and nowhere else."""
-        values: list[float] = self._model.outputs(prompts, answers)[:, self._index].tolist()
-        return [-value for value in values] if self._model.settings.lower_is_better else values
+        sign = -1.0 if self._model.settings.lower_is_better else 1.0
+        outputs: Any = self._model.outputs(prompts, answers)[:, self._index].tolist()
+        return [sign * value for value in outputs]
 
 
 def conversation(tokenizer: Any, prompt: Content, answer: str) -> str:
@@ -205,7 +206,7 @@ def _last(row: Sequence[int], pad: int | None) -> int:
 
 def _read_head(directory: Path, settings: RewardSettings, hidden: int) -> tuple[mx.array, mx.array]:
     try:
-        tensors = dict(mx.load(str(directory / HEAD_FILE)))
+        tensors: Any = mx.load(str(directory / HEAD_FILE))
     except (RuntimeError, OSError) as error:
         raise ModelError(f"reward model {directory}: {HEAD_FILE} cannot be read: {error}") from None
     outputs = len(settings.labels)

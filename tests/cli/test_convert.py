@@ -43,8 +43,9 @@ def test_reward_models(reward_source: Callable[..., Path], tmp_path: Path, run_c
     source = reward_source("beaver-cost")
     code, out, err = run_cli("convert", source, "--out", cost, "-q", "--q-bits", 8, "--q-group-size", 32)
     assert (code, out) == (0, f"{cost}\n")
-    assert err.splitlines()[:3] == [
+    assert err.splitlines()[:4] == [
         f"{source} is a Hugging Face reward model",
+        "2 of 15 layers stay plain: 32 does not divide their number of inputs",
         "taken for a cost by its name; --higher-is-better says otherwise",
         "outputs cost; lower is better, so scores are negated",
     ]
