@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 
 # isort: split
 import yaml
+from PIL import Image
 from rich.console import Console
 
+from parm_mlx.diagnostics.bench import plain, preferring
+from parm_mlx.diagnostics.timing import time_in_turns
 from parm_mlx.drawing import STYLES
 from parm_mlx.evaluation.pictures import draw
 from parm_mlx.evaluation.prompts import Prompt, content_id
@@ -48,6 +52,8 @@ import make_parm  # noqa: E402
 import measure  # noqa: E402
 
 BASE = make_parm.MODELS / "base"
+LARGEST_PICTURE = 100_000  # bytes
+WIDTH = 1100  # of pictures in pixels
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by number of seeds
 
 
@@ -140,11 +146,6 @@ class Experiment:
     def timing(self, file: Path, model: Any, tokens: list[int]) -> dict[str, float]:
         """Milliseconds per token of base, guide and guided decoding; measured once and kept."""
         if not file.exists():
-            from functools import partial
-
-            from parm_mlx.diagnostics.bench import plain, preferring
-            from parm_mlx.diagnostics.timing import time_in_turns
-
             alphas = [tuple(1 / len(model.objectives) for _ in model.objectives)]
             starts = {
                 "base_token_ms": partial(plain, model.base, [tokens], alphas),
@@ -157,11 +158,20 @@ class Experiment:
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def picture(self, summary: Mapping[str, Any]) -> None:
-        """Draws a run or a comparison as NAME.svg."""
+        """Draws a run or a comparison as NAME.svg or, where that is a large file, as NAME.png."""
         self.out.mkdir(parents=True, exist_ok=True)
+        vector, pixels = (self.out / f"{self.name}.{kind}" for kind in ("svg", "png"))
+        vector.unlink(missing_ok=True)
+        pixels.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             draw(summary, Path(folder))
-            shutil.copy(Path(folder) / "pareto.svg", self.out / f"{self.name}.svg")
+            drawn = Path(folder) / "pareto.svg"
+            if drawn.stat().st_size <= LARGEST_PICTURE:
+                shutil.copy(drawn, vector)
+                return
+            with Image.open(Path(folder) / "pareto.png") as image:
+                small = image.convert("RGB").resize((WIDTH, round(image.height * WIDTH / image.width)), Image.LANCZOS)
+            small.quantize(64).save(pixels, optimize=True)
 
     def dots(self, values: Mapping[str, Sequence[float]], label: str) -> None:
         """Draws numbers by group as NAME.svg: a dot each, a bar at their mean."""
@@ -195,6 +205,8 @@ class Experiment:
         text = json.dumps(results, indent=1, ensure_ascii=False)
         (self.out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
         template = (HERE / "templates" / f"{self.name}.md").read_text(encoding="utf-8")
+        (picture,) = (file for kind in ("svg", "png") if (file := self.out / f"{self.name}.{kind}").exists())
+        parts |= {"picture": picture.name}
         parts |= {"command": f"python examples/experiments/{self.name}.py", "settings": self.described()}
         page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template)
         (self.out / f"{self.name}.md").write_text(page, encoding="utf-8")
@@ -223,7 +235,7 @@ def begin(name: str, doc: str | None) -> Experiment:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "experiments", help="adapters and sweeps")
     parser.add_argument("--out", type=Path, default=HERE, help="where the page goes")
-    parser.add_argument("--seeds", type=int, help="number of seeds")
+    parser.add_argument("--seeds", type=int, choices=range(1, 1 + max(T_95)), help="number of seeds")
     parser.add_argument("--iters", type=int, help="steps of each training")
     parser.add_argument("--questions", type=int, help="questions of each sweep")
     parser.add_argument("--train-only", action="store_true", help="train the adapters, and leave the rest for later")
