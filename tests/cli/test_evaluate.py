@@ -233,3 +233,11 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, ring: Callable[..., d
         assert (tmp_path / "rank0" / "run" / name).read_bytes() == (tmp_path / "one" / "run" / name).read_bytes()
     left = {path.name for path in (tmp_path / "rank1" / "run").iterdir()}
     assert left == {"run.json"}
+
+
+def test_a_prompt_that_is_too_long_is_named_before_anything_is_generated(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("How do I bake bread?\n" + "bread " * 2000 + "\n")
+    code, out, err = run_cli("evaluate", "--out", tmp_path / "run", "--prompts", tmp_path / "prompts.txt")
+    assert (code, out) == (2, "")
+    assert "error: prompt line 2: the prompt has" in err
+    assert not (tmp_path / "run").exists()

@@ -123,7 +123,7 @@ def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
 def test_an_answer_that_the_disk_has_no_room_for_is_one_line(tmp_path: Path) -> None:
     folder = filled(tmp_path / "run")
     (tmp_path / "run" / "scores.jsonl").symlink_to("/dev/full")
-    with pytest.raises(RunError, match=r"^the disk is full: .*scores\.jsonl was not written$"):
-        with folder.appending("scores.jsonl") as append:
-            append("a line\n")
+    problem = pytest.raises(RunError, match=r"^the disk is full: .*scores\.jsonl was not written$")
+    with problem, folder.appending("scores.jsonl") as append:
+        append("a line\n")
     assert list(folder.results().values()) == RESULTS
