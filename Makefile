@@ -28,6 +28,7 @@ lint: $(READY)
 bench: $(READY) $(PEERS_READY)
 	$(BIN)/parm-mlx bench
 	$(BIN)/python examples/bench/train.py
+	$(BIN)/python examples/bench/sweep.py
 	$(PEERS)/bin/python examples/bench/peers.py
 
 bench-peers: $(PEERS_READY)
@@ -38,6 +39,7 @@ docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_memory.py
 	$(BIN)/python docs/make_performance.py
+	$(BIN)/python docs/make_results.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

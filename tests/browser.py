@@ -34,7 +34,9 @@ def open_browser(profile: Path) -> Iterator["Browser"]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
         assert driver.stdout is not None
         try:
-            port = next(int(match[1]) for line in driver.stdout if (match := re.search(r"successfully on port (\d+)", line)))
+            port = next(
+                int(match[1]) for line in driver.stdout if (match := re.search(r"successfully on port (\d+)", line))
+            )
             threading.Thread(target=driver.stdout.read, daemon=True).start()
             browser = Browser(port, found[0], profile)
             try:
@@ -110,6 +112,11 @@ class Browser:
         """Sets media features: ``media(prefers_color_scheme="dark")``."""
         wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self._do("/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": wanted}})
+
+    def size(self, width: int, height: int) -> None:
+        """Sets the size of the window's content."""
+        params = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._do("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": params})
 
     def picture(self, out: Path) -> None:
         """A picture of the whole page."""

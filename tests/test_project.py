@@ -122,5 +122,11 @@ def test_the_page_of_performance_is_current() -> None:
     assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
+def test_the_tables_of_experiments_are_current() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path, text in runpy.run_path(str(ROOT / "docs" / "make_results.py"))["pages"](readme).items():
+        assert path.read_text(encoding="utf-8") == text, "run `make docs`"
+
+
 def test_ci_runs_the_tests() -> None:
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()

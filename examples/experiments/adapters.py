@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import markdown, shown, spread
+from common import interval, markdown, shown, spread
 
 from parm_mlx.evaluation.summary import Run, compare
 from parm_mlx.pblora import read_adapter
@@ -27,6 +27,12 @@ def parms(experiment: common.Experiment, system: str, seed: int) -> list[Path]:
     half = {"iters": train["iters"] // 2, "warmup": train["warmup"] // 2}
     small: dict[str, Any] = {"adapter": "lora", "r1": 2, "r2": 2, "lora_alpha": 4.0}
     return [experiment.adapter(f"genarm-{name}", seed, objectives=(name,), **small, **half) for name in OBJECTIVES]
+
+
+def paired(runs: dict[str, list[Run]], found: dict[str, Any], system: str, metric: str) -> dict[str, float]:
+    """By how much PBLoRA is above a system that trained with the same seed."""
+    pairs = zip(runs["PBLoRA"], runs[system], strict=True)
+    return interval([found[ours.name][metric]["value"] - found[theirs.name][metric]["value"] for ours, theirs in pairs])
 
 
 def main() -> None:
@@ -50,6 +56,7 @@ def main() -> None:
         results[system] = {
             "hv": spread(of_system, "hv"),
             "mip": spread(of_system, "mip"),
+            "mip_gain": spread(of_system, "mip_gain"),
             "spearman": {name: spread(of_system, "spearman", name) for name in OBJECTIVES},
             "corner_difference": {name: spread(of_system, "corner_difference", name) for name in OBJECTIVES},
             "time": time,
@@ -62,20 +69,33 @@ def main() -> None:
                 system,
                 shown(r["hv"]),
                 shown(r["mip"]),
+                shown(r["mip_gain"]),
                 *(shown(r["spearman"][name]) for name in OBJECTIVES),
                 f"{time['guided_token_ms']:.1f} ms ({time['guided_token_ms'] / time['base_token_ms']:.2f} × base)",
                 f"{numbers:,}",
             ]
         )
-    heads = ["system", "hypervolume", "mean inner product", *(f"Spearman {name}" for name in OBJECTIVES)]
+    heads = ["system", "hypervolume", "mean inner product", "its gain by α"]
+    heads += [f"Spearman {name}" for name in OBJECTIVES]
     table = markdown([*heads, "time per token", "trainable numbers"], rows)
+    differences = {
+        system: {metric: paired(runs, found, system, metric) for metric in ("hv", "mip", "mip_gain")}
+        for system in SYSTEMS[1:]
+    }
+    less = [[f"PBLoRA less {system}", *map(shown, metrics.values())] for system, metrics in differences.items()]
     first = compare([several[0] for several in runs.values()], samples=experiment.settings["sweep"]["bootstrap"])
     for run, system in zip(first["runs"], SYSTEMS, strict=True):
         run["name"] = system
     experiment.picture(first)
     experiment.publish(
-        {"systems": results, "normalization": summary["normalization"], "reference_point": summary["reference_point"]},
+        {
+            "systems": results,
+            "differences": differences,
+            "normalization": summary["normalization"],
+            "reference_point": summary["reference_point"],
+        },
         table=table,
+        differences=markdown(["same seed", "hypervolume", "mean inner product", "its gain by α"], less),
         **common.fixed(summary),
     )
 

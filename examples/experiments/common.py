@@ -1,7 +1,7 @@
 """What the experiments share: adapters trained once, sweeps that go on where they were, and pages made of results.
 
-Everything that is expensive is kept in a work folder (``build/experiments``) and made once, whichever experiment needs it
-first: an experiment that was stopped goes on with the same command.
+Everything that is expensive is kept in a work folder (``build/experiments``) and made once, whichever experiment
+needs it first: an experiment that was stopped goes on with the same command.
 """
 
 import argparse
@@ -15,15 +15,19 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import parm_mlx  # loads the fast BLAS before mlx
+import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 
 # isort: split
 import yaml
+from PIL import Image
 from rich.console import Console
 
+from parm_mlx.diagnostics.bench import plain, preferring
+from parm_mlx.diagnostics.timing import time_in_turns
 from parm_mlx.drawing import STYLES
 from parm_mlx.evaluation.pictures import draw
 from parm_mlx.evaluation.prompts import Prompt, content_id
@@ -48,6 +52,8 @@ import make_parm  # noqa: E402
 import measure  # noqa: E402
 
 BASE = make_parm.MODELS / "base"
+LARGEST_PICTURE = 100_000  # bytes
+WIDTH = 1100  # of pictures in pixels
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by number of seeds
 
 
@@ -140,11 +146,6 @@ class Experiment:
     def timing(self, file: Path, model: Any, tokens: list[int]) -> dict[str, float]:
         """Milliseconds per token of base, guide and guided decoding; measured once and kept."""
         if not file.exists():
-            from functools import partial
-
-            from parm_mlx.diagnostics.bench import plain, preferring
-            from parm_mlx.diagnostics.timing import time_in_turns
-
             alphas = [tuple(1 / len(model.objectives) for _ in model.objectives)]
             starts = {
                 "base_token_ms": partial(plain, model.base, [tokens], alphas),
@@ -157,11 +158,20 @@ class Experiment:
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def picture(self, summary: Mapping[str, Any]) -> None:
-        """Draws a run or a comparison as NAME.svg."""
+        """Draws a run or a comparison as NAME.svg or, where that is a large file, as NAME.png."""
         self.out.mkdir(parents=True, exist_ok=True)
+        vector, pixels = (self.out / f"{self.name}.{kind}" for kind in ("svg", "png"))
+        vector.unlink(missing_ok=True)
+        pixels.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             draw(summary, Path(folder))
-            shutil.copy(Path(folder) / "pareto.svg", self.out / f"{self.name}.svg")
+            drawn = Path(folder) / "pareto.svg"
+            if drawn.stat().st_size <= LARGEST_PICTURE:
+                shutil.copy(drawn, vector)
+                return
+            with Image.open(Path(folder) / "pareto.png") as image:
+                small = image.convert("RGB").resize((WIDTH, round(image.height * WIDTH / image.width)), Image.LANCZOS)
+            small.quantize(64).save(pixels, optimize=True)
 
     def dots(self, values: Mapping[str, Sequence[float]], label: str) -> None:
         """Draws numbers by group as NAME.svg: a dot each, a bar at their mean."""
@@ -169,7 +179,7 @@ class Experiment:
 
         self.out.mkdir(parents=True, exist_ok=True)
         figure, axes = plt.subplots(figsize=(7, 0.7 + 0.36 * len(values)), layout="constrained")
-        for place, (name, numbers) in enumerate(values.items()):
+        for place, numbers in enumerate(values.values()):
             axes.plot(numbers, [place] * len(numbers), "o", color=STYLES[0][0], alpha=0.7, ms=6)
             axes.plot([statistics.mean(numbers)] * 2, [place - 0.3, place + 0.3], "-", color="black", lw=2)
         axes.set_yticks(range(len(values)), list(values))
@@ -190,22 +200,24 @@ class Experiment:
         plt.close(figure)
 
     def publish(self, results: Mapping[str, Any], **parts: str) -> None:
-        """Writes NAME.json and NAME.md, which is NAME.template.md with its {parts} filled in."""
+        """Writes NAME.json and NAME.md, which is templates/NAME.md with its {parts} filled in."""
         self.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, ensure_ascii=False)
         (self.out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
-        template = (HERE / f"{self.name}.template.md").read_text(encoding="utf-8")
+        template = (HERE / "templates" / f"{self.name}.md").read_text(encoding="utf-8")
+        (picture,) = (file for kind in ("svg", "png") if (file := self.out / f"{self.name}.{kind}").exists())
+        parts |= {"picture": picture.name}
         parts |= {"command": f"python examples/experiments/{self.name}.py", "settings": self.described()}
         page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template)
         (self.out / f"{self.name}.md").write_text(page, encoding="utf-8")
 
     def described(self) -> str:
         """The settings in a sentence."""
-        t, s = self.settings["train"], self.settings["sweep"]
+        train, sweep = self.settings["train"], self.settings["sweep"]
         return (
-            f"Bundled world; {len(self.seeds)} seeds of training. Training: {t['iters']} steps of {t['batch_size']} pairs, "
-            f"learning rate {t['learning_rate']:g}. Sweep: {s['questions']} held-out questions, temperature {s['temp']:g}, "
-            f"at most {s['max_tokens']} tokens."
+            f"Bundled world; {len(self.seeds)} seeds of training. Training: {train['iters']} steps of "
+            f"{train['batch_size']} pairs, learning rate {train['learning_rate']:g}. Sweep: {sweep['questions']} "
+            f"held-out questions, temperature {sweep['temp']:g}, at most {sweep['max_tokens']} tokens."
         )
 
 
@@ -223,7 +235,7 @@ def begin(name: str, doc: str | None) -> Experiment:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "experiments", help="adapters and sweeps")
     parser.add_argument("--out", type=Path, default=HERE, help="where the page goes")
-    parser.add_argument("--seeds", type=int, help="number of seeds")
+    parser.add_argument("--seeds", type=int, choices=range(1, 1 + max(T_95)), help="number of seeds")
     parser.add_argument("--iters", type=int, help="steps of each training")
     parser.add_argument("--questions", type=int, help="questions of each sweep")
     parser.add_argument("--train-only", action="store_true", help="train the adapters, and leave the rest for later")

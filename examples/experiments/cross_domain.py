@@ -2,8 +2,8 @@
 
     python examples/experiments/cross_domain.py
 
-The PARMs of adapters.py get a third objective in two ways: ``frozen``, a new row of W2 that is the mean of the others and
-is never trained; ``short``, the same start and a fifth of the steps on pairs that all three label (``--start-from``).
+The PARMs of adapters.py get a third objective in two ways: ``frozen``, a new row of W2 that is the mean of the others
+and is never trained; ``short``, the same start and a fifth of the steps on pairs that all label (``--start-from``).
 ``whole`` is a PARM trained on all three from nothing, for comparison.
 """
 

@@ -2,8 +2,8 @@
 
     python examples/experiments/initialisation.py
 
-Each variant changes the start of every adapted layer, or ties two parts of it by giving both the mean of their gradients, and
-trains otherwise as PBLoRA does by default.
+Each variant changes the start of every adapted layer, or ties two parts of it by giving both their mean gradient,
+and trains otherwise as PBLoRA does by default.
 """
 
 from collections.abc import Callable, Iterator

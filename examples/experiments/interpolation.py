@@ -2,11 +2,13 @@
 
     python examples/experiments/interpolation.py
 
-On the PBLoRA adapters of adapters.py. A jump is a step along the grid of more than three times the median step; a cluster is
-a run of preferences whose points cannot be told apart.
+On the PBLoRA adapters of adapters.py. A jump is a step along the grid of more than three times the median step; a
+cluster is a run of preferences whose points cannot be told apart.
 """
 
 import statistics
+from itertools import pairwise
+from math import dist
 
 import common
 from adapters import OBJECTIVES, parms
@@ -26,14 +28,10 @@ def main() -> None:
     rows, results = [], []
     for seed, run in zip(experiment.seeds, summary["runs"], strict=True):
         front, points = run["front"], [[p["scores"][n]["mean"] for n in OBJECTIVES] for p in run["points"]]
-        steps = [
-            sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) ** 0.5
-            for p, q in zip(points, points[1:], strict=False)
-        ]
-        rises = [statistics.mean(float(b[i] < a[i]) for a, b in zip(points, points[1:], strict=False)) for i in (0,)]
+        steps = [dist(p, q) for p, q in pairwise(points)]
+        falling = statistics.mean(float(q[0] < p[0]) for p, q in pairwise(points))
         jumps = [
-            f"{run['points'][j['from']]['alpha'][0]:g} → {run['points'][j['to']]['alpha'][0]:g} ({j['step']:.2f})"
-            for j in front["jumps"]
+            f"{run['points'][j['from']]['alpha'][0]:g} → {run['points'][j['to']]['alpha'][0]:g}" for j in front["jumps"]
         ]
         clusters = [
             f"{max(run['points'][i]['alpha'][0] for i in c):g} to {min(run['points'][i]['alpha'][0] for i in c):g}"
@@ -47,7 +45,7 @@ def main() -> None:
                 "clusters": front["clusters"],
                 "median_step": statistics.median(steps),
                 "largest_step": max(steps),
-                "falling_steps_of_warmth": rises[0],
+                "falling_steps_of_warmth": falling,
                 "spearman": {name: run["spearman"][name] for name in OBJECTIVES},
                 "front_size": front["size"],
             }

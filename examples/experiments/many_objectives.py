@@ -2,8 +2,8 @@
 
     python examples/experiments/many_objectives.py
 
-All pairs are labelled by twelve deterministic rewards, as ``parm-mlx data relabel`` does; a PARM of k objectives is trained
-on the labels of the first k. Everything else stays: as many pairs, steps and ranks.
+All pairs are labelled by twelve deterministic rewards, as ``parm-mlx data relabel`` does; a PARM of k objectives is
+trained on the labels of the first k. Everything else stays: as many pairs, steps and ranks.
 """
 
 import statistics
@@ -39,14 +39,6 @@ def preferences(k: int, draws: int) -> list[Alpha]:
     return [*corners, tuple([1 / k] * k), *(tuple(row) for row in drawn.tolist())]
 
 
-def gain(run: dict[str, Any]) -> float:
-    """MIP less that of answers which know nothing of α: mean over α of αᵀ (r(α) − mean of r)."""
-    names = run["objectives"]
-    alphas = np.array([point["alpha"] for point in run["points"]])
-    scores = np.array([[point["scores"][name]["mean"] for name in names] for point in run["points"]])
-    return float((alphas * (scores - scores.mean(axis=0))).sum(axis=1).mean())
-
-
 def main() -> None:
     """Labels, trains, sweeps and writes the page."""
     experiment = common.begin("many_objectives", __doc__)
@@ -71,7 +63,7 @@ def main() -> None:
             "preferences": len(alphas),
             "spearman": interval(mean_spearman),
             "mip": spread(found, "mip"),
-            "gain": interval([gain(run) for run in found]),
+            "gain": spread(found, "mip_gain"),
             "per_objective": {name: spread(found, "spearman", name) for name in ALL[:k]},
             "corners": {name: spread(found, "corner_difference", name) for name in ALL[:k]},
             "worst": min(statistics.mean(run["spearman"][name]["value"] for run in found) for name in ALL[:k]),

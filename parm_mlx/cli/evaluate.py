@@ -192,9 +192,10 @@ def _compare(
     runs = []
     for folder in folders:
         identity, results, scores = read_run(folder)
-        timing = {}
+        earlier: dict[str, Any] = {}
         if (folder / METRICS_FILE).is_file():
-            timing = read_json(folder / METRICS_FILE, f"run {folder}", InputError).get("time", {})
+            earlier = read_json(folder / METRICS_FILE, f"run {folder}", InputError)
+        timing = {name: value for name, value in earlier.get("time", {}).items() if name != "scoring_share"}
         name = folder.name if len({f.name for f in folders}) == len(folders) else str(folder)
         runs.append(
             Run(name, tuple(identity["objectives"]), identity["rewards"], list(results.values()), scores, timing)
@@ -207,14 +208,14 @@ def _compare(
 def _write(summary: dict[str, Any], out: Path, results: Sequence[Any], scores: Any) -> None:
     """Writes metrics.json, the pictures and the page."""
     from parm_mlx.evaluation.page import write_page
-    from parm_mlx.evaluation.pictures import draw
+    from parm_mlx.evaluation.pictures import add_pictures
     from parm_mlx.files import disk_errors, write_whole
 
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     write_whole(out / METRICS_FILE, [json.dumps(summary, indent=1, ensure_ascii=False) + "\n"])
     with disk_errors(out):
-        draw(summary, out)
+        add_pictures(summary, out, console.note)
         write_page(summary, results, scores, out)
 
 

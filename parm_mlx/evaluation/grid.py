@@ -26,9 +26,9 @@ def neighbours(alphas: ArrayLike) -> Mask:
         (A, A), symmetric, False on the diagonal.
     """
     distances = _distances(np.asarray(alphas, float))
-    found = np.ones(distances.shape, bool)
-    for to_one in distances:  # the distances of all to a third preference
-        found &= np.maximum(to_one[:, None], to_one[None]) >= distances * (1 - TIE)
+    found, closer = np.ones(distances.shape, bool), distances * (1 - TIE)
+    for to_third in distances:
+        found &= np.maximum(to_third[:, None], to_third[None]) >= closer
     np.fill_diagonal(found, False)
     return found
 
@@ -37,7 +37,8 @@ def indistinguishable(scores: ArrayLike) -> Mask:
     """Which pairs of preferences have points whose difference has a confidence interval over 0 in every objective.
 
     |mean over prompts of (r(α) − r(α'))| ≤ DEVIATIONS · √(variance over prompts / P), which is the interval that a
-    bootstrap over prompts has where its samples are normally distributed.
+    bootstrap over prompts has where its samples are normally distributed. Each pair is judged by itself: of many that
+    differ by noise alone, some are told apart.
 
     Args:
         scores: (P, A, k).

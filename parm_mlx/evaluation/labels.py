@@ -1,6 +1,7 @@
 """Labels of points, put where they cover nothing."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import cos, hypot, pi, sin
 from typing import Any
 
@@ -34,7 +35,9 @@ def place(axis: Any, wanted: Sequence[tuple[int, str]], points: Sequence[tuple[f
     taken: list[Box] = [(x - reach, y - reach, x + reach, y + reach) for x, y in places]
     lines = _segments(axis)
     for index, text in wanted:
-        label = axis.annotate(text, points[index], (0, 0), textcoords="offset points", ha="center", va="center", **style)
+        label = axis.annotate(
+            text, points[index], (0, 0), textcoords="offset points", ha="center", va="center", **style
+        )
         label.set_in_layout(False)
         extent = label.get_window_extent(renderer)
         found = _best(places[index], extent.width, extent.height, scale, frame, taken, lines)
@@ -81,13 +84,15 @@ def _overlap(a: Box, b: Box) -> bool:
 
 def _segments(axis: Any) -> NDArray[Any]:
     """Points along everything drawn as a line, a few pixels apart. (n, 2)"""
-    paths = [line.get_transform().transform(line.get_xydata()) for line in axis.get_lines() if line.get_linestyle() != "None"]
+    paths = [
+        line.get_transform().transform(line.get_xydata()) for line in axis.get_lines() if line.get_linestyle() != "None"
+    ]
     for collection in axis.collections:
         if hasattr(collection, "get_segments"):
             paths += [axis.transData.transform(segment) for segment in collection.get_segments()]
     dense = [np.empty((0, 2))]
     for path in paths:
-        for start, end in zip(path[:-1], path[1:], strict=True):
+        for start, end in pairwise(path):
             steps = max(2, min(400, int(hypot(*(end - start)) / 3)))
             dense.append(start + (end - start) * np.linspace(0, 1, steps)[:, None])
     return np.concatenate(dense)

@@ -4,7 +4,7 @@ A is the number of preferences, k of objectives, P of prompts, S of bootstrap sa
 preferences themselves (A, k) too.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,13 +13,22 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
-# The exact hypervolume of n points takes about n^(k/2) / 3e8 s on a 2 GHz core where k > EXACT_OBJECTIVES; with fewer
-# objectives thousands of points take milliseconds. One value may take seconds, each bootstrap sample some 30 ms.
-EXACT_OBJECTIVES = 5
-VALUE_WORK = 1e9
-SAMPLE_WORK = 1e7
-DIRECTIONS = 65536  # of the approximation beyond; within 0.5 % of the exact value up to k = 12
 
+class Effort(NamedTuple):
+    """How far the hypervolume goes before it is approximated.
+
+    Attributes:
+        work: Largest n^(k/2) that is computed exactly; 1e9 takes seconds, 1e7 some 10 ms.
+        directions: Of the approximation beyond.
+    """
+
+    work: float
+    directions: int
+
+
+EXACT_OBJECTIVES = 5  # with so few, thousands of points take milliseconds
+VALUE = Effort(1e9, 2**18)  # within 0.2 % of the exact value where that is known, up to k = 12
+SAMPLE = Effort(1e7, 2**14)  # a bootstrap sample: within 2 %
 LEVEL = 0.95
 DEVIATIONS = 1.96  # of a normal distribution, either side of its mean: LEVEL of it
 TIE = 1e-9  # scores closer than this, relative to the largest, are equal: the rest is rounding
@@ -29,13 +38,13 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """The volume that is dominated by points and lies above a reference point.
 
     HV = volume of { x : reference ≤ x ≤ r for a point r }. Points that are not above the reference in every objective
-    add nothing. Exact, but for more than VALUE_WORK, where it is approximated from DIRECTIONS directions.
+    add nothing. Exact as far as VALUE allows, which is for all fronts up to EXACT_OBJECTIVES objectives.
 
     Args:
         points: (n, k).
         reference: (k,).
     """
-    return _volume(np.asarray(points, float), np.asarray(reference, float), VALUE_WORK)[0]
+    return _volume(np.asarray(points, float), np.asarray(reference, float), VALUE)[0]
 
 
 def hypervolumes(samples: ArrayLike, reference: ArrayLike) -> tuple[Array, bool]:
@@ -46,28 +55,28 @@ def hypervolumes(samples: ArrayLike, reference: ArrayLike) -> tuple[Array, bool]
         reference: (k,).
 
     Returns:
-        (S,) and whether all are exact, which they are up to SAMPLE_WORK.
+        (S,) and whether all are exact, which they are as far as SAMPLE allows.
     """
-    found = [_volume(points, np.asarray(reference, float), SAMPLE_WORK) for points in np.asarray(samples, float)]
+    found = [_volume(points, np.asarray(reference, float), SAMPLE) for points in np.asarray(samples, float)]
     return np.array([value for value, _ in found]), all(exact for _, exact in found)
 
 
 def hypervolume_is_exact(points: ArrayLike, reference: ArrayLike) -> bool:
     """Whether :func:`hypervolume` computes and does not approximate."""
     points, reference = np.asarray(points, float), np.asarray(reference, float)
-    return _is_exact(len(_counting(points, reference)), points.shape[1], VALUE_WORK)
+    return _is_exact(len(_counting(points, reference)), points.shape[1], VALUE.work)
 
 
-def _volume(points: Array, reference: Array, work: float) -> tuple[float, bool]:
+def _volume(points: Array, reference: Array, effort: Effort) -> tuple[float, bool]:
     import moocore
 
     counting = _counting(points, reference)
-    exact = _is_exact(len(counting), points.shape[1], work)
+    exact = _is_exact(len(counting), points.shape[1], effort.work)
     if not len(counting):
         return 0.0, exact
     if exact:
         return float(moocore.hypervolume(counting, ref=reference, maximise=True)), True
-    return float(moocore.hv_approx(counting, ref=reference, maximise=True, nsamples=DIRECTIONS)), False
+    return float(moocore.hv_approx(counting, ref=reference, maximise=True, nsamples=effort.directions)), False
 
 
 def _counting(points: Array, reference: Array) -> Array:
@@ -174,7 +183,7 @@ def spacing(points: ArrayLike) -> float:
 
 def corners(alphas: ArrayLike) -> Integers:
     """For each objective, the index of the α that gives it the most weight: the corners of a full grid. (k,)."""
-    return np.argmax(np.asarray(alphas, float), axis=0)
+    return np.asarray(np.argmax(np.asarray(alphas, float), axis=0))
 
 
 def corner_difference(alphas: ArrayLike, points: ArrayLike) -> Array:

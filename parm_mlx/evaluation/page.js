@@ -20,7 +20,9 @@
     const shown = Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
     return shown.replace("-", "−");
   };
-  const named = (alpha) => objectives.map((name, i) => `${name} ${number(alpha[i])}`).join(", ");
+  // α in words; of many objectives, those that weigh anything.
+  const named = (alpha) => objectives.map((name, i) => [name, alpha[i]]).filter(([, weight]) => k <= 3 || weight > 0)
+    .map(([name, weight]) => `${name} ${number(weight)}`).join(", ");
   const plain = (prompt) =>
     typeof prompt.content === "string" ? prompt.content : prompt.content.map((message) => message.content).join("\n");
   const answerAt = (point) => answers[state.prompt][state.seed][point + 1];
@@ -125,9 +127,10 @@
         column.style.height = `${Math.round(weight * 100)}%`;
         weights.append(column);
       }
-      const scores = answer ? rewards.map((name, i) => `${name} ${number(answer[3][i])}`).join("  ") : "";
+      const few = rewards.map((_, i) => i).filter((i) => rewards.length <= 4 || alphas[point][i] > 0);
+      const scores = answer ? few.map((i) => `${rewards[i]} ${number(answer[3][i])}`).join(", ") : "";
       card.replaceChildren(
-        element("span", alphas[point].map(number).join(", "), "alpha"), weights,
+        element("span", k <= 3 ? alphas[point].map(number).join(", ") : named(alphas[point]), "alpha"), weights,
         element("span", answer ? answer[0] || "(empty)" : "(no answer)", "text"), element("span", scores, "scores"));
       card.setAttribute("aria-label", `${named(alphas[point])}: ${answer ? answer[0].slice(0, 200) : "no answer"}`);
     });
@@ -136,7 +139,7 @@
     cards.forEach((card, at) => card.setAttribute("aria-pressed", String(order[at] === state.point)));
     const card = cards[order.indexOf(state.point)];
     const strip = $("strip");
-    strip.scrollLeft = card.offsetLeft - strip.offsetLeft - (strip.clientWidth - card.offsetWidth) / 2;
+    strip.scrollLeft = card.offsetLeft - (strip.clientWidth - card.offsetWidth) / 2;
   }
 
   function markPicture() {

@@ -8,9 +8,10 @@ from typing import Any
 
 from parm_mlx.drawing import can_draw
 from parm_mlx.evaluation.pictures import MISSING, inline_svg
-from parm_mlx.evaluation.results import Key, Result, write_whole
-from parm_mlx.evaluation.wording import caption, count, intervals, number, interval, unit
-from parm_mlx.preference import format_alpha
+from parm_mlx.evaluation.results import Key, Result
+from parm_mlx.evaluation.wording import caption, count, intervals, number, unit
+from parm_mlx.files import write_whole
+from parm_mlx.preference import Alpha, format_alpha
 
 PAGE_FILE = "report.html"
 Summary = Mapping[str, Any]
@@ -44,7 +45,7 @@ def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Ma
 
     run = summary if summary["kind"] == "run" else None
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(_HERE))
-    environment.globals |= {"number": number, "interval": interval, "alpha": format_alpha}
+    environment.globals |= {"number": number, "alpha": format_alpha}
     svg, no_picture = _picture(summary)
     data = _answers(run, results, scores) if run and results else None
     return environment.get_template("page.html").render(
@@ -55,7 +56,6 @@ def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Ma
         unit=unit(summary),
         caption=caption(summary),
         confidence=_intervals(summary),
-        reference_text=_sentence(summary["reference_text"]),
         time=_time(run["time"]) if run else "",
         svg=svg,
         no_picture=no_picture,
@@ -81,7 +81,7 @@ def _answers(run: Summary, results: Sequence[Result], scores: Mapping[Key, Mappi
     """What the script of the page reads; page.js says how it is laid out."""
     alphas = [tuple(point["alpha"]) for point in run["points"]]
     rewards, seeds = list(run["rewards"]), list(run["seeds"])
-    columns = {None: 0, **{alpha: 1 + index for index, alpha in enumerate(alphas)}}
+    columns: dict[Alpha | None, int] = {None: 0, **{alpha: 1 + index for index, alpha in enumerate(alphas)}}
     prompts: dict[str, Any] = {}
     answers: dict[str, list[list[Any]]] = {}
     for result in results:

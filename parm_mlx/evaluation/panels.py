@@ -12,6 +12,7 @@ from parm_mlx.evaluation.wording import interval, number, short, unit, vector
 
 INK, SOFT, RULE, PAPER = "#1f2328", "#59626e", "#dfe3e8", "#fffffe"
 SHADES = "cividis"
+ONE_COLUMN = 5  # entries of a legend of runs; more take two columns
 FRONT, DOMINATED, UNGUIDED = "o", "D", "X"
 Run = Mapping[str, Any]
 Point = Mapping[str, Any]
@@ -168,12 +169,15 @@ def parallel(axis: Any, run: Run) -> None:
     _coordinates(axis, run)
     for index, point in enumerate(points):
         heights = [point["scores"][name]["mean"] for name in names]
-        on_front = index in front
-        (line,) = axis.plot(heights, color=SOFT, linewidth=0.9 if on_front else 0.5, alpha=0.45, zorder=2)
+        (line,) = axis.plot(heights, color=SOFT, linewidth=0.9 if index in front else 0.5, alpha=0.45, zorder=2)
         line.set_gid(f"point-{index}-0")
-        for place_, (height, weight) in enumerate(zip(heights, point["alpha"], strict=True)):
-            style = {**_marker(on_front), "markersize": 7 if on_front else 4.2, "markeredgewidth": 0.5}
-            axis.plot([place_], [height], color=colormaps[SHADES](weight), **style, zorder=4 + weight)
+    for place_, name in enumerate(names):
+        for marker, size, on_front in ((DOMINATED, 4.2, False), (FRONT, 7, True)):
+            group = [point for index, point in enumerate(points) if (index in front) == on_front]
+            group.sort(key=lambda point, at=place_: point["alpha"][at])  # type: ignore[misc]
+            colours = colormaps[SHADES]([point["alpha"][place_] for point in group])
+            look = {"c": colours, "marker": marker, "s": size**2, "edgecolors": INK, "linewidths": 0.5}
+            axis.scatter([place_] * len(group), means(group, name), **look, zorder=5 if on_front else 4)
     heights, reach = _reached(run)
     axis.errorbar(range(len(names)), heights, reach, fmt="none", ecolor=INK, elinewidth=1.1, zorder=3)
     alone = {**_unguided(), "linestyle": "--", "color": INK, "markerfacecolor": PAPER}
@@ -239,10 +243,14 @@ def key_of_runs(runs: Sequence[Run], line: bool) -> list[Any]:
     """Handles of a legend of runs, with their HV."""
     from matplotlib.lines import Line2D
 
-    handles = []
+    handles, length = [], 34 if len(runs) < ONE_COLUMN else 20
     for run, (colour, dashes, marker, face) in zip(runs, styles(runs), strict=True):
-        look = {"color": colour, "linestyle": dashes if line else "none", "marker": marker, "markerfacecolor": face}
-        handles.append(Line2D([], [], **look, label=f"{short(run['name'], 34)}   HV {interval(run['hv'])}"))
+        look: dict[str, Any] = {"color": colour, "linestyle": dashes if line else "none", "marker": marker}
+        handles.append(
+            Line2D(
+                [], [], **look, markerfacecolor=face, label=f"{short(run['name'], length)}   HV {interval(run['hv'])}"
+            )
+        )
     return [*handles, Line2D([], [], **_unguided(), label="the base alone")]
 
 
@@ -254,7 +262,7 @@ def rows(axis: Any, values: Sequence[tuple[str, Mapping[str, float], str, Any]],
         values: Label, interval, the key of its middle, and colour with marker, from the top.
         xlabel: What the figures are.
     """
-    for height, (label, value, middle, (colour, marker)) in enumerate(values):
+    for height, (_, value, middle, (colour, marker)) in enumerate(values):
         at = value[middle]
         reach = [[max(0.0, at - value["low"])], [max(0.0, value["high"] - at)]]
         axis.errorbar([at], [-height], xerr=reach, color=colour, marker=marker, markersize=8, elinewidth=1.2)

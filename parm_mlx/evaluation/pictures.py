@@ -23,7 +23,7 @@ PNG_FILE, SVG_FILE = "pareto.png", "pareto.svg"
 MISSING = f"no picture: matplotlib is not installed ({INSTALL})"
 Summary = Mapping[str, Any]
 
-_SETTINGS = {
+_SETTINGS: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": SOFT,
     "axes.grid": True,
@@ -80,7 +80,7 @@ def draw(summary: Summary, out: Path) -> None:
 
 
 def inline_svg(summary: Summary) -> str:
-    """The picture as an ``<svg>`` element for a page, whose style gives ``--ink``, ``--soft``, ``--rule`` and ``--paper``.
+    """The picture as an ``<svg>`` element; the page's style gives ``--ink``, ``--soft``, ``--rule`` and ``--paper``.
 
     Markers of point i of a run are groups with ids ``point-i-…``.
 
@@ -114,11 +114,12 @@ def figure(summary: Summary) -> Any:
     """The picture as a figure of matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     k, runs = len(summary["objectives"]), runs_of(summary)
     sizes = {1: (7.2, 2.0 + 0.55 * len(runs)), 2: (7.2, 6.0), 3: (11.4, 9.8)}
-    drawn = Figure(figsize=sizes.get(k, (max(8.0, 2.5 + 1.05 * k), 5.8)), layout="constrained")
-    drawn.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.04)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.04)
+    drawn = Figure(figsize=sizes.get(k, (max(8.0, 2.5 + 0.8 * k), 5.8)), layout=layout)
     FigureCanvasAgg(drawn)
     width = int(drawn.get_figwidth() * 16)
     drawn.supxlabel(textwrap.fill(caption(summary), width), x=0.012, ha="left", fontsize=8, color=SOFT)
@@ -132,7 +133,7 @@ def _title(summary: Summary) -> str:
 
 def _legend(drawn: Any, summary: Summary, handles: list[Any]) -> None:
     """The legend, above the panels; its title is the picture's."""
-    columns = len(handles) if summary["kind"] == "run" else 1 if len(handles) < 5 else 2
+    columns = len(handles) if summary["kind"] == "run" else 1 if len(handles) <= panels.ONE_COLUMN else 2
     font = {"size": 12, "weight": "bold"}
     style = {"ncols": columns, "fontsize": 8.5, "title_fontproperties": font, "alignment": "left"}
     drawn.legend(handles=handles, loc="outside upper left", title=_title(summary), borderpad=0.1, **style)

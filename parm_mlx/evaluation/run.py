@@ -67,8 +67,7 @@ def answer_all(
     with group.agreed():
         folder.write_identity()
         done = folder.results()
-    for content in group.union(_lines(done.values())):
-        done |= parse_results(content)
+    done = _of_all(group, done.values())
     name = RESULTS_FILE if group.main else f"results.rank{group.rank}.jsonl"
     with group.agreed():
         if group.main:
@@ -83,9 +82,7 @@ def answer_all(
         for result in watch(sweep(mine, done.keys(), stopped), missing, "answers"):
             append(result_line(result))
             fresh.append(result)
-    new: dict[Key, Result] = {}
-    for content in group.union(_lines(fresh)):
-        new |= parse_results(content)
+    new = _of_all(group, fresh)
     done |= new
     results = [done[key] for key in order if key in done]
     with group.agreed():
@@ -141,8 +138,14 @@ def _chunks(results: Iterable[Result]) -> Iterator[list[Result]]:
         yield chunk
 
 
-def _lines(results: Iterable[Result]) -> bytes:
-    return "".join(map(result_line, results)).encode()
+def _of_all(group: Group, results: Iterable[Result]) -> dict[Key, Result]:
+    """The answers of all processes."""
+    if group.size == 1:
+        return {result.key: result for result in results}
+    found: dict[Key, Result] = {}
+    for content in group.union("".join(map(result_line, results)).encode()):
+        found |= parse_results(content)
+    return found
 
 
 def model_digest(model: GuidedModel) -> str:

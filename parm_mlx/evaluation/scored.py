@@ -107,7 +107,7 @@ def _score(run: Run, key: Key, name: str) -> float:
 
 
 def _mean(values: Iterable[Any], shape: tuple[int, ...]) -> Array:
-    return np.array(list(values), float).reshape(shape).mean(axis=(0, 1))
+    return np.asarray(np.array(list(values), float).reshape(shape).mean(axis=(0, 1)))
 
 
 def _check_complete(missing: Sequence[Key], total: int, what: str, run: Run) -> None:

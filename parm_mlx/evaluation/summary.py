@@ -166,10 +166,12 @@ class _Measured:
         }
 
     def _hv_text(self) -> str:
-        approximated = f"approximated from {metrics.DIRECTIONS} directions"
-        if not metrics.hypervolume_is_exact(self.points, self.scale.reference):
-            return f"value and interval {approximated}"
-        return "exact" if self.drawn_hv_exact else f"exact value; samples of its interval {approximated}"
+        text = "approximated from {} directions"
+        value = metrics.hypervolume_is_exact(self.points, self.scale.reference)
+        if value and self.drawn_hv_exact:
+            return "exact"
+        value_text = "exact" if value else text.format(metrics.VALUE.directions)
+        return f"value {value_text}, samples of its interval {text.format(metrics.SAMPLE.directions)}"
 
     def _spearman(self) -> dict[str, Any]:
         found = {}

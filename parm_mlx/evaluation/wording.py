@@ -11,8 +11,9 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number to a few digits, with a true minus sign; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    shown = f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-    return ("0" if float(shown) == 0 else shown).replace("-", "−")
+    if abs(value) < 1e-9:  # what rounding leaves of 0
+        return "0"
+    return (f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}").replace("-", "−")
 
 
 def interval(value: Interval, middle: str = "value") -> str:

@@ -1,0 +1,129 @@
+"""Writes the tables of experiments: examples/experiments/README.md, and the part of README.md between its two marks.
+
+    python docs/make_results.py
+
+They are made of the JSON files that the experiments leave beside their pages.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT / "examples" / "experiments"
+BEGIN, END = "<!-- results: made by docs/make_results.py -->", "<!-- end of results -->"
+PAGE = """# Experiments
+
+What can be expected of a PARM, and which settings matter, measured on the bundled world with three seeds each. Every
+experiment is one command; it goes on where it was stopped, and shares what is expensive with the others in
+`build/experiments`.
+
+{table}
+
+± is half of the 95 % interval over the seeds (Student's t, so wide with three). Scores are in standard deviations of
+the unguided answers. Hypervolumes of different experiments have different reference points; the pages give them.
+
+`settings.yaml` holds what all share, the YAML file of an experiment what is its own; `--seeds`, `--iters` and
+`--questions` make a quick trial of any. All seven take about two hours on two cores, of which the larger base takes
+one core for an hour. Pages and pictures are made by the scripts from `templates/`; what was found is written
+there by hand, after reading the numbers.
+"""
+
+
+def number(found: Mapping[str, float], digits: int = 2) -> str:
+    """``mean ± half``."""
+    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
+
+
+def adapters(results: Any) -> str:
+    """PBLoRA against the others."""
+    return "; ".join(f"{name} {number(r['hv'])} / {number(r['mip'])}" for name, r in results["systems"].items())
+
+
+def weak_to_strong(results: Any) -> str:
+    """What is kept on the larger base."""
+    kept = results["kept"]
+    share = {name: f"{found['value']:.0%} ± {found['high'] - found['value']:.0%}" for name, found in kept.items()}
+    return f"{share['hv']} of the HV and {share['mip_gain']} of the gain by α kept"
+
+
+def interpolation(results: Any) -> str:
+    """Jumps and clusters."""
+    runs = results["runs"]
+    jumps = ", ".join(str(len(run["jumps"])) for run in runs)
+    clusters = ", ".join(str(len(run["clusters"])) for run in runs)
+    return f"jumps {jumps}; clusters {clusters} (by seed, of 20 steps)"
+
+
+def initialisation(results: Any) -> str:
+    """The best and the worst start."""
+    variants = results["variants"]
+    ordered = sorted(variants, key=lambda name: variants[name]["hv"]["value"])
+    named = {"default": "default", "lowest": ordered[0], "highest": ordered[-1]}
+    return "HV " + "; ".join(
+        f"{what} {number(variants[name]['hv'])}" + ("" if what == name else f" ({name})")
+        for what, name in named.items()
+    )
+
+
+def cross_domain(results: Any) -> str:
+    """The third objective."""
+    ways = ("frozen", "short", "whole")
+    third = list(results["frozen"]["spearman"])[-1]
+    spearman = ", ".join(f"{way} {number(results[way]['spearman'][third])}" for way in ways)
+    return f"Spearman of the third: {spearman}"
+
+
+def many_objectives(results: Any) -> str:
+    """Spearman by k."""
+    return "mean Spearman " + "; ".join(f"k = {k}: {number(r['spearman'])}" for k, r in results["k"].items())
+
+
+def nonconvex(results: Any) -> str:
+    """True points recovered."""
+    toy = results["constructed"]
+    total = len(toy["linear"]["recovered"][0])
+    counts = {kind: toy[kind]["count"]["value"] for kind in ("linear", "tchebycheff")}
+    return (
+        f"of {total} true points linear recovers {counts['linear']:.1f}, smooth Tchebycheff {counts['tchebycheff']:.1f}"
+    )
+
+
+ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "adapters": ("Which adapter, at equal size? (HV / MIP)", adapters),
+    "weak_to_strong": ("Does a small PARM guide a larger base?", weak_to_strong),
+    "interpolation": ("Do answers move evenly with α?", interpolation),
+    "initialisation": ("Do start and tying of A, B, W1, W2 matter?", initialisation),
+    "cross_domain": ("A third objective, never trained on?", cross_domain),
+    "many_objectives": ("Up to how many objectives?", many_objectives),
+    "nonconvex": ("A front that is not convex?", nonconvex),
+}
+
+
+def table(prefix: str = "") -> str:
+    """One line per experiment, with links that begin with ``prefix``."""
+    lines = ["| question | measured |", "|---|---|"]
+    for name, (question, row) in ROWS.items():
+        results = json.loads((EXPERIMENTS / f"{name}.json").read_text(encoding="utf-8"))
+        lines.append(f"| [{question}]({prefix}{name}.md) | {row(results)} |")
+    return "\n".join(lines)
+
+
+def pages(readme: str) -> dict[Path, str]:
+    """The two files, given README.md as it is."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    inside = f"{BEGIN}\n{table('examples/experiments/')}\n{END}"
+    return {ROOT / "README.md": before + inside + after, EXPERIMENTS / "README.md": PAGE.format(table=table())}
+
+
+def main() -> None:
+    """Writes them."""
+    for path, text in pages((ROOT / "README.md").read_text(encoding="utf-8")).items():
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""``parm-mlx evaluate`` on the bundled model and on the official tiny one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kill_sweeps import kill_sweeps
+
+from parm_mlx.errors import RunError
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = ("--limit", 2, "--grid", 0.5, "--max-tokens", 30, "--bootstrap", 20)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run of the bundled model."""
+    from parm_mlx.cli.main import run
+
+    out = tmp_path_factory.mktemp("evaluate") / "run"
+    assert run(["evaluate", "--out", str(out), *map(str, SMALL)]) == 0
+    return out
+
+
+def test_a_run_leaves_everything_and_prints_the_metrics(run_cli: Run, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    code, printed, err = run_cli("evaluate", "--out", out, *SMALL)
+    assert code == 0, err
+    names = {path.name for path in out.iterdir()}
+    wanted = {"run.json", "results.jsonl", "scores.jsonl", "metrics.json", "pareto.png", "pareto.svg", "report.html"}
+    assert names == wanted
+    results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["alpha"] for row in results] == [None, None, *[[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]] * 2]
+    scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert [(s["id"], s["alpha"], s["seed"]) for s in scores] == [(r["id"], r["alpha"], r["seed"]) for r in results]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [point["alpha"] for point in metrics["points"]] == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    assert metrics["time"]["answers"] == 8
+    assert metrics["time"]["guided_token_ms"] > 0
+    first = sum(s["scores"]["warmth"] for s in scores if s["alpha"] == [1.0, 0.0]) / 2
+    assert metrics["points"][0]["raw"]["warmth"] == pytest.approx(first)
+    for part in ("hypervolume", "mean inner product", "reference point", "Spearman warmth", "8 answers", "scoring"):
+        assert part in printed
+    assert f"{out / 'report.html'}" in err
+
+
+def test_what_is_done_is_not_done_again(run_cli: Run, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (done / "results.jsonl").read_bytes()
+    timing = json.loads((done / "metrics.json").read_text())["time"]
+    monkeypatch.setattr("parm_mlx.evaluation.sweep.generate_batch", None)
+    code, printed, err = run_cli("evaluate", "--out", done, *SMALL, "--json", "--reference", "-9,-9")
+    assert code == 0, err
+    assert "8 of 8 answers were there already" in err
+    metrics = json.loads(printed)
+    assert metrics["reference_point"] == {"warmth": -9.0, "focus": -9.0}
+    assert metrics["time"] == timing
+    assert (done / "results.jsonl").read_bytes() == before
+
+
+def test_other_rewards_score_the_same_answers(run_cli: Run, done: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "results.jsonl", "scores.jsonl"):
+        (tmp_path / "run" / name).write_bytes((done / name).read_bytes())
+    rewards = ["--reward", "focus=brevity", "--reward", "warmth=warmth", "--reward", "length=builtin:detail"]
+    code, printed, err = run_cli("evaluate", "--out", tmp_path / "run", *SMALL, *rewards, "--json")
+    assert code == 0, err
+    metrics = json.loads(printed)
+    assert metrics["rewards"] == {"warmth": "builtin:warmth", "focus": "builtin:brevity", "length": "builtin:detail"}
+    assert metrics["objectives"] == ["warmth", "focus"]
+
+
+def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert run_cli("evaluate", "--out", other, *SMALL, "--beta", "0.5")[0] == 0
+    code, printed, err = run_cli("evaluate", "--compare", done, other, "--out", tmp_path / "both", "--bootstrap", 20)
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    assert [run["name"] for run in metrics["runs"]] == ["run", "other"]
+    assert all(run["reference_point"] == metrics["reference_point"] for run in metrics["runs"])
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {
+        "metrics.json",
+        "pareto.png",
+        "pareto.svg",
+        "report.html",
+    }
+    assert "Joint reference point" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "error"),
+    [
+        ((), 2, "--out is missing"),
+        (("--out", "x", "--grid", "0.3"), 2, "the grid step must divide 1"),
+        (("--out", "x", "--grid", "0.5", "--alphas", "a"), 2, "--grid and --alphas exclude each other"),
+        (("--out", "x", "--prompts", "empty.txt"), 2, "empty.txt holds no prompt"),
+        (("--out", "x", "--prompts", "same.jsonl"), 2, "same.jsonl:2: the same id 'a' as on line 1"),
+        (("--out", "x", "--reward", "warmth=warmth"), 2, "no --reward for focus"),
+        (("--out", "x", "--reward", "warmth=nothing", "--reward", "focus=focus"), 2, "reward warmth: nothing"),
+        (("--out", "x", "--num-samples", "2"), 2, "--num-samples needs --temp above 0"),
+        (("--out", "x", "--reference", "a"), 2, "--reference a is not a list of numbers"),
+        (("--out", "x", "--compare", "x"), 2, "--compare needs two or more"),
+        (("--out", "x", "--compare", "x", "y"), 2, "x is not the folder of a run"),
+        (("--out", "x", "--compare", "x", "y", "--temp", "1"), 2, "--temp cannot be used with --compare"),
+        (("--out", "x", "y"), 2, "y: folders of runs go with --compare"),
+        (("--out", "full", *SMALL), 2, "full is not empty and holds no run"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], code: int, error: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "same.jsonl").write_text('{"prompt": "x", "id": "a"}\n{"prompt": "y", "id": "a"}\n')
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter").write_text("dear")
+    found, out, err = run_cli("evaluate", *options)
+    assert (found, out) == (code, "")
+    assert error in err
+    assert len([line for line in err.splitlines() if not line.startswith("hint:")]) == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_reference_point_that_nothing_dominates(run_cli: Run, done: Path) -> None:
+    code, _, err = run_cli("evaluate", "--out", done, *SMALL, "--reference", "50,50")
+    assert code == 2
+    assert err.splitlines()[-1].startswith(("error:", "hint:"))
+    assert "dominates" in err
+    assert len((done / "results.jsonl").read_text().splitlines()) == 8
+
+
+def test_the_folder_of_another_run_is_refused(run_cli: Run, done: Path) -> None:
+    code, _, err = run_cli("evaluate", "--out", done, *SMALL, "--beta", "0.25")
+    assert code == 2
+    assert "holds another run (beta: [1.0], now [0.25])" in err
+
+
+FAILING = """
+def fails(prompts, answers):
+    raise ValueError("no")
+def nan(prompts, answers):
+    return [float("nan")] * len(answers)
+def short(prompts, answers):
+    return [1.0]
+"""
+
+
+def test_a_reward_that_fails_loses_no_answer(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "failing_rewards.py").write_text(FAILING)
+    for name, problem in (("fails", "failed: ValueError: no"), ("nan", "returned nan"), ("short", "returned 1 scores")):
+        rewards = ["--reward", f"warmth=failing_rewards:{name}", "--reward", "focus=focus"]
+        code, _, err = run_cli("evaluate", "--out", "run", *SMALL, *rewards)
+        assert code == 1
+        assert problem in err
+        assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == 8
+    code, _, err = run_cli("evaluate", "--out", "run", *SMALL)
+    assert code == 0
+    assert "8 of 8 answers were there already" in err
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(
+    run_cli: Run, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from parm_mlx.evaluation import run as module
+
+    written = 0
+    original = module.result_line
+
+    def full(result: object) -> str:
+        nonlocal written
+        written += 1
+        if written == 4:
+            raise RunError("the disk is full: results.jsonl was not written")
+        return original(result)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "result_line", full)
+    code, _, err = run_cli("evaluate", "--out", tmp_path / "run", *SMALL)
+    assert code == 1
+    assert err == "error: the disk is full: results.jsonl was not written\n"
+    monkeypatch.setattr(module, "result_line", original)
+    assert run_cli("evaluate", "--out", tmp_path / "run", *SMALL)[0] == 0
+    assert (tmp_path / "run" / "results.jsonl").read_bytes() == (done / "results.jsonl").read_bytes()
+
+
+def test_ctrl_c_keeps_what_is_done(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from parm_mlx.evaluation import run as module
+
+    original, keys = module.result_line, iter([signal.SIGINT])
+
+    def interrupted(result: Any) -> str:
+        for number in keys:
+            os.kill(os.getpid(), number)
+        return original(result)
+
+    monkeypatch.setattr(module, "result_line", interrupted)
+    code, out, err = run_cli("evaluate", "--out", tmp_path / "run", *SMALL)
+    assert (code, out) == (130, "")
+    kept = len((tmp_path / "run" / "results.jsonl").read_text().splitlines())
+    assert 0 < kept < 8
+    assert f"interrupted: {kept} of 8 answers are kept; the same command goes on" in err
+
+
+def test_killed_runs_end_with_the_same_answers(tmp_path: Path) -> None:
+    """The long form: python tests/kill_sweeps.py --kills 10."""
+    settings = ("--limit", "4", "--grid", "0.25", "--temp", "1", "--max-tokens", "40", "--bootstrap", "10")
+    assert len(kill_sweeps(tmp_path, 1, seed=1, settings=settings)) == 1
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, ring: Callable[..., dict[str, str]]) -> None:
+    arguments = ["-m", "parm_mlx.cli.main", "evaluate", "--out", "run", "--limit", "14", "--grid", "0.1"]
+    arguments += ["--temp", "1", "--max-tokens", "12", "--bootstrap", "10"]
+
+    def start(folder: Path, **environment: str) -> "subprocess.Popen[str]":
+        folder.mkdir(exist_ok=True)
+        own = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **environment}
+        return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=own, stdout=-1, stderr=-1, text=True)
+
+    alone = start(tmp_path / "one")
+    output = alone.communicate(timeout=120)
+    assert alone.returncode == 0, output
+    hosts = ring(2)
+    both = [start(tmp_path / f"rank{rank}", MLX_RANK=str(rank), **hosts) for rank in (0, 1)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[1][0] == ""
+    for name in ("results.jsonl", "scores.jsonl"):
+        assert (tmp_path / "rank0" / "run" / name).read_bytes() == (tmp_path / "one" / "run" / name).read_bytes()
+    left = {path.name for path in (tmp_path / "rank1" / "run").iterdir()}
+    assert left == {"run.json"}

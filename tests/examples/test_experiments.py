@@ -1,0 +1,245 @@
+"""What the experiments share, at tiny settings; their pages are made of what they measured."""
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from parm_mlx.evaluation.scoring import load_rewards
+from parm_mlx.pblora import PBLoRAConfig, read_adapter
+from parm_mlx.pblora.layer import PBLoRALinear
+from parm_mlx.training.loss import smooth_tchebycheff
+
+FOLDERS = ("experiments", "bundled")
+NAMES = ("adapters", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
+NAMES += ("weak_to_strong",)
+
+
+@pytest.fixture(scope="module")
+def scripts(repository: Path) -> Iterator[SimpleNamespace]:
+    """The modules of examples/experiments, which are scripts and not a package."""
+    path, known = list(sys.path), set(sys.modules)
+    sys.path[:0] = [str(repository / "examples" / folder) for folder in FOLDERS]
+    names = ("common", "objectives", *NAMES)
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    sys.path[:] = path
+    folders = [repository / "examples" / folder for folder in FOLDERS]
+    for name in set(sys.modules) - known:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent in folders:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def experiment(scripts: SimpleNamespace, tmp_path: Path) -> Any:
+    """An experiment of two steps of training and two questions, on four pairs."""
+    bundled = tmp_path / "bundled"
+    bundled.mkdir()
+    texts = ["I am so glad you asked! Cut the tin open.", "Cut the tin along its rim, then fold the lid back."]
+    rows = [
+        {"prompt": f"How do I open tin {i}?", "responses": texts, "preferred": {"warmth": 0, "focus": 1}}
+        for i in range(4)
+    ]
+    (bundled / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (bundled / "pairs.json").write_text("{}")
+    settings = scripts.common.load_settings("interpolation")
+    settings["train"] |= {"iters": 2, "batch_size": 2, "warmup": 1}
+    settings["sweep"] |= {"questions": 2, "grid": 1.0, "max_tokens": 4}
+    return scripts.common.Experiment("interpolation", settings, tmp_path / "experiments", tmp_path / "out")
+
+
+def test_interval_over_seeds_by_hand(scripts: SimpleNamespace) -> None:
+    """Mean 2, standard deviation 1: half the interval is t(2 degrees of freedom, 97.5 %) / √3 = 4.303 / 1.7321."""
+    found = scripts.common.interval([1.0, 2.0, 3.0])
+    assert found["value"] == 2.0
+    assert found["high"] - 2.0 == pytest.approx(2.4843, abs=1e-4)
+    assert found["low"] == pytest.approx(4.0 - found["high"])
+    assert scripts.common.shown(found) == "2.00 ± 2.48"
+    assert scripts.common.interval([5.0]) == {"value": 5.0, "low": 5.0, "high": 5.0}
+
+
+def test_student_t_is_that_of_the_tables(scripts: SimpleNamespace) -> None:
+    """P(|T| ≤ t) of Student's t with n − 1 degrees of freedom, integrated."""
+    from math import gamma, pi, sqrt
+
+    for count, t in scripts.common.T_95.items():
+        df = count - 1
+        x = np.linspace(-t, t, 200_001)
+        density = gamma((df + 1) / 2) / (sqrt(df * pi) * gamma(df / 2)) * (1 + x**2 / df) ** (-(df + 1) / 2)
+        assert float(np.trapezoid(density, x)) == pytest.approx(0.95, abs=1e-4), count
+
+
+def test_own_settings_override_the_shared_ones_key_by_key(scripts: SimpleNamespace) -> None:
+    shared = scripts.common.load_settings("adapters")
+    own = scripts.common.load_settings("interpolation")
+    assert own["sweep"]["grid"] == 0.05
+    assert own["sweep"] | {"grid": shared["sweep"]["grid"]} == shared["sweep"]
+    assert own["train"] == shared["train"]
+
+
+def test_an_adapter_is_trained_and_swept_once(experiment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    parm = experiment.adapter("tiny", 0)
+    config, tensors = read_adapter(parm)
+    assert config.objectives == ("warmth", "focus")
+    run = experiment.run("tiny-0", [parm])
+    assert "6 answers" in capsys.readouterr().out  # two questions, two corners and the base alone
+    assert {result.alpha for result in run.results} == {None, (1.0, 0.0), (0.0, 1.0)}
+    assert all(set(scores) == {"warmth", "focus"} for scores in run.scores.values())
+
+    (weights,) = parm.glob("*.safetensors")
+    written = weights.stat().st_mtime_ns
+    assert experiment.adapter("tiny", 0) == parm
+    assert weights.stat().st_mtime_ns == written
+    capsys.readouterr()
+    again = experiment.run("tiny-0", [parm])
+    assert "answers" not in capsys.readouterr().out
+    assert again.results == run.results
+    other = read_adapter(experiment.adapter("tiny", 1))[1]
+    assert any(not mx.array_equal(other[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_page_is_its_template_with_the_parts_filled_in(experiment: Any) -> None:
+    experiment.out.mkdir()
+    (experiment.out / "interpolation.svg").write_text("")
+    parts = {"table": "| T |", "normalization": "N", "jumps": "J", "hv": "H", "reference": "R"}
+    experiment.publish({"value": 0.5}, **parts)
+    page = (experiment.out / "interpolation.md").read_text()
+    assert "| T |" in page
+    assert "`python examples/experiments/interpolation.py`" in page
+    assert "2 steps of 2 pairs" in page
+    assert "](interpolation.svg)" in page
+    assert not re.search(r"\{\w+\}", page)
+    assert json.loads((experiment.out / "interpolation.json").read_text()) == {"value": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "score"),
+    [
+        ("questions", "Why? I see. Really?", 2),
+        ("exclamations", "Oh! Fine.", 1),
+        ("examples", "Use wool, for example a hat, such as mine.", 2),
+        ("order", "First cut. Then fold.", 2),
+        ("address", "You and your tin", 50),
+        ("address", "", 0),
+    ],
+)
+def test_own_objectives(scripts: SimpleNamespace, name: str, answer: str, score: float) -> None:
+    assert getattr(scripts.objectives, name)(["?"], [answer]) == [score]
+
+
+def test_twelve_objectives_can_all_be_loaded(scripts: SimpleNamespace) -> None:
+    names = scripts.objectives.ALL
+    assert len(set(names)) == len(names) == 12
+    rewards = load_rewards([f"{name}={spec}" for name, spec in scripts.objectives.specs(names).items()])
+    answers = [
+        "I am glad! First cut it, then, for example, perhaps fold it because it may rust: be careful. Shall you?",
+        "No.",
+    ]
+    for name, reward in rewards.items():
+        first, second = reward(["?", "?"], answers)
+        assert first != second, name
+
+
+def test_preferences_are_corners_centre_and_fixed_draws(scripts: SimpleNamespace) -> None:
+    alphas = scripts.many_objectives.preferences(3, 4)
+    assert alphas[:4] == [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1 / 3, 1 / 3, 1 / 3)]
+    assert len(set(alphas)) == 8
+    assert all(sum(alpha) == pytest.approx(1) and min(alpha) >= 0 for alpha in alphas)
+    assert scripts.many_objectives.preferences(3, 4) == alphas
+
+
+def test_starts_change_a_layer_and_only_within_the_block(scripts: SimpleNamespace) -> None:
+    init = scripts.initialisation
+
+    def layer(name: str) -> PBLoRALinear:
+        mx.random.seed(1)
+        with init.variant(*init.VARIANTS[name]):
+            config = PBLoRAConfig(objectives=("x", "y"), r1=2, r2=2, scale=1.0)
+            return PBLoRALinear(nn.Linear(6, 5), config)
+
+    plain = layer("default")
+    assert mx.array_equal(layer("W1, W2 × 4").w1, 4 * plain.w1)
+    assert mx.array_equal(layer("W1, W2 × 0.25").w2, 0.25 * plain.w2)
+    corners = mx.array([[1.0, 0.0], [0.0, 1.0]])
+    assert not mx.array_equal(*plain.core(corners))
+    assert mx.array_equal(*layer("rows of W2 equal").core(corners))
+    assert mx.array_equal(layer("W1 = I, W2 rows = I").core(corners)[0], mx.eye(4))
+    tied = layer("A and B tied")
+    assert mx.array_equal(tied.a[:2], tied.a[2:])
+    assert not mx.array_equal(plain.a[:2], plain.a[2:])
+    assert mx.array_equal(layer("default").a, plain.a)
+
+
+def test_tied_halves_get_their_mean_gradient(scripts: SimpleNamespace) -> None:
+    init = scripts.initialisation
+    gradients = {
+        "a": mx.array([[1.0, 2.0], [3.0, 6.0]]),
+        "b": mx.array([[1.0, 5.0]]),
+        "w1": mx.ones((1, 1)),
+        "w2": mx.ones(1),
+    }
+    tree = {"layers": [{"q": gradients, "other": {"a": mx.array([[1.0], [2.0]])}}]}
+    changed = init._in_layers(tree, init.tied("a", "b"))["layers"][0]
+    assert changed["q"]["a"].tolist() == [[2.0, 4.0], [2.0, 4.0]]
+    assert changed["q"]["b"].tolist() == [[3.0, 3.0]]
+    assert changed["other"]["a"].tolist() == [[1.0], [2.0]]
+    frozen = init._in_layers(tree, init.frozen("w1"))["layers"][0]["q"]
+    assert frozen["w1"].tolist() == [[0.0]]
+    assert frozen["w2"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("theta", [-1.3, -1.0, -0.2, 0.5, 1.0])
+def test_constructed_losses_are_the_librarys(scripts: SimpleNamespace, theta: float) -> None:
+    expected = [1e-3 + 1 - np.exp(-((theta - 1) ** 2)), 1e-3 + 1 - np.exp(-((theta + 1) ** 2))]
+    assert scripts.nonconvex.losses(mx.array(theta)).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_constructed_front_is_not_convex(scripts: SimpleNamespace) -> None:
+    """No weighted sum has its minimum in the middle of the front; Tchebycheff of equal weights does."""
+    theta = mx.linspace(-1, 1, 401)
+    front = scripts.nonconvex.true_losses(theta)
+    for weight in np.linspace(0, 1, 41):
+        best = theta[mx.argmin(front @ mx.array([weight, 1 - weight], mx.float32))].item()
+        assert abs(best) > 0.75
+    both = mx.array([True, True])
+    values = mx.stack([smooth_tchebycheff(losses, mx.array([0.5, 0.5]), 0.05, both) for losses in front])
+    assert abs(theta[mx.argmin(values)].item()) < 0.01
+
+
+def test_true_points_are_at_equal_distances_from_end_to_end(scripts: SimpleNamespace) -> None:
+    points = scripts.nonconvex.true_points(11)
+    ends = np.array(scripts.nonconvex.true_losses(mx.array([1.0, -1.0])))
+    np.testing.assert_allclose(points[[0, -1]], ends, atol=1e-6)
+    distances = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    assert distances.max() / distances.min() < 1.02
+
+
+def test_recovered_points_by_hand(scripts: SimpleNamespace) -> None:
+    """True points 1 apart: a solution counts for those that it is at most ½ from."""
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    found = np.array([[0.1, 0.3], [2.0, 0.6]])
+    assert scripts.nonconvex.recovered(found, points) == [True, False, False]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pages_are_whole(scripts: SimpleNamespace, repository: Path, name: str) -> None:
+    folder = repository / "examples" / "experiments"
+    template = (folder / "templates" / f"{name}.md").read_text(encoding="utf-8")
+    page = (folder / f"{name}.md").read_text(encoding="utf-8")
+    assert "FOUND" not in page
+    assert "MEANS" not in page
+    assert not re.search(r"\{\w+\}", page)
+    pieces = [piece.strip() for piece in re.split(r"\{\w+\}", template)]
+    assert [piece for piece in pieces if piece not in page] == []
+    (picture,) = [file for kind in ("svg", "png") if (file := folder / f"{name}.{kind}").exists()]
+    assert f"({picture.name})" in page
+    assert picture.stat().st_size <= scripts.common.LARGEST_PICTURE
+    assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
