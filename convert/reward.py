@@ -46,6 +46,7 @@ def convert_reward_model(
     """
     check_request(source, quantization, dtype)
     _check_weights(source.path)
+    _check_rope(source, name)
     try:
         model, tokenizer, found = load_backbone(source.path, _HEADS, lazy=True)
     except ModelError as error:
@@ -67,6 +68,17 @@ def convert_reward_model(
         mx.save_safetensors(str(partial / HEAD_FILE), head, metadata={"format": "mlx"})
         settings.save(partial)
         save_backbone(partial, model, tokenizer, source.path, dtype, given)
+
+
+def _check_rope(source: Source, name: str) -> None:
+    """mlx-lm's GLM turns all of a head's dimensions, where GLM itself may turn only some of them."""
+    rope = source.config.get("rope_parameters")
+    share = (rope if isinstance(rope, dict) else source.config).get("partial_rotary_factor", 0.5)
+    if source.config.get("model_type") == "glm" and share != 1:
+        raise ModelError(
+            f"model {source.path}: mlx-lm does not know GLM's partial rotary positions, so its scores would be wrong",
+            hint=f"hf:{name} scores with it through transformers",
+        )
 
 
 def _check_weights(path: Path) -> None:

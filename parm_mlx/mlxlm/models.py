@@ -90,6 +90,10 @@ def load_backbone(
         return _without_output_layer(family, heads, found), arguments
 
     model, tokenizer = _load(path, lazy, classes)
+    try:
+        model(mx.array([[0]]))  # not evaluated, so no weights are read
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"mlx-lm cannot compute with {path}: {_reason(error)}") from error
     return model, tokenizer, found
 
 

@@ -156,6 +156,10 @@ def spoil_family(source: Path) -> None:
     change(source, model_type="bert", architectures=["BertForSequenceClassification"])
 
 
+def spoil_rope(source: Path) -> None:
+    change(source, model_type="glm", rope_parameters={"partial_rotary_factor": 0.5})
+
+
 def rename(source: Path, names: dict[str, str | None]) -> None:
     file = source / "model.safetensors"
     tensors = dict(mx.load(str(file)))
@@ -172,6 +176,7 @@ def rename(source: Path, names: dict[str, str | None]) -> None:
         (spoil_score, r"no linear score head: 0\.weight", None),
         (spoil_backbone, r"model\.norm\.weight", "hf:"),
         (spoil_normaliser, "normalises its scores", None),
+        (spoil_rope, "partial rotary positions", "hf:"),
         (spoil_family, "Model type bert not supported", "hf:"),
     ],
 )

@@ -1,6 +1,7 @@
 """Models without their output layer: the same hidden states, in every family."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.models import gemma2
 from mlx_lm.utils import save_model
-from tiny import FAMILIES, tiny_model
+from tiny import COMMON, FAMILIES, tiny_model
 
 from parm_mlx.errors import ModelError
 from parm_mlx.mlxlm import attention_windows, load_backbone, load_weights_and_tokenizer
@@ -26,7 +28,7 @@ def saved(official: Path, tmp_path: Path) -> Callable[[str], tuple[Any, Path]]:
         save_model(tmp_path, model)
         (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **FAMILIES[family]}))
         for file in (official / "arm_base").glob("*token*"):
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+            shutil.copy(file, tmp_path)
         return model, tmp_path
 
     return save
@@ -82,3 +84,14 @@ def test_the_base_of_rotary_positions_where_transformers_5_writes_it(
     assert mx.array_equal(found[0], found[1])
     assert not mx.allclose(found[1], found[2], atol=1e-4)
     assert not mx.allclose(found[2], found[3], atol=1e-4)
+
+
+def test_what_mlx_lm_cannot_compute_is_one_line(official: Path, tmp_path: Path) -> None:
+    """A Gemma 2 whose attention is not capped loads, but mlx-lm divides by the cap."""
+    sizes = COMMON | {"head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": None}
+    save_model(tmp_path, gemma2.Model(gemma2.ModelArgs.from_dict({"model_type": "gemma2", **sizes})))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2", **sizes}))
+    for file in (official / "arm_base").glob("*token*"):
+        shutil.copy(file, tmp_path)
+    with pytest.raises(ModelError, match=r"^mlx-lm cannot compute with .*: __truediv__[^\n]*$"):
+        load_backbone(tmp_path)
