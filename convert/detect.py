@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import AdapterError, ModelError
+from parm_mlx.evaluation.reward_model import REWARD_FILE
 from parm_mlx.files import read_json
 from parm_mlx.pblora.config import FINE_TUNE_TYPES
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
-_OTHER_TASKS = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "ForQuestionAnswering")
+_OTHER_TASKS = ("ForTokenClassification", "ForMaskedLM", "ForQuestionAnswering")
+_REWARDS = ("ForSequenceClassification", "ForScore")
 
 
 class Kind(enum.Enum):
     """Everything that can be converted, as it is shown to the user."""
 
     HF_MODEL = "Hugging Face causal LM"
+    HF_REWARD = "Hugging Face reward model"
     MLX_MODEL = "MLX model"
+    MLX_REWARD = "parm-mlx reward model"
     PEFT_PBLORA = "PEFT PBLoRA adapter"
     PEFT_LORA = "PEFT LoRA adapter"
     PARM = "parm-mlx adapter"
@@ -45,7 +49,8 @@ def detect(path: Path) -> Source:
 
     Raises:
         AdapterError: It holds an adapter without a readable config, or of a kind that cannot be converted.
-        ModelError: It holds a model without a readable config, a model that is no causal LM, or neither.
+        ModelError: It holds a model without a readable config, a model that is neither causal LM nor reward model, or
+            no model and no adapter.
     """
     if (path / ADAPTER_CONFIG).exists() or any(path.glob("adapter*.safetensors")) or any(path.glob("adapter*.bin")):
         content = read_json(path / ADAPTER_CONFIG, f"adapter {path}", AdapterError)
@@ -73,10 +78,14 @@ def _adapter_kind(path: Path, content: dict[str, Any]) -> Kind:
 
 
 def _model_kind(path: Path, content: dict[str, Any]) -> Kind:
+    if (path / REWARD_FILE).exists():
+        return Kind.MLX_REWARD
     architectures = [str(name) for name in content.get("architectures") or []]
     for name in architectures:
         if name.endswith(_OTHER_TASKS):
-            raise ModelError(f"model {path} is a {name}, not a causal language model")
+            raise ModelError(f"model {path} is a {name}, neither a causal language model nor a reward model")
+    if any(name.endswith(_REWARDS) for name in architectures):
+        return Kind.HF_REWARD
     return Kind.MLX_MODEL if "quantization" in content or _written_by_mlx(path) else Kind.HF_MODEL
 
 

@@ -73,11 +73,11 @@ def convert_model(
         OutputError: ``out`` exists or cannot be written.
         RunError: Writing failed.
     """
-    _check_request(source, quantization, dtype)
-    _check_shards(source.path)
+    check_request(source, quantization, dtype)
+    check_shards(source.path)
     model, _ = load_weights_and_tokenizer(source.path, lazy=True)
     if quantization is not None:
-        _check_sizes(model, quantization.effective_group_size(), source.path, say)
+        check_sizes(model, quantization.effective_group_size(), source.path, say)
     del model
     options: dict[str, Any] = {"dtype": dtype}
     if quantization is not None:
@@ -94,14 +94,16 @@ def convert_model(
             _record_dtype(partial / MODEL_CONFIG, dtype)
 
 
-def _check_request(source: Source, quantization: Quantization | None, dtype: str | None) -> None:
+def check_request(source: Source, quantization: Quantization | None, dtype: str | None) -> None:
+    """Checks that there is something to do, and that it can be done to this model."""
     if source.kind is Kind.MLX_MODEL and quantization is None and dtype is None:
         raise InputError(f"{source.path} is an MLX model already", hint="-q quantises it, --dtype casts it")
     if quantization is not None and ("quantization" in source.config or "quantization_config" in source.config):
         raise ModelError(f"model {source.path} is quantised already", hint="quantise the model it was made from")
 
 
-def _check_shards(path: Path) -> None:
+def check_shards(path: Path) -> None:
+    """Checks that all files of a model in several are there."""
     if not (path / INDEX_FILE).is_file():
         return
     weight_map = read_json(path / INDEX_FILE, f"model {path}", ModelError).get("weight_map")
@@ -111,7 +113,8 @@ def _check_shards(path: Path) -> None:
         raise ModelError(f"model {path} is incomplete: {', '.join(missing)} missing", hint="fetch it again")
 
 
-def _check_sizes(model: nn.Module, group_size: int, path: Path, say: Callable[[str], None]) -> None:
+def check_sizes(model: nn.Module, group_size: int, path: Path, say: Callable[[str], None]) -> None:
+    """Checks that layers of a model can be quantised in such groups, and says how many cannot."""
     layers = [module for _, module in model.named_modules() if hasattr(module, "to_quantized")]
     plain = [layer for layer in layers if layer.weight.shape[-1] % group_size]
     if len(plain) == len(layers):

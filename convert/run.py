@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from parm_mlx.convert.detect import Kind, Source, detect
 from parm_mlx.convert.lora import read_lora, write_lora
 from parm_mlx.convert.model import Quantization, convert_model
 from parm_mlx.convert.pblora import read_pblora, write_pblora
+from parm_mlx.convert.reward import convert_reward_model
 from parm_mlx.errors import AdapterError, InputError, OutputError
 from parm_mlx.files import check_new, new_directory, resolve
 from parm_mlx.mlxlm import load_weights_and_tokenizer
@@ -22,7 +24,7 @@ from parm_mlx.pblora.adapter import (
 from parm_mlx.pblora.config import PBLoRAConfig
 
 Say = Callable[[str], None]
-MODELS = (Kind.HF_MODEL, Kind.MLX_MODEL)
+MODELS = (Kind.HF_MODEL, Kind.MLX_MODEL, Kind.HF_REWARD, Kind.MLX_REWARD)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Request:
         dtype: The type of a model's plain weights.
         objectives: Names of an adapter's objectives, in the order of training.
         guide_model: Directory or hub id of an adapter's backbone.
+        lower_is_better: Whether a reward model gives costs; None finds out.
     """
 
     source: str
@@ -48,6 +51,7 @@ class Request:
     dtype: str | None = None
     objectives: str | None = None
     guide_model: str | None = None
+    lower_is_better: bool | None = None
 
 
 def convert(request: Request, say: Say) -> None:
@@ -67,14 +71,12 @@ def convert(request: Request, say: Say) -> None:
     _check_options(request, source.kind)
     _keep_apart(request.out, source.path)
     if source.kind in MODELS:
-        convert_model(
-            source,
-            request.out,
-            quantization=request.quantization,
-            dtype=request.dtype,
-            force=request.force,
-            say=say,
-        )
+        how: dict[str, Any] = {"quantization": request.quantization, "dtype": request.dtype, "force": request.force}
+        if source.kind is Kind.HF_REWARD:
+            how |= {"name": request.source, "lower_is_better": request.lower_is_better}
+            convert_reward_model(source, request.out, say=say, **how)
+        else:
+            convert_model(source, request.out, say=say, **how)
     else:
         _convert_adapter(request, source, say)
 
@@ -89,9 +91,16 @@ def _check_options(request: Request, kind: Kind) -> None:
         }
     else:
         refused = {"-q": request.quantization is not None, "--dtype": request.dtype is not None}
+    if kind is not Kind.HF_REWARD:
+        refused["--lower-is-better"] = request.lower_is_better is True
+        refused["--higher-is-better"] = request.lower_is_better is False
     given = [option for option, is_given in refused.items() if is_given]
     if given:
         raise InputError(f"{', '.join(given)} cannot be used here: {request.source} is a {kind.value}")
+    if kind is Kind.MLX_REWARD:
+        raise InputError(
+            f"{request.source} is a parm-mlx reward model already", hint="convert the model that it was made from"
+        )
     if kind is Kind.PARM and not request.to_peft:
         raise InputError(f"{request.source} is a parm-mlx adapter already", hint="--to peft writes it in PEFT's format")
     if kind is Kind.PARM and request.objectives is not None:

@@ -1,8 +1,11 @@
 """What every test may use: the fixtures made by the official code, and a command line that runs in this process."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -19,6 +22,7 @@ import mlx.core as mx  # isort: skip
 mx.set_default_device(mx.gpu if os.environ.get("PARM_MLX_TEST_DEVICE") == "gpu" else mx.cpu)
 
 OFFICIAL = Path(__file__).parent / "fixtures" / "official"
+REWARDS = Path(__file__).parent / "fixtures" / "rewards"
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -32,6 +36,26 @@ def official() -> Path:
 def repository() -> Path:
     """The root of the clone."""
     return REPOSITORY
+
+
+@pytest.fixture
+def reward_source(official: Path, tmp_path: Path) -> "Callable[..., Path]":
+    """A copy of a reward model in transformers' format with its tokenizer: ``reward_source("llama-1", "its-name")``."""
+
+    def copy(kind: str, name: str | None = None) -> Path:
+        folder = Path(shutil.copytree(REWARDS / kind, tmp_path / (name or kind)))
+        for file in (official / "arm_base").glob("*token*"):
+            shutil.copy(file, folder)
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def reward_scores() -> "dict[str, Any]":
+    """Conversations and the outputs that transformers computed for them, by reward model."""
+    content: dict[str, Any] = json.loads((REWARDS / "expected.json").read_text(encoding="utf-8"))
+    return content
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ LAYERS = {
     "training": {"evaluation", "guidance", "pblora", "kernels"},
     "evaluation": {"guidance", "pblora", "kernels"},
     "guidance": {"pblora", "kernels"},
-    "convert": {"guidance", "pblora"},
+    "convert": {"evaluation", "guidance", "pblora"},
     "pblora": {"kernels"},
     "kernels": set[str](),
 }

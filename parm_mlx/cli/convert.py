@@ -68,15 +68,25 @@ def convert(
             show_default="what the adapter records, unchecked",
         ),
     ] = None,
+    lower_is_better: Annotated[
+        bool | None,
+        typer.Option(
+            "--lower-is-better/--higher-is-better",
+            help="Whether a reward model gives costs, which are negated.",
+            show_default="cost or reward in its name or config",
+        ),
+    ] = None,
 ) -> None:
-    """Convert models and adapters.
+    """Convert models, reward models and adapters.
 
-    Hugging Face causal LMs become MLX models. PARM adapters of the official code (PEFT, PBLORA) and plain LoRA adapters
+    Hugging Face causal LMs become MLX models. Sequence classifiers of decoders and Beaver's score models become reward
+    models for evaluate and data relabel. PARM adapters of the official code (PEFT, PBLORA) and plain LoRA adapters
     (PEFT, LORA: a GenARM reward model) become PARM adapters of parm-mlx; --to peft takes them back, tensor for tensor.
 
     \b
     Examples:
       parm-mlx convert Qwen/Qwen2.5-0.5B-Instruct --out base -q --q-bits 4
+      parm-mlx convert beaver-7b-v1.0-cost --out models/beaver-cost -q
       parm-mlx convert official-adapter --out parm --objectives harmless,helpful --guide-model backbone
       parm-mlx convert parm --out official-again --to peft
     """
@@ -99,6 +109,7 @@ def convert(
         dtype=dtype.value if dtype else None,
         objectives=objectives,
         guide_model=guide_model,
+        lower_is_better=lower_is_better,
     )
     run(request, console.note)
     typer.echo(out)

@@ -99,6 +99,7 @@ def make_run(
     Returns:
         The run and its answers; None in all processes but the main one.
     """
+    from parm_mlx.evaluation.prompts import content_id
     from parm_mlx.evaluation.results import RunFolder
     from parm_mlx.evaluation.run import answer_all, model_digest, score_all
     from parm_mlx.evaluation.summary import Run
@@ -110,7 +111,18 @@ def make_run(
 
     keep_freed_memory()
     group = join()
+    sweep = Sweep(
+        session.model,
+        session.tokenizer,
+        session.prompter,
+        Sampling(**{name: request[name] for name in ("temp", "top_p", "top_k", "min_p")}),
+        request["max_tokens"],
+        batch_size,
+        [{"role": "system", "content": request["system_prompt"]}] if request["system_prompt"] else [],
+        session.drafting,
+    )
     with group.reported_once(), group.agreed():
+        sweep.check(prompts)
         rewards = chosen_rewards(reward, session.objectives)
         settings = {
             **names,
@@ -118,37 +130,19 @@ def make_run(
             "beta": list(session.betas),
             **request,
             "alphas": [list(alpha) for alpha in alphas],
-            "prompts": [prompt.id for prompt in prompts],
+            "prompts": {prompt.id: content_id(prompt.content) for prompt in prompts},
         }
         folder = RunFolder(out, {"objectives": list(session.objectives), "settings": settings})
     group.check_same({"settings": folder.identity})
-    sampling = Sampling(**{name: request[name] for name in ("temp", "top_p", "top_k", "min_p")})
-    system = [{"role": "system", "content": request["system_prompt"]}] if request["system_prompt"] else []
-    sweep = Sweep(
-        session.model,
-        session.tokenizer,
-        session.prompter,
-        sampling,
-        request["max_tokens"],
-        batch_size,
-        system,
-        session.drafting,
-    )
     work = plan(prompts, alphas, request["seeds"])
-    total = sum(map(len, work))
     began = time.perf_counter()
     with stop_on_interrupt() as stopped:
         results, fresh = answer_all(folder, sweep, work, group, stopped, console.progress)
     generating = time.perf_counter() - began
     if not group.main:
         return None
-    if len(results) < total:
-        console.note(f"interrupted: {len(results)} of {total} answers are kept; the same command goes on")
-        raise typer.Exit(console.INTERRUPTED)
-    if len(fresh) < total:
-        console.note(f"{total - len(fresh)} of {total} answers were there already")
-    specs = {name: each.spec for name, each in rewards.items()}
-    folder.set_rewards(specs)
+    _say_how_many(sum(map(len, work)), results, fresh)
+    folder.set_rewards({name: each.spec for name, each in rewards.items()})
     began = time.perf_counter()
     scores = score_all(folder, results, rewards, console.progress)
     scoring = time.perf_counter() - began
@@ -157,8 +151,16 @@ def make_run(
         tokens = sum(result.tokens for result in fresh)
         timing = {"answers": len(fresh), "tokens": tokens, "generating_s": generating, "scoring_s": scoring}
         timing |= _cost(session, prompts[0], alphas)
-    run = Run(out.name, session.objectives, specs, results, scores, timing)
-    return run, results
+    return Run(out.name, session.objectives, folder.rewards, results, scores, timing), results
+
+
+def _say_how_many(total: int, results: "Sequence[Result]", fresh: "Sequence[Result]") -> None:
+    """Ends the command where the work was interrupted, and says what was there already."""
+    if len(results) < total:
+        console.note(f"interrupted: {len(results)} of {total} answers are kept; the same command goes on")
+        raise typer.Exit(console.INTERRUPTED)
+    if len(fresh) < total:
+        console.note(f"{total - len(fresh)} of {total} answers were there already")
 
 
 def _earlier_timing(out: Path) -> dict[str, float]:

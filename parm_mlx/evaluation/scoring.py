@@ -98,14 +98,18 @@ def load_rewards(specs: Sequence[str]) -> dict[str, Reward]:
 
     Args:
         specs: ``NAME=SPEC`` each. SPEC is ``builtin:NAME`` or the name of a built-in scorer, or ``module:function`` (a
-            Python function of a list of prompts and a list of answers).
+            Python function of a list of prompts and a list of answers), or ``hf:ID`` or ``hf-answer:ID`` (a classifier
+            of the conversation, or of the answer alone, through transformers), or the directory or hub id of a reward
+            model. ``#LABEL`` after the last two picks one of several outputs.
 
     Returns:
         The rewards by name, in this order.
 
     Raises:
         InputError: A form is wrong, a name comes twice, or something does not exist.
+        RunError: A download failed.
     """
+    models: dict[str, Any] = {}
     rewards: dict[str, Reward] = {}
     for given in specs:
         name, equals, spec = (part.strip() for part in given.partition("="))
@@ -113,20 +117,26 @@ def load_rewards(specs: Sequence[str]) -> dict[str, Reward]:
             raise InputError(f"reward {given!r} is not NAME=SPEC", hint="for instance helpful=models/reward")
         if name in rewards:
             raise InputError(f"reward {name} is given twice")
-        rewards[name] = _load(name, spec)
+        rewards[name] = _load(name, spec, models)
     return rewards
 
 
-def _load(name: str, spec: str) -> Reward:
+def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
     kind, colon, rest = spec.partition(":")
     if kind == "builtin" and colon:
         return Reward(name, spec, _builtin(rest))
     if not colon and spec in SCORERS:
         return Reward(name, f"builtin:{spec}", _builtin(spec))
+    if colon and kind in ("hf", "hf-answer"):
+        return Reward(name, spec, _classifier(*_split_label(rest), kind == "hf-answer"))
+    source, label = _split_label(spec)
+    if Path(source).expanduser().is_dir() or (not colon and "/" in source):
+        return Reward(name, spec, _reward_model(source, label, models))
     if colon:
         return Reward(name, spec, _python(kind, rest), batch_size=None)
     raise InputError(
-        f"reward {name}: {spec} is neither a built-in scorer ({', '.join(SCORERS)}) nor module:function{_close(spec)}"
+        f"reward {name}: {spec} is neither a built-in scorer ({', '.join(SCORERS)}), the directory of a reward model "
+        f"nor module:function{_close(spec)}"
     )
 
 
@@ -135,6 +145,27 @@ def _builtin(name: str) -> Function:
         raise InputError(f"there is no built-in scorer {name}: {', '.join(SCORERS)}{_close(name)}")
     scorer = SCORERS[name]
     return lambda prompts, answers: map(scorer, answers)
+
+
+def _split_label(spec: str) -> tuple[str, str | None]:
+    """``SOURCE#LABEL`` in two parts; a directory may have a # in its name."""
+    source, sign, label = spec.rpartition("#")
+    return (source, label) if sign and not Path(spec).expanduser().is_dir() else (spec, None)
+
+
+def _reward_model(source: str, label: str | None, models: dict[str, Any]) -> Function:
+    from parm_mlx.evaluation.reward_model import RewardModel
+
+    if source not in models:
+        models[source] = RewardModel(source)
+    function: Function = models[source].output(label)
+    return function
+
+
+def _classifier(source: str, label: str | None, answer_alone: bool) -> Function:
+    from parm_mlx.evaluation.hf import Classifier
+
+    return Classifier(source, label, answer_alone)
 
 
 def _close(name: str) -> str:

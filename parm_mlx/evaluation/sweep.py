@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from parm_mlx.errors import InputError
 from parm_mlx.evaluation.prompts import Content, Prompt
 from parm_mlx.evaluation.results import Key, Result
 from parm_mlx.guidance.batch import generate_batch
 from parm_mlx.guidance.model import GuidedModel
-from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.speculation import Drafting
@@ -113,10 +114,26 @@ class Sweep:
             if stopped():
                 return
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Checks that the models can read all prompts.
+
+        Raises:
+            InputError: They cannot; the prompt is named.
+        """
+        for prompt in prompts:
+            try:
+                self._tokens(prompt)
+            except InputError as error:
+                where = f"line {prompt.line}" if prompt.line else prompt.id
+                raise InputError(f"prompt {where}: {error}", hint=error.hint) from None
+
     def _request(self, job: Job) -> Request:
-        content = job.prompt.content
+        sampling = replace(self._sampling, seed=answer_seed(job.prompt.content, job.seed))
+        return Request(self._tokens(job.prompt), job.alpha, sampling)
+
+    def _tokens(self, prompt: Prompt) -> PromptTokens:
+        content = prompt.content
         if self._system:
             messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
             content = [*self._system, *messages]
-        sampling = replace(self._sampling, seed=answer_seed(job.prompt.content, job.seed))
-        return Request(self._prompter(content), job.alpha, sampling)
+        return self._prompter(content)

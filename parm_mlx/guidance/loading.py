@@ -38,7 +38,8 @@ def load_base(source: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
         ModelError: There is no such model, or it cannot be loaded.
     """
     model, tokenizer = load_weights_and_tokenizer(resolve(source))
-    _widen_on_cpu(model)
+    widen_on_cpu(model)
+    mx.eval(model.parameters())
     return model, tokenizer
 
 
@@ -166,7 +167,8 @@ def _load_guide(
     if weights is not None:
         backbone.update(weights)
     else:
-        _widen_on_cpu(backbone)
+        widen_on_cpu(backbone)
+        mx.eval(backbone.parameters())
         held[path.resolve()] = backbone.parameters()
     load_into(backbone, config, tensors)
     return Guide(backbone, config, alpha), tokenizer, path
@@ -195,11 +197,11 @@ def _backbone(adapter: Path, recorded: str | None, given: str | Path | None) -> 
         raise ModelError(str(error), hint=hint) from None
 
 
-def _widen_on_cpu(model: nn.Module) -> None:
+def widen_on_cpu(model: nn.Module) -> None:
+    """Casts 16-bit weights to float32 where MLX computes on a CPU; nothing is computed yet."""
     if mx.default_device() == mx.cpu:
         halves = (mx.float16, mx.bfloat16)
         model.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype in halves else x, model.parameters()))
-        mx.eval(model.parameters())
 
 
 def check_vocabularies(

@@ -101,3 +101,14 @@ def render(name: str, prompt: Prompt, eos: str = "") -> str:
         else:
             text += template.answer.replace("{eos}", eos).replace("{content}", message["content"])
     return text
+
+
+def render_answered(name: str, prompt: Prompt, answer: str, eos: str = "") -> str:
+    """The text of a conversation with its last answer, as a reward model reads it: nothing follows the answer's end.
+
+    Raises:
+        ModelError: There is no such template.
+        jinja2.TemplateError: The conversation has another order than :func:`render` reads.
+    """
+    end = _TEMPLATES[name].answer.rstrip() if name in _TEMPLATES else ""
+    return render(name, prompt, eos) + end.replace("{eos}", eos).replace("{content}", answer)

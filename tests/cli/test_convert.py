@@ -37,6 +37,32 @@ def test_the_commands_of_a_whole_project(official: Path, tmp_path: Path, run_cli
     assert sorted(path.name for path in tmp_path.iterdir()) == ["arm", "base", "k2", "k2-peft"]
 
 
+def test_reward_models(reward_source: Callable[..., Path], tmp_path: Path, run_cli: Run) -> None:
+    """A cost and two outputs of a classifier, converted, label a pair; 32 inputs make groups of 32."""
+    cost, judge = tmp_path / "cost", tmp_path / "judge"
+    source = reward_source("beaver-cost")
+    code, out, err = run_cli("convert", source, "--out", cost, "-q", "--q-bits", 8, "--q-group-size", 32)
+    assert (code, out) == (0, f"{cost}\n")
+    assert err.splitlines()[:4] == [
+        f"{source} is a Hugging Face reward model",
+        "2 of 15 layers stay plain: 32 does not divide their number of inputs",
+        "taken for a cost by its name; --higher-is-better says otherwise",
+        "outputs cost; lower is better, so scores are negated",
+    ]
+    code, _, err = run_cli("convert", reward_source("qwen2-2"), "--out", judge, "--higher-is-better")
+    assert (code, err.splitlines()[1]) == (0, "outputs harmless, helpful; higher is better")
+    assert run_cli("convert", tmp_path / "qwen2-2", "--out", judge, "--force", "--lower-is-better")[0] == 0
+    assert json.loads((judge / "reward.json").read_text())["lower_is_better"] is True
+
+    pairs, labelled = tmp_path / "pairs.jsonl", tmp_path / "labelled.jsonl"
+    row = {"prompt": "Hi", "responses": ["No.", "Yes, and thanks!"], "preferred": {"any": 0}}
+    pairs.write_text(json.dumps(row) + "\n")
+    rewards = ("--reward", f"harmless={cost}", "--reward", f"helpful={judge}#helpful")
+    code, _, err = run_cli("data", "relabel", pairs, *rewards, "--out", labelled)
+    assert code == 0, err
+    assert json.loads(labelled.read_text())["margins"].keys() == {"harmless", "helpful"}
+
+
 def test_unnamed_objectives_are_a_note(official: Path, tmp_path: Path, run_cli: Run) -> None:
     code, _, err = run_cli("convert", official / "parm_k2", "--out", tmp_path / "k2")
     assert code == 0
@@ -75,6 +101,8 @@ def test_what_is_read_is_never_replaced(official: Path, tmp_path: Path, run_cli:
         ("arm_base", ("--to", "peft"), "--to peft cannot be used here"),
         ("arm_base", ("--objectives", "a,b"), "--objectives cannot be used here"),
         ("arm_base", ("--guide-model", "x"), "--guide-model cannot be used here"),
+        ("arm_base", ("--lower-is-better",), "--lower-is-better cannot be used here"),
+        ("parm_k2", ("--higher-is-better",), "--higher-is-better cannot be used here"),
         ("arm_base", ("--q-bits", "4"), "--q-bits needs -q"),
         ("arm_base", ("--dtype", "int8"), "int8"),
         ("arm_base", ("-q", "--q-bits", "7"), "bits 7 is not supported"),

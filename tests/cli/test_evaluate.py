@@ -208,8 +208,8 @@ def test_ctrl_c_keeps_what_is_done(run_cli: Run, tmp_path: Path, monkeypatch: py
 
 def test_killed_runs_end_with_the_same_answers(tmp_path: Path) -> None:
     """The long form: python tests/kill_sweeps.py --kills 10."""
-    settings = ("--limit", "6", "--grid", "0.25", "--temp", "1", "--max-tokens", "40", "--bootstrap", "10")
-    assert len(kill_sweeps(tmp_path, 2, seed=1, settings=settings)) == 2
+    settings = ("--limit", "4", "--grid", "0.25", "--temp", "1", "--max-tokens", "40", "--bootstrap", "10")
+    assert len(kill_sweeps(tmp_path, 1, seed=1, settings=settings)) == 1
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path, ring: Callable[..., dict[str, str]]) -> None:
@@ -233,3 +233,11 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, ring: Callable[..., d
         assert (tmp_path / "rank0" / "run" / name).read_bytes() == (tmp_path / "one" / "run" / name).read_bytes()
     left = {path.name for path in (tmp_path / "rank1" / "run").iterdir()}
     assert left == {"run.json"}
+
+
+def test_a_prompt_that_is_too_long_is_named_before_anything_is_generated(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("How do I bake bread?\n" + "bread " * 2000 + "\n")
+    code, out, err = run_cli("evaluate", "--out", tmp_path / "run", "--prompts", tmp_path / "prompts.txt")
+    assert (code, out) == (2, "")
+    assert "error: prompt line 2: the prompt has" in err
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,24 @@ from parm_mlx.convert.detect import Kind, detect
 from parm_mlx.errors import AdapterError, InputError, ModelError
 
 
-def test_every_kind_is_recognised(official: Path, arm: Path, lora: Path, tmp_path: Path) -> None:
+def test_every_kind_is_recognised(
+    official: Path, arm: Path, lora: Path, reward_source: Callable[[str], Path], tmp_path: Path
+) -> None:
     ours = tmp_path / "ours"
     ours.mkdir()
     (ours / "adapter_config.json").write_text('{"fine_tune_type": "pblora"}')
+    converted = tmp_path / "converted"
+    converted.mkdir()
+    (converted / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
+    (converted / "reward.json").write_text("{}")
     expected = {
         official / "arm_base": Kind.HF_MODEL,
         official / "parm_k2": Kind.PEFT_PBLORA,
         arm: Kind.MLX_MODEL,
         lora: Kind.PEFT_LORA,
+        reward_source("llama-1"): Kind.HF_REWARD,
+        reward_source("beaver-cost"): Kind.HF_REWARD,
+        converted: Kind.MLX_REWARD,
         ours: Kind.PARM,
     }
     assert {path: detect(path).kind for path in expected} == expected
@@ -36,9 +46,9 @@ def test_every_kind_is_recognised(official: Path, arm: Path, lora: Path, tmp_pat
         ({"model.safetensors": ""}, ModelError, "config.json is missing"),
         ({"config.json": "{"}, ModelError, "not readable JSON"),
         (
-            {"config.json": json.dumps({"architectures": ["LlamaForSequenceClassification"]})},
+            {"config.json": json.dumps({"architectures": ["LlamaForTokenClassification"]})},
             ModelError,
-            "is a LlamaForSequenceClassification, not a causal language model",
+            "is a LlamaForTokenClassification, neither a causal language model nor a reward model",
         ),
     ],
 )

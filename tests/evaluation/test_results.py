@@ -117,3 +117,13 @@ def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the disk is full"):
         write_whole(tmp_path / "file", lines())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_answer_that_the_disk_has_no_room_for_is_one_line(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "run")
+    (tmp_path / "run" / "scores.jsonl").symlink_to("/dev/full")
+    problem = pytest.raises(RunError, match=r"^the disk is full: .*scores\.jsonl was not written$")
+    with problem, folder.appending("scores.jsonl") as append:
+        append("a line\n")
+    assert list(folder.results().values()) == RESULTS
