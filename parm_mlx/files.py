@@ -1,6 +1,7 @@
 """Where directories come from and how they are written: local paths, the Hugging Face hub, whole-or-nothing outputs."""
 
 import errno
+import fcntl
 import glob
 import os
 import re
@@ -182,6 +183,24 @@ def remove_directory(path: Path) -> None:
     with disk_errors(path):
         path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def lock(handle: int, problem: str) -> None:
+    """Holds an open file or directory for this process, until it is closed.
+
+    Args:
+        handle: Its file descriptor.
+        problem: What to say where another process holds it.
+
+    Raises:
+        OutputError: Another process does.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(problem, hint="wait for it, or choose another --out") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def flush_files(directory: Path) -> None:

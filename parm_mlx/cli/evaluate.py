@@ -29,7 +29,7 @@ def evaluate(
         typer.Option(
             "--prompts",
             help='File of prompts: one per line, or JSON lines with "prompt" (a text or messages) and "id".',
-            show_default="the bundled model's unseen questions",
+            show_default="the bundled model's unseen questions, where it is the one that is asked",
         ),
     ] = None,
     limit: Annotated[
@@ -122,6 +122,8 @@ def evaluate(
             raise InputError("--num-samples needs --temp above 0: without, all answers to a prompt are the same")
         drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
         session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts)
+        if point is not None and len(point) != len(session.objectives):
+            raise InputError(f"--reference has {len(point)} numbers for {len(session.objectives)} objectives")
         request = {
             "temp": temp,
             "top_p": top_p,
@@ -145,9 +147,11 @@ def evaluate(
         if found is None:
             return
         run, results = found
+        from parm_mlx.evaluation.results import read_settings
         from parm_mlx.evaluation.summary import summarise
 
         summary = summarise(run, normalize=normalize, reference=point, samples=bootstrap)
+        summary["settings"] = read_settings(out)
         _write(summary, out, results, run.scores)
     typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else _table(summary))
     console.note(f"{out / 'report.html'}  {out / METRICS_FILE}")
@@ -183,15 +187,16 @@ def _compare(
         raise InputError(
             "--compare needs two or more folders of runs", hint="parm-mlx evaluate --compare RUN RUN --out DIR"
         )
-    from parm_mlx.evaluation.results import read_run
+    from parm_mlx.evaluation.results import differences, read_run
     from parm_mlx.evaluation.summary import Run, compare
     from parm_mlx.files import read_json
 
     if (out / "run.json").exists():
         raise InputError(f"--out {out} is the folder of a run", hint="choose another one for the comparison")
-    runs = []
+    runs, identities = [], []
     for folder in folders:
         identity, results, scores = read_run(folder)
+        identities.append(identity)
         earlier: dict[str, Any] = {}
         if (folder / METRICS_FILE).is_file():
             earlier = read_json(folder / METRICS_FILE, f"run {folder}", InputError)
@@ -201,6 +206,11 @@ def _compare(
             Run(name, tuple(identity["objectives"]), identity["rewards"], list(results.values()), scores, timing)
         )
     summary = compare(runs, normalize=normalize, reference=reference, samples=samples)
+    summary["settings"] = dict(differences(*identities))
+    if len(summary["differences"]) < len(runs) - 1:
+        console.note(
+            "the runs have different prompts: their figures are of different questions, and no pairs are drawn"
+        )
     _write(summary, out, [], {})
     return summary
 

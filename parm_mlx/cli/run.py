@@ -1,6 +1,7 @@
 """One evaluation run from the command line: what is asked, answered and scored."""
 
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 STEPS = {1: 1.0, 2: 0.1, 3: 0.25}
 COARSE = 0.5
-COST_TOKENS = 48
+COST_TOKENS, COST_ROUNDS = 24, 3
 
 
 def chosen_prompts(file: Path | None, limit: int | None, bundled: bool) -> list["Prompt"]:
@@ -185,5 +186,8 @@ def _cost(session: Session, prompt: "Prompt", alphas: Sequence[Alpha]) -> dict[s
         "guide_token_ms": partial(preferring, model.guide, tokens, alphas[:1]),
         "guided_token_ms": partial(preferring, model, tokens, alphas[:1]),
     }
-    samples = time_in_turns(starts, COST_TOKENS, lambda: False)
-    return {name: 1000 * sample.decode / sample.tokens for name, sample in (samples or {}).items()}
+    rounds = [time_in_turns(starts, COST_TOKENS, lambda: False) or {} for _ in range(COST_ROUNDS)]
+    return {
+        name: statistics.median(1000 * samples[name].decode / samples[name].tokens for samples in rounds)
+        for name in starts
+    }

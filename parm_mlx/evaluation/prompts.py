@@ -39,6 +39,10 @@ def read_prompts(file: Path) -> list[Prompt]:
     Raises:
         DataError: The file cannot be read, holds no prompt, or a line is wrong; the line is named.
     """
+    if file.suffix == ".json":
+        raise DataError(
+            f"{file} is one JSON document; prompts are one per line", hint="as text or JSON lines: .txt, .jsonl"
+        )
     lines = _lines(file)
     prompts = [_prompt(line, file, number) for number, line in lines]
     if not prompts:

@@ -5,6 +5,7 @@ folder is opened again.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.evaluation.prompts import Content
-from parm_mlx.files import disk_errors, read_json, write_whole
+from parm_mlx.files import disk_errors, lock, read_json, write_whole
 from parm_mlx.preference import Alpha
 
 RUN_FILE, RESULTS_FILE, SCORES_FILE = "run.json", "results.jsonl", "scores.jsonl"
@@ -81,10 +82,9 @@ class RunFolder:
             raise OutputError(f"{path} is not empty and holds no run", hint="choose another --out")
 
     def _check(self, found: Mapping[str, Any]) -> None:
-        ours, theirs = flat(self.identity), flat(found)
-        differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        differing = differences(found, self.identity)
         if differing:
-            shown = "; ".join(f"{n}: {_short(theirs.get(n))}, now {_short(ours.get(n))}" for n in differing[:3])
+            shown = "; ".join(f"{name}: {theirs}, now {ours}" for name, (theirs, ours) in differing[:3])
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise OutputError(
                 f"{self.path} holds another run ({shown}{more})", hint="choose another --out, or remove it"
@@ -127,6 +127,21 @@ class RunFolder:
     def write_scores(self, scores: Mapping[Key, Scores]) -> None:
         """Writes all scores in this order, in place of what is there."""
         write_whole(self.path / SCORES_FILE, (score_line(key, values) for key, values in scores.items()))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process.
+
+        Raises:
+            OutputError: Another process works on the same run.
+        """
+        with disk_errors(self.path):
+            handle = os.open(self.path, os.O_RDONLY)
+        try:
+            lock(handle, f"{self.path} is in use: another process works on the same run")
+            yield
+        finally:
+            os.close(handle)
 
     @contextmanager
     def appending(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -174,6 +189,17 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[Key, Result], dict[Key, S
     return identity, results, scores
 
 
+def read_settings(path: Path) -> dict[str, str]:
+    """The settings of a run as a person reads them: those that were set, prompts and preferences aside."""
+    identity = read_json(path / RUN_FILE, f"run {path}", InputError)
+    left_out = ("alphas", "prompts", "format", "objectives", "rewards")
+    return {
+        name: _short(value)
+        for name, value in flat(identity).items()
+        if value is not None and name.partition(".")[0] not in left_out
+    }
+
+
 def read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     """Reads JSON lines; a last line without its end is cut off the file.
 
@@ -192,6 +218,24 @@ def read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
             yield read(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{file}:{number}: not a line that parm-mlx has written ({error})") from None
+
+
+def differences(*identities: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """In what runs differ: the name of each such setting, and its value in every run, as a person reads it.
+
+    Different prompts are one difference.
+    """
+    leaves = [flat(identity) for identity in identities]
+    names = [name for name in dict.fromkeys(n for each in leaves for n in each) if name != "rewards"]
+    found: list[tuple[str, list[str]]] = []
+    for name in names:
+        values = [each.get(name) for each in leaves]
+        if any(value != values[0] for value in values):
+            if not name.startswith("prompts."):
+                found.append((name, [_short(value) for value in values]))
+            elif all(known != "prompts" for known, _ in found):
+                found.append(("prompts", [f"{sum(n.startswith('prompts.') for n in each)}" for each in leaves]))
+    return found
 
 
 def flat(tree: Any, name: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -63,10 +64,26 @@ def answer_all(
         RunError: They cannot be written; what is written stays.
     """
     group = group or Group()
+    with ExitStack() as held:
+        with group.agreed():
+            folder.write_identity()
+            if group.main:
+                held.enter_context(folder.locked())
+            done = folder.results()
+        return _answer_missing(folder, sweep, groups, done, group, stopped, watch)
+
+
+def _answer_missing(
+    folder: RunFolder,
+    sweep: Sweep,
+    groups: Sequence[Sequence[Job]],
+    done: dict[Key, Result],
+    group: Group,
+    stopped: Callable[[], bool],
+    watch: Watch[Result],
+) -> tuple[list[Result], list[Result]]:
+    """The work of :func:`answer_all`, once the folder is held."""
     order = [job.key for jobs in groups for job in jobs]
-    with group.agreed():
-        folder.write_identity()
-        done = folder.results()
     done = _of_all(group, done.values())
     name = RESULTS_FILE if group.main else f"results.rank{group.rank}.jsonl"
     with group.agreed():

@@ -79,7 +79,7 @@ def make_scale(all_scored: Sequence[Scored], normalize: Normalize, reference: Se
         text = f"Scores are (score - mean) / standard deviation of the {len(unguided)} unguided answers{of}."
         if constant.any():
             same = ", ".join(name for name, is_same in zip(names, constant, strict=True) if is_same)
-            text += f" The unguided answers all score the same in {same}: its unit is 1."
+            text += f" The unguided answers all score the same in {same}; the unit there is 1."
     else:
         centre, unit, text = np.zeros(len(names)), np.ones(len(names)), "Scores are not normalised."
     columns = first.objective_columns

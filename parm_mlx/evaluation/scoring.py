@@ -3,10 +3,13 @@
 ``NAME=SPEC`` says what a reward is called and what it is; :func:`load_rewards` has the forms of SPEC.
 """
 
+import hashlib
 import importlib
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -72,12 +75,16 @@ class Reward:
 
     def _score(self, prompts: list[Content], answers: list[str]) -> list[float]:
         try:
-            values = list(self._function(prompts, answers))
+            with redirect_stdout(sys.stderr):
+                values = list(self._function(prompts, answers))
         except ParmError:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines() or ["no message"]
-            raise RunError(f"reward {self.name} ({self.spec}) failed: {type(error).__name__}: {reason[0]}") from error
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.lineno}"
+            what = f"{type(error).__name__}: {reason[0]} (at {where})"
+            raise RunError(f"reward {self.name} ({self.spec}) failed: {what}") from error
         if len(values) != len(answers):
             raise RunError(f"reward {self.name} ({self.spec}) returned {len(values)} scores for {len(answers)} answers")
         return [self._number(value, answer) for value, answer in zip(values, answers, strict=True)]
@@ -133,7 +140,8 @@ def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
     if Path(source).expanduser().is_dir() or (not colon and "/" in source):
         return Reward(name, spec, _reward_model(source, label, models))
     if colon:
-        return Reward(name, spec, _python(kind, rest), batch_size=None)
+        function, version = _python(kind, rest)
+        return Reward(name, f"{spec}@{version}", function, batch_size=None)
     raise InputError(
         f"reward {name}: {spec} is neither a built-in scorer ({', '.join(SCORERS)}), the directory of a reward model "
         f"nor module:function{_close(spec)}"
@@ -173,8 +181,8 @@ def _close(name: str) -> str:
     return f"; {close[0]}?" if close else ""
 
 
-def _python(module: str, name: str) -> Function:
-    """A function of a module, which may lie in the current directory."""
+def _python(module: str, name: str) -> tuple[Function, str]:
+    """A function of a module, which may lie in the current directory, and a digest of the module's file."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -188,4 +196,6 @@ def _python(module: str, name: str) -> Function:
     if not callable(found):
         raise InputError(f"module {module} has no function {name}")
     function: Function = found
-    return function
+    file = getattr(sys.modules[module], "__file__", None)
+    source = Path(file).read_bytes() if file else b""
+    return function, hashlib.sha256(source).hexdigest()[:8]

@@ -19,7 +19,7 @@ def _run(run: Mapping[str, Any]) -> str:
     rows = [["alpha (" + ", ".join(names) + ")", *rewards, *(f"{name} (raw)" for name in rewards), "ended", "front"]]
     for number, point in enumerate([run["unguided"], *run["points"]]):
         alpha = "unguided" if point["alpha"] is None else ", ".join(f"{weight:.3g}" for weight in point["alpha"])
-        scores = [f"{point['scores'][name]['mean'] + 0.0:+.2f}" for name in rewards]
+        scores = [f"{round(point['scores'][name]['mean'], 2) + 0.0:+.2f}" for name in rewards]
         raw = [f"{point['raw'][name]:.2f}" for name in rewards]
         on_front = "*" if number - 1 in run["front"]["indices"] else ""
         rows.append([alpha, *scores, *raw, f"{point['ended']:.0%}", on_front])
@@ -37,7 +37,13 @@ def _comparison(summary: Mapping[str, Any]) -> str:
         spearman = [interval(run["spearman"][name]) for name in names]
         sizes = [str(run["front"]["size"]), str(len(run["points"]))]
         rows.append([run["name"], interval(run["hv"]), interval(run["mip"]), *spearman, *sizes])
-    lines = [_aligned(rows), "", f"Joint reference point {_point(summary)}: {summary['reference_text']}"]
+    lines = [_aligned(rows)]
+    for one in summary["differences"]:
+        lines.append(
+            f"{one['run']} less {one['less']}: hypervolume {interval(one['hv'])}, MIP {interval(one['mip'])} (paired)"
+        )
+    lines += [f"They differ in {name}: {', '.join(values)}" for name, values in summary.get("settings", {}).items()]
+    lines += ["", f"Joint reference point {_point(summary)}: {summary['reference_text']}"]
     return "\n".join([*lines, summary["normalization"]["text"], _confidence(summary)])
 
 

@@ -5,7 +5,6 @@
 of the other files. A checkpoint is written beside and renamed, so it is whole or not there.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import CheckpointError, OutputError, RunError
-from parm_mlx.files import flush_files, new_directory, recover, remove_directory
+from parm_mlx.files import flush_files, lock, new_directory, recover, remove_directory
 from parm_mlx.training.metrics import METRICS_FILE
 
 STATE_FILE = "state.json"
@@ -78,7 +77,7 @@ class CheckpointFolder:
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from None
         try:
-            self._lock(handle)
+            lock(handle, f"{self.path} is in use: another process trains to the same output")
             self._recover()
             yield
         finally:
@@ -167,17 +166,6 @@ class CheckpointFolder:
         """The newest checkpoint, or the newest of those before a step."""
         steps = [step for step in self.steps() if before is None or step < before]
         return self.at(steps[-1]) if steps else None
-
-    def _lock(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"{self.path} is in use: another process trains to the same output",
-                hint="wait for it, or choose another --out",
-            ) from None
-        except OSError:  # a file system without locks
-            return
 
     def _recover(self) -> None:
         for entry in list(self.path.iterdir()):

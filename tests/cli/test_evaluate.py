@@ -1,5 +1,6 @@
 """``parm-mlx evaluate`` on the bundled model and on the official tiny one."""
 
+import fcntl
 import json
 import os
 import signal
@@ -90,6 +91,9 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
         "report.html",
     }
     assert "Joint reference point" in printed
+    assert "other less run: hypervolume" in printed
+    assert "They differ in beta: [1.0], [0.5]" in printed
+    assert "beta [1.0] | [0.5]" in (tmp_path / "both" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -104,6 +108,8 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
         (("--out", "x", "--reward", "warmth=nothing", "--reward", "focus=focus"), 2, "reward warmth: nothing"),
         (("--out", "x", "--num-samples", "2"), 2, "--num-samples needs --temp above 0"),
         (("--out", "x", "--reference", "a"), 2, "--reference a is not a list of numbers"),
+        (("--out", "x", "--reference", "-2"), 2, "--reference has 1 numbers for 2 objectives"),
+        (("--out", "x", "--prompts", "same.json"), 2, "same.json is one JSON document"),
         (("--out", "x", "--compare", "x"), 2, "--compare needs two or more"),
         (("--out", "x", "--compare", "x", "y"), 2, "x is not the folder of a run"),
         (("--out", "x", "--compare", "x", "y", "--temp", "1"), 2, "--temp cannot be used with --compare"),
@@ -124,6 +130,33 @@ def test_wrong_input_is_one_line(
     assert error in err
     assert len([line for line in err.splitlines() if not line.startswith("hint:")]) == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_a_reward_that_was_edited_scores_again(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rewards = ["--reward", "warmth=edited_rewards:one", "--reward", "focus=focus", "--json"]
+    found = []
+    for number in (3, 12):
+        (tmp_path / "edited_rewards.py").write_text(
+            f"def one(prompts, answers):\n    print('hello')\n    return [{number}] * len(answers)\n"
+        )
+        sys.modules.pop("edited_rewards", None)
+        code, printed, err = run_cli("evaluate", "--out", "run", *SMALL, *rewards)
+        assert code == 0, err
+        assert "hello" in err
+        found.append(json.loads(printed)["points"][0]["raw"]["warmth"])
+    assert found == [3.0, 12.0]
+
+
+def test_two_commands_cannot_work_on_one_run(run_cli: Run, done: Path) -> None:
+    handle = os.open(done, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        code, _, err = run_cli("evaluate", "--out", done, *SMALL)
+    finally:
+        os.close(handle)
+    assert code == 2
+    assert "is in use: another process works on the same run" in err
 
 
 def test_a_reference_point_that_nothing_dominates(run_cli: Run, done: Path) -> None:

@@ -56,6 +56,17 @@ def test_another_run_is_refused_and_the_difference_is_named(tmp_path: Path) -> N
     other = {"objectives": ["a", "b"], "settings": {"model": "other", "alphas": [[1.0, 0.0]]}}
     with pytest.raises(OutputError, match=r'holds another run \(model: "m", now "other"\)'):
         RunFolder(tmp_path / "run", other)
+    with pytest.raises(OutputError, match=r"\(prompts: 1, now 2\)"):
+        RunFolder(_with_prompts(tmp_path, "p"), _prompts("p", "q"))
+
+
+def _prompts(*names: str) -> dict[str, object]:
+    return {"objectives": ["a"], "settings": {"prompts": {name: name for name in names}}}
+
+
+def _with_prompts(tmp_path: Path, *names: str) -> Path:
+    RunFolder(tmp_path / "other", _prompts(*names)).write_identity()
+    return tmp_path / "other"
 
 
 def test_folders_that_hold_no_run_are_left_alone(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rewards, their cache and what may go wrong with them."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def test_python_functions_of_the_current_directory(tmp_path: Path, monkeypatch: 
     before = list(sys.path)
     rewards = load_rewards(["a=own_rewards:length", "b=own_rewards:Kind.best"])
     assert sys.path == before
+    assert rewards["a"].spec == f"own_rewards:length@{hashlib.sha256(MODULE.encode()).hexdigest()[:8]}"
     assert rewards["a"](["12", "1"], ["345", "2"]) == [5.0, 2.0]
     assert rewards["b"](["12"], ["345"]) == [1.0]
     for spec, problem in (
@@ -88,7 +90,9 @@ def test_a_function_that_raises_is_one_line() -> None:
     def function(prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
         raise ValueError("out of words\nand more")
 
-    with pytest.raises(RunError, match=r"reward r \(spec\) failed: ValueError: out of words$"):
+    with pytest.raises(
+        RunError, match=r"reward r \(spec\) failed: ValueError: out of words \(at test_scoring.py:\d+\)$"
+    ):
         Reward("r", "spec", function)(["p"], ["a"])
 
 

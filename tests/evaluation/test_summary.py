@@ -152,7 +152,7 @@ def test_unguided_answers_that_all_score_the_same() -> None:
     found = summarise(replace(run, scores=scores))
     assert found["normalization"]["unit"] == {"warmth": 2, "focus": 1}
     assert found["normalization"]["spread"]["focus"] == 0
-    assert "all score the same in focus: its unit is 1" in found["normalization"]["text"]
+    assert "all score the same in focus; the unit there is 1" in found["normalization"]["text"]
     json.dumps(found, allow_nan=False)
 
 
