@@ -13,7 +13,7 @@ from typing import Any
 import common
 import mlx.core as mx
 from adapters import OBJECTIVES
-from common import markdown, shown, spread
+from common import interval, markdown, shown, spread
 
 from parm_mlx.evaluation.summary import compare
 from parm_mlx.pblora.layer import PBLoRALinear
@@ -121,19 +121,24 @@ def main() -> None:
     runs = {key: experiment.run(label, [parm], timed=False) for key, (parm, label) in trained.items()}
     summary = compare(list(runs.values()), samples=experiment.settings["sweep"]["bootstrap"])
     found = {run["name"]: run for run in summary["runs"]}
+    values = {name: [found[runs[name, seed].name]["hv"]["value"] for seed in experiment.seeds] for name in VARIANTS}
     rows, results = [], {}
     for name in VARIANTS:
         of_variant = [found[runs[name, seed].name] for seed in experiment.seeds]
         results[name] = {
             "hv": spread(of_variant, "hv"),
+            "hv_difference": interval(
+                [ours - plain for ours, plain in zip(values[name], values["default"], strict=True)]
+            ),
             "mip": spread(of_variant, "mip"),
             "spearman": {objective: spread(of_variant, "spearman", objective) for objective in OBJECTIVES},
         }
         r = results[name]
-        cells = [shown(r["hv"]), shown(r["mip"]), *(shown(r["spearman"][n]) for n in OBJECTIVES)]
+        less = shown(r["hv_difference"]) if name != "default" else ""
+        cells = [shown(r["hv"]), less, shown(r["mip"]), *(shown(r["spearman"][n]) for n in OBJECTIVES)]
         rows.append([name, *cells])
-    table = markdown(["variant", "hypervolume", "mean inner product", *(f"Spearman {n}" for n in OBJECTIVES)], rows)
-    values = {name: [found[runs[name, seed].name]["hv"]["value"] for seed in experiment.seeds] for name in VARIANTS}
+    heads = ["variant", "hypervolume", "above the default, same seed", "mean inner product"]
+    table = markdown([*heads, *(f"Spearman {n}" for n in OBJECTIVES)], rows)
     experiment.dots(values, "hypervolume")
     experiment.publish({"variants": results, "hv_by_seed": values}, table=table, **common.fixed(summary))
 
