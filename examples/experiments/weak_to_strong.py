@@ -29,6 +29,11 @@ def large_base(experiment: common.Experiment) -> Path:
     return folder / "base"
 
 
+def share(found: dict[str, float]) -> str:
+    """``mean % ± half`` of an interval."""
+    return f"{100 * found['value']:.0f} ± {100 * (found['high'] - found['value']):.0f} %"
+
+
 def main() -> None:
     """Trains, sweeps, compares and writes the page."""
     experiment = common.begin("weak_to_strong", __doc__)
@@ -69,8 +74,9 @@ def main() -> None:
     experiment.publish(
         results,
         table=markdown(heads, rows),
-        kept_hv=f"{kept['hv']['value']:.0%}",
-        kept_mip=f"{kept['mip_gain']['value']:.0%}",
+        kept_hv=share(kept["hv"]),
+        kept_mip=share(kept["mip"]),
+        kept_gain=share(kept["mip_gain"]),
         size=f"{made['parameters'] / 1e6:.2f}",
         times=f"{made['parameters'] / 3.15e6:.1f}",
         perplexity=f"{made['held_out_perplexity']:.3f}",
