@@ -69,7 +69,7 @@ def initialisation(results: Any) -> str:
 
 def cross_domain(results: Any) -> str:
     """The third objective."""
-    ways = ("frozen", "short", "whole")
+    ways = ("frozen", "short", "longer", "whole")
     third = list(results["frozen"]["spearman"])[-1]
     spearman = ", ".join(f"{way} {number(results[way]['spearman'][third])}" for way in ways)
     return f"Spearman of the third: {spearman}"

@@ -3,7 +3,8 @@
     python examples/experiments/cross_domain.py
 
 The PARMs of adapters.py get a third objective in two ways: ``frozen``, a new row of W2 that is the mean of the others
-and is never trained; ``short``, the same start and a fifth of the steps on pairs that all label (``--start-from``).
+and is never trained; ``short`` and ``longer``, the same start and a fifth or half of the steps on pairs that all label
+(``--start-from``).
 ``whole`` is a PARM trained on all three from nothing, for comparison.
 """
 
@@ -17,7 +18,7 @@ from parm_mlx.evaluation.summary import compare
 from parm_mlx.files import new_directory
 from parm_mlx.pblora import extend_objectives, read_adapter, save_adapter
 
-WAYS = ("frozen", "short", "whole")
+WAYS = ("frozen", "short", "longer", "whole")
 
 
 def frozen(experiment: common.Experiment, parm: Path, third: str, seed: int) -> Path:
@@ -40,8 +41,10 @@ def main() -> None:
     for seed in experiment.seeds:
         parm = experiment.adapter("pblora", seed)
         trained["frozen", seed] = frozen(experiment, parm, third, seed)
-        short = {"objectives": names, "start_from": str(parm), **experiment.settings["short"]}
-        trained["short", seed] = experiment.adapter(f"short-{third}", seed, data=data, **short)
+        begin = {"objectives": names, "start_from": str(parm)}
+        for way in ("short", "longer"):
+            extra = experiment.settings[way]
+            trained[way, seed] = experiment.adapter(f"{way}-{third}", seed, data=data, **begin, **extra)
         trained["whole", seed] = experiment.adapter(f"whole-{third}", seed, data=data, objectives=names)
     if experiment.quick:
         return
@@ -64,7 +67,7 @@ def main() -> None:
         *(f"Spearman {n}" for n in names),
         *(f"corners {n}" for n in names),
     ]
-    experiment.picture(found[runs["short", experiment.seeds[0]].name])
+    experiment.picture(found[runs["longer", experiment.seeds[0]].name])
     experiment.publish(results, table=markdown(heads, rows), third=third, **common.fixed(summary))
 
 
