@@ -7,6 +7,7 @@ trained on the labels of the first k. Everything else stays: as many pairs, step
 """
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,25 @@ def preferences(k: int, draws: int) -> list[Alpha]:
     return [*corners, tuple([1 / k] * k), *(tuple(row) for row in drawn.tolist())]
 
 
+def measured(
+    experiment: common.Experiment, k: int, draws: int, parms: Mapping[int, Path], label: str
+) -> dict[str, Any]:
+    """What the PARMs of k objectives do, one for each seed."""
+    names, alphas, found = ALL[:k], preferences(k, draws), []
+    for seed, parm in parms.items():
+        run = experiment.run(f"{label}{k}-{seed}", [parm], alphas=alphas, rewards=specs(names))
+        found.append(summarise(run, samples=10))
+    return {
+        "preferences": len(alphas),
+        "spearman": interval([statistics.mean(run["spearman"][n]["value"] for n in names) for run in found]),
+        "mip": spread(found, "mip"),
+        "gain": spread(found, "mip_gain"),
+        "per_objective": {name: spread(found, "spearman", name) for name in names},
+        "corners": {name: spread(found, "corner_difference", name) for name in names},
+        "worst": min(statistics.mean(run["spearman"][name]["value"] for run in found) for name in names),
+    }
+
+
 def main() -> None:
     """Labels, trains, sweeps and writes the page."""
     experiment = common.begin("many_objectives", __doc__)
@@ -49,31 +69,34 @@ def main() -> None:
         for seed in experiment.seeds
         for k in ks
     }
+    longer = dict(experiment.settings["longer"])
+    seeds = longer.pop("seeds")[: len(experiment.seeds)]
+    long_trained = {
+        (k, seed): experiment.adapter(f"long-k{k}", seed, data=data, objectives=ALL[:k], **longer)
+        for seed in seeds
+        for k in experiment.settings["longer_k"]
+    }
     if experiment.quick:
         return
-    results: dict[int, Any] = {}
-    for k in ks:
-        alphas = preferences(k, experiment.settings["draws"])
-        found = []
-        for seed in experiment.seeds:
-            run = experiment.run(f"k{k}-{seed}", [trained[k, seed]], alphas=alphas, rewards=specs(ALL[:k]))
-            found.append(summarise(run, samples=10))
-        mean_spearman = [statistics.mean(run["spearman"][name]["value"] for name in ALL[:k]) for run in found]
-        results[k] = {
-            "preferences": len(alphas),
-            "spearman": interval(mean_spearman),
-            "mip": spread(found, "mip"),
-            "gain": spread(found, "mip_gain"),
-            "per_objective": {name: spread(found, "spearman", name) for name in ALL[:k]},
-            "corners": {name: spread(found, "corner_difference", name) for name in ALL[:k]},
-            "worst": min(statistics.mean(run["spearman"][name]["value"] for run in found) for name in ALL[:k]),
-        }
+    draws = experiment.settings["draws"]
+    results = {k: measured(experiment, k, draws, {s: trained[k, s] for s in experiment.seeds}, "k") for k in ks}
+    long = {
+        k: measured(experiment, k, draws, {s: long_trained[k, s] for s in seeds}, "long-k")
+        for k in experiment.settings["longer_k"]
+    }
+    train = experiment.settings["train"]
+    steps = {False: train["iters"], True: longer["iters"]}
     rows = [
-        [str(k), str(r["preferences"]), shown(r["spearman"]), f"{r['worst']:.2f}", shown(r["mip"]), shown(r["gain"])]
-        for k, r in results.items()
+        [
+            *(str(k), str(steps[more]), str(r["preferences"])),
+            *(shown(r["spearman"]), f"{r['worst']:.2f}", shown(r["mip"]), shown(r["gain"])),
+        ]
+        for more, several in ((False, results), (True, long))
+        for k, r in several.items()
     ]
     heads = [
         "k",
+        "steps",
         "preferences",
         "mean Spearman",
         "worst objective",
@@ -87,7 +110,7 @@ def main() -> None:
         "Spearman of each objective",
     )
     experiment.publish(
-        {"k": results},
+        {"k": results, "longer": long},
         table=markdown(heads, rows),
         each=markdown(["objective", "Spearman", "corner difference"], each),
     )
