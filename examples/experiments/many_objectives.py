@@ -59,6 +59,11 @@ def measured(
     }
 
 
+def alone(found: Mapping[str, float]) -> str:
+    """A figure of one seed, which has no interval."""
+    return f"{found['value']:.2f}"
+
+
 def main() -> None:
     """Labels, trains, sweeps and writes the page."""
     experiment = common.begin("many_objectives", __doc__)
@@ -89,9 +94,9 @@ def main() -> None:
     rows = [
         [
             *(str(k), str(steps[more]), str(r["preferences"])),
-            *(shown(r["spearman"]), f"{r['worst']:.2f}", shown(r["mip"]), shown(r["gain"])),
+            *(cell(r["spearman"]), f"{r['worst']:.2f}", cell(r["mip"]), cell(r["gain"])),
         ]
-        for more, several in ((False, results), (True, long))
+        for more, several, cell in ((False, results, shown), (True, long, shown if len(seeds) > 1 else alone))
         for k, r in several.items()
     ]
     heads = [
