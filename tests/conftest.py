@@ -75,25 +75,6 @@ def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., "tuple[int, str
     return run_captured
 
 
-@pytest.fixture
-def ring(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """What ``mlx.launch`` puts into the environment of so many processes on this machine, but for their ranks."""
-    import json
-    import socket
-
-    def environment(size: int) -> dict[str, str]:
-        sockets = [socket.socket() for _ in range(size)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        hosts = [[f"127.0.0.1:{one.getsockname()[1]}"] for one in sockets]
-        for one in sockets:
-            one.close()
-        (tmp_path / "hosts.json").write_text(json.dumps(hosts))
-        return {"MLX_HOSTFILE": str(tmp_path / "hosts.json")}
-
-    return environment
-
-
 @pytest.fixture(scope="session")
 def official_parm(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The official adapter in this package's format, its objectives named harmless and helpful."""

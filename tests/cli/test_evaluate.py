@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kill_sweeps import kill_sweeps
+from ring import ring
 
 from parm_mlx.errors import RunError
 
@@ -245,7 +246,7 @@ def test_killed_runs_end_with_the_same_answers(tmp_path: Path) -> None:
     assert len(kill_sweeps(tmp_path, 1, seed=1, settings=settings)) == 1
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, ring: Callable[..., dict[str, str]]) -> None:
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     arguments = ["-m", "parm_mlx.cli.main", "evaluate", "--out", "run", "--limit", "14", "--grid", "0.1"]
     arguments += ["--temp", "1", "--max-tokens", "12", "--bootstrap", "10"]
 
@@ -257,7 +258,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, ring: Callable[..., d
     alone = start(tmp_path / "one")
     output = alone.communicate(timeout=120)
     assert alone.returncode == 0, output
-    hosts = ring(2)
+    hosts = ring(tmp_path, 2)
     both = [start(tmp_path / f"rank{rank}", MLX_RANK=str(rank), **hosts) for rank in (0, 1)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs

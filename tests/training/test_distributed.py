@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from ring import ring
 
 from parm_mlx.errors import ConfigError, RunError
 from parm_mlx.group import join
@@ -73,17 +73,9 @@ class Processes:
         self.launch(size, ["-c", SCRIPT, *self.arguments, "--out", "out", *more], **environment)
 
     def launch(self, size: int, arguments: Sequence[str], **environment: str) -> None:
-        sockets = [socket.socket() for _ in range(size)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        hosts = [[f"127.0.0.1:{one.getsockname()[1]}"] for one in sockets]
-        for one in sockets:
-            one.close()
-        hostfile = self.folder / "hosts.json"
-        hostfile.write_text(json.dumps(hosts))
         environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         if size > 1:
-            environment["MLX_HOSTFILE"] = str(hostfile)
+            environment |= ring(self.folder, size)
         self.running = [
             subprocess.Popen(
                 [sys.executable, "-P", *arguments],
