@@ -14,8 +14,9 @@ from mlx_lm.convert import convert as mlx_lm_convert
 
 from parm_mlx.convert.detect import MODEL_CONFIG, Kind, Source
 from parm_mlx.errors import ConfigError, InputError, ModelError
-from parm_mlx.files import new_directory, read_json
+from parm_mlx.files import read_json
 from parm_mlx.mlxlm import load_weights_and_tokenizer
+from parm_mlx.outputs import new_directory
 
 INDEX_FILE = "model.safetensors.index.json"
 _PROBE = 512
@@ -83,7 +84,7 @@ def convert_model(
     if quantization is not None:
         options |= {"quantize": True, "q_mode": quantization.mode}
         options |= {"q_bits": quantization.bits, "q_group_size": quantization.group_size}
-    with new_directory(out, force) as partial:
+    with new_directory(out, force, [source.path]) as partial:
         partial.rmdir()
         try:
             with redirect_stdout(sys.stderr):

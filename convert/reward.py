@@ -9,8 +9,8 @@ from parm_mlx.convert.detect import Source
 from parm_mlx.convert.model import Quantization, check_request, check_shards, check_sizes
 from parm_mlx.errors import ModelError
 from parm_mlx.evaluation.reward_model import HEAD_FILE, RewardSettings
-from parm_mlx.files import new_directory
 from parm_mlx.mlxlm import load_backbone, save_backbone
+from parm_mlx.outputs import new_directory
 
 _HEADS = ("score", "score_head", "normalizer")
 _DIRECTION = {True: "lower is better, so scores are negated", False: "higher is better"}
@@ -64,7 +64,7 @@ def convert_reward_model(
         raise ModelError(f"model {source.path} has no linear score head: {', '.join(sorted(head)) or 'no'} tensors")
     settings = _settings(source, is_score, head["weight"].shape[0], name, lower_is_better, say)
     given = (quantization.mode, quantization.bits, quantization.group_size) if quantization is not None else None
-    with new_directory(out, force) as partial:
+    with new_directory(out, force, [source.path]) as partial:
         mx.save_safetensors(str(partial / HEAD_FILE), head, metadata={"format": "mlx"})
         settings.save(partial)
         save_backbone(partial, model, tokenizer, source.path, dtype, given)

@@ -10,9 +10,10 @@ from parm_mlx.convert.lora import read_lora, write_lora
 from parm_mlx.convert.model import Quantization, convert_model
 from parm_mlx.convert.pblora import read_pblora, write_pblora
 from parm_mlx.convert.reward import convert_reward_model
-from parm_mlx.errors import AdapterError, InputError, OutputError
-from parm_mlx.files import check_new, new_directory, resolve
+from parm_mlx.errors import AdapterError, InputError
+from parm_mlx.files import resolve
 from parm_mlx.mlxlm import load_weights_and_tokenizer
+from parm_mlx.outputs import check_new, new_directory
 from parm_mlx.pblora.adapter import (
     Tensors,
     backbone_reference,
@@ -65,11 +66,10 @@ def convert(request: Request, say: Say) -> None:
         InputError: The source cannot be converted as asked; nothing was written.
         RunError: A download or a write failed; nothing was written.
     """
-    check_new(request.out, request.force)
+    check_new(request.out, request.force, [request.source, request.guide_model])
     source = detect(resolve(request.source, "source"))
     say(f"{request.source} is a {source.kind.value}")
     _check_options(request, source.kind)
-    _keep_apart(request.out, source.path)
     if source.kind in MODELS:
         how: dict[str, Any] = {"quantization": request.quantization, "dtype": request.dtype, "force": request.force}
         if source.kind is Kind.HF_REWARD:
@@ -109,25 +109,18 @@ def _check_options(request: Request, kind: Kind) -> None:
         raise InputError(f"{request.source} is in PEFT's format already")
 
 
-def _keep_apart(out: Path, source: Path) -> None:
-    written, read = out.expanduser().resolve(), source.resolve()
-    if written == read or written in read.parents:
-        raise OutputError(f"--out {out} would replace {source}, which is read", hint="choose another --out")
-
-
 def _convert_adapter(request: Request, source: Source, say: Say) -> None:
     config, tensors = _read(request, source, say)
     given = request.guide_model
     if given is not None:
         path = resolve(given, "guide model")
-        _keep_apart(request.out, path)
         _check_backbone(request, path, config, tensors)
         is_hub_id = not Path(given).expanduser().is_dir()
         absolute = given if is_hub_id else str(path.resolve())
         config = replace(config, base_model=absolute if request.to_peft else backbone_reference(given, request.out))
     elif request.to_peft and config.base_model is not None:
         config = replace(config, base_model=str(find_backbone(source.path, config.base_model)))
-    with new_directory(request.out, request.force) as partial:
+    with new_directory(request.out, request.force, [source.path, given]) as partial:
         if not request.to_peft:
             save_adapter(partial, config, tensors)
         elif config.kind == "lora":

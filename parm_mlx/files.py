@@ -1,20 +1,17 @@
-"""Where directories come from and how they are written: local paths, the Hugging Face hub, whole-or-nothing outputs."""
+"""Files and directories that are read: local paths, the Hugging Face hub; locks; what goes wrong on a disk."""
 
 import errno
 import fcntl
-import glob
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from parm_mlx.errors import InputError, ModelError, OutputError, RunError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.jsonl"]
-_OURS = ("config.json", "adapter_config.json", "prepared.json")
 
 
 def resolve(source: str | Path, what: str = "model") -> Path:
@@ -59,130 +56,6 @@ def _download(repo_id: str, what: str) -> Path:
         raise RunError(f"{what} {repo_id} is not on this machine, and the hub cannot be reached", hint=hint) from error
     except OSError as error:
         raise RunError(f"{what} {repo_id} could not be downloaded: {error}", hint=hint) from error
-
-
-def check_new(path: str | Path, force: bool = False) -> Path:
-    """Checks that a directory may be written at ``path``.
-
-    Args:
-        path: The directory to be made.
-        force: Whether an existing model, adapter or prepared data directory there may be replaced.
-
-    Raises:
-        OutputError: It exists and may not be replaced, or its parent cannot be written.
-    """
-    path = Path(path).expanduser()
-    if path.exists() or path.is_symlink():
-        if not force:
-            raise OutputError(f"{path} exists already", hint="choose another --out, or replace it with --force")
-        replaceable = path.is_dir() and not path.is_symlink()
-        if not replaceable or (any(path.iterdir()) and not any((path / name).is_file() for name in _OURS)):
-            raise OutputError(
-                f"{path} is not a model, adapter or prepared data directory, so --force does not replace it"
-            )
-    parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written: {parent} is not a writable directory")
-    return path
-
-
-@contextmanager
-def new_directory(path: str | Path, force: bool = False) -> Iterator[Path]:
-    """Writes a directory whole or not at all.
-
-    Yields a temporary directory beside ``path``. When the block ends well it is renamed to ``path``; when it does not,
-    for whatever reason, it is removed, and what stood at ``path`` before stands there still.
-
-    Raises:
-        OutputError: As in :func:`check_new`.
-        RunError: The disk is full or failed.
-    """
-    path = check_new(path, force)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            yield partial
-            _swap(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_new_file(path: str | Path, force: bool = False) -> Path:
-    """Checks that a file may be written at ``path``, and returns it.
-
-    Args:
-        path: The file to be made.
-        force: Whether a file that exists there may be replaced.
-
-    Raises:
-        OutputError: It exists and may not be replaced, or its folder cannot be written.
-    """
-    path = Path(path).expanduser()
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is no file, so it cannot be replaced by one")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists already", hint="choose another --out, or replace it with --force")
-    parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written: {parent} is not a writable directory")
-    return path
-
-
-def write_whole(path: Path, lines: Iterable[str]) -> None:
-    """Writes a file whole, or leaves what is there.
-
-    Raises:
-        RunError: The disk is full or failed.
-    """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as file:
-                file.writelines(lines)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def _swap(partial: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    if path.exists():
-        path.rename(old)
-    try:
-        partial.rename(path)
-    except OSError:
-        with suppress(OSError):
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(path: Path) -> None:
-    """Ends what a process that was killed inside :func:`new_directory` left beside ``path``.
-
-    Half-written directories are removed. What was about to be replaced is put back, unless it has been replaced.
-    Nothing may be writing to ``path`` meanwhile.
-    """
-    with disk_errors(path):
-        for old in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.rename(path)
-        for partial in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def remove_directory(path: Path) -> None:
-    """Removes a directory so that it is gone whole: renamed first, in the way that :func:`recover` knows."""
-    gone = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with disk_errors(path):
-        path.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def lock(handle: int, problem: str) -> None:

@@ -80,7 +80,7 @@ def kill_sweeps(folder: Path, kills: int, seed: int = 0, settings: Sequence[str]
                 print(story[-1], file=sys.stderr, flush=True)
         subprocess.run(command(out, settings), check=True, capture_output=True)
         assert (out / "results.jsonl").read_bytes() == expected, f"answers differ: {story[-2:]}"
-        hidden = sorted(path.name for path in out.iterdir() if path.name.startswith(".") or "rank" in path.name)
+        hidden = sorted(path.name for path in out.iterdir() if ".partial-" in path.name or "rank" in path.name)
         assert not hidden, f"left over: {hidden}"
     return story
 

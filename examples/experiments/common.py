@@ -134,12 +134,13 @@ class Experiment:
         folder = RunFolder(self.work / "runs" / name, {"objectives": model.objectives, "settings": settings})
         answers = Sweep(model, tokenizer, prompter, Sampling(temp=sweep["temp"]), sweep["max_tokens"])
         began = time.perf_counter()
-        results, fresh = answer_all(folder, answers, plan(prompts, alphas, [0]))
-        if fresh:
-            print(f"{name}: {len(fresh)} answers in {time.perf_counter() - began:.0f} s", flush=True)
-        folder.set_rewards(specs)
-        loaded = load_rewards([f"{reward}={spec}" for reward, spec in specs.items()])
-        scores = score_all(folder, results, loaded)
+        with folder.locked():
+            results, fresh = answer_all(folder, answers, plan(prompts, alphas, [0]))
+            if fresh:
+                print(f"{name}: {len(fresh)} answers in {time.perf_counter() - began:.0f} s", flush=True)
+            folder.set_rewards(specs)
+            loaded = load_rewards([f"{reward}={spec}" for reward, spec in specs.items()])
+            scores = score_all(folder, results, loaded)
         timing = self.timing(folder.path / "timing.json", model, prompter(prompts[0].content).base) if timed else {}
         return Run(name, model.objectives, specs, results, scores, timing)
 

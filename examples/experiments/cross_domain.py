@@ -15,7 +15,7 @@ from common import markdown, shown, spread
 from many_objectives import relabelled
 
 from parm_mlx.evaluation.summary import compare
-from parm_mlx.files import new_directory
+from parm_mlx.outputs import new_directory
 from parm_mlx.pblora import extend_objectives, read_adapter, save_adapter
 
 WAYS = ("frozen", "short", "longer", "whole")

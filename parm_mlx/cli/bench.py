@@ -105,8 +105,10 @@ def bench(
         _show(list(done.values()))
     if plot and rows:
         from parm_mlx.diagnostics.picture import draw
+        from parm_mlx.outputs import new_file
 
-        draw(rows, plot)
+        with new_file(plot) as partial:
+            draw(rows, partial)
         console.note(f"picture: {plot}")
     if stopped():
         console.note(
@@ -127,11 +129,13 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 def _check_plot(plot: Path) -> None:
     """Refuses a picture that could not be drawn, before the time is spent."""
     from parm_mlx.drawing import INSTALL, can_draw
+    from parm_mlx.outputs import check_new_file
 
     if not can_draw():
         raise InputError("--plot needs matplotlib, which is not installed", hint=INSTALL)
     if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot draws .png, .svg or .pdf files, got {plot.name}")
+    check_new_file(plot)
     if not plot.absolute().parent.is_dir():
         raise OutputError(f"{plot} cannot be written: there is no directory {plot.parent}")
 

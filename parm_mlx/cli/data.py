@@ -158,13 +158,12 @@ def relabel(
             show_default="any lead",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists at --out.")] = False,
 ) -> None:
     """Label pairs by reward models: each prefers the response that it scores higher.
 
     Both responses of every pair are scored. The rows written have "preferred", and "margins": by how much the
     preferred response is ahead. Ties are not labelled, nor are leads below --min-margin; a pair without any label is
-    dropped. All of it is counted. The file appears whole or not at all.
+    dropped. All of it is counted. The file appears whole or not at all, and replaces none.
 
     \b
     Examples:
@@ -177,13 +176,13 @@ def relabel(
     from parm_mlx.training.relabel import relabel as run
     from parm_mlx.training.sources import find_parts
 
-    check_output(out, force)
+    check_output(out)
     find_parts(source)  # a wrong DATA is told before models are loaded
     rewards = load_rewards(reward)
     margins = parse_min_margins(min_margin or [], list(rewards))
     pairs = Source(source, _track)
     scorers = {name: _forgetful(reward) for name, reward in rewards.items()}
-    done = run(pairs, scorers, out, min_margin=margins, force=force, track=_track_scoring)
+    done = run(pairs, scorers, out, min_margin=margins, track=_track_scoring)
     typer.echo(str(out))
     for line in _tally_lines(done):
         console.note(line)

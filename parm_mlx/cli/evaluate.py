@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from parm_mlx.cli import console, options
 from parm_mlx.cli.run import chosen_alphas, chosen_prompts, make_run
 from parm_mlx.cli.session import Drafts, open_session
 from parm_mlx.errors import InputError
+from parm_mlx.outputs import check_claim
 
 METRICS_FILE = "metrics.json"
 
@@ -111,6 +113,7 @@ def evaluate(
     """
     if out is None:
         raise InputError("--out is missing, the folder to write", hint="for instance --out run")
+    out = out.expanduser()
     point = _reference(reference)
     if compare:
         _no_more_than_compare(context)
@@ -120,6 +123,7 @@ def evaluate(
     else:
         if num_samples > 1 and temp == 0:
             raise InputError("--num-samples needs --temp above 0: without, all answers to a prompt are the same")
+        check_claim(out, "run")
         drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
         session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts)
         if point is not None and len(point) != len(session.objectives):
@@ -134,25 +138,29 @@ def evaluate(
             "system_prompt": system_prompt,
             "chat_template": chat_template,
         }
-        found = make_run(
-            session,
-            out,
-            chosen_prompts(prompts, limit, bundled=parm is None),
-            chosen_alphas(session, grid, alphas),
-            reward,
-            request,
-            {"model": model, "parm": parm, "guide_model": guide_model, "share": share},
-            batch_size,
-        )
-        if found is None:
-            return
-        run, results = found
-        from parm_mlx.evaluation.results import read_settings
-        from parm_mlx.evaluation.summary import summarise
+        with ExitStack() as held:
+            found = make_run(
+                session,
+                out,
+                chosen_prompts(prompts, limit, bundled=parm is None),
+                chosen_alphas(session, grid, alphas),
+                reward,
+                request,
+                {"model": model, "parm": parm, "guide_model": guide_model, "share": share},
+                batch_size,
+                held,
+            )
+            if found is None:
+                return
+            run, results = found
+            from parm_mlx.evaluation.results import read_settings
+            from parm_mlx.evaluation.summary import summarise
+            from parm_mlx.outputs import update
 
-        summary = summarise(run, normalize=normalize, reference=point, samples=bootstrap)
-        summary["settings"] = read_settings(out)
-        _write(summary, out, results, run.scores)
+            summary = summarise(run, normalize=normalize, reference=point, samples=bootstrap)
+            summary["settings"] = read_settings(out)
+            with update(out) as partial:
+                _write(summary, partial, results, run.scores)
     typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else _table(summary))
     console.note(f"{out / 'report.html'}  {out / METRICS_FILE}")
 
@@ -190,9 +198,9 @@ def _compare(
     from parm_mlx.evaluation.results import differences, read_run
     from parm_mlx.evaluation.summary import Run, compare
     from parm_mlx.files import read_json
+    from parm_mlx.outputs import check_new, new_directory
 
-    if (out / "run.json").exists():
-        raise InputError(f"--out {out} is the folder of a run", hint="choose another one for the comparison")
+    check_new(out)
     runs, identities = [], []
     for folder in folders:
         identity, results, scores = read_run(folder)
@@ -211,7 +219,8 @@ def _compare(
         console.note(
             "the runs have different prompts: their figures are of different questions, and no pairs are drawn"
         )
-    _write(summary, out, [], {})
+    with new_directory(out) as partial:
+        _write(summary, partial, [], {})
     return summary
 
 
@@ -219,12 +228,11 @@ def _write(summary: dict[str, Any], out: Path, results: Sequence[Any], scores: A
     """Writes metrics.json, the pictures and the page."""
     from parm_mlx.evaluation.page import write_page
     from parm_mlx.evaluation.pictures import add_pictures
-    from parm_mlx.files import disk_errors, write_whole
+    from parm_mlx.files import disk_errors
 
     with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / METRICS_FILE, [json.dumps(summary, indent=1, ensure_ascii=False) + "\n"])
-    with disk_errors(out):
+        text = json.dumps(summary, indent=1, ensure_ascii=False)
+        (out / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
         add_pictures(summary, out, console.note)
         write_page(summary, results, scores, out)
 

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from parm_mlx.cli import console, options
-from parm_mlx.files import check_new, new_directory, resolve
+from parm_mlx.files import resolve
+from parm_mlx.outputs import check_new, new_directory
 from parm_mlx.preference import format_alpha, parse_alpha
 
 
@@ -30,7 +31,7 @@ def fuse(
     Example:
       parm-mlx fuse --parm parm --alpha helpful=1 --out parm-helpful
     """
-    check_new(out, force)
+    check_new(out, force, [parm, guide_model])
     console.blas_hint()
     from parm_mlx.guidance.loading import load_guide, recorded_backbone
     from parm_mlx.mlxlm import save_like
@@ -40,7 +41,7 @@ def fuse(
     weights = parse_alpha(alpha, guide.objectives)
     fuse_model(guide.model, weights, dequantize)
     backbone = resolve(guide_model, "guide model") if guide_model else recorded_backbone(parm)
-    with new_directory(out, force) as partial:
+    with new_directory(out, force, [resolve(parm, "adapter"), backbone]) as partial:
         save_like(partial, guide.model, backbone)
     console.note(f"{out}: {parm} at {format_alpha(weights, guide.objectives)}")
     typer.echo(out)

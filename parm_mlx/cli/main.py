@@ -1,7 +1,9 @@
 """The ``parm-mlx`` command: registers the commands, and turns errors into one line and an exit code."""
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,7 +54,15 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 failed while running, 2 wrong usage or input, 130 or 143 stopped."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """Ends the program by its own hand, so that nothing unfinished is left behind."""
+    sys.exit(128 + number)
 
 
 def run(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,7 @@ def make_run(
     request: dict[str, Any],
     names: dict[str, Any],
     batch_size: int,
+    held: ExitStack,
 ) -> tuple["Run", "list[Result]"] | None:
     """Answers and scores what is missing in the folder of a run.
 
@@ -96,6 +98,7 @@ def make_run(
         request: How answers are generated: sampling, ``max_tokens``, ``seeds``, ``system_prompt``.
         names: What the models are called.
         batch_size: Most answers at the same time.
+        held: What holds the folder for this process.
 
     Returns:
         The run and its answers; None in all processes but the main one.
@@ -135,6 +138,9 @@ def make_run(
         }
         folder = RunFolder(out, {"objectives": list(session.objectives), "settings": settings})
     group.check_same({"settings": folder.identity})
+    with group.agreed():
+        if group.main:
+            held.enter_context(folder.locked(group.size))
     work = plan(prompts, alphas, request["seeds"])
     began = time.perf_counter()
     with stop_on_interrupt() as stopped:

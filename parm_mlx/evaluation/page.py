@@ -10,7 +10,7 @@ from parm_mlx.drawing import can_draw
 from parm_mlx.evaluation.pictures import MISSING, inline_svg
 from parm_mlx.evaluation.results import Key, Result
 from parm_mlx.evaluation.wording import caption, count, intervals, number, unit
-from parm_mlx.files import write_whole
+from parm_mlx.files import disk_errors
 from parm_mlx.preference import Alpha, format_alpha
 
 PAGE_FILE = "report.html"
@@ -36,7 +36,8 @@ def write_page(
         RunError: The page cannot be written.
     """
     page = out / PAGE_FILE
-    write_whole(page, [_render(summary, results, scores).encode("utf-8", "replace").decode("utf-8")])
+    with disk_errors(page):
+        page.write_bytes(_render(summary, results, scores).encode("utf-8", "replace"))
     return page
 
 

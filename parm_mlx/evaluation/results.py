@@ -1,24 +1,27 @@
 """The folder of a run: what run it is, its answers (``results.jsonl``) and their scores (``scores.jsonl``).
 
-Answers are appended as they end. A line that a kill or a full disk has cut off is dropped when the
-folder is opened again.
+Answers are appended as they end. A line that a kill or a full disk has cut off does not count, and goes when the run
+that it is of is gone on with. Reading a run changes nothing.
 """
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.evaluation.prompts import Content
-from parm_mlx.files import disk_errors, lock, read_json, write_whole
+from parm_mlx.files import disk_errors, read_json
+from parm_mlx.outputs import check_claim, claimed, mark, own, write_file
 from parm_mlx.preference import Alpha
 
 RUN_FILE, RESULTS_FILE, SCORES_FILE = "run.json", "results.jsonl", "scores.jsonl"
 FORMAT = 1
+_PART = re.compile(r"results\.rank\d+\.jsonl")
 Key = tuple[str, Alpha | None, int]
 Scores = dict[str, float]
 T = TypeVar("T")
@@ -72,16 +75,14 @@ class RunFolder:
         self.path = path.expanduser()
         self.identity = {"format": FORMAT, **json.loads(json.dumps(identity))}
         self.rewards: dict[str, str] = {}
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{path} is a file, not the folder of a run")
-        if (self.path / RUN_FILE).exists():
-            found = read_json(self.path / RUN_FILE, f"run {path}", OutputError)
-            self.rewards = dict(found.pop("rewards", {}))  # type: ignore[call-overload]
-            self._check(found)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise OutputError(f"{path} is not empty and holds no run", hint="choose another --out")
+        check_claim(self.path, "run")
+        self._check()
 
-    def _check(self, found: Mapping[str, Any]) -> None:
+    def _check(self) -> None:
+        if not (self.path / RUN_FILE).exists():
+            return
+        found = read_json(self.path / RUN_FILE, f"run {self.path}", OutputError)
+        self.rewards = dict(found.pop("rewards", {}))  # type: ignore[call-overload]
         differing = differences(found, self.identity)
         if differing:
             shown = "; ".join(f"{name}: {theirs}, now {ours}" for name, (theirs, ours) in differing[:3])
@@ -91,11 +92,9 @@ class RunFolder:
             )
 
     def write_identity(self) -> None:
-        """Makes the folder, and says in it what run it is."""
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            content = {**self.identity, "rewards": self.rewards}
-            write_whole(self.path / RUN_FILE, [json.dumps(content, indent=2, ensure_ascii=False) + "\n"])
+        """Says in the folder what run it is."""
+        content = {**self.identity, "rewards": self.rewards}
+        write_file(self.path / RUN_FILE, [json.dumps(content, indent=2, ensure_ascii=False) + "\n"])
 
     def set_rewards(self, specs: Mapping[str, str]) -> None:
         """Says what scores the answers; scores by what has changed are dropped."""
@@ -114,7 +113,7 @@ class RunFolder:
 
     def parts(self) -> list[Path]:
         """Files with the answers of the other processes, while they work or when they were ended."""
-        return sorted(self.path.glob("results.rank*.jsonl"))
+        return sorted(path for path in self.path.glob("results.rank*.jsonl") if _PART.fullmatch(path.name))
 
     def scores(self) -> dict[Key, Scores]:
         """The scores that are there."""
@@ -122,39 +121,48 @@ class RunFolder:
 
     def write_results(self, results: Iterable[Result]) -> None:
         """Writes all answers in this order, in place of what is there."""
-        write_whole(self.path / RESULTS_FILE, (result_line(result) for result in results))
+        write_file(self.path / RESULTS_FILE, (result_line(result) for result in results))
 
     def write_scores(self, scores: Mapping[Key, Scores]) -> None:
         """Writes all scores in this order, in place of what is there."""
-        write_whole(self.path / SCORES_FILE, (score_line(key, values) for key, values in scores.items()))
+        write_file(self.path / SCORES_FILE, (score_line(key, values) for key, values in scores.items()))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder for this process.
+    def locked(self, processes: int = 1) -> Iterator[None]:
+        """Holds the folder for this process, makes it if there is none, and says in it what run it is.
+
+        Args:
+            processes: How many processes share the work.
 
         Raises:
-            OutputError: Another process works on the same run.
+            OutputError: Another process works in the folder, or it has become another run's, or it cannot be made.
         """
-        with disk_errors(self.path):
-            handle = os.open(self.path, os.O_RDONLY)
-        try:
-            lock(handle, f"{self.path} is in use: another process works on the same run")
+        with claimed(self.path, "run", f"{self.path} is in use: another process works on the same run"):
+            self._check()
+            own(self.path, [RESULTS_FILE, SCORES_FILE, *map(part_file, range(1, processes))])
+            self.write_identity()
             yield
-        finally:
-            os.close(handle)
 
     @contextmanager
     def appending(self, name: str) -> Iterator[Callable[[str], None]]:
         """Yields a function that appends a line to a file of the folder; each is handed to the system at once."""
         path = self.path / name
-        with disk_errors(path), path.open("a", encoding="utf-8") as file:
+        mark(self.path, "run")  # on a machine that does not see the main process's folder
+        own(self.path, [name])
+        with disk_errors(path), path.open("a+b") as file:
+            _drop_cut_line(file)
 
             def append(line: str) -> None:
                 with disk_errors(path):
-                    file.write(line)
+                    file.write(line.encode())
                     file.flush()
 
             yield append
+
+
+def part_file(rank: int) -> str:
+    """The name of the file with the answers of a process other than the main one, while it works."""
+    return f"results.rank{rank}.jsonl"
 
 
 def score_line(key: Key, scores: Mapping[str, float]) -> str:
@@ -201,23 +209,34 @@ def read_settings(path: Path) -> dict[str, str]:
 
 
 def read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-    """Reads JSON lines; a last line without its end is cut off the file.
+    """Reads JSON lines; a last line without its end does not count.
 
     Raises:
         OutputError: A line is broken.
     """
     if not file.exists():
         return
-    with disk_errors(file), file.open("rb+") as stream:
-        content = stream.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            stream.truncate(whole)
-    for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise OutputError(f"{file} cannot be read: {error.strerror or error}") from None
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
             yield read(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{file}:{number}: not a line that parm-mlx has written ({error})") from None
+
+
+def _drop_cut_line(file: BinaryIO) -> None:
+    """Removes what follows the last whole line of a file."""
+    start = size = file.seek(0, os.SEEK_END)
+    end = -1
+    while start and end < 0:
+        start = max(0, start - 2**16)
+        file.seek(start)
+        end = file.read(2**16).rfind(b"\n")
+    if start + end + 1 < size:
+        file.truncate(start + end + 1)
 
 
 def differences(*identities: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -17,6 +16,7 @@ from parm_mlx.evaluation.results import (
     RunFolder,
     Scores,
     parse_results,
+    part_file,
     result_line,
     score_line,
 )
@@ -47,7 +47,8 @@ def answer_all(
 ) -> tuple[list[Result], list[Result]]:
     """Generates the answers that are missing in the folder.
 
-    Several processes take groups in turn. Each appends to a file of its own; the main one has all answers at the end.
+    Several processes take groups in turn. Each appends to a file of its own; the main one, which holds the folder
+    (:meth:`RunFolder.locked`), has all answers at the end.
 
     Args:
         folder: Where the answers are kept.
@@ -64,28 +65,11 @@ def answer_all(
         RunError: They cannot be written; what is written stays.
     """
     group = group or Group()
-    with ExitStack() as held:
-        with group.agreed():
-            folder.write_identity()
-            if group.main:
-                held.enter_context(folder.locked())
-            done = folder.results()
-        return _answer_missing(folder, sweep, groups, done, group, stopped, watch)
-
-
-def _answer_missing(
-    folder: RunFolder,
-    sweep: Sweep,
-    groups: Sequence[Sequence[Job]],
-    done: dict[Key, Result],
-    group: Group,
-    stopped: Callable[[], bool],
-    watch: Watch[Result],
-) -> tuple[list[Result], list[Result]]:
-    """The work of :func:`answer_all`, once the folder is held."""
+    with group.agreed():
+        done = folder.results()
     order = [job.key for jobs in groups for job in jobs]
     done = _of_all(group, done.values())
-    name = RESULTS_FILE if group.main else f"results.rank{group.rank}.jsonl"
+    name = RESULTS_FILE if group.main else part_file(group.rank)
     with group.agreed():
         if group.main:
             folder.write_results(done[key] for key in order if key in done)

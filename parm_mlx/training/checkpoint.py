@@ -2,29 +2,29 @@
 
 ``OUT.checkpoints/step-00000120`` is an adapter directory that can be used as any other, with two more files:
 ``optimizer.safetensors`` and ``state.json``, which holds everything else that the run needs to go on, and the SHA-256
-of the other files. A checkpoint is written beside and renamed, so it is whole or not there.
+of the other files. A checkpoint is written beside and renamed, so it is whole or not there. The folder's marker has a
+number for the run, and so has the marker of every checkpoint: only what carries it counts, and is ever removed.
 """
 
 import hashlib
 import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import CheckpointError, OutputError, RunError
-from parm_mlx.files import flush_files, lock, new_directory, recover, remove_directory
+from parm_mlx.files import disk_errors, flush_files
+from parm_mlx.outputs import claimed, new_directory, own, read_marker, remove_directory
 from parm_mlx.training.metrics import METRICS_FILE
 
 STATE_FILE = "state.json"
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8,})")
-_LEFT_OVER = re.compile(r"\.(step-\d{8,})\.(old|partial)-.*")
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,26 @@ class CheckpointFolder:
     """
 
     def __init__(self, out: Path, keep: int) -> None:
-        self.path = out.with_name(f"{out.name}.checkpoints")
+        self.path = out.parent / f"{out.name}.checkpoints"
         self.metrics = self.path / METRICS_FILE
         self.keep = keep
 
+    @property
+    def run(self) -> str | None:
+        """The number of the run that the folder belongs to; None where there is no folder."""
+        marker = read_marker(self.path)
+        return None if marker is None else str(marker.get("run"))
+
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, readable or not, in ascending order."""
-        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
-        return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+        """The steps of the run's checkpoints that are there, readable or not, in ascending order."""
+        run = self.run
+        return [step for step, of in self._found().items() if run is not None and of == run]
+
+    def _found(self) -> dict[int, str | None]:
+        """For each step that something is there of, in ascending order, the run that it is of."""
+        paths = list(self.path.iterdir()) if self.path.is_dir() else []
+        steps = {int(found[1]): path for path in paths if (found := _NAME.fullmatch(path.name))}
+        return {step: (read_marker(steps[step]) or {}).get("run") for step in sorted(steps)}
 
     def at(self, step: int) -> Path:
         """Where the checkpoint of a step is or would be."""
@@ -66,29 +78,24 @@ class CheckpointFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder, which is made if need be and removed again if nothing was put into it.
+        """Holds the folder, which is made if need be and removed again if there is nothing in it at the end.
 
         Raises:
-            OutputError: Another process trains to the same output, or the folder cannot be made.
+            OutputError: Another process trains to the same output, or the folder is not one of a training run, holds
+                checkpoints of others, or cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from None
-        try:
-            lock(handle, f"{self.path} is in use: another process trains to the same output")
-            self._recover()
+        problem = f"{self.path} is in use: another process trains to the same output"
+        with claimed(self.path, "checkpoints", problem) as marker:
+            others = [step for step, run in self._found().items() if run != marker["run"]]
+            if others:
+                raise OutputError(f"{self.at(others[0])} is not of the run of this folder", hint="move it away")
+            own(self.path, [METRICS_FILE])
             yield
-        finally:
-            with suppress(OSError):
-                self.path.rmdir()
-            os.close(handle)
 
     def begin(self, keep: bool) -> None:
         """Prepares the folder for a run that starts now; ``keep`` says that it goes on from a checkpoint."""
         for step in [] if keep else self.steps():
-            remove_directory(self.at(step))
+            self._remove(step)
 
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None], best: int | None) -> Path:
         """Writes a checkpoint, then removes those that need not be kept.
@@ -104,7 +111,9 @@ class CheckpointFolder:
         """
         path = self.at(step)
         try:
-            with new_directory(path, force=True) as directory:
+            if step in self.steps():
+                self._remove(step)
+            with new_directory(path, run=self.run) as directory:
                 write(directory)
                 files = {file.name: _sha256(file) for file in sorted(directory.iterdir())}
                 content = {"format_version": FORMAT_VERSION, "step": step, "files": files, "run": state}
@@ -118,7 +127,7 @@ class CheckpointFolder:
             raise RunError(f"{error}; {remains}", hint=hint) from error
         for other in self.steps()[: -self.keep]:
             if other != best:
-                remove_directory(self.at(other))
+                self._remove(other)
         return path
 
     def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
@@ -136,7 +145,7 @@ class CheckpointFolder:
                 note(f"{error}; the one before it is tried")
                 continue
             for newer in broken:
-                remove_directory(self.at(newer))
+                self._remove(newer)
             return checkpoint
         if broken:
             raise CheckpointError(
@@ -153,24 +162,20 @@ class CheckpointFolder:
             )
 
     def clear(self, keep: int | None = None) -> None:
-        """Removes the checkpoints, oldest first, and the folder with them; ``keep`` names a step that stays."""
+        """Removes the checkpoints, oldest first, and the metrics; ``keep`` names a step that stays."""
         for step in self.steps():
             if step != keep:
-                remove_directory(self.at(step))
-        for file in self.path.glob(f"{METRICS_FILE}*"):
-            file.unlink()
-        with suppress(OSError):
-            self.path.rmdir()
+                self._remove(step)
+        with disk_errors(self.metrics):
+            self.metrics.unlink(missing_ok=True)
 
     def last(self, before: int | None = None) -> Path | None:
         """The newest checkpoint, or the newest of those before a step."""
         steps = [step for step in self.steps() if before is None or step < before]
         return self.at(steps[-1]) if steps else None
 
-    def _recover(self) -> None:
-        for entry in list(self.path.iterdir()):
-            if found := _LEFT_OVER.fullmatch(entry.name):
-                recover(self.path / found[1])
+    def _remove(self, step: int) -> None:
+        remove_directory(self.at(step), self.run)
 
 
 def pack_checkpoint(path: Path) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from parm_mlx.files import disk_errors
+from parm_mlx.outputs import write_file
 from parm_mlx.training.report import TrainRecord, ValidRecord, as_metrics, from_metrics
 
 METRICS_FILE = "metrics.jsonl"
@@ -26,7 +27,7 @@ class History:
     def begin(self) -> None:
         """Makes the file hold exactly the records so far."""
         if self.path:
-            write_metrics(self.path, self.records)
+            write_file(self.path, map(_line, self.records))
 
     def add(self, record: Record) -> None:
         """Adds a record, which others can read at once.
@@ -54,15 +55,13 @@ class History:
 
 
 def write_metrics(path: Path, records: Iterable[Record]) -> None:
-    """Writes all records, in place of what the file holds.
+    """Writes all records into a new file.
 
     Raises:
         RunError: The disk is full or failed.
     """
-    partial = path.with_name(f"{path.name}.partial")
     with disk_errors(path):
-        partial.write_text("".join(map(_line, records)), encoding="utf-8")
-        partial.replace(path)
+        path.write_text("".join(map(_line, records)), encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[Record]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parm_mlx.errors import DataError
-from parm_mlx.files import check_new, new_directory
+from parm_mlx.outputs import check_new, new_directory
 from parm_mlx.training.data import PairStream
 from parm_mlx.training.formats import as_row
 from parm_mlx.training.ledger import Ledger, number
@@ -78,7 +78,7 @@ def prepare(
         OutputError: ``out`` exists or cannot be written.
         RunError: The disk is full or failed, or the hub cannot be reached.
     """
-    out, problems = check_new(out, force), Problems()
+    out, problems = check_new(out, force, [source]), Problems()
     parts = [replace(part, split="train") for part in find_parts(source, objectives)]
     reader, ledger = DataReader(parts, objectives, problems, track=track), Ledger()
     for _, pair in reader:
@@ -93,7 +93,7 @@ def prepare(
     used = [name for i, name in enumerate(SPLITS) if i in split_of]
     rows = dict.fromkeys(used, 0)
     pairs = PairStream(parts, objectives, names, merged, merged.kept, track)
-    with new_directory(out, force) as directory:
+    with new_directory(out, force, [source]) as directory:
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context((directory / f"{name}.jsonl").open("w", encoding="utf-8")) for name in used

@@ -7,7 +7,8 @@ from itertools import combinations, islice
 from pathlib import Path
 
 from parm_mlx.errors import ConfigError, DataError, OutputError
-from parm_mlx.files import check_new_file, write_whole
+from parm_mlx.files import disk_errors
+from parm_mlx.outputs import check_new_file, new_file
 from parm_mlx.preference import parse_objectives
 from parm_mlx.training.data import PairStream
 from parm_mlx.training.formats import as_row
@@ -87,7 +88,6 @@ def relabel(
     out: str | Path,
     *,
     min_margin: Mapping[str, float] | None = None,
-    force: bool = False,
     track: Callable[[Iterable[Pair], int], Iterable[Pair]] = lambda pairs, _: pairs,
 ) -> Tally:
     """Writes the pairs of a source with labels and margins by rewards, as JSON lines, whole or not at all.
@@ -100,7 +100,6 @@ def relabel(
         rewards: What scores the responses, higher is better, by the name of its objective.
         out: The file to write, ``.jsonl``.
         min_margin: For some objectives the smallest margin that is a label.
-        force: Whether a file at ``out`` may be replaced.
         track: Passes on so many pairs, for a progress bar.
 
     Returns:
@@ -108,16 +107,17 @@ def relabel(
 
     Raises:
         DataError: No pair gets a label, or the data have changed meanwhile.
-        OutputError: ``out`` exists or cannot be written.
+        OutputError: ``out`` exists, which is never replaced, or cannot be written.
         PreferenceError: A name cannot be that of an objective.
         RunError: A reward fails, or the disk is full or failed.
     """
-    path, names = check_output(out, force), parse_objectives(list(rewards))
+    path, names = check_output(out), parse_objectives(list(rewards))
     none = dict.fromkeys(names, 0)
     tally = replace(source.tally, labels=none.copy(), ties=none.copy(), near_ties=none.copy())
     tally.disagreement = dict.fromkeys(combinations(names, 2), (0, 0))
     pairs = track(source.pairs, len(source.pairs))
-    write_whole(path, _rows(pairs, rewards, min_margin or {}, tally, source.source))
+    with new_file(path) as partial, disk_errors(path), partial.open("w", encoding="utf-8") as file:
+        file.writelines(_rows(pairs, rewards, min_margin or {}, tally, source.source))
     return tally
 
 
@@ -148,13 +148,13 @@ def parse_min_margins(specs: Sequence[str], names: Sequence[str]) -> dict[str, f
     return {name: found.get(name, found.get(None, 0.0)) for name in names}
 
 
-def check_output(out: str | Path, force: bool = False) -> Path:
+def check_output(out: str | Path) -> Path:
     """Checks that the file may be written.
 
     Raises:
         OutputError: It may not, or its name does not end with ``.jsonl``.
     """
-    path = check_new_file(out, force)
+    path = check_new_file(out)
     if path.suffix != ".jsonl":
         raise OutputError(f"{path}: the name of the file must end with .jsonl")
     return path

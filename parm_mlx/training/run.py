@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from parm_mlx.errors import LostError
-from parm_mlx.files import check_new, new_directory, recover
+from parm_mlx.errors import LostError, OutputError
 from parm_mlx.group import Group, join
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.malloc import keep_freed_memory
+from parm_mlx.outputs import check_apart, check_new, new_directory, update
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, pack_checkpoint, unpack_checkpoint
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.metrics import METRICS_FILE, History, Record, read_metrics
@@ -101,7 +101,8 @@ def train(
                     if run.done > 0:
                         path = run.save_checkpoint()
                         if group.main:
-                            _add_report(run, path)
+                            with update(path) as directory:
+                                _add_report(run, directory)
                         return TrainResult(path, run.done, stopped.signal, records, group.rank)
                     if group.main:
                         folder.clear()
@@ -118,24 +119,29 @@ def _begin(
     config: TrainConfig, folder: CheckpointFolder, force: bool, resume: bool, progress: Progress, held: ExitStack
 ) -> "TrainResult | Checkpoint | None":
     """Checks the output and holds it: what to go on from, or the result if there is nothing left to do."""
-    out = Path(config.out).expanduser()
+    out, reads = Path(config.out).expanduser(), _reads(config)
     if not resume:
-        check_new(out, force)
-        if not force:
-            folder.check_unused()
+        check_new(out, force, reads)
+    check_apart(folder.path, reads)
     held.enter_context(folder.locked())
     if not resume:
+        check_new(out, force, reads)
+        if not force:
+            folder.check_unused()
         return None
-    recover(out)
     checkpoint = folder.newest(progress.note)
     if result := _finished(config, out, folder, checkpoint, progress):
         return result
-    check_new(out, force)
+    check_new(out, force, reads)
     if checkpoint:
         check_settings(checkpoint.state["settings"], config, checkpoint.path)
     else:
         progress.note(f"no checkpoint in {folder.path}: starting from the beginning")
     return checkpoint
+
+
+def _reads(config: TrainConfig) -> list[str | None]:
+    return [config.model, config.data, config.start_from]
 
 
 def _told(
@@ -157,11 +163,19 @@ def _told(
 
 
 def _finish(run: Trainer, out: Path, force: bool) -> None:
-    """Writes the result, and removes the checkpoints."""
-    with new_directory(out, force) as directory:
-        step, tensors = run.result()
-        run.write_adapter(directory, out, step, tensors)
-        _add_report(run, directory)
+    """Writes the result, and removes the checkpoints.
+
+    Raises:
+        OutputError: Something has appeared at ``out``; the checkpoints stay.
+    """
+    try:
+        with new_directory(out, force, _reads(run.config)) as directory:
+            step, tensors = run.result()
+            run.write_adapter(directory, out, step, tensors)
+            _add_report(run, directory)
+    except OutputError as error:
+        hint = "move it away; the same command with --resume then writes the adapter there"
+        raise OutputError(f"{error}; the trained adapter is {run.folder.last()}", hint=hint) from None
     _tidy(run.folder, run.history, step, run.progress)
 
 

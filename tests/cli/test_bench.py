@@ -144,6 +144,14 @@ def test_wrong_input_is_one_line_and_exit_2(run_cli: Run, arguments: list[str], 
     assert reason in err.splitlines()[0]
 
 
+def test_a_picture_replaces_nothing(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "speed.png").write_text("precious")
+    code, out, err = run_cli("bench", "--plot", tmp_path / "speed.png")
+    assert (code, out) == (2, "")
+    assert "speed.png exists already" in err
+    assert (tmp_path / "speed.png").read_text() == "precious"
+
+
 def test_a_picture_needs_matplotlib(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parm_mlx.drawing.find_spec", lambda name: None)
     code, _, err = run_cli("bench", "--plot", "speed.png")

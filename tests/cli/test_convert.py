@@ -33,7 +33,11 @@ def test_the_commands_of_a_whole_project(official: Path, tmp_path: Path, run_cli
     code, out, err = run_cli("convert", k2, "--out", peft, "--to", "peft")
     assert (code, out) == (0, f"{peft}\n")
     assert f"{k2} is a parm-mlx adapter" in err
-    assert sorted(path.name for path in peft.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in peft.iterdir()) == [
+        ".parm-mlx",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["arm", "base", "k2", "k2-peft"]
 
 

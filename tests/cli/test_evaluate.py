@@ -36,7 +36,7 @@ def test_a_run_leaves_everything_and_prints_the_metrics(run_cli: Run, tmp_path: 
     assert code == 0, err
     names = {path.name for path in out.iterdir()}
     wanted = {"run.json", "results.jsonl", "scores.jsonl", "metrics.json", "pareto.png", "pareto.svg", "report.html"}
-    assert names == wanted
+    assert names == {".parm-mlx", *wanted}
     results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["alpha"] for row in results] == [None, None, *[[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]] * 2]
     scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
@@ -86,6 +86,7 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
     assert [run["name"] for run in metrics["runs"]] == ["run", "other"]
     assert all(run["reference_point"] == metrics["reference_point"] for run in metrics["runs"])
     assert {path.name for path in (tmp_path / "both").iterdir()} == {
+        ".parm-mlx",
         "metrics.json",
         "pareto.png",
         "pareto.svg",
@@ -115,7 +116,7 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
         (("--out", "x", "--compare", "x", "y"), 2, "x is not the folder of a run"),
         (("--out", "x", "--compare", "x", "y", "--temp", "1"), 2, "--temp cannot be used with --compare"),
         (("--out", "x", "y"), 2, "y: folders of runs go with --compare"),
-        (("--out", "full", *SMALL), 2, "full is not empty and holds no run"),
+        (("--out", "full", *SMALL), 2, "full is not empty, and parm-mlx has not made it for a run"),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -266,7 +267,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     for name in ("results.jsonl", "scores.jsonl"):
         assert (tmp_path / "rank0" / "run" / name).read_bytes() == (tmp_path / "one" / "run" / name).read_bytes()
     left = {path.name for path in (tmp_path / "rank1" / "run").iterdir()}
-    assert left == {"run.json"}
+    assert left == {".parm-mlx"}
 
 
 def test_a_prompt_that_is_too_long_is_named_before_anything_is_generated(run_cli: Run, tmp_path: Path) -> None:

@@ -61,4 +61,9 @@ def test_an_existing_model_is_kept_without_force(
     code, _, err = run_cli(*fuse)
     assert code == 2
     assert "exists already" in err
+    code, _, err = run_cli(*fuse, "--force")
+    assert code == 2
+    assert "is not a model, adapter or prepared data by parm-mlx" in err
+    shutil.rmtree(out)
+    assert run_cli(*fuse)[0] == 0
     assert run_cli(*fuse, "--force")[0] == 0

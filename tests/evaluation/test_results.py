@@ -5,7 +5,7 @@ import pytest
 
 from parm_mlx.errors import InputError, OutputError, RunError
 from parm_mlx.evaluation.results import Result, RunFolder, read_run, result_line
-from parm_mlx.files import write_whole
+from parm_mlx.outputs import own
 
 IDENTITY = {"objectives": ["a", "b"], "settings": {"model": "m", "alphas": [[1.0, 0.0]]}}
 RESULTS = [
@@ -16,7 +16,8 @@ RESULTS = [
 
 def filled(path: Path) -> RunFolder:
     folder = RunFolder(path, IDENTITY)
-    folder.write_identity()
+    with folder.locked():
+        pass
     with folder.appending("results.jsonl") as append:
         for result in RESULTS:
             append(result_line(result))
@@ -65,19 +66,49 @@ def _prompts(*names: str) -> dict[str, object]:
 
 
 def _with_prompts(tmp_path: Path, *names: str) -> Path:
-    RunFolder(tmp_path / "other", _prompts(*names)).write_identity()
+    with RunFolder(tmp_path / "other", _prompts(*names)).locked():
+        pass
     return tmp_path / "other"
 
 
 def test_folders_that_hold_no_run_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(OutputError, match="is not empty and holds no run"):
+    with pytest.raises(OutputError, match="is not empty, and parm-mlx has not made it for a run"):
         RunFolder(tmp_path / "mine", IDENTITY)
     with pytest.raises(OutputError, match="is a file"):
         RunFolder(tmp_path / "mine" / "letter.txt", IDENTITY)
     with pytest.raises(InputError, match=r"run\.json is missing"):
         read_run(tmp_path / "mine")
+
+
+def test_reading_a_run_changes_nothing(tmp_path: Path) -> None:
+    """Also where the last line was cut off, and where nothing may be written."""
+    folder = filled(tmp_path / "run")
+    with folder.locked():
+        folder.write_scores({result.key: {"a": 1.0} for result in RESULTS})
+    with (folder.path / "results.jsonl").open("a") as file:
+        file.write('{"half')
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.path.iterdir()}
+    for path in [*folder.path.iterdir(), folder.path]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    assert list(read_run(folder.path)[1].values()) == RESULTS
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.path.iterdir()} == before
+    folder.path.chmod(0o755)
+
+
+def test_results_of_earlier_versions_are_left_alone(tmp_path: Path) -> None:
+    filled(tmp_path / "run")
+    (tmp_path / "run" / ".parm-mlx").unlink()
+    with pytest.raises(OutputError, match="parm-mlx has not made it") as caught:
+        RunFolder(tmp_path / "run", IDENTITY)
+    assert str(caught.value.hint).startswith("move it away")
+
+
+def test_the_files_of_other_processes_are_known_by_their_names(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "run")
+    (folder.path / "results.rank-notes.jsonl").write_text("mine")
+    assert folder.parts() == []
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
@@ -120,21 +151,12 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path: Path, monkey
     assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
 
 
-def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
-    def lines() -> object:
-        yield "one\n"
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(RunError, match="the disk is full"):
-        write_whole(tmp_path / "file", lines())  # type: ignore[arg-type]
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_an_answer_that_the_disk_has_no_room_for_is_one_line(tmp_path: Path) -> None:
     folder = filled(tmp_path / "run")
-    (tmp_path / "run" / "scores.jsonl").symlink_to("/dev/full")
-    problem = pytest.raises(RunError, match=r"^the disk is full: .*scores\.jsonl was not written$")
-    with problem, folder.appending("scores.jsonl") as append:
+    own(tmp_path / "run", ["full.jsonl"])
+    (tmp_path / "run" / "full.jsonl").symlink_to("/dev/full")
+    problem = pytest.raises(RunError, match=r"^the disk is full: .*full\.jsonl was not written$")
+    with problem, folder.appending("full.jsonl") as append:
         append("a line\n")
     assert list(folder.results().values()) == RESULTS

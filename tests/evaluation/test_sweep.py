@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,21 +88,26 @@ class Broken:
             yield result
 
 
+def answer(folder: RunFolder, *arguments: Any) -> tuple[list[Result], list[Result]]:
+    with folder.locked():
+        return answer_all(folder, *arguments)
+
+
 def test_a_run_that_is_broken_off_anywhere_ends_with_the_same_bytes(
     parts: tuple[GuidedModel, Sweep], tmp_path: Path
 ) -> None:
     _, sweep = parts
     groups = plan(PROMPTS, ALPHAS, [0])
-    results, fresh = answer_all(RunFolder(tmp_path / "whole", IDENTITY), sweep, groups)
+    results, fresh = answer(RunFolder(tmp_path / "whole", IDENTITY), sweep, groups)
     assert [result.key for result in results] == [job.key for group in groups for job in group]
     assert {result.key for result in fresh} == {result.key for result in results}
     expected = (tmp_path / "whole" / "results.jsonl").read_bytes()
     for count in range(0, 12, 3):
         folder = RunFolder(tmp_path / f"run{count}", IDENTITY)
         with pytest.raises(KeyboardInterrupt):
-            answer_all(folder, Broken(sweep, count), groups)  # type: ignore[arg-type]
+            answer(folder, Broken(sweep, count), groups)
         assert len(folder.results()) == count
-        again, fresh = answer_all(RunFolder(folder.path, IDENTITY), sweep, groups)
+        again, fresh = answer(RunFolder(folder.path, IDENTITY), sweep, groups)
         assert (len(again), len(fresh)) == (12, 12 - count)
         assert (folder.path / "results.jsonl").read_bytes() == expected
 
@@ -117,7 +123,7 @@ def test_a_stop_keeps_what_has_ended(parts: tuple[GuidedModel, Sweep], tmp_path:
             yield result
 
     folder = RunFolder(tmp_path / "run", IDENTITY)
-    results, _ = answer_all(folder, sweep, groups, None, lambda: len(seen) >= 3, watch)  # type: ignore[arg-type]
+    results, _ = answer(folder, sweep, groups, None, lambda: len(seen) >= 3, watch)
     assert 3 <= len(results) < 12
     assert list(folder.results().values()) == results
 
@@ -132,7 +138,7 @@ def test_scores_are_kept_and_only_what_is_missing_is_scored(
     _, sweep = parts
     monkeypatch.setattr("parm_mlx.evaluation.run.CHUNK", 5)
     folder = RunFolder(tmp_path / "run", IDENTITY)
-    results, _ = answer_all(folder, sweep, plan(PROMPTS, ALPHAS, [0]))
+    results, _ = answer(folder, sweep, plan(PROMPTS, ALPHAS, [0]))
     calls: list[int] = []
 
     def failing(prompts: Sequence[Content], texts: Sequence[str]) -> list[float]:

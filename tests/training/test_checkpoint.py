@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,10 @@ from parm_mlx.training.checkpoint import CheckpointFolder, read_checkpoint
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> CheckpointFolder:
-    return CheckpointFolder(tmp_path / "out", keep=2)
+def folder(tmp_path: Path) -> Iterator[CheckpointFolder]:
+    folder = CheckpointFolder(tmp_path / "out", keep=2)
+    with folder.locked():
+        yield folder
 
 
 def write(directory: Path) -> None:
@@ -29,6 +31,7 @@ def test_what_is_saved_can_be_read(folder: CheckpointFolder) -> None:
     checkpoint = read_checkpoint(path)
     assert (checkpoint.step, checkpoint.state) == (7, {"a": [1, 2.5, None], "rng": {"state": 2**127 + 1}})
     assert sorted(file.name for file in path.iterdir()) == [
+        ".parm-mlx",
         "adapter_config.json",
         "adapters.safetensors",
         "state.json",
@@ -40,7 +43,7 @@ def test_the_newest_and_the_best_are_kept(folder: CheckpointFolder) -> None:
     assert folder.steps() == [4, 6, 8]
     save(folder, 10, best=10)
     assert folder.steps() == [8, 10]
-    assert [path.name[0] for path in folder.path.iterdir()] == ["s", "s"]
+    assert sorted(path.name[0] for path in folder.path.iterdir()) == [".", "s", "s"]
 
 
 def truncate(path: Path) -> None:
@@ -123,37 +126,67 @@ def test_a_full_disk_leaves_the_earlier_ones(folder: CheckpointFolder) -> None:
         folder.save(4, {}, fill, None)
     assert str(caught.value).endswith(f"the last good checkpoint is {folder.at(2)}")
     assert caught.value.hint == "make room, then give the same command with --resume"
-    assert [path.name for path in folder.path.iterdir()] == ["step-00000002"]
+    assert sorted(path.name for path in folder.path.iterdir()) == [".parm-mlx", "step-00000002"]
 
 
-def test_what_a_killed_process_left_is_put_right(folder: CheckpointFolder) -> None:
-    """Killed while writing step 6, while removing step 2, and between the two renames that replace step 4."""
-    save(folder, 2, 4)
-    (folder.path / ".step-00000006.partial-123").mkdir()
-    folder.at(2).rename(folder.path / ".step-00000002.partial-123")
-    folder.at(4).rename(folder.path / ".step-00000004.old-123")
+def test_two_processes_do_not_share_an_output(tmp_path: Path) -> None:
+    """The one that is refused leaves the folder of the other alone, empty or not."""
+    folder = CheckpointFolder(tmp_path / "out", 1)
     with folder.locked():
-        assert [path.name for path in folder.path.iterdir()] == ["step-00000004"]
-        assert read_checkpoint(folder.at(4)).step == 4
+        other = CheckpointFolder(tmp_path / "out", 1).locked()
+        with pytest.raises(OutputError, match="another process trains to the same output"), other:
+            pass
+        assert folder.run
+        save(folder, 2)
+    assert folder.steps() == [2]
 
 
-def test_two_processes_do_not_share_an_output(folder: CheckpointFolder) -> None:
-    other = CheckpointFolder(folder.path.with_suffix(""), 1).locked()
-    with folder.locked(), pytest.raises(OutputError, match="another process trains to the same output"), other:
+def test_the_folder_goes_with_the_last_checkpoint(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "out", 2)
+    with folder.locked():
+        save(folder, 2, 4)
+        folder.metrics.write_text("{}\n")
+        with pytest.raises(OutputError, match="up to step 4"):
+            folder.check_unused()
+        folder.clear(keep=2)
+        assert sorted(path.name for path in folder.path.iterdir()) == [".parm-mlx", "step-00000002"]
+        (folder.path / "metrics.jsonl.mine").write_text("mine")
+        folder.clear()
+    assert sorted(path.name for path in folder.path.iterdir()) == [".parm-mlx", "metrics.jsonl.mine"]
+    (folder.path / "metrics.jsonl.mine").unlink()
+    with folder.locked():
         pass
-    assert not folder.path.exists(), "an empty folder goes again"
+    assert not folder.path.exists()
 
 
-def test_the_folder_goes_with_the_last_checkpoint(folder: CheckpointFolder) -> None:
-    save(folder, 2, 4)
-    folder.metrics.write_text("{}\n")
-    with pytest.raises(OutputError, match="up to step 4"):
-        folder.check_unused()
-    folder.clear(keep=2)
-    assert [path.name for path in folder.path.iterdir()] == ["step-00000002"]
-    (folder.path / "notes.txt").write_text("mine")
-    folder.clear()
-    assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
+def test_checkpoints_of_others_are_not_touched(tmp_path: Path) -> None:
+    """Neither a directory that a person made, nor one of another run, is used, written over or removed."""
+    folder = CheckpointFolder(tmp_path / "out", 1)
+    with folder.locked():
+        save(folder, 2, 4)
+    with CheckpointFolder(tmp_path / "other", 1).locked():
+        save(CheckpointFolder(tmp_path / "other", 1), 6)
+    for make in (lambda path: path.mkdir(), lambda path: (tmp_path / "other.checkpoints" / path.name).rename(path)):
+        make(folder.at(6))
+        with pytest.raises(OutputError, match="step-00000006 is not of the run"), folder.locked():
+            pass
+        assert folder.steps() == [4]
+        assert folder.at(6).is_dir()
+        folder.at(6).rename(tmp_path / f"away{len(list(tmp_path.iterdir()))}")
+
+
+def test_a_folder_that_is_no_run_s_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out.checkpoints" / "step-00000002").mkdir(parents=True)
+    refused = pytest.raises(OutputError, match="has not made it for the checkpoints")
+    with refused, CheckpointFolder(tmp_path / "out", 1).locked():
+        pass
+
+
+def test_a_broken_checkpoint_is_written_again(folder: CheckpointFolder) -> None:
+    save(folder, 2)
+    truncate(folder.at(2))
+    save(folder, 2)
+    assert read_checkpoint(folder.at(2)).step == 2
 
 
 def test_the_state_is_readable_text(folder: CheckpointFolder) -> None:

@@ -46,7 +46,12 @@ def test_the_seed_decides(write_rows: Write, rows: list[dict[str, Any]], tmp_pat
 
 def test_a_share_of_nothing_has_no_file(write_rows: Write, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     prepare(write_rows(rows), tmp_path / "out", test_share=0)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [RECORD_FILE, "train.jsonl", "valid.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".parm-mlx",
+        RECORD_FILE,
+        "train.jsonl",
+        "valid.jsonl",
+    ]
 
 
 SAFE = {"response_0": "a", "response_1": "é\u2028", "better_response_id": 1, "safer_response_id": 0}
@@ -124,5 +129,5 @@ def test_it_is_written_whole_or_not_at_all(
 
 def test_force_replaces_nothing_that_is_not_ours(write_rows: Write, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     path = write_rows(rows, "mine/train.jsonl")
-    with pytest.raises(OutputError, match="so --force does not replace it"):
+    with pytest.raises(OutputError, match=r"would replace .*, which is read"):
         prepare(path, path.parent, force=True)

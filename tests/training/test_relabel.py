@@ -205,17 +205,9 @@ def test_it_is_written_whole_or_not_at_all(write_rows: Write, tmp_path: Path, mo
         relabel(source, REWARDS, out)
     monkeypatch.setattr(relabel_module, "CHUNK", 2)
     with pytest.raises(RunError, match="the reward has failed"):
-        relabel(source, {"long": failing}, out, force=True)
+        relabel(source, {"long": failing}, tmp_path / "other.jsonl")
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl"]
-    relabel(source, REWARDS, out, force=True)
-    assert out.read_bytes() != before
-
-
-def test_the_source_may_be_replaced_by_its_relabelled_self(write_rows: Write) -> None:
-    path = write_rows(ROWS)
-    relabel(Source(path), {"long": length}, path, force=True)
-    assert [row["preferred"] for row in written(path)] == [{"long": 1}, {"long": 1}, {"long": 0}]
 
 
 def test_data_that_change_meanwhile_are_noticed(write_rows: Write, tmp_path: Path) -> None:
@@ -230,7 +222,7 @@ def test_data_that_change_meanwhile_are_noticed(write_rows: Write, tmp_path: Pat
     ("out", "error", "reason"),
     [
         ("pairs.txt", OutputError, "pairs.txt: the name of the file must end with .jsonl"),
-        ("folder.jsonl", OutputError, "folder.jsonl is no file"),
+        ("folder.jsonl", OutputError, "folder.jsonl exists already"),
         ("pairs.jsonl/out.jsonl", OutputError, "is not a writable directory"),
     ],
 )
@@ -239,7 +231,7 @@ def test_outputs_that_cannot_be(
 ) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(error) as caught:
-        relabel(Source(write_rows(ROWS)), REWARDS, tmp_path / out, force=True)
+        relabel(Source(write_rows(ROWS)), REWARDS, tmp_path / out)
     assert reason in str(caught.value)
 
 

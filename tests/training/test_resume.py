@@ -178,7 +178,12 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
             run()
     last = folder_of(tmp_path / "out") / "step-00000003"
     assert f"the last good checkpoint is {last}" in str(caught.value)
-    assert sorted(path.name for path in last.parent.iterdir()) == ["metrics.jsonl", "step-00000002", last.name]
+    assert sorted(path.name for path in last.parent.iterdir()) == [
+        ".parm-mlx",
+        "metrics.jsonl",
+        "step-00000002",
+        last.name,
+    ]
     assert outcome(run(resume=True).out) == expected
 
 
@@ -251,7 +256,7 @@ def test_the_best_adapter_is_the_result_or_stays(run: Run, tmp_path: Path) -> No
     best = min(losses, key=lambda step: losses[step])
     assert best != 6, "the settings of this test must let the loss grow"
     stays = folder_of(last.out) / f"step-{best:08}"
-    assert [path.name for path in stays.parent.iterdir()] == [stays.name]
+    assert sorted(path.name for path in stays.parent.iterdir()) == [".parm-mlx", stays.name]
     assert any(str(stays) in note for note in notes)
     result = run("best", save="best", **settings)
     assert not folder_of(result.out).exists()

@@ -59,6 +59,7 @@ def test_an_adapter_that_can_be_used_and_repeated(run: Callable[..., TrainResult
     result = run(progress=listener, beta_objective=(0.1, 0.2), iters=5, steps_per_report=2, steps_per_eval=2)
     assert (result.steps, result.interrupted, listener.ended) == (5, False, 1)
     assert sorted(path.name for path in result.out.iterdir()) == [
+        ".parm-mlx",
         "adapter_config.json",
         "adapters.safetensors",
         *(["curves.png"] if can_draw() else []),
