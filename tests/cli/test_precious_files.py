@@ -4,7 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,3 +185,18 @@ def test_a_training_does_not_drop_checkpoints_that_it_begins_from(world: Path, o
     assert code == 2
     assert "which is read" in err
     assert everything(world) == before
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The command is ended while it writes: exit code 128 + 15, no output and no hidden folder."""
+    rows = [json.dumps({**ROW, "prompt": f"How {i}?"}) + "\n" for i in range(20_000)]
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+    command = [sys.executable, "-m", "parm_mlx.cli.main", "data", "prepare", "pairs.jsonl", "--out", "out"]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+        while run.poll() is None and not any(".partial-" in path.name for path in tmp_path.iterdir()):
+            time.sleep(0.001)
+        run.send_signal(number)
+        run.communicate(timeout=60)
+        assert run.returncode == 128 + number
+        assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
