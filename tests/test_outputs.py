@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from parm_mlx import renames
 from parm_mlx.errors import OutputError, RunError
 from parm_mlx.outputs import (
     MARKER,
@@ -21,6 +20,7 @@ from parm_mlx.outputs import (
     read_marker,
     recover,
     remove_directory,
+    renames,
     update,
     write_file,
 )
@@ -239,7 +239,7 @@ def test_a_change_between_check_and_exchange_is_noticed(tmp_path: Path, monkeypa
             (tmp_path / "out" / "thesis.txt").write_text("precious")
         return renames.exchange(one, other)
 
-    monkeypatch.setattr("parm_mlx.outputs.exchange", late)
+    monkeypatch.setattr("parm_mlx.outputs.whole.exchange", late)
     with pytest.raises(OutputError, match="has changed meanwhile"):
         write(tmp_path / "out", "new", force=True)
     assert (tmp_path / "out" / "config.json").read_text() == "old"
@@ -286,7 +286,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import parm_mlx.renames as renames
+import parm_mlx.outputs.renames as renames
 import parm_mlx.outputs as outputs
 
 moment, plain = int(sys.argv[2]), sys.argv[3] == "plain"
@@ -296,7 +296,7 @@ seen = 0
 
 def count(frame, event, argument):
     global seen
-    if frame.f_code.co_filename.endswith(("outputs.py", "renames.py")):
+    if "/outputs/" in frame.f_code.co_filename:
         seen += event == "line"
         if seen == moment:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,203 @@
+"""Directories and files that appear whole or not at all."""
+
+import os
+import pwd
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from parm_mlx.errors import OutputError
+from parm_mlx.files import disk_errors
+from parm_mlx.outputs.marker import files_in, others_in, read_marker, write_marker, written
+from parm_mlx.outputs.partial import partial_folder, put, recover
+from parm_mlx.outputs.renames import exchange
+
+AWAY = "move it away, or choose another --out"
+
+Reads = Iterable[str | Path | None]
+
+
+def check_new(out: str | Path, force: bool = False, reads: Reads = ()) -> Path:
+    """Checks that a directory may be written; ends what a killed command has left beside it.
+
+    Args:
+        out: The directory to be made.
+        force: Whether a directory that parm-mlx has written may be replaced.
+        reads: Files and directories that the command reads; hub ids and None are passed over.
+
+    Returns:
+        The directory, with ``~`` expanded.
+
+    Raises:
+        OutputError: It exists and may not be replaced, or its parent cannot be written.
+    """
+    path = place(out)
+    if os.path.lexists(path):
+        check_apart(path, reads)
+        if not force:
+            raise OutputError(f"{path} exists already", hint="choose another --out, or replace it with --force")
+        _check_replaceable(path)
+    return path
+
+
+def check_new_file(out: str | Path) -> Path:
+    """Checks that a file may be written where nothing is, and returns it with ``~`` expanded.
+
+    Raises:
+        OutputError: Something is there, or the folder cannot be written.
+    """
+    path = place(out)
+    if os.path.lexists(path):
+        raise OutputError(f"{path} exists already", hint="choose another name, or move it away")
+    return path
+
+
+def check_apart(path: Path, reads: Reads) -> None:
+    """Checks that nothing that is read is at ``path`` or below it.
+
+    Raises:
+        OutputError: Something is.
+    """
+    for source in reads:
+        if source is not None and _contains(path, source):
+            raise OutputError(f"--out {path} would replace {source}, which is read", hint="choose another --out")
+
+
+@contextmanager
+def new_directory(out: str | Path, force: bool = False, reads: Reads = (), run: str | None = None) -> Iterator[Path]:
+    """Writes a directory whole or not at all.
+
+    Yields an empty directory. When the block ends well it takes its place at ``out``, marked; when it does not, for
+    whatever reason, it is removed, and what stood at ``out`` stands there still.
+
+    Args:
+        out: The directory to be made.
+        force: Whether a directory that parm-mlx has written may be replaced.
+        reads: Files and directories that the command reads.
+        run: The run that the directory belongs to, for its marker.
+
+    Raises:
+        OutputError: As in :func:`check_new`; or something has appeared at ``out`` meanwhile.
+        RunError: The disk is full or failed.
+    """
+    reads = list(reads)
+    path = check_new(out, force, reads)
+    with partial_folder(path) as folder, disk_errors(path):
+        partial = folder / "new"
+        partial.mkdir()
+        yield partial
+        write_marker(partial, {"run": run, "files": {name: written(partial / name) for name in files_in(partial)}})
+        if force and os.path.lexists(path):
+            check_new(path, force, reads)
+            _replace(partial, path)
+        else:
+            put(partial, path)
+
+
+@contextmanager
+def new_file(out: str | Path) -> Iterator[Path]:
+    """Writes a file whole or not at all, where nothing is; yields the path to write to.
+
+    Raises:
+        OutputError: Something is there, or has appeared meanwhile.
+        RunError: The disk is full or failed.
+    """
+    path = check_new_file(out)
+    with partial_folder(path) as folder, disk_errors(path):
+        (folder / "new").mkdir()
+        yield folder / "new" / path.name
+        put(folder / "new" / path.name, path)
+
+
+def remove_directory(path: Path, run: str | None) -> None:
+    """Removes the files of a directory of a run, all at once, and the directory unless files of others are in it.
+
+    Raises:
+        OutputError: It has no marker of this run.
+        RunError: It cannot be removed.
+    """
+    marker = read_marker(path)
+    if marker is None or marker.get("run") != run:
+        raise OutputError(f"{path} is not of this run, so it is not removed", hint="move it away")
+    with partial_folder(path) as folder, disk_errors(path):
+        (folder / "gone").mkdir()
+        path.rename(folder / "gone" / path.name)
+
+
+def place(out: str | Path) -> Path:
+    """Where an output goes, once its folder can be written and nothing unfinished is left there."""
+    path = _expanded(out)
+    path = path if path.name not in ("", "..") else Path(os.path.realpath(path))
+    parent = next((p for p in path.absolute().parents if os.path.lexists(p)), path)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: {parent} is not a writable directory")
+    recover(path.parent)
+    return path
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise OutputError(f"{path}: there is no such user") from None
+
+
+def _check_replaceable(path: Path) -> None:
+    if os.path.ismount(path) or any(_contains(path, place) for place in _protected()):
+        raise OutputError(f"{path} is a home, a mount point, or holds the current directory: it is never replaced")
+    if path.is_symlink() or not path.is_dir():
+        raise OutputError(f"{path} is not a directory, so --force does not replace it", hint=AWAY)
+    marker = read_marker(path)
+    if marker is None and not any(path.iterdir()):
+        return
+    if marker is None or "kind" in marker:
+        raise OutputError(
+            f"{path} is not a model, adapter or prepared data by parm-mlx, so --force does not replace it",
+            hint=f"{AWAY}; results of earlier versions have no marker, and count as files of others",
+        )
+    if others := others_in(path, marker):
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise OutputError(
+            f"{path} holds files that parm-mlx has not written, or that have changed since: {shown}; --force does not "
+            "replace it",
+            hint=AWAY,
+        )
+
+
+def _protected() -> list[str]:
+    places = ["~"]
+    with suppress(KeyError):
+        places.append(pwd.getpwuid(os.getuid()).pw_dir)
+    with suppress(OSError):
+        places.append(str(Path.cwd()))
+    return places
+
+
+def _contains(directory: Path, place: str | Path) -> bool:
+    """Whether a place is a directory or lies in it, whatever the two are called."""
+    real = Path(os.path.realpath(_expanded(place)))
+    for path in (real, *real.parents):
+        with suppress(OSError):
+            if path.samefile(directory):
+                return True
+    return False
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Puts a directory in the place of one that may be replaced.
+
+    Raises:
+        OutputError: That one has changed since it was checked; it is left where it is.
+    """
+    if read_marker(path) is None:
+        path.rmdir()
+        put(partial, path)
+    elif exchange(partial, path):
+        if others_in(partial, read_marker(partial) or {"files": {}}):
+            exchange(partial, path)
+            raise OutputError(f"{path} has changed meanwhile; it was left as it is", hint=AWAY)
+    else:
+        old = partial.with_name("old")
+        old.mkdir()
+        path.rename(old / path.name)
+        put(partial, path)

@@ -1,0 +1,146 @@
+"""Folders that a command works in: runs of evaluate, and checkpoints of trainings."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from parm_mlx.errors import OutputError
+from parm_mlx.files import disk_errors, lock
+from parm_mlx.outputs.marker import MARKER, SYSTEM_FILES, files_in, read_marker, write_marker
+from parm_mlx.outputs.partial import partial_folder, recover
+from parm_mlx.outputs.whole import AWAY, place
+
+_KINDS = {"run": "a run of evaluate", "checkpoints": "the checkpoints of a training run"}
+
+
+@contextmanager
+def claimed(out: Path, kind: str, problem: str) -> Iterator[dict[str, Any]]:
+    """Holds a directory to work in, for this process alone: makes it, or takes up one that was made for this.
+
+    Only files that :func:`update` and :func:`own` know of are ever replaced or removed there. If it holds none at the
+    end, it goes.
+
+    Args:
+        out: The directory.
+        kind: What it is for: ``"run"`` or ``"checkpoints"``.
+        problem: What to say where another process holds it.
+
+    Yields:
+        The content of its marker.
+
+    Raises:
+        OutputError: It holds something else, another process holds it, or it cannot be made.
+    """
+    check_claim(out, kind)
+    handle = _locked(out, problem)
+    try:
+        mark(out, kind)
+        recover(out)
+        yield read_marker(out) or {}
+    finally:
+        with suppress(OSError):
+            if {entry.name for entry in out.iterdir()} <= {MARKER}:
+                (out / MARKER).unlink(missing_ok=True)
+                out.rmdir()
+        os.close(handle)
+
+
+def mark(out: Path, kind: str) -> None:
+    """Makes and marks a directory to work in, if that has not been done.
+
+    Raises:
+        OutputError: It holds something else.
+        RunError: It cannot be made.
+    """
+    check_claim(out, kind)
+    if read_marker(out) is None:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        write_marker(out, {"kind": kind, "run": os.urandom(8).hex(), "files": {}})
+
+
+def check_claim(out: Path, kind: str) -> None:
+    """Checks that a directory can be claimed: it does not exist, is empty, or was made for this.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    path = place(out)
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise OutputError(f"{path} is a file, not a folder", hint="choose another --out")
+    marker = read_marker(path)
+    if marker is None and not any(entry.name not in SYSTEM_FILES for entry in path.iterdir()):
+        return
+    if marker is None or marker.get("kind") != kind:
+        raise OutputError(
+            f"{path} is not empty, and parm-mlx has not made it for {_KINDS[kind]}",
+            hint=f"{AWAY}; results of earlier versions have no marker, and count as files of others",
+        )
+
+
+@contextmanager
+def update(directory: Path) -> Iterator[Path]:
+    """Writes files of a claimed directory, each whole or not at all, in the place of those of the same names.
+
+    Yields an empty directory to write them into.
+
+    Raises:
+        OutputError: A file of such a name is there that parm-mlx has not written.
+        RunError: The disk is full or failed.
+    """
+    with partial_folder(directory / "files") as folder, disk_errors(directory):
+        partial = folder / "new"
+        partial.mkdir()
+        yield partial
+        names = files_in(partial)
+        own(directory, names)
+        for name in names:
+            (partial / name).replace(directory / name)
+
+
+def own(directory: Path, names: Iterable[str]) -> None:
+    """Notes in the marker of a claimed directory that files of these names are written there from now on.
+
+    Raises:
+        OutputError: A file of such a name is there that parm-mlx has not written.
+    """
+    marker = read_marker(directory)
+    if marker is None:
+        raise OutputError(f"{directory} has no marker of parm-mlx any more", hint="choose another --out")
+    new = [name for name in names if name not in marker["files"]]
+    for name in new:
+        if os.path.lexists(directory / name):
+            raise OutputError(f"{directory / name} is not a file that parm-mlx has written", hint="move it away")
+    if new:
+        marker["files"] |= dict.fromkeys(new)
+        write_marker(directory, marker)
+
+
+def write_file(path: Path, lines: Iterable[str]) -> None:
+    """Writes a text file of a claimed directory; see :func:`update`."""
+    with update(path.parent) as directory, (directory / path.name).open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def _locked(directory: Path, problem: str) -> int:
+    """Makes and holds a directory: a descriptor of it that is to be closed."""
+    while True:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(directory, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"{directory} cannot be made: {error.strerror or error}") from None
+        try:
+            lock(handle, problem)
+            if os.path.samestat(os.fstat(handle), directory.stat()):
+                return handle
+        except FileNotFoundError:  # its last owner has removed it
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
