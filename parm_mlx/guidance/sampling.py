@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from parm_mlx.kernels.source import widened
 from parm_mlx.mlxlm import filter_logprobs
 
 
@@ -41,7 +42,7 @@ class Sampling:
         return kept * (1 / self.temp)
 
     def distribution(self, logits: mx.array) -> mx.array:
-        """Log-probabilities of the distribution that tokens are drawn from, (…, V) logits → (…, V).
+        """Log-probabilities of the distribution that tokens are drawn from, (…, V) logits → (…, V) float32.
 
         At temperature 0, where the likeliest token is taken, the log-probabilities of the model itself.
         """
@@ -55,6 +56,7 @@ def likeliest(logprobs: mx.array) -> mx.array:
 
 
 def _normalised(logits: mx.array) -> mx.array:
+    logits = widened(logits)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 

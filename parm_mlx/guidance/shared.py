@@ -92,7 +92,7 @@ class SharedModel(GuidedModel):
         return [*map(PairCache.of, base, guide[:-1]), guide[-1]]
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
-        """Guided logits, (B, L) token ids → (B, L, V)."""
+        """Guided logits, (B, L) token ids → (B, L, V) float32."""
         if not cache:
             alpha = mx.array([self.guide.alpha] * inputs.shape[0])
             return self._both(inputs, inputs, None, self._bind(alpha))
