@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from parm_mlx.errors import ModelError
 from parm_mlx.guidance.prompts import render_prompt, split_response
+from parm_mlx.guidance.templates import render_answer
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.training.rows import Pair, Problems, RowError
 
@@ -178,7 +179,8 @@ def tokenize_pair(
         prompt = render_prompt(tokenizer, pair.prompt, chat_template)
     except TemplateError as error:
         raise RowError(f"the chat template does not accept this prompt: {error}") from None
-    first, second = (tokenize(tokenizer, prompt, response) for response in pair.responses)
+    responses = pair.responses if chat_template is None else [render_answer(chat_template, r) for r in pair.responses]
+    first, second = (tokenize(tokenizer, prompt, response) for response in responses)
     if not (first.start and second.start):
         raise RowError("'prompt' has no token before the response")
     preferred = np.array([pair.preferred.get(name, UNLABELLED) for name in objectives], np.int8)
