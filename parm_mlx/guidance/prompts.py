@@ -1,6 +1,7 @@
 """From conversations to prompt tokens, for the base and for the guide, which may need different templates."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from jinja2 import TemplateError
 
@@ -102,10 +103,18 @@ def render_prompt(tokenizer: TokenizerWrapper, prompt: Prompt, chat_template: st
 
 
 def encode(tokenizer: TokenizerWrapper, text: str) -> list[int]:
-    """Tokenises a rendered text; BOS comes first if the tokenizer has one and the text does not begin with it."""
+    """Tokenises a rendered text; BOS comes first if the tokenizer puts it there and the text does not begin with it."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    bos = tokenizer.bos_token_id
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+    begin = _beginning(tokenizer)
+    return ids if ids[: len(begin)] == begin else [*begin, *ids]
+
+
+@lru_cache(maxsize=8)
+def _beginning(tokenizer: TokenizerWrapper) -> list[int]:
+    """The special tokens that a tokenizer puts before a text: BOS, or none."""
+    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
+    whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
+    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
 
 
 def split_response(tokenizer: TokenizerWrapper, prompt: str, response: str) -> tuple[list[int], int]:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ from parm_mlx.errors import InputError, ModelError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.guidance.prompts import Prompter, encode, render_prompt, split_response
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, render
+from parm_mlx.mlxlm import load_tokenizer_alone
 
 TALK = [
     {"role": "user", "content": "Hi"},
@@ -24,12 +27,15 @@ class Letters:
     joined = ("·yes", "yes", "·y")
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids, text = [], text.replace(" ", "·")
+        ids, text = [self.bos_token_id] if add_special_tokens else [], text.replace(" ", "·")
         while text:
             piece = next((p for p in self.joined if text.startswith(p)), text[0])
             ids.append(1000 + self.joined.index(piece) if piece in self.joined else ord(piece))
             text = text[len(piece) :]
         return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
 
 
 class Spaced(Letters):
@@ -39,6 +45,21 @@ class Spaced(Letters):
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
         return "".join(f"{message['role'][0]}: {message['content']}\n" for message in messages) + "a: "
+
+
+class Bare(Letters):
+    """It names a BOS and does not put it before a text; it has one more token than letters, which is not common."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return super().encode(text, False)
+
+
+class Ended(Letters):
+    """It puts BOS before a text and EOS after it."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids = super().encode(text, add_special_tokens)
+        return [*ids, self.eos_token_id] if add_special_tokens else ids
 
 
 def split(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], list[int]]:
@@ -138,3 +159,25 @@ def test_what_cannot_be_read_is_said() -> None:
     assert caught.value.hint == "name one with --chat-template: beaver, alpaca, hh, plain"
     with pytest.raises(ModelError, match="does not accept this conversation"):
         Prompter(Letters(), Letters(), guide_template="hh")(TALK[1:])  # type: ignore[arg-type]
+
+
+def test_bos_comes_first_only_where_the_tokenizer_puts_it() -> None:
+    assert encode(Letters(), "Hi") == [1, ord("H"), ord("i")]  # type: ignore[arg-type]
+    assert encode(Ended(), "Hi") == [1, ord("H"), ord("i")]  # type: ignore[arg-type]
+    assert encode(Bare(), "Hi") == [ord("H"), ord("i")]  # type: ignore[arg-type]
+    assert encode(Letters(), "\x01Hi") == [1, ord("H"), ord("i")]  # type: ignore[arg-type]
+    assert split_response(Bare(), "Q:", "no") == ([*map(ord, "Q:no")], 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("add", [True, False])
+def test_bos_is_that_of_transformers(official: Path, tmp_path: Path, add: bool) -> None:
+    """A post-processor without BOS, as in Phi-3 and Granite, whatever the config names."""
+    copy = Path(shutil.copytree(official / "arm_base", tmp_path / "model"))
+    if not add:
+        content = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+        content["post_processor"] = None
+        (copy / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = load_tokenizer_alone(copy)
+    assert tokenizer.bos_token == "<s>"
+    for text in ("Hi", "<s>Hi", ""):
+        assert encode(tokenizer, text) == tokenizer.encode(text)[text.startswith("<s>") and add :]
