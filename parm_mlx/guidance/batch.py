@@ -136,7 +136,7 @@ def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> 
     draft = None
     if drafting.model is not None:
         draft = Track(make_prompt_cache(drafting.model))
-        read(drafting.model, prompt.base[:-1], draft.cache)
+        read(drafting.model, drafting.readable(prompt.base[:-1]), draft.cache)
     speculation = Speculation(model, cache, last, drafting, sampling, request.number, draft)
     return iter(speculation), speculation.count
 

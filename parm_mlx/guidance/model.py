@@ -19,7 +19,7 @@ from parm_mlx.errors import PreferenceError
 from parm_mlx.kernels.launcher import runs
 from parm_mlx.kernels.mix import guided_logits_ops, guided_logprobs
 from parm_mlx.kernels.source import widened
-from parm_mlx.mlxlm import PreferenceCache, context_length, make_prompt_cache
+from parm_mlx.mlxlm import PreferenceCache, context_length, embedding_rows, make_prompt_cache
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.bound import BoundPreferences
 from parm_mlx.pblora.config import PBLoRAConfig
@@ -77,6 +77,11 @@ class Guide(nn.Module):
     def context_length(self) -> int | None:
         """Most tokens that the model was made for; None where it does not say."""
         return context_length(self.model)
+
+    @property
+    def rows(self) -> int | None:
+        """Number of token ids that it has an embedding for; None where that is not known."""
+        return embedding_rows(self.model)
 
     @property
     def layers(self) -> list[Any]:
@@ -171,6 +176,11 @@ class GuidedModel(nn.Module):
     def context_length(self) -> int | None:
         """Most tokens that both models were made for; None where they do not say."""
         return min(filter(None, (context_length(self.base), self.guide.context_length)), default=None)
+
+    @property
+    def rows(self) -> tuple[int | None, int | None]:
+        """Number of token ids that base and guide have an embedding for; None where that is not known."""
+        return embedding_rows(self.base), self.guide.rows
 
     @property
     def vocabulary(self) -> int:

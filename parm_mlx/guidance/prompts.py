@@ -1,5 +1,6 @@
 """From conversations to prompt tokens, for the base and for the guide, which may need different templates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +30,8 @@ class Prompter:
             the guide's.
         guide_template: Name of the chat template that the guide was trained with; None is its tokenizer's own.
         limit: Most tokens that both models can read; None is no limit.
+        rows: Rows of the embeddings of base and guide; None is not checked.
+        draft_rows: Rows of the embedding of a draft model, which reads the base's prompt.
 
     Raises:
         ModelError: There is no chat template of such a name.
@@ -43,12 +46,15 @@ class Prompter:
         base_template: str | None = None,
         guide_template: str | None = None,
         limit: int | None = None,
+        rows: tuple[int | None, int | None] = (None, None),
+        draft_rows: int | None = None,
     ) -> None:
         check_template(guide_template)
         check_template(base_template)
         if base_template is None and not base.has_chat_template:
             base_template = guide_template
         self._readers = ((base, base_template), (guide, guide_template))
+        self._rows, self._draft_rows = rows, draft_rows
         self._template = template
         self._limit = limit
 
@@ -56,22 +62,37 @@ class Prompter:
         """Tokenises a user's text, or a conversation that an assistant is to continue.
 
         Raises:
-            InputError: The prompt is longer than the models can read.
+            InputError: The prompt is longer than the models can read, or has a token for which one of them has no row.
             ModelError: A tokenizer has no chat template for a conversation, or its template refuses this one.
         """
-        tokens = PromptTokens(*(self._encode(tokenizer, name, prompt) for tokenizer, name in self._readers))
-        length = max(len(tokens.base), len(tokens.guide))
+        base, guide = (self._encode(tokenizer, name, prompt) for tokenizer, name in self._readers)
+        return self._checked(prompt, base, guide)
+
+    def _checked(self, prompt: Prompt, base: list[int], guide: list[int]) -> PromptTokens:
+        length = max(len(base), len(guide))
         if self._limit is not None and length >= self._limit:
             raise InputError(f"the prompt has {length} tokens, and the model reads {self._limit} with its answer")
-        return tokens
+        (base_tokenizer, _), (guide_tokenizer, _) = self._readers
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        for tokenizer, ids, rows, role in (
+            (base_tokenizer, base, self._rows[0], "model"),
+            (base_tokenizer, base, self._draft_rows, "draft model"),
+            (guide_tokenizer, guide, self._rows[1], "guide model"),
+        ):
+            if lone := lone_token(tokenizer, ids, rows, role):
+                where = "the prompt" if any(lone.text in text for text in texts) else "the chat template"
+                raise InputError(f"{where} has {lone}")
+        return PromptTokens(base, guide)
 
-    def _encode(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Prompt) -> list[int]:
+    def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Prompt) -> str:
         try:
             as_it_is = isinstance(prompt, str) and not self._template
-            text = render(PLAIN, prompt) if as_it_is else render_prompt(tokenizer, prompt, name)
+            return render(PLAIN, prompt) if as_it_is else render_prompt(tokenizer, prompt, name)
         except TemplateError as error:
             raise ModelError(f"the chat template does not accept this conversation: {error}") from error
-        return encode(tokenizer, text) or [tokenizer.eos_token_id]
+
+    def _encode(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Prompt) -> list[int]:
+        return encode(tokenizer, self._render(tokenizer, name, prompt)) or [tokenizer.eos_token_id]
 
 
 def render_prompt(tokenizer: TokenizerWrapper, prompt: Prompt, chat_template: str | None = None) -> str:
@@ -115,6 +136,36 @@ def _beginning(tokenizer: TokenizerWrapper) -> list[int]:
     bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
     whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
     return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
+
+
+@dataclass(frozen=True)
+class LoneToken:
+    """A token for which a model's embedding has no row: MLX would read beyond its end, without an error.
+
+    Attributes:
+        id: The token's id.
+        text: The token as text.
+        rows: Rows of the embedding.
+        role: The model.
+    """
+
+    id: int
+    text: str
+    rows: int
+    role: str
+
+    def __str__(self) -> str:
+        return f"token {self.text!r} (id {self.id}); the {self.role} has embeddings for ids below {self.rows} only"
+
+
+def lone_token(
+    tokenizer: TokenizerWrapper, ids: Sequence[int], rows: int | None, role: str = "model"
+) -> LoneToken | None:
+    """The first token for which an embedding of so many rows has none, if there is any; None rows are not checked."""
+    if rows is None or max(ids, default=0) < rows:
+        return None
+    lone = next(token for token in ids if token >= rows)
+    return LoneToken(lone, tokenizer.decode([lone]), rows, role)
 
 
 def split_response(tokenizer: TokenizerWrapper, prompt: str, response: str) -> tuple[list[int], int]:

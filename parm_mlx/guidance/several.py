@@ -61,6 +61,11 @@ class Guides(nn.Module):
         return min(filter(None, (guide.context_length for guide in self.guides)), default=None)
 
     @property
+    def rows(self) -> int | None:
+        """Number of token ids that all of them have an embedding for; None where that is not known."""
+        return min(filter(None, (guide.rows for guide in self.guides)), default=None)
+
+    @property
     def objectives(self) -> tuple[str, ...]:
         """The k objectives, in the order of α."""
         return self._objectives
@@ -116,8 +121,8 @@ class Guides(nn.Module):
             guide.run(inputs, cache[entries] if cache else None, conditioning)
             for guide, entries, (_, conditioning) in zip(self.guides, self._entries, bound, strict=True)
         ]
-        weighted = (weight * z for (weight, _), z in zip(bound, over_common_tokens(*logits), strict=True))
-        return reduce(mx.add, weighted)
+        weights = [weight for weight, _ in bound]
+        return reduce(mx.add, map(mx.multiply, weights, over_common_tokens(*logits)))
 
     def _bind(self, alpha: mx.array) -> list[tuple[mx.array, Conditioning]]:
         """For each reward model its weights (B, 1, 1) and what it runs under: its one objective, in every row."""

@@ -69,6 +69,11 @@ class SharedModel(GuidedModel):
         super().__init__(Backbone(guide.model), guide, beta)
 
     @property
+    def rows(self) -> tuple[int | None, int | None]:
+        """Number of token ids that the backbone has an embedding for, twice."""
+        return self.guide.rows, self.guide.rows
+
+    @property
     def layers(self) -> list[Any]:
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return self.guide.layers

@@ -9,8 +9,9 @@ is drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). 
 temperature and filters, q the drafter's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import mlx.core as mx
@@ -19,7 +20,7 @@ from mlx_lm.generate import generation_stream
 
 from parm_mlx.guidance.model import Cache, GuidedModel, mix
 from parm_mlx.guidance.sampling import Sampler, Sampling
-from parm_mlx.mlxlm import Checkpoint, wired_limit
+from parm_mlx.mlxlm import Checkpoint, embedding_rows, wired_limit
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Drafting:
 
     model: nn.Module | None
     tokens: int = 3
+
+    @cached_property
+    def rows(self) -> int | None:
+        """Number of token ids that the draft model has an embedding for; None where that is not known."""
+        return None if self.model is None else embedding_rows(self.model)
+
+    def readable(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens as the draft model reads them: the last one it knows stands for those that only the base knows."""
+        return [token if self.rows is None else min(token, self.rows - 1) for token in tokens]
 
 
 @dataclass
@@ -146,7 +156,7 @@ class Speculation:
         self._chooser = Chooser(sampling, number, model.vocabulary)
         self._last = token
         self._draft = draft or Track([])
-        self._unread_by_draft = mx.array([token], mx.uint32)
+        self._unread_by_draft = mx.array(drafting.readable([token]), mx.uint32)
         if drafting.model is None:
             self._base, self._guide = model.split_cache(cache)
         else:
@@ -201,7 +211,8 @@ class Speculation:
         _take_back(before_draft, drafter, track.cache, read, keep)
         track.tokens += _list(read)[:keep]
         # When all were kept, the drafter has not read its own last token yet.
-        self._unread_by_draft = mx.array(tokens[-1:] if kept < n else tokens[-2:], mx.uint32)
+        next_unread = tokens[-1:] if kept < n else tokens[-2:]
+        self._unread_by_draft = mx.array(self._drafting.readable(next_unread), mx.uint32)
         return kept, tokens
 
     def _drafts(

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,36 @@ def test_bos_is_that_of_transformers(official: Path, tmp_path: Path, add: bool) 
     assert tokenizer.bos_token == "<s>"
     for text in ("Hi", "<s>Hi", ""):
         assert encode(tokenizer, text) == tokenizer.encode(text)[text.startswith("<s>") and add :]
+
+
+def test_a_token_without_a_row_is_named_with_its_place() -> None:
+    """The letter "z", number 122, is the last one with a row in the base; the guide has rows up to "u".
+
+    The chat template puts brackets around the prompt: "]" is number 93.
+    """
+    prompter = Prompter(Letters(), Talking(), rows=(123, 118))  # type: ignore[arg-type]
+    assert prompter("Hut").base == [1, *map(ord, "Hut")]
+    with pytest.raises(InputError, match=r"the prompt has token '~' \(id 126\); the model has .* below 123 only"):
+        prompter("~Hut")
+    with pytest.raises(InputError, match=r"the prompt has token 'v' \(id 118\); the guide model has"):
+        prompter("very")
+    with pytest.raises(InputError, match=r"the chat template has token ']' \(id 93\); the guide model has"):
+        Prompter(Letters(), Talking(), rows=(123, 93))("HI")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"the prompt has token 'x' \(id 120\); the draft model has"):
+        Prompter(Letters(), Letters(), rows=(123, 123), draft_rows=120)("ox")  # type: ignore[arg-type]
+
+
+class Talking(Letters):
+    """A chat template that shows each turn in brackets; EOS ends an answer. ``shown`` is how it shows an answer."""
+
+    has_chat_template = True
+
+    def __init__(self, shown: Callable[[str], str] = str, lead: str = "") -> None:
+        self.shown, self.lead = shown, lead
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        text = ""
+        for message in messages:
+            asks = message["role"] == "user"
+            text += f"[{message['content']}]" if asks else self.lead + self.shown(message["content"]) + "\x02"
+        return text

@@ -196,3 +196,17 @@ def test_the_last_answer_is_rendered_as_earlier_ones_are(tokenizer: Any, name: s
     ids = tokenizer.encode(history)
     assert ids[: row.start + 1] == row.ids[: row.start + 1].tolist()
     assert history.count(answer) == 1
+
+
+def test_tokens_without_a_row_are_reported_together(tokenizer: Any) -> None:
+    """The model knows the tokens of the first pair and no greater ones."""
+    known, *others = (
+        Pair("1", ("1", text), {"x": 0}, f"f:{line}") for line, text in enumerate(("1 1", "a quick fox", "lazy"), 1)
+    )
+    plain = _Plain(tokenizer)
+    rows = 1 + max(int(row.ids.max()) for row in tokenize_pair(plain, known, ("x",)).rows)
+    assert len(tokenize_pairs(plain, [known], ("x",), 99, rows=rows)[0]) == 1
+    reason = rf"token '.+' \(id \d+\); the model has embeddings for ids below {rows} only"
+    with pytest.raises(DataError, match=rf"2 rows cannot be used\s+f:2: {reason}\s+f:3: {reason}"):
+        tokenize_pairs(plain, [known, *others], ("x",), 99, rows=rows)
+    assert len(tokenize_pairs(plain, [known, *others], ("x",), 99, rows=512)[0]) == 3
