@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 
 from parm_mlx.guidance.model import Cache, GuidedModel, mix
-from parm_mlx.guidance.sampling import Sampler, Sampling
+from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling
 from parm_mlx.mlxlm import Checkpoint, embedding_rows, wired_limit
 
 
@@ -108,19 +108,22 @@ class Chooser:
 
         Returns:
             How many drafts are kept, and the tokens to go on with: the kept ones, then one more unless all n of m = n
-            are kept.
+            are kept. That one is ``NOT_FINITE`` where the logits that it would come from are not finite.
         """
         n = drafts.size
         p = self._sampling.distribution(target)
+        finite = _finite(p)
         if self._sampling.temp == 0:
             others = mx.argmax(p, axis=-1)
             kept = others[:n] == drafts
         else:
             at = drafts[:, None]
             ratio = mx.take_along_axis(p[:n], at, axis=-1) - mx.take_along_axis(q, at, axis=-1)
+            finite = mx.concatenate([finite[:n] & _finite(q), finite[n:]])
             kept = mx.log(mx.random.uniform(shape=(n,), key=self._sampler.key())) < ratio[:, 0]
             rest = mx.log(mx.maximum(mx.exp(p[:n]) - mx.exp(q), 0))
             others = self._sampler.draw(mx.concatenate([rest, p[n:]]))
+        kept, others = kept & finite[:n], mx.where(finite, others.astype(mx.int32), NOT_FINITE)
         mx.eval(kept, others, drafts)
         count = next((i for i, keep in enumerate(_list(kept)) if not keep), n)
         return count, [*_list(drafts)[:count], *_list(others)[count : count + 1]]
@@ -173,7 +176,7 @@ class Speculation:
         return self._generated[:-1]
 
     def __iter__(self) -> Iterator[int]:
-        """Yields tokens, without end."""
+        """Yields tokens, without end; ``NOT_FINITE`` says that there are no more."""
         advance = self._advance_base if self._drafting.model is None else self._advance_draft_model
         with wired_limit(self._model):
             while True:
@@ -205,6 +208,8 @@ class Speculation:
         _, drafts, q = self._drafts(drafter, track.cache, unread, n)
         read = mx.concatenate([last, drafts])
         kept, tokens = self._chooser.judge(self._model(read[None], cache=self._cache)[0], drafts, q)
+        if tokens[-1] == NOT_FINITE:
+            return kept, tokens
         _take_back(before, self._model, self._cache, read, kept + 1)
         read = mx.concatenate([unread, drafts[:-1]])
         keep = unread.size + min(kept, n - 1)
@@ -227,6 +232,11 @@ class Speculation:
             drafts.append(unread)
             q.append(distribution)
         return mx.concatenate(logits), mx.concatenate(drafts), mx.concatenate(q)
+
+
+def _finite(logprobs: mx.array) -> mx.array:
+    """Whether each row of normalised (n, V) comes from finite logits: (n,)."""
+    return mx.max(logprobs, axis=-1) > -mx.inf  # false for NaN
 
 
 def _list(numbers: mx.array) -> list[int]:
