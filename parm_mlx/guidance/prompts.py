@@ -7,8 +7,10 @@ from functools import lru_cache
 from jinja2 import TemplateError
 
 from parm_mlx.errors import InputError, ModelError
-from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Prompt, check_template, render
+from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Message, Prompt, check_template, render
 from parm_mlx.mlxlm import TokenizerWrapper
+
+_MARK = "Answer0Mark"  # stands for an answer while its place in a rendered conversation is looked for
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,27 @@ class Prompter:
         base, guide = (self._encode(tokenizer, name, prompt) for tokenizer, name in self._readers)
         return self._checked(prompt, base, guide)
 
+    def after_answer(self, messages: Sequence[Message], asked: PromptTokens, answer: Sequence[int]) -> PromptTokens:
+        """Tokenises a conversation that goes on after an answer, which stays as it was generated, token for token.
+
+        A template that shows an earlier answer in another way (without its reasoning, for instance) is followed: the
+        answer is tokenised again then.
+
+        Args:
+            messages: The conversation; the answer is the last message but one.
+            asked: The prompt that was answered.
+            answer: The tokens of the answer, without its end.
+
+        Raises:
+            InputError: As for a prompt.
+            ModelError: As for a prompt.
+        """
+        base, guide = (
+            self._encode_after(tokenizer, name, messages, [*before, *answer])
+            for (tokenizer, name), before in zip(self._readers, (asked.base, asked.guide), strict=True)
+        )
+        return self._checked(messages, base, guide)
+
     def _checked(self, prompt: Prompt, base: list[int], guide: list[int]) -> PromptTokens:
         length = max(len(base), len(guide))
         if self._limit is not None and length >= self._limit:
@@ -93,6 +116,22 @@ class Prompter:
 
     def _encode(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Prompt) -> list[int]:
         return encode(tokenizer, self._render(tokenizer, name, prompt)) or [tokenizer.eos_token_id]
+
+    def _encode_after(
+        self, tokenizer: TokenizerWrapper, name: str | None, messages: Sequence[Message], said: list[int]
+    ) -> list[int]:
+        """The tokens of :meth:`after_answer` for one model; ``said`` are those up to the end of the answer."""
+        *earlier, answer, question = messages
+        text = self._render(tokenizer, name, messages)
+        asked = self._render(tokenizer, name, earlier)
+        marked = self._render(tokenizer, name, [*earlier, {**answer, "content": _MARK}, question])
+        before, _, after = marked.partition(_MARK)
+        as_asked = before.startswith(asked) and not before[len(asked) :].strip()
+        shown = text.removeprefix(asked).removesuffix(after)
+        head, whole = encode(tokenizer, before + _MARK), encode(tokenizer, marked)
+        if not as_asked or shown.strip() != answer["content"].strip() or whole[: len(head)] != head:
+            return encode(tokenizer, text)
+        return said + whole[len(head) :]
 
 
 def render_prompt(tokenizer: TokenizerWrapper, prompt: Prompt, chat_template: str | None = None) -> str:

@@ -215,3 +215,55 @@ class Talking(Letters):
             asks = message["role"] == "user"
             text += f"[{message['content']}]" if asks else self.lead + self.shown(message["content"]) + "\x02"
         return text
+
+
+ANSWER = [*map(ord, "·no"), 1000]
+"""A space, "no" and the token of " yes"."""
+
+
+def after_answer(tokenizer: Any, text: str = " no yes") -> list[int]:
+    messages = [*TALK[:1], {"role": "assistant", "content": text}, TALK[2]]
+    prompter = Prompter(tokenizer, tokenizer)
+    found = prompter.after_answer(messages, prompter(TALK[:1]), ANSWER)
+    assert found.base == found.guide
+    return found.base
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [Talking(), Talking(str.strip), Talking(str.rstrip), Talking(lambda text: f" {text.strip()}")]
+)
+def test_an_answer_stays_as_it_was_generated(tokenizer: Any) -> None:
+    """Also where the template strips it, or puts a space before it; the detokenizer may have dropped one too."""
+    expected = [1, *map(ord, "[Hi]"), *ANSWER, 2, *map(ord, "[Why?]")]
+    assert after_answer(tokenizer) == expected
+    assert after_answer(tokenizer, "no yes") == expected
+
+
+def test_tokens_that_are_not_those_of_the_text_stay_too() -> None:
+    """A model may write " yes" as five letters, which its tokenizer would never do."""
+    prompter = Prompter(Talking(), Talking())  # type: ignore[arg-type]
+    messages = [*TALK[:1], {"role": "assistant", "content": " yes"}, TALK[2]]
+    answer = [*map(ord, "·yes")]
+    found = prompter.after_answer(messages, prompter(TALK[:1]), answer)
+    assert found.base == [1, *map(ord, "[Hi]"), *answer, 2, *map(ord, "[Why?]")]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [(Talking(str.upper), "[Hi] NO YES\x02[Why?]"), (Talking(lead="a: "), "[Hi]a:  no yes\x02[Why?]")],
+)
+def test_a_template_that_shows_an_answer_in_another_way_is_followed(tokenizer: Any, text: str) -> None:
+    assert after_answer(tokenizer) == encode(tokenizer, text)
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_built_in_templates_keep_an_answer(official_tokenizer: Any, name: str) -> None:
+    """Decoded, the conversation is what the template renders, with the answer's own space."""
+    prompter = Prompter(official_tokenizer, official_tokenizer, base_template=name, guide_template=name)
+    asked = prompter(TALK[:1])
+    answer = official_tokenizer.encode(" The cat.", add_special_tokens=False)
+    messages = [*TALK[:1], {"role": "assistant", "content": "The cat."}, TALK[2]]
+    found = prompter.after_answer(messages, asked, answer).base
+    assert found[: len(asked.base) + len(answer)] == [*asked.base, *answer]
+    spoken = [*TALK[:1], {"role": "assistant", "content": " The cat."}, TALK[2]]
+    assert official_tokenizer.decode(found) == "<s>" + render(name, spoken, "</s>")
