@@ -133,17 +133,21 @@ class Chat:
             raise PreferenceError(f"unknown command {name}", hint="/help lists the commands")
 
     def _answer(self, question: str) -> None:
-        reason = None
+        reason, begun = None, False
         with stop_on_interrupt() as stopped:
             answer = self._conversation.ask(question, self._sampling, self._max_tokens)
-            for chunk in answer:
-                typer.echo(chunk.text, nl=False)
-                sys.stdout.flush()
-                reason = chunk.finish_reason
-                if stopped():
-                    break
-            answer.close()
-        typer.echo()
+            try:
+                for chunk in answer:
+                    typer.echo(chunk.text, nl=False)
+                    sys.stdout.flush()
+                    begun = True
+                    reason = chunk.finish_reason
+                    if stopped():
+                        break
+            finally:
+                answer.close()
+                if begun:
+                    typer.echo()
         if reason != "stop":
             self._note("stopped" if reason is None else f"cut at {self._max_tokens} tokens (--max-tokens)")
 

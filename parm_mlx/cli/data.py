@@ -237,10 +237,11 @@ def _disagreement_lines(found: dict[tuple[str, str], tuple[int, int]]) -> list[s
 
 def _ruler(model: str, limit: int, chat_template: str | None) -> "Ruler":
     from parm_mlx.files import resolve
-    from parm_mlx.mlxlm import load_tokenizer_alone
+    from parm_mlx.mlxlm import config_rows, load_tokenizer_alone
     from parm_mlx.training.survey import Ruler
 
-    return Ruler(load_tokenizer_alone(resolve(model)), limit, chat_template)
+    path = resolve(model)
+    return Ruler(load_tokenizer_alone(path), limit, chat_template, config_rows(path))
 
 
 def _lines(found: "Survey") -> list[str]:

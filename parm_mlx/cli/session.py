@@ -115,6 +115,7 @@ def open_session(
     else:
         base, adapters = model or guide_model or str(recorded_backbone(parm[0])), list(parm)
     guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=betas, share=share)
+    drafting = drafts.drafting(load_draft(drafts.model, tokenizer, base) if drafts.model else None)
     prompter = Prompter(
         tokenizer,
         guide_tokenizer,
@@ -122,9 +123,10 @@ def open_session(
         base_template=chat_template,
         guide_template=guided.guide.chat_template,
         limit=guided.context_length,
+        rows=guided.rows,
+        draft_rows=drafting.rows if drafting else None,
     )
-    draft = load_draft(drafts.model, tokenizer, base) if drafts.model else None
-    return Session(guided, tokenizer, prompter, betas, drafts.drafting(draft))
+    return Session(guided, tokenizer, prompter, betas, drafting)
 
 
 def note_drafts(count: "DraftCount") -> None:

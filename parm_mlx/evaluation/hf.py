@@ -9,7 +9,6 @@ from jinja2 import TemplateError
 from parm_mlx.errors import InputError, ModelError
 from parm_mlx.evaluation.prompts import Content
 from parm_mlx.evaluation.reward_model import conversation
-from parm_mlx.guidance.templates import PLAIN, render
 
 
 class Classifier:
@@ -70,7 +69,7 @@ class Classifier:
             if self._tokenizer.chat_template:
                 text = conversation(self._tokenizer, prompt, answer)
                 return self._tokenizer(text, add_special_tokens=False, **cut)
-            return self._tokenizer(render(PLAIN, prompt), answer, **cut)
+            return self._tokenizer(_turns(prompt), answer, **cut)
         except TemplateError as error:
             raise ModelError(
                 f"the chat template of hf:{self._source} does not accept a conversation: {error}"
@@ -85,6 +84,11 @@ class Classifier:
             outputs = self._model(**{key: value.to(self._model.device) for key, value in batch.items()}).logits
         scores: list[float] = outputs[:, self._index].float().tolist()
         return scores
+
+
+def _turns(prompt: Content) -> str:
+    """A prompt as one text, its messages apart by an empty line."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
 
 
 def _single(row: Any) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from parm_mlx.errors import InputError, ModelError, RunError
 from parm_mlx.evaluation.prompts import Content
 from parm_mlx.files import read_json, resolve
 from parm_mlx.guidance.loading import widen_on_cpu
-from parm_mlx.guidance.prompts import encode
+from parm_mlx.guidance.prompts import encode, lone_token
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, check_template, render_answered
-from parm_mlx.mlxlm import attention_windows, context_length, load_backbone
+from parm_mlx.mlxlm import attention_windows, context_length, embedding_rows, load_backbone
 
 REWARD_FILE = "reward.json"
 HEAD_FILE = "reward_head.safetensors"
@@ -115,7 +115,7 @@ class RewardModel:
         self._weight, self._bias = _read_head(path, self.settings, self.backbone(mx.array([[0]])).shape[-1])
         # Attention does not look at padding to the right. Other kinds of layers read one answer at a time.
         self._batched = attention_windows(self.backbone) is not None
-        self._limit = context_length(self.backbone)
+        self._limit, self._rows = context_length(self.backbone), embedding_rows(self.backbone)
 
     def output(self, label: str | None) -> "Output":
         """The reward of one output.
@@ -141,6 +141,7 @@ class RewardModel:
 
         Raises:
             ModelError: The chat template refuses a conversation.
+            InputError: A conversation has a token for which the model has no embedding.
             RunError: A conversation is longer than the model reads.
         """
         rows = [self._tokens(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -171,6 +172,8 @@ class RewardModel:
             ) from error
         if self._limit is not None and len(ids) > self._limit:
             raise RunError(f"reward model {self.source} reads {self._limit} tokens; a conversation has {len(ids)}")
+        if lone := lone_token(self.tokenizer, ids, self._rows, "reward model"):
+            raise InputError(f"a conversation for reward model {self.source} has {lone}")
         return ids or [self.tokenizer.eos_token_id]
 
 

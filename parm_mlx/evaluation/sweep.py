@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from parm_mlx.errors import InputError
+from parm_mlx.errors import InputError, RunError
 from parm_mlx.evaluation.prompts import Content, Prompt
 from parm_mlx.evaluation.results import Key, Result
 from parm_mlx.guidance.batch import generate_batch
@@ -86,33 +86,46 @@ class Sweep:
     def __call__(
         self, groups: Sequence[Sequence[Job]], done: Collection[Key], stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[Result]:
-        """Yields the answers that are not done yet, each as it ends."""
+        """Yields the answers that are not done yet, each as it ends.
+
+        Raises:
+            RunError: The logits of an answer are not finite; raised when all other answers are done.
+        """
+        failure = None
         for group in groups:
             if any(job.key not in done for job in group):
-                requests = [self._request(job) for job in group]
-                for answer in generate_batch(
-                    self._model,
-                    self._tokenizer,
-                    requests,
-                    self._max_tokens,
-                    self._batch_size,
-                    stopped,
-                    self._drafting,
-                ):
-                    job = group[answer.index]
-                    if job.key not in done:
-                        length = len(answer.tokens)
-                        yield Result(
-                            job.prompt.id,
-                            job.prompt.content,
-                            job.alpha,
-                            job.seed,
-                            answer.text,
-                            length,
-                            answer.finish_reason,
-                        )
+                try:
+                    yield from self._answer(group, done, stopped)
+                except RunError as error:
+                    failure = failure or error
             if stopped():
-                return
+                break
+        if failure:
+            raise failure
+
+    def _answer(self, group: Sequence[Job], done: Collection[Key], stopped: Callable[[], bool]) -> Iterator[Result]:
+        requests = [self._request(job) for job in group]
+        for answer in generate_batch(
+            self._model,
+            self._tokenizer,
+            requests,
+            self._max_tokens,
+            self._batch_size,
+            stopped,
+            self._drafting,
+        ):
+            job = group[answer.index]
+            if job.key not in done:
+                length = len(answer.tokens)
+                yield Result(
+                    job.prompt.id,
+                    job.prompt.content,
+                    job.alpha,
+                    job.seed,
+                    answer.text,
+                    length,
+                    answer.finish_reason,
+                )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Checks that the models can read all prompts.

@@ -3,17 +3,23 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, generate_step
 
+from parm_mlx.errors import RunError
 from parm_mlx.guidance.beginnings import Beginnings
+from parm_mlx.guidance.finite import not_finite
 from parm_mlx.guidance.model import GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.requests import Answer, Request
+from parm_mlx.guidance.sampling import NOT_FINITE
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
 from parm_mlx.mlxlm import TokenizerWrapper, can_batch, make_prompt_cache, wired_limit
+
+BROKEN = "broken"
+"""The finish reason of an answer whose logits are not finite; it leaves this module as an error."""
 
 JOIN = 8  # answers that join a running batch together: reading prompts and joining caches is cheaper for several
 
@@ -39,32 +45,51 @@ def generate_batch(
         batch_size: Most answers that run, and most prompt caches that live, at the same time.
         stopped: Asked at every token; when it returns True, the unfinished answers are dropped.
         drafting: Who drafts tokens for guided answers, if anyone.
+
+    Raises:
+        RunError: The logits of an answer are not finite; raised when all other answers are done.
     """
     guided = [i for i, request in enumerate(requests) if request.alpha is not None]
     plain = [i for i, request in enumerate(requests) if request.alpha is None]
-    for runs, indices in ((model, guided), (model.base, plain)):
-        if (drafting and runs is model) or not can_batch(make_prompt_cache(runs)):
-            for index in indices:
-                answer = _alone(model, tokenizer, index, requests[index], max_tokens, stopped, drafting)
-                if answer is not None:
-                    yield answer
-        elif indices:
-            yield from _run(runs, model, tokenizer, requests, indices, max_tokens, batch_size, stopped)
+    ended: list[Answer] = []
+    for alone, runs, indices in ((model, model, guided), (model.base, model.base_logits, plain)):
+        if not indices:
+            continue
+        if (drafting and alone is model) or not can_batch(make_prompt_cache(alone)):
+            answers = _one_by_one(model, tokenizer, requests, indices, max_tokens, stopped, drafting)
+        else:
+            answers = _run(runs, model, tokenizer, requests, indices, max_tokens, batch_size, stopped)
+        for answer in answers:
+            if answer.finish_reason == BROKEN:
+                ended.append(answer)
+            else:
+                yield answer
+    if ended:
+        request = requests[ended[0].index]
+        raise not_finite(model, request.prompt, request.alpha, ended[0].tokens, len(ended) - 1)
 
 
 def in_order(answers: Iterable[Answer]) -> Iterator[Answer]:
-    """Yields answers in the order of their requests, each as soon as it and all before it are known."""
+    """Yields answers in the order of their requests, each as soon as it and all before it are known.
+
+    Raises:
+        RunError: What the answers raise, after all that are known.
+    """
     waiting: dict[int, Answer] = {}
     following = 0
-    for answer in answers:
-        waiting[answer.index] = answer
-        while following in waiting:
-            yield waiting.pop(following)
-            following += 1
+    try:
+        for answer in answers:
+            waiting[answer.index] = answer
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
+    except RunError:
+        yield from (waiting[index] for index in sorted(waiting))
+        raise
 
 
 def _run(
-    runs: nn.Module,
+    runs: Any,
     model: GuidedModel,
     tokenizer: TokenizerWrapper,
     requests: Sequence[Request],
@@ -97,34 +122,48 @@ def _run(
                 join()
             for response in generator.next_generated():
                 index, tokens = running[response.uid]
-                if response.finish_reason != "stop":
+                reason = _reason(response, generator)
+                if reason in (None, "length"):
                     tokens.append(response.token)
-                if response.finish_reason is not None:
+                if reason is not None:
                     del running[response.uid]
-                    yield Answer(index, tokenizer.decode(tokens), tokens, response.finish_reason)
+                    yield Answer(index, tokenizer.decode(tokens), tokens, reason)
     finally:
         generator.close()
 
 
-def _alone(
+def _reason(response: Any, generator: BatchGenerator) -> str | None:
+    """Why a sequence of the generator ended, None where it goes on. One that cannot go on leaves the batch here."""
+    if response.token != NOT_FINITE:
+        reason: str | None = response.finish_reason
+        return reason
+    if response.finish_reason is None:
+        generator.remove([response.uid])
+    return BROKEN
+
+
+def _one_by_one(
     model: GuidedModel,
     tokenizer: TokenizerWrapper,
-    index: int,
-    request: Request,
+    requests: Sequence[Request],
+    indices: Sequence[int],
     max_tokens: int,
     stopped: Callable[[], bool],
     drafting: Drafting | None,
-) -> Answer | None:
-    """One answer by itself; None when it was stopped."""
-    produced, drafts = _tokens(model, request, drafting)
-    tokens: list[int] = []
-    for token in islice(produced, max_tokens):
-        if stopped():
-            return None
-        if token in tokenizer.eos_token_ids:
-            return Answer(index, tokenizer.decode(tokens), tokens, "stop", drafts)
-        tokens.append(token)
-    return Answer(index, tokenizer.decode(tokens), tokens, "length", drafts)
+) -> Iterator[Answer]:
+    """Answers, each by itself, up to the one that is stopped."""
+    for index in indices:
+        produced, drafts = _tokens(model, requests[index], drafting)
+        tokens: list[int] = []
+        reason = "length"
+        for token in islice(produced, max_tokens):
+            if stopped():
+                return
+            if token == NOT_FINITE or token in tokenizer.eos_token_ids:
+                reason = BROKEN if token == NOT_FINITE else "stop"
+                break
+            tokens.append(token)
+        yield Answer(index, tokenizer.decode(tokens), tokens, reason, drafts)
 
 
 def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> tuple[Iterator[int], DraftCount | None]:
@@ -136,15 +175,15 @@ def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> 
     draft = None
     if drafting.model is not None:
         draft = Track(make_prompt_cache(drafting.model))
-        read(drafting.model, prompt.base[:-1], draft.cache)
+        read(drafting.model, drafting.readable(prompt.base[:-1]), draft.cache)
     speculation = Speculation(model, cache, last, drafting, sampling, request.number, draft)
     return iter(speculation), speculation.count
 
 
 def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
-    runs = model.base if request.alpha is None else model
+    runs: Any = model.base_logits if request.alpha is None else model
     tokens, cache = Beginnings(model, [request])(request)
     sampler = request.sampling.sampler(request.number)
-    with wired_limit(runs):
+    with wired_limit(model):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
             yield int(token)

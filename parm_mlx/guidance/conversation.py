@@ -1,16 +1,19 @@
 """A conversation with a guided model: the prompt cache is kept from turn to turn, and α can change between turns."""
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 
-from mlx_lm.generate import stream_generate
+import mlx.core as mx
+from mlx_lm.generate import generate_step
 
+from parm_mlx.guidance.finite import not_finite
 from parm_mlx.guidance.model import Cache, GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import NOT_FINITE, Sampling
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
 from parm_mlx.guidance.stream import Piece, pieces
-from parm_mlx.mlxlm import TokenizerWrapper, make_prompt_cache, rewind
+from parm_mlx.mlxlm import TokenizerWrapper, make_prompt_cache, rewind, wired_limit
 from parm_mlx.preference import Alpha
 
 
@@ -62,65 +65,84 @@ class Conversation:
     @property
     def last_question(self) -> PromptTokens | None:
         """The prompt that ends in the last question, or None before the first."""
-        questions = [i for i, message in enumerate(self._messages) if message["role"] == "user"]
-        return self._prompter(self._messages[: questions[-1] + 1]) if questions else None
+        return self._asked
 
     def reset(self) -> None:
         """Forgets everything said so far."""
         self._messages: list[dict[str, str]] = list(self._system)
+        self._asked: PromptTokens | None = None
+        self._answered: list[int] = []
         self._forget_caches()
 
     def ask(self, question: str, sampling: Sampling, max_tokens: int) -> Generator[Piece, None, None]:
         """Answers a question, piece by piece.
 
-        Closing the iterator early keeps the answer as far as it came.
+        Closing the iterator early keeps the answer as far as it came, and an error drops the question. The next
+        question follows the tokens of the answer as they were generated.
 
         Raises:
+            InputError: The conversation is longer than the models can read.
             ModelError: The chat template does not accept the conversation.
+            RunError: The logits are not finite.
         """
-        prompt = self._prompter([*self._messages, {"role": "user", "content": question}])
-        self._messages.append({"role": "user", "content": question})
-        token = self._read(prompt)
-        answer = ""
+        messages = [*self._messages, {"role": "user", "content": question}]
+        if self._asked is None:
+            prompt = self._prompter(messages)
+        else:
+            prompt = self._prompter.after_answer(messages, self._asked, self._answered)
+        text, tokens = "", list[int]()
         try:
-            for piece in self._answer(prompt, token, sampling, max_tokens):
-                answer += piece.text
-                yield piece
+            with closing(self._tokens(prompt, tokens, sampling)) as produced:
+                for piece in pieces(produced, self._tokenizer, max_tokens):
+                    text += piece.text
+                    yield piece
         except BaseException as error:
             if not isinstance(error, GeneratorExit):
                 self._forget_caches()
-            raise
-        finally:
-            self._messages.append({"role": "assistant", "content": answer})
+                raise
+        self._messages = [*messages, {"role": "assistant", "content": text}]
+        self._asked, self._answered = prompt, tokens
 
-    def _answer(
-        self, prompt: PromptTokens, token: int, sampling: Sampling, max_tokens: int
-    ) -> Generator[Piece, None, None]:
+    def _tokens(self, prompt: PromptTokens, answer: list[int], sampling: Sampling) -> Generator[int, None, None]:
+        """The tokens of the answer to a prompt, without end; those before its end are added to ``answer``."""
+        last = self._read(prompt)
         cache = self._model.join_cache(self._base.cache, self._guide.cache)
-        number = len(self._messages)
-        if self._drafting is not None:
-            speculation = Speculation(self._model, cache, token, self._drafting, sampling, number, self._draft)
-            try:
-                yield from pieces(iter(speculation), self._tokenizer, max_tokens)
-            finally:
-                self._has_read(speculation.cache, prompt, speculation.read)
-                self.drafts.add(speculation.count)
-            return
-        generated: list[int] = []
-        responses = stream_generate(
-            self._model,
-            self._tokenizer,
-            [token],
-            max_tokens=max_tokens,
-            sampler=sampling.sampler(number),
-            prompt_cache=cache,
-        )
+        produce = self._generated if self._drafting is None else self._drafted
+        with closing(produce(prompt, last, cache, sampling)) as produced:
+            for token in produced:
+                if token == NOT_FINITE:
+                    raise not_finite(self._model, prompt, self._alpha, answer)
+                if token not in self._tokenizer.eos_token_ids:
+                    answer.append(token)
+                yield token
+
+    def _generated(
+        self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling
+    ) -> Generator[int, None, None]:
+        sampler = sampling.sampler(self._number)
+        steps = generate_step(mx.array([last]), self._model, max_tokens=-1, sampler=sampler, prompt_cache=cache)
+        read: list[int] = []
         try:
-            for response in responses:
-                generated.append(response.token)
-                yield Piece(response.text, response.finish_reason)
+            with wired_limit(self._model):
+                for token, _ in steps:
+                    read.append(int(token))
+                    yield read[-1]
         finally:
-            self._has_read(cache, prompt, generated)
+            self._has_read(cache, prompt, read)
+
+    def _drafted(self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling) -> Generator[int, None, None]:
+        assert self._drafting is not None
+        speculation = Speculation(self._model, cache, last, self._drafting, sampling, self._number, self._draft)
+        try:
+            yield from speculation
+        finally:
+            self._has_read(speculation.cache, prompt, speculation.read)
+            self.drafts.add(speculation.count)
+
+    @property
+    def _number(self) -> int:
+        """Tells the answers of the conversation apart."""
+        return len(self._messages) + 1
 
     def _has_read(self, cache: Cache, prompt: PromptTokens, generated: list[int]) -> None:
         base, guide = self._model.split_cache(cache)
@@ -132,9 +154,10 @@ class Conversation:
         self._guide, guide_left = _reuse(self._guide, prompt.guide, self._fresh_guide)
         try:
             if self._drafting is not None and self._drafting.model is not None:
-                self._draft, left = _reuse(self._draft, prompt.base, self._fresh_draft)
+                wanted = self._drafting.readable(prompt.base)
+                self._draft, left = _reuse(self._draft, wanted, self._fresh_draft)
                 read(self._drafting.model, left[:-1], self._draft.cache)
-                self._draft.tokens = prompt.base[:-1]
+                self._draft.tokens = wanted[:-1]
             cache = self._model.join_cache(self._base.cache, self._guide.cache)
             token = prefill(self._model, cache, base_left, guide_left)
             self._has_read(cache, prompt, [])

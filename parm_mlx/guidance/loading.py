@@ -85,7 +85,8 @@ def load(
             ``"on"`` to insist on it, ``"off"`` never.
 
     Returns:
-        The guided model, which any mlx-lm function runs, and the base's tokenizer.
+        The guided model, which any mlx-lm function runs, and the base's tokenizer. The end-of-sequence tokens of the
+        guide are among its ``eos_token_ids``: either's end is the end of an answer.
 
     Raises:
         AdapterError: The adapter cannot be read or does not fit its backbone.
@@ -114,6 +115,8 @@ def load_with_tokenizers(
     loaded = [_load_guide(adapter, guide_model, alone, held) for adapter in adapters]
     for _, guide_tokenizer, path in loaded:
         check_vocabularies(tokenizer, guide_tokenizer, base_path, path)
+    for _, guide_tokenizer, _ in loaded:
+        tokenizer.eos_token_ids = tokenizer.eos_token_ids | guide_tokenizer.eos_token_ids
     guides = [guide for guide, _, _ in loaded]
     guide_tokenizer = loaded[0][1]
     if guides[0].chat_template is None and len({str(each.chat_template) for _, each, _ in loaded}) > 1:
@@ -230,8 +233,8 @@ def check_vocabularies(
         reasons.append(f"{len(clash)} ids stand for different tokens ({shown})")
     if lone:
         reasons.append(f"{len(lone)} tokens are in one of them only ({', '.join(repr(t) for t in lone[:3])})")
-    if not set(base.eos_token_ids) & set(b.values()):
-        reasons.append(f"the {role} has no end-of-sequence token of the base")
+    if not (base.eos_token_ids | other.eos_token_ids) & by_id_a.keys() & by_id_b.keys():
+        reasons.append("they have no end-of-sequence token in common")
     if reasons:
         raise ModelError(
             f"base {base_path} and {role} {other_path} have different tokenizers: {'; '.join(reasons)}",

@@ -17,8 +17,9 @@ import mlx.nn as nn
 
 from parm_mlx.errors import PreferenceError
 from parm_mlx.kernels.launcher import runs
-from parm_mlx.kernels.mix import guided_logprobs
-from parm_mlx.mlxlm import PreferenceCache, context_length, make_prompt_cache
+from parm_mlx.kernels.mix import guided_logits_ops, guided_logprobs
+from parm_mlx.kernels.source import widened
+from parm_mlx.mlxlm import PreferenceCache, context_length, embedding_rows, make_prompt_cache
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.bound import BoundPreferences
 from parm_mlx.pblora.config import PBLoRAConfig
@@ -76,6 +77,11 @@ class Guide(nn.Module):
     def context_length(self) -> int | None:
         """Most tokens that the model was made for; None where it does not say."""
         return context_length(self.model)
+
+    @property
+    def rows(self) -> int | None:
+        """Number of token ids that it has an embedding for; None where that is not known."""
+        return embedding_rows(self.model)
 
     @property
     def layers(self) -> list[Any]:
@@ -172,6 +178,11 @@ class GuidedModel(nn.Module):
         return min(filter(None, (context_length(self.base), self.guide.context_length)), default=None)
 
     @property
+    def rows(self) -> tuple[int | None, int | None]:
+        """Number of token ids that base and guide have an embedding for; None where that is not known."""
+        return embedding_rows(self.base), self.guide.rows
+
+    @property
     def vocabulary(self) -> int:
         """V, the tokens that base and guide both know."""
         return int(self(mx.array([[0]])).shape[-1])
@@ -197,8 +208,12 @@ class GuidedModel(nn.Module):
         """The inverse of :meth:`split_cache`."""
         return [*base, *guide]
 
+    def base_logits(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
+        """Logits of the base alone, (B, L) token ids → (B, L, V_base) float32, so that nobody normalises in 16 bits."""
+        return widened(self.base(inputs, cache=cache))
+
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
-        """Guided logits, (B, L) token ids → (B, L, V)."""
+        """Guided logits, (B, L) token ids → (B, L, V) float32."""
         base_cache, guide_cache = self.split_cache(cache) if cache else (None, None)
         return mix(self.base(inputs, cache=base_cache), self.guide(inputs, cache=guide_cache), self.beta)
 
@@ -212,18 +227,9 @@ def mix(base: mx.array, guide: mx.array, beta: float) -> mx.array:
         beta: β.
 
     Returns:
-        (…, min(V_base, V_guide)); normalised where the kernel runs.
+        (…, min(V_base, V_guide)) float32; normalised where the kernel runs.
     """
-    if runs("mix", base.dtype):
-        return guided_logprobs(base, guide, beta)
-    base, guide = over_common_tokens(base, guide)
-    return base + (guide if beta == 1 else guide * (1 / beta))
-
-
-def over_common_tokens(*logits: mx.array) -> list[mx.array]:
-    """Logits (…, V_i) cut to the smallest V_i: what the others have more is padding."""
-    vocabulary = min(x.shape[-1] for x in logits)
-    return [x if x.shape[-1] == vocabulary else x[..., :vocabulary] for x in logits]
+    return guided_logprobs(base, guide, beta) if runs("mix", base.dtype) else guided_logits_ops(base, guide, 1 / beta)
 
 
 def _padded(model: nn.Module, length: int) -> list[Any]:

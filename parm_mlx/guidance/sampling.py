@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from parm_mlx.kernels.source import widened
 from parm_mlx.mlxlm import filter_logprobs
+
+NOT_FINITE = -1
+"""In place of a token: the logits that it would come from are not finite."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Sampling:
         return kept * (1 / self.temp)
 
     def distribution(self, logits: mx.array) -> mx.array:
-        """Log-probabilities of the distribution that tokens are drawn from, (…, V) logits → (…, V).
+        """Log-probabilities of the distribution that tokens are drawn from, (…, V) logits → (…, V) float32.
 
         At temperature 0, where the likeliest token is taken, the log-probabilities of the model itself.
         """
@@ -50,11 +54,21 @@ class Sampling:
 
 
 def likeliest(logprobs: mx.array) -> mx.array:
-    """The likeliest token of each row, (n, V) → (n,)."""
-    return mx.argmax(logprobs, axis=-1)
+    """The likeliest token of each row, (n, V) → (n,), or ``NOT_FINITE``."""
+    return _checked(mx.argmax(logprobs, axis=-1, keepdims=True), logprobs)
+
+
+def _checked(tokens: mx.array, logprobs: mx.array) -> mx.array:
+    """Tokens (n, 1) as (n,), each replaced by ``NOT_FINITE`` where its own log-probability is not finite.
+
+    NaN or inf anywhere in a row leaves no finite number in it once it is normalised, so that one number tells.
+    """
+    finite = mx.take_along_axis(logprobs, tokens, axis=-1) > -mx.inf  # false for NaN
+    return mx.where(finite, tokens.astype(mx.int32), NOT_FINITE).squeeze(-1)
 
 
 def _normalised(logits: mx.array) -> mx.array:
+    logits = widened(logits)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
@@ -66,8 +80,8 @@ class Sampler:
         self._key = mx.random.split(mx.random.key(settings.seed), number + 1)[number]
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        """Token ids (1,)."""
-        return self.draw(self._settings.scores(logprobs))
+        """Token ids (1,), or ``NOT_FINITE``."""
+        return _checked(self.draw(self._settings.scores(logprobs))[:, None], logprobs)
 
     def draw(self, scores: mx.array) -> mx.array:
         """Tokens (n,) drawn from the distributions with these logits (n, V); the likeliest ones at temperature 0."""

@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.errors import AdapterError
-from parm_mlx.guidance.model import Cache, Guide, over_common_tokens
+from parm_mlx.guidance.model import Cache, Guide
+from parm_mlx.kernels.mix import over_common_tokens
 from parm_mlx.mlxlm import PreferenceCache
 from parm_mlx.pblora.layer import Conditioning
 from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, parse_objectives
@@ -60,6 +61,11 @@ class Guides(nn.Module):
         return min(filter(None, (guide.context_length for guide in self.guides)), default=None)
 
     @property
+    def rows(self) -> int | None:
+        """Number of token ids that all of them have an embedding for; None where that is not known."""
+        return min(filter(None, (guide.rows for guide in self.guides)), default=None)
+
+    @property
     def objectives(self) -> tuple[str, ...]:
         """The k objectives, in the order of α."""
         return self._objectives
@@ -101,7 +107,7 @@ class Guides(nn.Module):
             alpha: Without a cache: one preference for all rows.
 
         Returns:
-            (B, L, V).
+            (B, L, V) float32.
 
         Raises:
             PreferenceError: α does not fit the objectives.
@@ -112,10 +118,11 @@ class Guides(nn.Module):
         else:
             bound = self._bind(mx.array([self._default if alpha is None else parse_alpha(alpha, self.objectives)]))
         logits = [
-            weight * guide.run(inputs, cache[entries] if cache else None, conditioning)
-            for guide, entries, (weight, conditioning) in zip(self.guides, self._entries, bound, strict=True)
+            guide.run(inputs, cache[entries] if cache else None, conditioning)
+            for guide, entries, (_, conditioning) in zip(self.guides, self._entries, bound, strict=True)
         ]
-        return reduce(mx.add, over_common_tokens(*logits))
+        weights = [weight for weight, _ in bound]
+        return reduce(mx.add, map(mx.multiply, weights, over_common_tokens(*logits)))
 
     def _bind(self, alpha: mx.array) -> list[tuple[mx.array, Conditioning]]:
         """For each reward model its weights (B, 1, 1) and what it runs under: its one objective, in every row."""

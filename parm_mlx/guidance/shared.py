@@ -69,6 +69,11 @@ class SharedModel(GuidedModel):
         super().__init__(Backbone(guide.model), guide, beta)
 
     @property
+    def rows(self) -> tuple[int | None, int | None]:
+        """Number of token ids that the backbone has an embedding for, twice."""
+        return self.guide.rows, self.guide.rows
+
+    @property
     def layers(self) -> list[Any]:
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return self.guide.layers
@@ -92,7 +97,7 @@ class SharedModel(GuidedModel):
         return [*map(PairCache.of, base, guide[:-1]), guide[-1]]
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
-        """Guided logits, (B, L) token ids → (B, L, V)."""
+        """Guided logits, (B, L) token ids → (B, L, V) float32."""
         if not cache:
             alpha = mx.array([self.guide.alpha] * inputs.shape[0])
             return self._both(inputs, inputs, None, self._bind(alpha))

@@ -9,8 +9,9 @@ is drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). 
 temperature and filters, q the drafter's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import mlx.core as mx
@@ -18,8 +19,8 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 
 from parm_mlx.guidance.model import Cache, GuidedModel, mix
-from parm_mlx.guidance.sampling import Sampler, Sampling
-from parm_mlx.mlxlm import Checkpoint, wired_limit
+from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling
+from parm_mlx.mlxlm import Checkpoint, embedding_rows, wired_limit
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Drafting:
 
     model: nn.Module | None
     tokens: int = 3
+
+    @cached_property
+    def rows(self) -> int | None:
+        """Number of token ids that the draft model has an embedding for; None where that is not known."""
+        return None if self.model is None else embedding_rows(self.model)
+
+    def readable(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens as the draft model reads them: the last one it knows stands for those that only the base knows."""
+        return [token if self.rows is None else min(token, self.rows - 1) for token in tokens]
 
 
 @dataclass
@@ -98,19 +108,22 @@ class Chooser:
 
         Returns:
             How many drafts are kept, and the tokens to go on with: the kept ones, then one more unless all n of m = n
-            are kept.
+            are kept. That one is ``NOT_FINITE`` where the logits that it would come from are not finite.
         """
         n = drafts.size
         p = self._sampling.distribution(target)
+        finite = _finite(p)
         if self._sampling.temp == 0:
             others = mx.argmax(p, axis=-1)
             kept = others[:n] == drafts
         else:
             at = drafts[:, None]
             ratio = mx.take_along_axis(p[:n], at, axis=-1) - mx.take_along_axis(q, at, axis=-1)
+            finite = mx.concatenate([finite[:n] & _finite(q), finite[n:]])
             kept = mx.log(mx.random.uniform(shape=(n,), key=self._sampler.key())) < ratio[:, 0]
             rest = mx.log(mx.maximum(mx.exp(p[:n]) - mx.exp(q), 0))
             others = self._sampler.draw(mx.concatenate([rest, p[n:]]))
+        kept, others = kept & finite[:n], mx.where(finite, others.astype(mx.int32), NOT_FINITE)
         mx.eval(kept, others, drafts)
         count = next((i for i, keep in enumerate(_list(kept)) if not keep), n)
         return count, [*_list(drafts)[:count], *_list(others)[count : count + 1]]
@@ -146,7 +159,7 @@ class Speculation:
         self._chooser = Chooser(sampling, number, model.vocabulary)
         self._last = token
         self._draft = draft or Track([])
-        self._unread_by_draft = mx.array([token], mx.uint32)
+        self._unread_by_draft = mx.array(drafting.readable([token]), mx.uint32)
         if drafting.model is None:
             self._base, self._guide = model.split_cache(cache)
         else:
@@ -163,7 +176,7 @@ class Speculation:
         return self._generated[:-1]
 
     def __iter__(self) -> Iterator[int]:
-        """Yields tokens, without end."""
+        """Yields tokens, without end; ``NOT_FINITE`` says that there are no more."""
         advance = self._advance_base if self._drafting.model is None else self._advance_draft_model
         with wired_limit(self._model):
             while True:
@@ -195,13 +208,16 @@ class Speculation:
         _, drafts, q = self._drafts(drafter, track.cache, unread, n)
         read = mx.concatenate([last, drafts])
         kept, tokens = self._chooser.judge(self._model(read[None], cache=self._cache)[0], drafts, q)
+        if tokens[-1] == NOT_FINITE:
+            return kept, tokens
         _take_back(before, self._model, self._cache, read, kept + 1)
         read = mx.concatenate([unread, drafts[:-1]])
         keep = unread.size + min(kept, n - 1)
         _take_back(before_draft, drafter, track.cache, read, keep)
         track.tokens += _list(read)[:keep]
         # When all were kept, the drafter has not read its own last token yet.
-        self._unread_by_draft = mx.array(tokens[-1:] if kept < n else tokens[-2:], mx.uint32)
+        next_unread = tokens[-1:] if kept < n else tokens[-2:]
+        self._unread_by_draft = mx.array(self._drafting.readable(next_unread), mx.uint32)
         return kept, tokens
 
     def _drafts(
@@ -216,6 +232,11 @@ class Speculation:
             drafts.append(unread)
             q.append(distribution)
         return mx.concatenate(logits), mx.concatenate(drafts), mx.concatenate(q)
+
+
+def _finite(logprobs: mx.array) -> mx.array:
+    """Whether each row of normalised (n, V) comes from finite logits: (n,)."""
+    return mx.max(logprobs, axis=-1) > -mx.inf  # false for NaN
 
 
 def _list(numbers: mx.array) -> list[int]:

@@ -21,7 +21,8 @@ class ChatTemplate:
         begin: What the text begins with.
         user: A turn of the user.
         assistant: What the assistant's answer follows.
-        answer: An earlier answer of the assistant, with what ends it; ``{eos}`` is the end-of-sequence token.
+        answer: An answer of the assistant, with what ends it; ``{eos}`` is the end-of-sequence token.
+        lead: What comes before an answer that does not begin with white space itself.
         system: The system message where the conversation has none. It follows ``begin``.
         system_end: What ends a system message.
     """
@@ -30,6 +31,7 @@ class ChatTemplate:
     user: str
     assistant: str
     answer: str
+    lead: str = ""
     system: str = ""
     system_end: str = ""
 
@@ -53,8 +55,8 @@ _TEMPLATES = {
         system=_INSTRUCTION,
         system_end="\n\n",
     ),
-    "hh": ChatTemplate(begin="", user="\n\nHuman: {content}", assistant="\n\nAssistant:", answer=" {content}"),
-    PLAIN: ChatTemplate(begin="", user="{content}", assistant="", answer="\n\n{content}\n\n", system_end="\n\n"),
+    "hh": ChatTemplate(begin="", user="\n\nHuman: {content}", assistant="\n\nAssistant:", answer="{content}", lead=" "),
+    PLAIN: ChatTemplate(begin="", user="{content}", assistant="", answer="{content}\n\n", system_end="\n\n"),
 }
 
 CHAT_TEMPLATES = tuple(_TEMPLATES)
@@ -99,8 +101,20 @@ def render(name: str, prompt: Prompt, eos: str = "") -> str:
         if message["role"] == "user":
             text += template.user.replace("{content}", message["content"]) + template.assistant
         else:
-            text += template.answer.replace("{eos}", eos).replace("{content}", message["content"])
+            answer = render_answer(name, message["content"])
+            text += template.answer.replace("{eos}", eos).replace("{content}", answer)
     return text
+
+
+def render_answer(name: str, answer: str) -> str:
+    """An answer as it follows the text of :func:`render`: the same in training, in a conversation and for a reward.
+
+    Raises:
+        ModelError: There is no such template.
+    """
+    check_template(name)
+    bare = answer and not answer[0].isspace()
+    return _TEMPLATES[name].lead + answer if bare else answer
 
 
 def render_answered(name: str, prompt: Prompt, answer: str, eos: str = "") -> str:
@@ -110,5 +124,6 @@ def render_answered(name: str, prompt: Prompt, answer: str, eos: str = "") -> st
         ModelError: There is no such template.
         jinja2.TemplateError: The conversation has another order than :func:`render` reads.
     """
-    end = _TEMPLATES[name].answer.rstrip() if name in _TEMPLATES else ""
-    return render(name, prompt, eos) + end.replace("{eos}", eos).replace("{content}", answer)
+    text = render(name, prompt, eos)
+    end = _TEMPLATES[name].answer.rstrip()
+    return text + end.replace("{eos}", eos).replace("{content}", render_answer(name, answer))

@@ -39,10 +39,23 @@ def guided_logprobs_ops(base: mx.array, guide: mx.array, beta: float) -> mx.arra
 
 def scaled_logprobs_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
     """log-softmax(base + scale · guide), for scale 1/β."""
-    vocabulary = min(base.shape[-1], guide.shape[-1])
-    base, guide = widened(base[..., :vocabulary]), widened(guide[..., :vocabulary])
-    mixed = base + (guide if isinstance(scale, float) and scale == 1 else guide * scale)
+    mixed = guided_logits_ops(base, guide, scale)
     return mixed - mx.logsumexp(mixed, axis=-1, keepdims=True)
+
+
+def guided_logits_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
+    """Eq. 13 up to a constant per row: base + scale · guide over the tokens that both know, summed in float32.
+
+    In 16 bits the sum would round away what tells the likeliest tokens apart.
+    """
+    base, guide = over_common_tokens(base, guide)
+    return base + (guide if isinstance(scale, float) and scale == 1 else guide * scale)
+
+
+def over_common_tokens(*logits: mx.array) -> list[mx.array]:
+    """Logits (…, V_i) in float32, cut to the smallest V_i: what the others have more is padding."""
+    vocabulary = min(x.shape[-1] for x in logits)
+    return [widened(x if x.shape[-1] == vocabulary else x[..., :vocabulary]) for x in logits]
 
 
 @lru_cache(maxsize=16)

@@ -33,6 +33,10 @@ Layer = Callable[[mx.array], mx.array]
 
 _TRUNKS = ("model", "backbone", "transformer")
 _OUTPUT_LAYERS = ("lm_head", "output", "embed_out")
+_EMBEDDINGS = (
+    *("embed_tokens", "wte", "word_embeddings", "embeddings", "tok_embeddings", "token_embeddings", "embedding"),
+    *("embed_in", "embed"),
+)
 
 
 def load_tokenizer_alone(path: Path) -> TokenizerWrapper:
@@ -193,6 +197,21 @@ def context_length(model: nn.Module) -> int | None:
     texts = getattr(arguments, "text_config", None) or {}
     length = getattr(arguments, "max_position_embeddings", None) or texts.get("max_position_embeddings")
     return length if isinstance(length, int) else None
+
+
+def embedding_rows(model: nn.Module) -> int | None:
+    """Number of token ids that a model has an embedding for; None where its embedding is not found."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _EMBEDDINGS and isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            return int(module.weight.shape[0])
+    return None
+
+
+def config_rows(path: Path) -> int | None:
+    """The same of a model directory, from its config alone; None where it does not say."""
+    config = load_config(path)
+    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return rows if isinstance(rows, int) else None
 
 
 def attention_windows(model: nn.Module) -> set[int | None] | None:

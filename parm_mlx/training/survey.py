@@ -31,20 +31,22 @@ class Ruler:
         tokenizer: The backbone's tokenizer.
         limit: Most tokens that a prompt with its response may have.
         chat_template: Name of a built-in chat template; None is the tokenizer's own.
+        rows: Rows of the backbone's embedding; None is not checked.
     """
 
     tokenizer: TokenizerWrapper
     limit: int
     chat_template: str | None = None
+    rows: int | None = None
 
     def __call__(self, pair: Pair) -> int:
         """Tokens of the prompt with the longer response, BOS and EOS included.
 
         Raises:
-            RowError: The prompt cannot be tokenised.
+            RowError: The prompt cannot be tokenised, or the backbone has no embedding for a token.
             ModelError: The tokenizer has no chat template for a prompt that needs one.
         """
-        return len(tokenize_pair(self.tokenizer, pair, (), self.chat_template))
+        return len(tokenize_pair(self.tokenizer, pair, (), self.chat_template, self.rows))
 
 
 @dataclass(frozen=True)

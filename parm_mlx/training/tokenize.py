@@ -10,7 +10,8 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from parm_mlx.errors import ModelError
-from parm_mlx.guidance.prompts import render_prompt, split_response
+from parm_mlx.guidance.prompts import lone_token, render_prompt, split_response
+from parm_mlx.guidance.templates import render_answer
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.training.rows import Pair, Problems, RowError
 
@@ -119,6 +120,7 @@ def tokenize_pairs(
     objectives: Sequence[str],
     max_length: int,
     chat_template: str | None = None,
+    rows: int | None = None,
 ) -> tuple[TokenPairs, str | None]:
     """Tokenises pairs and leaves out those that are too long; nothing is ever cut.
 
@@ -128,19 +130,21 @@ def tokenize_pairs(
         objectives: The k objectives.
         max_length: Most tokens that a prompt with its response may have, BOS and EOS included.
         chat_template: Name of a built-in chat template; by default the tokenizer's own.
+        rows: Rows of the model's embedding; None is not checked.
 
     Returns:
         The pairs that fit, and a note that counts the others, if there are any.
 
     Raises:
-        DataError: Prompts do not suit the chat template; all of them are reported together.
+        DataError: Prompts do not suit the chat template, or rows have tokens for which the model has no embedding; all
+            of them are reported together.
         ModelError: The tokenizer has no end-of-sequence token, or no chat template for prompts that need one.
     """
     check_eos(tokenizer)
     problems, kept, lengths = Problems(), TokenPairs(len(objectives)), list[int]()
     for pair in pairs:
         try:
-            token_pair = tokenize_pair(tokenizer, pair, objectives, chat_template)
+            token_pair = tokenize_pair(tokenizer, pair, objectives, chat_template, rows)
         except RowError as error:
             problems.add(pair.where, error)
             continue
@@ -166,20 +170,29 @@ def check_eos(tokenizer: TokenizerWrapper) -> None:
 
 
 def tokenize_pair(
-    tokenizer: TokenizerWrapper, pair: Pair, objectives: Sequence[str], chat_template: str | None = None
+    tokenizer: TokenizerWrapper,
+    pair: Pair,
+    objectives: Sequence[str],
+    chat_template: str | None = None,
+    rows: int | None = None,
 ) -> TokenPair:
     """Tokenises one pair.
 
     Raises:
-        RowError: The chat template does not accept the prompt, or no token is left of the prompt.
+        RowError: The chat template does not accept the prompt, no token is left of the prompt, or the model has no
+            embedding for a token.
         ModelError: The tokenizer has no chat template for a prompt that needs one.
     """
     try:
         prompt = render_prompt(tokenizer, pair.prompt, chat_template)
     except TemplateError as error:
         raise RowError(f"the chat template does not accept this prompt: {error}") from None
-    first, second = (tokenize(tokenizer, prompt, response) for response in pair.responses)
+    responses = pair.responses if chat_template is None else [render_answer(chat_template, r) for r in pair.responses]
+    first, second = (tokenize(tokenizer, prompt, response) for response in responses)
     if not (first.start and second.start):
         raise RowError("'prompt' has no token before the response")
+    for row in (first, second):
+        if lone := lone_token(tokenizer, row.ids.tolist(), rows):
+            raise RowError(str(lone))
     preferred = np.array([pair.preferred.get(name, UNLABELLED) for name in objectives], np.int8)
     return TokenPair((first, second), preferred, pair.where)

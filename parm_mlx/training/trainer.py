@@ -14,7 +14,7 @@ from parm_mlx.errors import DataError, LostError, RunError
 from parm_mlx.group import Group
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.machine import usable_memory, versions
-from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.mlxlm import TokenizerWrapper, embedding_rows
 from parm_mlx.pblora.adapter import (
     Tensors,
     adapter_tensors,
@@ -103,7 +103,7 @@ class Trainer:
         self.meter = Meter(self.data.objectives)
         beta = mx.array(config.betas(self.k))
         model, tokenizer = load_base(config.model)
-        train, valid = self._tokenize(tokenizer, "training"), self._tokenize(tokenizer, "validation")
+        train, valid = (self._tokenize(tokenizer, split, embedding_rows(model)) for split in ("training", "validation"))
         self.pairs = len(train), len(valid)
         self.steps = config.steps(len(train))
         self.batches = TrainingBatches(train, config.pairs_per_step, order)
@@ -236,10 +236,10 @@ class Trainer:
             self.progress.validated(record)
         self.meter.resume()
 
-    def _tokenize(self, tokenizer: TokenizerWrapper, split: str) -> TokenPairs:
+    def _tokenize(self, tokenizer: TokenizerWrapper, split: str, rows: int | None) -> TokenPairs:
         pairs = self.progress.track(self.data.train if split == "training" else self.data.valid, f"tokenizing {split}")
         limit, template = self.config.max_seq_length, self.config.chat_template
-        kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, limit, template)
+        kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, limit, template, rows)
         if note:
             self.progress.note(f"{split}: {note}")
         labelled = sum((pair.preferred != UNLABELLED for pair in kept), start=np.zeros(self.k))

@@ -120,3 +120,52 @@ def test_a_real_process_answers_a_pipe(official: Path, official_parm: Path) -> N
     done = subprocess.run([*map(str, command), "--quiet"], input="hello\n", capture_output=True, text=True, check=True)
     assert done.stdout.strip()
     assert done.stderr == "" or done.stderr.startswith("hint: OpenBLAS")
+
+
+def test_logits_that_are_not_finite_are_an_error_line_and_the_conversation_goes_on(
+    chat: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guide breaks while it answers the second question."""
+    import mlx.core as mx
+
+    from parm_mlx.guidance.model import Guide
+
+    expected = chat("Hi\nTell me a joke.\n", "--quiet")[1].splitlines()
+    original, broken = Guide.run, [False]
+
+    def run(self: Guide, *args: Any, **kwargs: Any) -> mx.array:
+        return original(self, *args, **kwargs) * (mx.inf if broken[0] else 1)
+
+    def ask(self: Conversation, question: str, *args: Any) -> Iterator[Any]:
+        broken[0] = question == "What?"
+        yield from answer(self, question, *args)
+
+    answer = Conversation.ask
+    monkeypatch.setattr(Guide, "run", run)
+    monkeypatch.setattr(Conversation, "ask", ask)
+    code, out, err = chat("Hi\nWhat?\nTell me a joke.\n", "--quiet")
+    assert (code, out.splitlines()) == (0, expected)
+    assert err.startswith("error: the logits of the guide are not finite: an answer ended after 0 tokens\n")
+
+
+def test_a_space_before_an_answer_stays_in_the_conversation(
+    run_cli: Run, official: Path, official_parm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read in the second turn begins with all that was read and written in the first."""
+    read: list[list[int]] = []
+    original = Conversation._read
+
+    def spied(self: Conversation, prompt: Any) -> int:
+        read.append([*self._base.tokens])
+        read.append(list(prompt.base))
+        return original(self, prompt)
+
+    monkeypatch.setattr(Conversation, "_read", spied)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital of France?\nTell me a joke.\n"))
+    code, _, err = run_cli(
+        *("chat", "--model", official / "base_lm", "--parm", official_parm, "--max-tokens", 6, "--seed", 3, "--quiet")
+    )
+    assert code == 0, err
+    _, first, held, second = read
+    assert len(held) > len(first)
+    assert second[: len(held)] == held

@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -275,3 +276,27 @@ def test_the_group_shows_its_help(run_cli: RunCli) -> None:
     assert run_cli("data") == run_cli("data", "--help")
     for command in ("inspect", "prepare", "relabel"):
         assert f"parm-mlx data {command}" in run_cli("data", command, "--help")[1]
+
+
+def test_tokens_without_a_row_are_refused_before_training(run_cli: RunCli, tmp_path: Path, official: Path) -> None:
+    """A token that was added to the tokenizer alone, in one of two rows."""
+    model = Path(shutil.copytree(official / "arm_base", tmp_path / "model"))
+    content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    added = {"id": 512, "content": "<gap>", "special": True}
+    added |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append(added)
+    (model / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    rows = [
+        {"prompt": f"Q{i}", "responses": ["yes", text], "preferred": {"x": 0}} for i, text in enumerate(["no", "<gap>"])
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    expected = "pairs.jsonl:2: token '<gap>' (id 512); the model has embeddings for ids below 512 only"
+    inspected = run_cli("data", "inspect", tmp_path / "pairs.jsonl", "--model", model)
+    trained = run_cli(
+        *("train", "--model", model, "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "out", "--iters", 1),
+        *("--val-batches", 0),
+    )
+    for code, out, err in (inspected, trained):
+        assert (code, out) == (2, "")
+        assert expected in err
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,31 @@ def models(official: Path, official_parm: Path) -> list[str]:
     return ["--model", str(official / "base_lm"), "--parm", str(official_parm)]
 
 
+def test_logits_that_are_not_finite_are_one_line_and_exit_1(
+    run_cli: Run, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two prompts: the other's answer is printed."""
+    import mlx.core as mx
+
+    from parm_mlx.guidance.model import Guide
+
+    original = Guide.run
+
+    def run(self: Guide, inputs: mx.array, *args: object) -> mx.array:
+        logits = original(self, inputs, *args)  # type: ignore[arg-type]
+        return (
+            logits if inputs.shape[1] > 1 else logits * mx.where(mx.arange(len(logits)) == 1, mx.nan, 1)[:, None, None]
+        )
+
+    monkeypatch.setattr(Guide, "run", run)
+    prompts = ("--prompt", "Hi", "--prompt", "Tell me a joke.")
+    code, out, err = run_cli("generate", *models, *prompts, "--json", "--max-tokens", 4)
+    assert code == 1
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["Hi"]
+    assert err.startswith("error: the logits of ")
+    assert " not finite: an answer ended after 0 tokens\nhint: " in err
+
+
 def test_several_alphas_give_one_json_object_each(run_cli: Run, official: Path, models: list[str]) -> None:
     expected = json.loads((official / "expected_greedy.json").read_text())
     code, out, err = run_cli(

@@ -110,6 +110,19 @@ def test_a_conversation_that_is_too_long_is_one_line(converted: Make) -> None:
         reward(["Hi"], ["word " * 300])
 
 
+def test_a_token_without_a_row_is_one_line(converted: Make) -> None:
+    """A token that was added to the tokenizer alone."""
+    model = RewardModel(converted("beaver-cost"))
+    rows = model.backbone.model.embed_tokens.weight.shape[0]
+    model.tokenizer._tokenizer.add_tokens(["<gap>"])
+    number = model.tokenizer.convert_tokens_to_ids("<gap>")
+    assert number >= rows
+    with pytest.raises(
+        InputError, match=rf"has token '<gap>' \(id {number}\); the reward model has .* below {rows} only"
+    ):
+        model.outputs(["Hi"], ["Mind the <gap>"])
+
+
 def test_a_conversation_that_the_template_refuses_is_one_line(converted: Make) -> None:
     reward = load_rewards([f"a={converted('beaver-cost')}"])["a"]
     with pytest.raises(ModelError, match="does not accept a conversation: beaver reads user and assistant in turns"):

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from parm_mlx.errors import RunError
@@ -13,7 +14,7 @@ from parm_mlx.evaluation.results import Result, RunFolder
 from parm_mlx.evaluation.run import answer_all, model_digest, score_all
 from parm_mlx.evaluation.sweep import Job, Sweep, answer_seed, plan
 from parm_mlx.guidance.loading import load_with_tokenizers
-from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.model import Guide, GuidedModel
 from parm_mlx.guidance.prompts import Prompter
 from parm_mlx.guidance.sampling import Sampling
 
@@ -165,3 +166,22 @@ def test_the_digest_is_of_the_adapter(official: Path, official_parm: Path, parts
     layer = next(layer for _, layer in other.guide.model.named_modules() if hasattr(layer, "w2"))
     layer.w2 = layer.w2 + 1e-3
     assert model_digest(other) != model_digest(model)
+
+
+def test_answers_that_cannot_go_on_are_an_error_after_all_others(
+    parts: tuple[GuidedModel, Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guide fails for one preference; the groups before, with it and after it are done nevertheless."""
+    model, sweep = parts
+    groups = plan(PROMPTS, ALPHAS, [0])
+    original = type(model.guide).bind
+
+    def bind(self: Guide, alpha: mx.array) -> Any:
+        return original(self, mx.where(alpha[:, :1] == 0.5, mx.nan, alpha))
+
+    monkeypatch.setattr(Guide, "bind", bind)
+    found: list[Result] = []
+    with pytest.raises(RunError, match="the logits of the guide are not finite"):
+        found.extend(sweep(groups, set()))
+    assert [r.alpha for r in found].count((0.5, 0.5)) == 0
+    assert len(found) == len(PROMPTS) * 3

@@ -6,11 +6,17 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.generate import stream_generate
 
 import parm_mlx
 from parm_mlx.errors import AdapterError, ModelError
+from parm_mlx.guidance.batch import generate_batch
 from parm_mlx.guidance.loading import load_base, load_draft, recorded_backbone
+from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.requests import Request
+from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.shared import SharedModel
+from parm_mlx.guidance.speculation import Drafting
 
 
 def copy(source: Path, target: Path) -> Path:
@@ -148,3 +154,51 @@ def test_a_special_token_in_one_of_them_is_no_obstacle(official: Path, official_
     model, tokenizer = parm_mlx.load(other, official_parm)
     assert "<pad>" in tokenizer.get_vocab()
     assert model(mx.array([[1, 2]])).shape[-1] == 512
+
+
+def end_with(directory: Path, token: int) -> Path:
+    """Makes a token the only end-of-sequence token of a model."""
+    vocabulary = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    text = next(text for text, number in vocabulary.items() if number == token)
+    change_json(directory / "tokenizer_config.json", lambda c: c.update(eos_token=text))
+    change_json(directory / "config.json", lambda c: c.update(eos_token_id=token))
+    for name in ("special_tokens_map.json", "generation_config.json"):
+        (directory / name).unlink(missing_ok=True)
+    return directory
+
+
+def test_an_answer_ends_at_the_end_token_of_either_model(official: Path, official_parm: Path, tmp_path: Path) -> None:
+    """The guide ends with a token of an answer, the base with another one."""
+    model, tokenizer = parm_mlx.load(official / "base_lm", official_parm)
+    prompt = Prompter(tokenizer, tokenizer)("Tell me a joke.")
+    request = Request(prompt, (0.3, 0.7), Sampling())
+    whole = next(generate_batch(model, tokenizer, [request], 12)).tokens
+    end = next(i for i in range(3, 12) if whole[i] not in whole[:i])
+    guide = end_with(copy(official / "arm_base", tmp_path / "guide"), whole[end])
+
+    model, tokenizer = parm_mlx.load(official / "base_lm", official_parm, guide_model=guide)
+    assert tokenizer.eos_token_ids == {2, whole[end]}
+    assert tokenizer.eos_token_id == 2
+    for drafting in (None, Drafting(None, 3)):
+        answer = next(generate_batch(model, tokenizer, [request], 12, drafting=drafting))
+        assert (answer.tokens, answer.finish_reason) == (whole[:end], "stop")
+    last = list(stream_generate(model, tokenizer, prompt.base, 12, prompt_cache=model.make_cache((0.3, 0.7))))[-1]
+    assert (last.finish_reason, last.token) == ("stop", whole[end])
+
+
+def test_models_without_an_end_in_common_are_refused(official: Path, official_parm: Path, tmp_path: Path) -> None:
+    """The base ends with a token that the guide's vocabulary does not have; the guide has none of its own."""
+    base, guide = copy(official / "base_lm", tmp_path / "base"), copy(official / "arm_base", tmp_path / "guide")
+    token = {"id": 512, "content": "<end>", "special": True}
+    token |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    change_json(base / "tokenizer.json", lambda c: c["added_tokens"].append(token))
+    change_json(base / "tokenizer_config.json", lambda c: c.update(eos_token="<end>"))
+    change_json(base / "config.json", lambda c: c.update(eos_token_id=512))
+    change_json(guide / "tokenizer_config.json", lambda c: c.pop("eos_token"))
+    change_json(guide / "config.json", lambda c: c.update(eos_token_id=None))
+    for directory in (base, guide):
+        for name in ("special_tokens_map.json", "generation_config.json"):
+            (directory / name).unlink(missing_ok=True)
+    assert parm_mlx.load(base, official_parm)[1].eos_token_ids == {2, 512}
+    with pytest.raises(ModelError, match="no end-of-sequence token in common"):
+        parm_mlx.load(base, official_parm, guide_model=guide)

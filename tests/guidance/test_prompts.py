@@ -1,3 +1,6 @@
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ from parm_mlx.errors import InputError, ModelError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.guidance.prompts import Prompter, encode, render_prompt, split_response
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, render
+from parm_mlx.mlxlm import load_tokenizer_alone
 
 TALK = [
     {"role": "user", "content": "Hi"},
@@ -24,12 +28,15 @@ class Letters:
     joined = ("·yes", "yes", "·y")
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids, text = [], text.replace(" ", "·")
+        ids, text = [self.bos_token_id] if add_special_tokens else [], text.replace(" ", "·")
         while text:
             piece = next((p for p in self.joined if text.startswith(p)), text[0])
             ids.append(1000 + self.joined.index(piece) if piece in self.joined else ord(piece))
             text = text[len(piece) :]
         return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
 
 
 class Spaced(Letters):
@@ -39,6 +46,21 @@ class Spaced(Letters):
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
         return "".join(f"{message['role'][0]}: {message['content']}\n" for message in messages) + "a: "
+
+
+class Bare(Letters):
+    """It names a BOS and does not put it before a text; it has one more token than letters, which is not common."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return super().encode(text, False)
+
+
+class Ended(Letters):
+    """It puts BOS before a text and EOS after it."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids = super().encode(text, add_special_tokens)
+        return [*ids, self.eos_token_id] if add_special_tokens else ids
 
 
 def split(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], list[int]]:
@@ -138,3 +160,110 @@ def test_what_cannot_be_read_is_said() -> None:
     assert caught.value.hint == "name one with --chat-template: beaver, alpaca, hh, plain"
     with pytest.raises(ModelError, match="does not accept this conversation"):
         Prompter(Letters(), Letters(), guide_template="hh")(TALK[1:])  # type: ignore[arg-type]
+
+
+def test_bos_comes_first_only_where_the_tokenizer_puts_it() -> None:
+    assert encode(Letters(), "Hi") == [1, ord("H"), ord("i")]  # type: ignore[arg-type]
+    assert encode(Ended(), "Hi") == [1, ord("H"), ord("i")]  # type: ignore[arg-type]
+    assert encode(Bare(), "Hi") == [ord("H"), ord("i")]  # type: ignore[arg-type]
+    assert encode(Letters(), "\x01Hi") == [1, ord("H"), ord("i")]  # type: ignore[arg-type]
+    assert split_response(Bare(), "Q:", "no") == ([*map(ord, "Q:no")], 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("add", [True, False])
+def test_bos_is_that_of_transformers(official: Path, tmp_path: Path, add: bool) -> None:
+    """A post-processor without BOS, as in Phi-3 and Granite, whatever the config names."""
+    copy = Path(shutil.copytree(official / "arm_base", tmp_path / "model"))
+    if not add:
+        content = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+        content["post_processor"] = None
+        (copy / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = load_tokenizer_alone(copy)
+    assert tokenizer.bos_token == "<s>"
+    for text in ("Hi", "<s>Hi", ""):
+        assert encode(tokenizer, text) == tokenizer.encode(text)[text.startswith("<s>") and add :]
+
+
+def test_a_token_without_a_row_is_named_with_its_place() -> None:
+    """The letter "z", number 122, is the last one with a row in the base; the guide has rows up to "u".
+
+    The chat template puts brackets around the prompt: "]" is number 93.
+    """
+    prompter = Prompter(Letters(), Talking(), rows=(123, 118))  # type: ignore[arg-type]
+    assert prompter("Hut").base == [1, *map(ord, "Hut")]
+    with pytest.raises(InputError, match=r"the prompt has token '~' \(id 126\); the model has .* below 123 only"):
+        prompter("~Hut")
+    with pytest.raises(InputError, match=r"the prompt has token 'v' \(id 118\); the guide model has"):
+        prompter("very")
+    with pytest.raises(InputError, match=r"the chat template has token ']' \(id 93\); the guide model has"):
+        Prompter(Letters(), Talking(), rows=(123, 93))("HI")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"the prompt has token 'x' \(id 120\); the draft model has"):
+        Prompter(Letters(), Letters(), rows=(123, 123), draft_rows=120)("ox")  # type: ignore[arg-type]
+
+
+class Talking(Letters):
+    """A chat template that shows each turn in brackets; EOS ends an answer. ``shown`` is how it shows an answer."""
+
+    has_chat_template = True
+
+    def __init__(self, shown: Callable[[str], str] = str, lead: str = "") -> None:
+        self.shown, self.lead = shown, lead
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        text = ""
+        for message in messages:
+            asks = message["role"] == "user"
+            text += f"[{message['content']}]" if asks else self.lead + self.shown(message["content"]) + "\x02"
+        return text
+
+
+ANSWER = [*map(ord, "·no"), 1000]
+"""A space, "no" and the token of " yes"."""
+
+
+def after_answer(tokenizer: Any, text: str = " no yes") -> list[int]:
+    messages = [*TALK[:1], {"role": "assistant", "content": text}, TALK[2]]
+    prompter = Prompter(tokenizer, tokenizer)
+    found = prompter.after_answer(messages, prompter(TALK[:1]), ANSWER)
+    assert found.base == found.guide
+    return found.base
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [Talking(), Talking(str.strip), Talking(str.rstrip), Talking(lambda text: f" {text.strip()}")]
+)
+def test_an_answer_stays_as_it_was_generated(tokenizer: Any) -> None:
+    """Also where the template strips it, or puts a space before it; the detokenizer may have dropped one too."""
+    expected = [1, *map(ord, "[Hi]"), *ANSWER, 2, *map(ord, "[Why?]")]
+    assert after_answer(tokenizer) == expected
+    assert after_answer(tokenizer, "no yes") == expected
+
+
+def test_tokens_that_are_not_those_of_the_text_stay_too() -> None:
+    """A model may write " yes" as five letters, which its tokenizer would never do."""
+    prompter = Prompter(Talking(), Talking())  # type: ignore[arg-type]
+    messages = [*TALK[:1], {"role": "assistant", "content": " yes"}, TALK[2]]
+    answer = [*map(ord, "·yes")]
+    found = prompter.after_answer(messages, prompter(TALK[:1]), answer)
+    assert found.base == [1, *map(ord, "[Hi]"), *answer, 2, *map(ord, "[Why?]")]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [(Talking(str.upper), "[Hi] NO YES\x02[Why?]"), (Talking(lead="a: "), "[Hi]a:  no yes\x02[Why?]")],
+)
+def test_a_template_that_shows_an_answer_in_another_way_is_followed(tokenizer: Any, text: str) -> None:
+    assert after_answer(tokenizer) == encode(tokenizer, text)
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_built_in_templates_keep_an_answer(official_tokenizer: Any, name: str) -> None:
+    """Decoded, the conversation is what the template renders, with the answer's own space."""
+    prompter = Prompter(official_tokenizer, official_tokenizer, base_template=name, guide_template=name)
+    asked = prompter(TALK[:1])
+    answer = official_tokenizer.encode(" The cat.", add_special_tokens=False)
+    messages = [*TALK[:1], {"role": "assistant", "content": "The cat."}, TALK[2]]
+    found = prompter.after_answer(messages, asked, answer).base
+    assert found[: len(asked.base) + len(answer)] == [*asked.base, *answer]
+    spoken = [*TALK[:1], {"role": "assistant", "content": " The cat."}, TALK[2]]
+    assert official_tokenizer.decode(found) == "<s>" + render(name, spoken, "</s>")

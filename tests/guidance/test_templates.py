@@ -32,7 +32,7 @@ EXPECTED = {
         "\n\nHuman: Hi {content}\n\nAssistant: Yes {eos}\n\nHuman: Why?\n\nAssistant:",
         "Be brief.\n\nHuman: Why?\n\nAssistant:",
     ),
-    "plain": ("Why?", "Hi {content}\n\nYes {eos}\n\nWhy?", "Be brief.\n\nWhy?"),
+    "plain": ("Why?", "Hi {content}Yes {eos}\n\nWhy?", "Be brief.\n\nWhy?"),
 }
 
 

@@ -11,10 +11,10 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import gemma2
 from mlx_lm.utils import save_model
-from tiny import COMMON, FAMILIES, tiny_model
+from tiny import COMMON, FAMILIES, VOCABULARY, tiny_model
 
 from parm_mlx.errors import ModelError
-from parm_mlx.mlxlm import attention_windows, load_backbone, load_weights_and_tokenizer
+from parm_mlx.mlxlm import attention_windows, config_rows, embedding_rows, load_backbone, load_weights_and_tokenizer
 
 IDS = mx.array([[5, 17, 42, 7, 30], [8, 9, 10, 11, 12]])
 
@@ -95,3 +95,14 @@ def test_what_mlx_lm_cannot_compute_is_one_line(official: Path, tmp_path: Path) 
         shutil.copy(file, tmp_path)
     with pytest.raises(ModelError, match=r"^mlx-lm cannot compute with .*: __truediv__[^\n]*$"):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_rows_of_the_embedding_of_every_family(saved: Callable[[str], tuple[Any, Path]], family: str) -> None:
+    """As many as the vocabulary, which is neither the number of positions nor that of any other table."""
+    _, path = saved(family)
+    assert embedding_rows(load_backbone(path)[0]) == config_rows(path) == VOCABULARY
+    if family == "llama":
+        assert embedding_rows(tiny_model(family, bits=4)) == VOCABULARY
+        (path / "config.json").write_text(json.dumps({"model_type": family}))
+        assert config_rows(path) is None

@@ -8,8 +8,10 @@ from tiny import random_pairs
 from parm_mlx.errors import DataError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.guidance.prompts import render_prompt
+from parm_mlx.guidance.templates import CHAT_TEMPLATES, render, render_answered
+from parm_mlx.training.formats import RowReader
 from parm_mlx.training.rows import Pair
-from parm_mlx.training.tokenize import TokenPairs, tokenize, tokenize_pairs
+from parm_mlx.training.tokenize import TokenPairs, tokenize, tokenize_pair, tokenize_pairs
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +171,42 @@ def test_kept_pairs_are_what_was_added() -> None:
         assert (one.preferred.tolist(), one.where, len(one)) == (other.preferred.tolist(), other.where, len(other))
     with pytest.raises(IndexError):
         kept[3]
+
+
+TRANSCRIPT = "\n\nHuman: Is it far?\n\nAssistant: Two hours on foot.\n\nHuman: And by bus?\n\nAssistant: Half an hour."
+
+
+def test_a_transcript_is_trained_on_as_it_is_written(tokenizer: Any) -> None:
+    pair = RowReader("x")({"chosen": TRANSCRIPT, "rejected": TRANSCRIPT.replace("Half", "Nearly half")}, "f:1")
+    row = tokenize_pair(tokenizer, pair, ("x",), "hh").rows[0]
+    assert tokenizer.decode(row.ids.tolist()) == f"<s>{TRANSCRIPT}</s>"
+    assert tokenizer.decode(row.ids[row.start :].tolist()) == " Half an hour.</s>"
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@pytest.mark.parametrize("answer", ["Half an hour.", " Half an hour.", "\nHalf an hour."])
+def test_the_last_answer_is_rendered_as_earlier_ones_are(tokenizer: Any, name: str, answer: str) -> None:
+    """Training, history and what a reward model reads: the same text up to the answer's end, the same first token."""
+    asked = [{"role": "user", "content": "By bus?"}]
+    row = tokenize_pair(tokenizer, Pair(asked, (answer, "No."), {"x": 0}, "f:1"), ("x",), name).rows[0]
+    trained = tokenizer.decode(row.ids[:-1].tolist()).removeprefix("<s>")
+    history = render(name, [*asked, {"role": "assistant", "content": answer}, asked[0]])
+    assert trained == render_answered(name, asked, answer)
+    assert history.startswith(trained)
+    ids = tokenizer.encode(history)
+    assert ids[: row.start + 1] == row.ids[: row.start + 1].tolist()
+    assert history.count(answer) == 1
+
+
+def test_tokens_without_a_row_are_reported_together(tokenizer: Any) -> None:
+    """The model knows the tokens of the first pair and no greater ones."""
+    known, *others = (
+        Pair("1", ("1", text), {"x": 0}, f"f:{line}") for line, text in enumerate(("1 1", "a quick fox", "lazy"), 1)
+    )
+    plain = _Plain(tokenizer)
+    rows = 1 + max(int(row.ids.max()) for row in tokenize_pair(plain, known, ("x",)).rows)
+    assert len(tokenize_pairs(plain, [known], ("x",), 99, rows=rows)[0]) == 1
+    reason = rf"token '.+' \(id \d+\); the model has embeddings for ids below {rows} only"
+    with pytest.raises(DataError, match=rf"2 rows cannot be used\s+f:2: {reason}\s+f:3: {reason}"):
+        tokenize_pairs(plain, [known, *others], ("x",), 99, rows=rows)
+    assert len(tokenize_pairs(plain, [known, *others], ("x",), 99, rows=512)[0]) == 3
