@@ -1,7 +1,6 @@
 """What a directory holds: a model or an adapter, and in whose format."""
 
 import enum
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.evaluation.reward_model import REWARD_FILE
 from parm_mlx.files import read_json
+from parm_mlx.mlxlm import safetensors_header, weight_files
 from parm_mlx.pblora.config import FINE_TUNE_TYPES
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -86,20 +86,13 @@ def _model_kind(path: Path, content: dict[str, Any]) -> Kind:
             raise ModelError(f"model {path} is a {name}, neither a causal language model nor a reward model")
     if any(name.endswith(_REWARDS) for name in architectures):
         return Kind.HF_REWARD
-    return Kind.MLX_MODEL if "quantization" in content or _written_by_mlx(path) else Kind.HF_MODEL
+    return Kind.MLX_MODEL if content.get("quantization") or _written_by_mlx(path) else Kind.HF_MODEL
 
 
 def _written_by_mlx(path: Path) -> bool:
-    first = min(path.glob("model*.safetensors"), default=None)
-    return first is not None and safetensors_metadata(first).get("format") == "mlx"
+    return safetensors_metadata(next(iter(weight_files(path)))).get("format") == "mlx"
 
 
 def safetensors_metadata(file: Path) -> dict[str, str]:
     """The ``__metadata__`` of a safetensors file; empty when there is none, or no readable header."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, file.stat().st_size)))
-        return dict(header.get("__metadata__") or {})
-    except (OSError, ValueError, AttributeError):
-        return {}
+    return safetensors_header(file).get("__metadata__", {})

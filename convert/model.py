@@ -1,24 +1,17 @@
-"""Models: Hugging Face causal LMs to MLX, quantised or not, by mlx-lm's own converter."""
+"""Models: Hugging Face causal LMs to MLX, quantised or not."""
 
-import json
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.convert import convert as mlx_lm_convert
 
-from parm_mlx.convert.detect import MODEL_CONFIG, Kind, Source
+from parm_mlx.convert.detect import Kind, Source
 from parm_mlx.errors import ConfigError, InputError, ModelError
-from parm_mlx.files import read_json
-from parm_mlx.mlxlm import load_weights_and_tokenizer
+from parm_mlx.mlxlm import check_finite_files, config_dtype, load_weights_and_tokenizer, save_converted
 from parm_mlx.outputs import new_directory
 
-INDEX_FILE = "model.safetensors.index.json"
 _PROBE = 512
 
 
@@ -75,43 +68,44 @@ def convert_model(
         RunError: Writing failed.
     """
     check_request(source, quantization, dtype)
-    check_shards(source.path)
-    model, _ = load_weights_and_tokenizer(source.path, lazy=True)
+    model, tokenizer = load_weights_and_tokenizer(source.path, lazy=True)
     if quantization is not None:
         check_sizes(model, quantization.effective_group_size(), source.path, say)
-    del model
-    options: dict[str, Any] = {"dtype": dtype}
-    if quantization is not None:
-        options |= {"quantize": True, "q_mode": quantization.mode}
-        options |= {"q_bits": quantization.bits, "q_group_size": quantization.group_size}
+    dtype = check_numbers(source, dtype, say)
     with new_directory(out, force, [source.path]) as partial:
-        partial.rmdir()
-        try:
-            with redirect_stdout(sys.stderr):
-                mlx_lm_convert(str(source.path), str(partial), **options)
-        except ValueError as error:
-            raise ModelError(f"model {source.path} cannot be converted: {error}") from error
-        if dtype is not None:
-            _record_dtype(partial / MODEL_CONFIG, dtype)
+        given = (quantization.mode, quantization.bits, quantization.group_size) if quantization is not None else None
+        save_converted(partial, model, tokenizer, source.path, dtype, given)
+
+
+def check_numbers(source: Source, dtype: str | None, say: Callable[[str], None]) -> str | None:
+    """Checks that the numbers of a model are finite and stay so in the type that they are to have.
+
+    Args:
+        source: The model.
+        dtype: The type that is asked for; what the config says when left out.
+        say: Where notes go.
+
+    Returns:
+        The type to cast to, if any.
+
+    Raises:
+        ModelError: They are not.
+    """
+    named = {source.config.get(key) for key in ("dtype", "torch_dtype")}
+    if dtype is None and "float64" in named:
+        say("MLX's models do not compute in float64, which config.json names: the weights become float32")
+        dtype = "float32"
+    dtype = dtype or config_dtype(source.config)
+    check_finite_files(source.path, dtype)
+    return dtype
 
 
 def check_request(source: Source, quantization: Quantization | None, dtype: str | None) -> None:
     """Checks that there is something to do, and that it can be done to this model."""
     if source.kind is Kind.MLX_MODEL and quantization is None and dtype is None:
         raise InputError(f"{source.path} is an MLX model already", hint="-q quantises it, --dtype casts it")
-    if quantization is not None and ("quantization" in source.config or "quantization_config" in source.config):
+    if quantization is not None and any(source.config.get(key) for key in ("quantization", "quantization_config")):
         raise ModelError(f"model {source.path} is quantised already", hint="quantise the model it was made from")
-
-
-def check_shards(path: Path) -> None:
-    """Checks that all files of a model in several are there."""
-    if not (path / INDEX_FILE).is_file():
-        return
-    weight_map = read_json(path / INDEX_FILE, f"model {path}", ModelError).get("weight_map")
-    files = weight_map.values() if isinstance(weight_map, dict) else ()
-    missing = sorted({str(name) for name in files if not (path / str(name)).is_file()})
-    if missing:
-        raise ModelError(f"model {path} is incomplete: {', '.join(missing)} missing", hint="fetch it again")
 
 
 def check_sizes(model: nn.Module, group_size: int, path: Path, say: Callable[[str], None]) -> None:
@@ -127,10 +121,3 @@ def check_sizes(model: nn.Module, group_size: int, path: Path, say: Callable[[st
         )
     if plain:
         say(f"{len(plain)} of {len(layers)} layers stay plain: {group_size} does not divide their number of inputs")
-
-
-def _record_dtype(file: Path, dtype: str) -> None:
-    """Keeps config.json true after a cast: tools that read the type from it would undo the cast."""
-    content = read_json(file, "converted model", ModelError)
-    content |= {key: dtype for key in ("dtype", "torch_dtype") if key in content}
-    file.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")

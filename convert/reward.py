@@ -6,10 +6,10 @@ from pathlib import Path
 import mlx.core as mx
 
 from parm_mlx.convert.detect import Source
-from parm_mlx.convert.model import Quantization, check_request, check_shards, check_sizes
+from parm_mlx.convert.model import Quantization, check_numbers, check_request, check_sizes
 from parm_mlx.errors import ModelError
 from parm_mlx.evaluation.reward_model import HEAD_FILE, RewardSettings
-from parm_mlx.mlxlm import load_backbone, save_backbone
+from parm_mlx.mlxlm import load_backbone, save_converted, weight_files
 from parm_mlx.outputs import new_directory
 
 _HEADS = ("score", "score_head", "normalizer")
@@ -46,7 +46,6 @@ def convert_reward_model(
     """
     check_request(source, quantization, dtype)
     _check_weights(source.path)
-    _check_rope(source, name)
     try:
         model, tokenizer, found = load_backbone(source.path, _HEADS, lazy=True)
     except ModelError as error:
@@ -63,33 +62,23 @@ def convert_reward_model(
     if "weight" not in head or not head.keys() <= {"weight", "bias"} or head["weight"].ndim != 2:
         raise ModelError(f"model {source.path} has no linear score head: {', '.join(sorted(head)) or 'no'} tensors")
     settings = _settings(source, is_score, head["weight"].shape[0], name, lower_is_better, say)
+    dtype = check_numbers(source, dtype, say)
     given = (quantization.mode, quantization.bits, quantization.group_size) if quantization is not None else None
     with new_directory(out, force, [source.path]) as partial:
         mx.save_safetensors(str(partial / HEAD_FILE), head, metadata={"format": "mlx"})
         settings.save(partial)
-        save_backbone(partial, model, tokenizer, source.path, dtype, given)
-
-
-def _check_rope(source: Source, name: str) -> None:
-    """mlx-lm's GLM turns all of a head's dimensions, where GLM itself may turn only some of them."""
-    rope = source.config.get("rope_parameters")
-    share = (rope if isinstance(rope, dict) else source.config).get("partial_rotary_factor", 0.5)
-    if source.config.get("model_type") == "glm" and share != 1:
-        raise ModelError(
-            f"model {source.path}: mlx-lm does not know GLM's partial rotary positions, so its scores would be wrong",
-            hint=f"hf:{name} scores with it through transformers",
-        )
+        save_converted(partial, model, tokenizer, source.path, dtype, given)
 
 
 def _check_weights(path: Path) -> None:
-    check_shards(path)
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-    if not any(path.glob("model*.safetensors")):
-        found = f" (found {', '.join(pickled)})" if pickled else ""
+    if pickled and not any(path.glob("*.safetensors")):
         raise ModelError(
-            f"model {path} holds no model*.safetensors{found}: pickled weights can run any code and are not read",
+            f"model {path} holds no model*.safetensors (found {', '.join(pickled)}): pickled weights can run any code "
+            "and are not read",
             hint="docs/rewards.md shows how to write them as safetensors",
         )
+    weight_files(path)
 
 
 def _settings(

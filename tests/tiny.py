@@ -28,7 +28,7 @@ COMMON: dict[str, Any] = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": COMMON | {"tie_word_embeddings": False},
-    "qwen2": COMMON,
+    "qwen2": COMMON | {"tie_word_embeddings": True},
     "gemma": COMMON | {"head_dim": 16},
     "gemma3_text": COMMON
     | {

@@ -38,9 +38,15 @@ class Classifier:
 
         self._source, self._answer_alone = source, answer_alone
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForSequenceClassification.from_pretrained(source)
+            # None would ask whether to run a model's own code, and read the answer from stdin.
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
+            if "trust_remote_code" in str(error):
+                raise ModelError(
+                    f"hf:{source}: auto_map is refused: code of a model is never run, and transformers has no class of "
+                    "its own for it"
+                ) from error
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"hf:{source} cannot be loaded: {reason[0]}") from error
         on_gpu = torch.backends.mps.is_available()

@@ -20,7 +20,14 @@ from parm_mlx.files import read_json, resolve
 from parm_mlx.guidance.loading import widen_on_cpu
 from parm_mlx.guidance.prompts import encode, lone_token
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, check_template, render_answered
-from parm_mlx.mlxlm import attention_windows, context_length, embedding_rows, load_backbone
+from parm_mlx.mlxlm import (
+    attention_windows,
+    check_finite,
+    check_finite_files,
+    context_length,
+    embedding_rows,
+    load_backbone,
+)
 
 REWARD_FILE = "reward.json"
 HEAD_FILE = "reward_head.safetensors"
@@ -98,7 +105,7 @@ class RewardModel:
         source: Directory or hub id.
 
     Raises:
-        ModelError: There is no such reward model, or it cannot be read.
+        ModelError: There is no such reward model, it cannot be read, or its numbers are not finite.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -106,6 +113,7 @@ class RewardModel:
         self.source = str(source)
         self.settings = read_settings(path)
         self.backbone, self.tokenizer, _ = load_backbone(path, lazy=True)
+        check_finite_files(path)
         widen_on_cpu(self.backbone)
         if self.settings.chat_template is None and not self.tokenizer.has_chat_template:
             raise ModelError(
@@ -212,6 +220,7 @@ def _read_head(directory: Path, settings: RewardSettings, hidden: int) -> tuple[
         tensors: Any = mx.load(str(directory / HEAD_FILE))
     except (RuntimeError, OSError) as error:
         raise ModelError(f"reward model {directory}: {HEAD_FILE} cannot be read: {error}") from None
+    check_finite(directory / HEAD_FILE, tensors)
     outputs = len(settings.labels)
     bias = tensors.pop("bias", mx.zeros(outputs))
     weight = tensors.pop("weight", mx.zeros(()))

@@ -18,15 +18,16 @@ from parm_mlx.mlxlm.models import (
     load_backbone,
     load_tokenizer_alone,
     load_weights_and_tokenizer,
-    save_backbone,
-    save_like,
     trunk_and_output_layer,
     wired_limit,
 )
 from parm_mlx.mlxlm.pair import PairCache
 from parm_mlx.mlxlm.preference import PreferenceCache
 from parm_mlx.mlxlm.prefix import PrefixCache
+from parm_mlx.mlxlm.saving import save_converted, save_like
+from parm_mlx.mlxlm.settings import config_dtype
 from parm_mlx.mlxlm.tracking import TrainingCallback, reporting_callback
+from parm_mlx.mlxlm.weights import check_finite, check_finite_files, safetensors_header, weight_files
 
 # mlx-lm's load_prompt_cache finds the kinds of entries by name in this module.
 _mlx_cache.PairCache, _mlx_cache.PreferenceCache = PairCache, PreferenceCache  # type: ignore[attr-defined]
@@ -42,6 +43,9 @@ __all__ = [
     "attention_windows",
     "bears_padding",
     "can_batch",
+    "check_finite",
+    "check_finite_files",
+    "config_dtype",
     "config_rows",
     "context_length",
     "embedding_rows",
@@ -54,8 +58,10 @@ __all__ = [
     "reporting_callback",
     "rewind",
     "row_of",
-    "save_backbone",
+    "safetensors_header",
+    "save_converted",
     "save_like",
     "trunk_and_output_layer",
+    "weight_files",
     "wired_limit",
 ]

@@ -1,34 +1,37 @@
 """Models and tokenizers of mlx-lm: loading, saving, and what is read off them."""
 
+import copy
 import json
-import shutil
-import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, redirect_stdout
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_flatten
 from mlx_lm.generate import generation_stream
 from mlx_lm.generate import wired_limit as mlx_wired_limit
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import (
-    _get_classes,
-    load_config,
-    load_model,
-    load_tokenizer,
-    quantize_model,
-    save,
-    save_config,
-    save_model,
-)
+from mlx_lm.utils import _get_classes, load_model, load_tokenizer
 
 from parm_mlx.errors import ModelError
+from parm_mlx.files import read_json
+from parm_mlx.mlxlm.positions import check_positions
+from parm_mlx.mlxlm.settings import CONFIG_FILE, check_tokenizer, read_config, settle_output_layer
+from parm_mlx.mlxlm.weights import (
+    check_finite,
+    check_types,
+    check_used,
+    has_output_layer,
+    read_weights,
+    without_buffers,
+)
 
+Classes = Callable[[dict[str, Any]], tuple[type, type]]
 Layer = Callable[[mx.array], mx.array]
 
 _TRUNKS = ("model", "backbone", "transformer")
@@ -37,28 +40,74 @@ _EMBEDDINGS = (
     *("embed_tokens", "wte", "word_embeddings", "embeddings", "tok_embeddings", "token_embeddings", "embedding"),
     *("embed_in", "embed"),
 )
+_TEMPLATE_FILE = "chat_template.json"
+_CONFIG = "_parm_mlx_config"
+_LOADING = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    AssertionError,
+    SystemExit,
+)
 
 
 def load_tokenizer_alone(path: Path) -> TokenizerWrapper:
     """Loads the tokenizer of a model directory, the same as with its weights.
 
     Raises:
-        ModelError: The directory holds no tokenizer that mlx-lm can load.
+        ModelError: The directory holds no tokenizer that mlx-lm can load, or one that needs code of its own.
     """
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path} is no model directory: config.json is missing")
-    _check_tokenizer(path)
+    config = read_config(path)
+    check_tokenizer(path)
+    return _load_tokenizer(path, config)
+
+
+def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
+    extra: dict[str, Any] = {"trust_remote_code": False}  # None would ask, and read the answer from stdin
+    template = template_beside(path)
+    if template is not None:
+        extra["chat_template"] = template
     try:
-        tokenizer: TokenizerWrapper = load_tokenizer(path, eos_token_ids=load_config(path).get("eos_token_id"))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"the tokenizer of {path} cannot be loaded: {reason[0]}") from error
+        tokenizer: TokenizerWrapper = load_tokenizer(path, extra, eos_token_ids=config.get("eos_token_id"))
+    except _LOADING as error:
+        raise ModelError(f"the tokenizer of {path} cannot be loaded: {_reason(error)}") from error
+    # Transformers would warn of long sequences, in words about indexing errors that MLX does not have.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    _refuse_unnamed_template(path, tokenizer)
     return tokenizer
 
 
-def _check_tokenizer(path: Path) -> None:
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        raise ModelError(f"{path} holds no tokenizer")
+def template_beside(path: Path) -> Any:
+    """The chat template of ``chat_template.json``, which transformers reads for models of several senses only."""
+    if not (path / _TEMPLATE_FILE).is_file() or (path / "chat_template.jinja").is_file():
+        return None
+    own = path / "tokenizer_config.json"
+    if own.is_file() and read_json(own, f"tokenizer of {path}", ModelError).get("chat_template") is not None:
+        return None
+    template: Any = read_json(path / _TEMPLATE_FILE, f"model {path}", ModelError).get("chat_template")
+    try:
+        return {each["name"]: each["template"] for each in template} if isinstance(template, list) else template
+    except (KeyError, TypeError):
+        raise ModelError(f"model {path}: {_TEMPLATE_FILE} holds a template without a name or a text") from None
+
+
+def _refuse_unnamed_template(path: Path, tokenizer: TokenizerWrapper) -> None:
+    """Lets a tokenizer with several chat templates and no default say so when one is asked for."""
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict) or "default" in templates:
+        return
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise ModelError(
+            f"the tokenizer of {path} has several chat templates ({', '.join(sorted(templates))}), none named default",
+            hint="make one the default, or name a built-in one with --chat-template",
+        )
+
+    tokenizer._chat_template = refuse
 
 
 def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
@@ -87,13 +136,13 @@ def load_backbone(
     Raises:
         ModelError: The directory holds no model that mlx-lm can load, or mlx-lm does not give its hidden states.
     """
-    found: dict[str, mx.array] = {}
+    found: dict[str, mx.array] = {}  # what the model leaves to its caller
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         family, arguments = _get_classes(config)
         return _without_output_layer(family, heads, found), arguments
 
-    model, tokenizer = _load(path, lazy, classes)
+    model, tokenizer = _load(path, lazy, classes, found)
     try:
         model(mx.array([[0]]))  # not evaluated, so no weights are read
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as error:
@@ -136,31 +185,90 @@ def _text_model(model: nn.Module) -> tuple[nn.Module, Any, str]:
     return model, model[name], ".".join([*path, name])
 
 
-def _load(path: Path, lazy: bool, classes: Callable[[dict[str, Any]], tuple[type, type]]) -> tuple[Any, Any]:
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path} is no model directory: config.json is missing")
-    if not any(path.glob("model*.safetensors")):
-        found = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in path.glob(pattern))
-        extra = f" (found {', '.join(found)}, which are not loaded)" if found else ""
-        raise ModelError(f"{path} holds no model*.safetensors{extra}")
-    _check_tokenizer(path)
+def _load(
+    path: Path, lazy: bool, classes: Classes, aside: dict[str, mx.array] | None = None
+) -> tuple[Any, TokenizerWrapper]:
+    config = read_config(path)
+    check_tokenizer(path)
+    model = _load_model(path, config, lazy, classes, aside)
+    return model, _load_tokenizer(path, config)
+
+
+def _load_model(
+    path: Path, config: dict[str, Any], lazy: bool, classes: Classes, aside: dict[str, mx.array] | None
+) -> Any:
+    """Makes a model of a config and the tensors that belong to it, and nothing else that lies beside them.
+
+    mlx-lm sees a directory with the config alone, and the tensors when it hands over what it found there.
+
+    Args:
+        path: The model's directory.
+        config: Its config, from :func:`read_config`.
+        lazy: Read weights only when they are used.
+        classes: Chooses the family's classes.
+        aside: Tensors that ``sanitize`` leaves to the caller; None for a model with its output layer.
+    """
+    tensors = read_weights(path)
+    unsaid = config.get("tie_word_embeddings") is None
+    settle_output_layer(config, has_output_layer(tensors))
     try:
+        family, arguments = classes(config)
+        checked = _checked(path, family, config, tensors, aside)
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+            model, made = load_model(
+                Path(folder), lazy=True, strict=False, get_model_classes=lambda config: (checked, arguments)
+            )
+        model.__class__ = family
+    except _LOADING as error:
+        raise ModelError(f"{path} cannot be loaded: {_reason(error)}", hint=_hint(config, unsaid, error)) from error
+    tensors.clear()
+    if not lazy:
+        mx.eval(model.parameters())
+        check_finite(path, dict(tree_flatten(model.parameters())))
+    object.__setattr__(model, _CONFIG, made)  # beside the parameters: a module takes a dict for a branch of its tree
+    return model
 
-        def known_to_mlx_lm(config: dict[str, Any]) -> tuple[type, type]:
-            family, arguments = classes(config)
-            _spread_rope(config, arguments)
-            return family, arguments
 
-        model, config = load_model(path, lazy=lazy, get_model_classes=known_to_mlx_lm)
-        tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
-        raise ModelError(f"{path} cannot be loaded: {_reason(error)}") from error
-    # Transformers would warn of long sequences, in words about indexing errors that MLX does not have.
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return model, tokenizer
+def _hint(config: dict[str, Any], unsaid: bool, error: BaseException) -> str | None:
+    method = _quantization_method(config)
+    if method is not None:
+        return f"its weights are quantised by {method}, which mlx-lm may not decode for this family"
+    if unsaid and _OUTPUT_LAYERS[0] in str(error):
+        return (
+            "config.json does not say tie_word_embeddings: set it if the embedding is the output layer too, "
+            "or convert the original again"
+        )
+    return None
 
 
-def _reason(error: Exception) -> str:
+def _quantization_method(config: dict[str, Any]) -> str | None:
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    return None if method is None else str(method)
+
+
+def _checked(
+    path: Path, family: Any, config: dict[str, Any], tensors: dict[str, mx.array], aside: dict[str, mx.array] | None
+) -> type[nn.Module]:
+    """A subclass that takes these tensors and no others, and every one of them."""
+
+    def sanitize(self: nn.Module, _: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights = dict(tensors)
+        if hasattr(family, "sanitize"):
+            weights = family.sanitize(self, weights)
+        check_used(path, tensors, {**weights, **(aside or {})}, config, head=aside is None)
+        return without_buffers(self, weights)
+
+    def load_weights(self: nn.Module, weights: Any, strict: bool = True) -> nn.Module:
+        check_positions(path, self, config)
+        check_types(path, self, dict(weights), _quantization_method(config))
+        loaded: nn.Module = family.load_weights(self, weights, strict=True)
+        return loaded
+
+    return type("Checked", (family,), {"sanitize": sanitize, "load_weights": load_weights})
+
+
+def _reason(error: BaseException) -> str:
     """The first line of an error, and where it announces a list, the first of that."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     if not first.rstrip().endswith(":") or not rest:
@@ -168,20 +276,9 @@ def _reason(error: Exception) -> str:
     return f"{first.strip()} {', '.join(line.strip(' ,.') for line in rest[:3])}{', …' if len(rest) > 3 else ''}"
 
 
-def _spread_rope(config: dict[str, Any], arguments: Any) -> None:
-    """Puts ``rope_parameters``, where transformers 5 writes the base of rotary positions, where mlx-lm looks for it.
-
-    Without, families that do not know the key would compute with their default base and no scaling, silently.
-    """
-    rope, known = config.get("rope_parameters"), getattr(arguments, "__dataclass_fields__", {})
-    if not isinstance(rope, dict) or "rope_parameters" in known:
-        return
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope and key in known and config.get(key) is None:
-            config[key] = rope[key]
-    scaled = rope.get("rope_type", "default") != "default"
-    if scaled and "rope_scaling" in known and config.get("rope_scaling") is None:
-        config["rope_scaling"] = rope
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """A copy of the config that a model was made of, in the keys that plain mlx-lm reads."""
+    return copy.deepcopy(getattr(model, _CONFIG))
 
 
 def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
@@ -209,7 +306,7 @@ def embedding_rows(model: nn.Module) -> int | None:
 
 def config_rows(path: Path) -> int | None:
     """The same of a model directory, from its config alone; None where it does not say."""
-    config = load_config(path)
+    config = read_config(path)
     rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     return rows if isinstance(rows, int) else None
 
@@ -256,60 +353,3 @@ def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: in
     if top_k > 0:
         logprobs = apply_top_k(logprobs, top_k)
     return logprobs
-
-
-def save_like(path: Path, model: nn.Module, source: Path) -> None:
-    """Writes a model beside the config and the tokenizer of the directory that it was loaded from.
-
-    Layers that were quantised there may be plain now.
-    """
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    plain = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for key in ("quantization", "quantization_config"):
-        if isinstance(config.get(key), dict):
-            config[key] = {name: value for name, value in config[key].items() if name not in plain}
-    save_model(path, model)
-    save_config(config, path / "config.json")
-    for file in source.iterdir():
-        if file.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and not (path / file.name).exists():
-            shutil.copy(file, path)
-
-
-def save_backbone(
-    path: Path,
-    model: nn.Module,
-    tokenizer: TokenizerWrapper,
-    source: Path,
-    dtype: str | None = None,
-    quantization: tuple[str, int | None, int | None] | None = None,
-) -> None:
-    """Writes what :func:`load_backbone` returns; the weights leave the model.
-
-    Args:
-        path: The directory to write.
-        model: The model.
-        tokenizer: Its tokenizer.
-        source: The directory that it was loaded from.
-        dtype: Type of the weights that are not quantised; what the config says when left out.
-        quantization: Mode, bits and group size; MLX's default for the mode where one is None.
-    """
-    config = load_config(source)
-    dtype = dtype or config.get("dtype") or config.get("torch_dtype")
-    if dtype in ("float16", "bfloat16", "float32"):
-        _cast(model, getattr(mx, dtype))
-        config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
-    with redirect_stdout(sys.stderr):
-        if quantization is not None:
-            mode, bits, group_size = quantization
-            model, config = quantize_model(model, config, group_size, bits, mode=mode)
-        save(path, source, model, tokenizer, config)
-
-
-def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
-    """Casts the weights of a model, but for those that its family keeps in their type."""
-    may_cast = getattr(model, "cast_predicate", lambda name: True)
-
-    def cast(name: str, weight: mx.array) -> mx.array:
-        return weight.astype(dtype) if may_cast(name) and mx.issubdtype(weight.dtype, mx.floating) else weight
-
-    model.update(tree_map_with_path(cast, model.parameters()))

@@ -1,7 +1,6 @@
 """``parm-mlx convert`` as it is typed."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -154,16 +153,15 @@ def test_a_failure_half_way_leaves_what_was_there(
     exit_code: int,
     force: bool,
 ) -> None:
-    def fail_half_way(_source: str, out: str, **_: object) -> None:
-        os.mkdir(out)  # noqa: PTH102
-        (Path(out) / "model.safetensors").write_bytes(b"half")
+    def fail_half_way(out: Path, *_: object) -> None:
+        (out / "model.safetensors").write_bytes(b"half")
         raise failure
 
     command = ("convert", official / "arm_base", "--out", tmp_path / "out", *(["--force"] if force else []))
     if force:
         run_cli(*command)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr("parm_mlx.convert.model.mlx_lm_convert", fail_half_way)
+    monkeypatch.setattr("parm_mlx.convert.model.save_converted", fail_half_way)
     code, out, err = run_cli(*command)
     assert (code, out) == (exit_code, "")
     assert "Traceback" not in err

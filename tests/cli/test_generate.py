@@ -86,7 +86,7 @@ def test_drafts_change_no_answer_and_are_counted(
     [
         (["--share", "on"], "error: base {base} and guide model {arm} cannot share one forward pass: "),
         (["--draft-model", "{gone}"], "error: draft model {gone}: no such directory"),
-        (["--draft-model", "{parm}"], "error: {parm} is no model directory: config.json is missing"),
+        (["--draft-model", "{parm}"], "error: {parm} is not a model directory: config.json is missing"),
         (["--num-draft-tokens", "2"], "error: --num-draft-tokens needs someone who drafts"),
         (["--draft-model", "{base}", "--self-speculation"], "error: --draft-model and --self-speculation exclude each"),
         (["--share", "maybe"], "error: Invalid value for '--share'"),

@@ -178,3 +178,20 @@ def test_an_existing_output_is_kept(official: Path, tmp_path: Path) -> None:
     assert dtypes(out) == {mx.float32}
     run(official / "arm_base", out, dtype="float16", force=True)
     assert dtypes(out) == {mx.float16}
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "reason"), [(float("nan"), None, "not finite"), (7e4, "float16", "float16 cannot")]
+)
+def test_numbers_that_would_be_lost_are_refused_before_anything_is_written(
+    copied: Callable[[str], Path], tmp_path: Path, value: float, dtype: str | None, reason: str
+) -> None:
+    source = copied("arm_base")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors: Any = mx.load(str(source / "model.safetensors"))
+    mx.eval(tensors)
+    tensors[name] = mx.full(tensors[name].shape, value)
+    mx.save_safetensors(str(source / "model.safetensors"), tensors, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{reason}.*{name}"):
+        run(source, tmp_path / "out", dtype=dtype)
+    assert not (tmp_path / "out").exists()

@@ -176,7 +176,7 @@ def rename(source: Path, names: dict[str, str | None]) -> None:
         (spoil_score, r"no linear score head: 0\.weight", None),
         (spoil_backbone, r"model\.norm\.weight", "hf:"),
         (spoil_normaliser, "normalises its scores", None),
-        (spoil_rope, "partial rotary positions", "hf:"),
+        (spoil_rope, "does not compute positions as rope_parameters, rope_theta, partial_rotary_factor", "hf:"),
         (spoil_family, "Model type bert not supported", "hf:"),
     ],
 )

@@ -55,6 +55,19 @@ def test_a_decoder_in_a_padded_batch(reward_source: Make, reward_scores: dict[st
 
 
 @needs_torch
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_model_is_refused(reward_source: Make, file: str) -> None:
+    path = reward_source("llama-1")
+    content = json.loads((path / file).read_text())
+    content |= {"model_type": "own"} if file == "config.json" else {"tokenizer_class": "Own"}
+    names = ("AutoConfig", "AutoTokenizer", "AutoModelForSequenceClassification")
+    (path / file).write_text(json.dumps(content | {"auto_map": dict.fromkeys(names, "own.Own")}))
+    (path / "own.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ModelError, match="auto_map is refused"):
+        hf.Classifier(str(path))
+
+
+@needs_torch
 def test_wrong_labels_and_missing_models_are_one_line(reward_source: Make, tmp_path: Path) -> None:
     path = reward_source("qwen2-2")
     with pytest.raises(InputError, match="several outputs: harmless, helpful"):

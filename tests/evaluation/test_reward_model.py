@@ -12,7 +12,7 @@ import pytest
 
 from parm_mlx.convert.run import Request, convert
 from parm_mlx.errors import InputError, ModelError, RunError
-from parm_mlx.evaluation.reward_model import RewardModel, read_settings
+from parm_mlx.evaluation.reward_model import HEAD_FILE, RewardModel, read_settings
 from parm_mlx.evaluation.scoring import load_rewards
 from parm_mlx.mlxlm import load_backbone
 
@@ -193,6 +193,17 @@ def test_weights_are_read_when_they_are_needed(converted: Make, monkeypatch: pyt
     monkeypatch.setattr("parm_mlx.evaluation.reward_model.load_backbone", load)
     RewardModel(converted("llama-1"))
     assert asked == [True]
+
+
+@pytest.mark.parametrize(("file", "name"), [("model.safetensors", "model.norm.weight"), (HEAD_FILE, "weight")])
+def test_numbers_that_are_not_finite_are_refused(converted: Make, file: str, name: str) -> None:
+    path = converted("llama-1") / file
+    tensors: Any = mx.load(str(path))
+    mx.eval(tensors)
+    tensors[name] = tensors[name] * mx.nan
+    mx.save_safetensors(str(path), tensors)
+    with pytest.raises(ModelError, match=rf"not finite \(NaN or infinity\): {name}"):
+        RewardModel(path.parent)
 
 
 def test_no_such_directory() -> None:

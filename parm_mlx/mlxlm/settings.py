@@ -1,0 +1,180 @@
+"""Configs of model directories: read as their authors meant them, and refused where mlx-lm would take them otherwise.
+
+Nothing of a model directory is ever run: mlx-lm's own classes and those of transformers are all there is.
+"""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.utils import MODEL_REMAPPING, load_config
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+from parm_mlx.errors import ModelError
+from parm_mlx.files import read_json
+from parm_mlx.mlxlm.positions import write_older_keys
+
+CONFIG_FILE = "config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_MODULE = re.compile(r"[A-Za-z0-9_-]+")
+_NEVER_RUN = "code from a model directory is never run"
+_DTYPES = ("float16", "bfloat16", "float32")
+_COMPRESSED = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized")
+# Families whose sanitize turns 8-bit floats and their scales into numbers are found by trying: see check_types.
+_DECODED = ("bitnet", "mxfp4", "mxfp8", "fp8")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a model, with null as absent and positions in the keys that mlx-lm's families know.
+
+    Raises:
+        ModelError: It is missing or no JSON object, asks for code of the model's own, or says that the weights are in a
+            format that mlx-lm does not decode.
+    """
+    if not (path / CONFIG_FILE).is_file():
+        raise ModelError(f"{path} is not a model directory: {CONFIG_FILE} is missing")
+    read_json(path / CONFIG_FILE, f"model {path}", ModelError)
+    config: dict[str, Any] = load_config(path)
+    _refuse_code(path, config)
+    for level in levels(config):
+        for key in ("quantization", "quantization_config"):
+            if key in level and not level[key]:
+                del level[key]
+        write_older_keys(level)
+    _settle_quantization(path, config)
+    return config
+
+
+def levels(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A config and, where it describes several models, that of the one that reads text."""
+    return [config, *(config[key] for key in ("text_config", "language_config", "llm_config") if _is_dict(config, key))]
+
+
+def _is_dict(config: dict[str, Any], key: str) -> bool:
+    return isinstance(config.get(key), dict)
+
+
+def config_dtype(config: dict[str, Any]) -> str | None:
+    """The type that a config names for its weights; None where it names none that MLX computes in.
+
+    Transformers 4 calls it ``torch_dtype``, transformers 5 ``dtype``.
+    """
+    for level in levels(config):
+        for key in ("dtype", "torch_dtype"):
+            if level.get(key) in _DTYPES:
+                return str(level[key])
+    return None
+
+
+def record_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Keeps a config true after a cast: tools that read the type from it would undo the cast."""
+    for level in levels(config):
+        level |= {key: dtype for key in ("dtype", "torch_dtype") if key in level}
+
+
+def settle_output_layer(config: dict[str, Any], has_output_layer: bool) -> None:
+    """Says in a config whether embedding and output layer are one, where it leaves that open.
+
+    mlx-lm's defaults are not those of transformers, which wrote the config. An output layer in the files counts.
+    """
+    outer, *inner = levels(config)
+    said = outer.get("tie_word_embeddings")
+    for level in (*inner, outer):
+        tied = said if said is not None else (False if has_output_layer else _tied_by_default(level))
+        if level.get("tie_word_embeddings") is None and tied is not None:
+            level["tie_word_embeddings"] = tied
+
+
+def _tied_by_default(level: dict[str, Any]) -> bool | None:
+    """What transformers takes for granted of a family; None for families that it does not know."""
+    model_type = str(level.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        return None
+    tied = getattr(CONFIG_MAPPING[model_type], "tie_word_embeddings", None)
+    return tied if isinstance(tied, bool) else None
+
+
+def _refuse_code(path: Path, config: dict[str, Any]) -> None:
+    if config.get("model_file") is not None:
+        raise ModelError(f"model {path}: model_file {config['model_file']!r} is refused: {_NEVER_RUN}")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError(f"model {path}: {CONFIG_FILE} has no model_type")
+    known = _is_module("models", MODEL_REMAPPING.get(model_type, model_type))
+    if not known and config.get("auto_map"):
+        raise ModelError(
+            f"model {path}: auto_map is refused: {_NEVER_RUN}, and mlx-lm has no model type {model_type!r} of its own"
+        )
+    if not known:
+        raise ModelError(f"{path} cannot be loaded: Model type {model_type} not supported by mlx-lm")
+
+
+def _is_module(package: str, name: str) -> bool:
+    return _MODULE.fullmatch(name) is not None and importlib.util.find_spec(f"mlx_lm.{package}.{name}") is not None
+
+
+def check_tokenizer(path: Path) -> None:
+    """Checks that a model directory holds a tokenizer, and one that needs no code of its own.
+
+    Raises:
+        ModelError: It does not.
+    """
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG_FILE)):
+        raise ModelError(f"{path} holds no tokenizer")
+    if not (path / TOKENIZER_CONFIG_FILE).is_file():
+        return
+    config = read_json(path / TOKENIZER_CONFIG_FILE, f"tokenizer of {path}", ModelError)
+    mapped = config.get("auto_map")
+    if isinstance(mapped, list) or (isinstance(mapped, dict) and mapped.get("AutoTokenizer")):
+        raise ModelError(f"tokenizer of {path}: auto_map is refused: {_NEVER_RUN}")
+    name = config.get("tokenizer_class")
+    if name and tokenizer_class_from_name(str(name)) is None and tokenizer_class_from_name(f"{name}Fast") is None:
+        raise ModelError(
+            f"tokenizer of {path}: tokenizer_class {name!r} is refused: transformers has no such class, and "
+            f"{_NEVER_RUN}",
+            hint=f"where tokenizer.json says it all, name PreTrainedTokenizerFast in {TOKENIZER_CONFIG_FILE}",
+        )
+    for key, package in (("tool_parser_type", "tool_parsers"), ("chat_template_type", "chat_templates")):
+        if config.get(key) and not _is_module(package, str(config[key])):
+            raise ModelError(f"tokenizer of {path}: {key} {config[key]!r} is refused: mlx-lm has none of that name")
+
+
+def _settle_quantization(path: Path, config: dict[str, Any]) -> None:
+    """Refuses formats that mlx-lm does not decode, most of which it would take for plain weights."""
+    found = next((level["quantization_config"] for level in levels(config) if "quantization_config" in level), None)
+    if found is None and (path / "hf_quant_config.json").is_file():
+        found = read_json(path / "hf_quant_config.json", f"model {path}", ModelError)
+    if "quantization" in config or found is None:
+        return
+    if not isinstance(found, dict):
+        raise ModelError(f"model {path}: quantization_config must be an object, not {json.dumps(found)}")
+    if "quant_method" not in found and {"group_size", "bits"} <= found.keys():
+        config["quantization"] = config["quantization_config"] = found
+        return
+    if "quant_method" not in found and "quantization" in found:
+        found = {**found, "quant_method": "modelopt"}
+    config["quantization_config"] = found
+    method, detail = str(found.get("quant_method")), _undecoded(found)
+    if detail is not None:
+        raise ModelError(
+            f"model {path} is quantised by {method}{detail}, which mlx-lm does not decode",
+            hint="use the model that it was made from; -q quantises it for MLX",
+        )
+
+
+def _undecoded(quantization: dict[str, Any]) -> str | None:
+    """What of a quantisation mlx-lm does not decode; None where it decodes it."""
+    method = quantization.get("quant_method")
+    if method == "awq":
+        version, bits = quantization.get("version", "gemm"), quantization.get("bits", 4)
+        return None if bits == 4 and str(version).lower() == "gemm" else f" ({bits} bits, {version})"
+    if method == "compressed-tensors":
+        form = quantization.get("format")
+        return None if form in _COMPRESSED else f" ({form})"
+    if method == "modelopt":
+        algorithm = quantization.get("quantization", quantization).get("quant_algo")
+        return None if algorithm == "NVFP4" else f" ({algorithm})"
+    return None if method in _DECODED else ""

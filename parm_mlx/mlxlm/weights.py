@@ -1,0 +1,312 @@
+"""Tensors of a model directory: the files that hold them, which of them a model takes, and whether they are finite."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from parm_mlx.errors import ModelError
+from parm_mlx.files import read_json
+
+INDEX_FILE = "model.safetensors.index.json"
+
+_SHARD = re.compile(r"model.*-(\d+)-of-(\d+)\.safetensors")
+_PICKLED = (".bin", ".pt", ".pth", ".gguf")
+_UNREAD_TYPES = ("F64", "F8_E5M2", "F4", "C128")
+_SHOWN = 5
+_OUTPUT_LAYER = re.compile(r"(?:(?:model|language_model)\.)*(?:lm_head|output|embed_out)\.\w+")
+_EMBEDDING = re.compile(r".*(?:embed_tokens|wte|tok_embeddings|embed_in|word_embeddings|embedding)\.weight")
+# Computed from the config (positions, masks), or of use to others only.
+_BUFFERS = re.compile(
+    r".*(?:rotary|inv_freq|rope\.freqs|position_ids|masked_bias|causal_mask|\.attn\.bias|attention\.bias|"
+    r"(?:^|\.)(?:cos|sin)(?:_cached)?$|embed_scale|weight_shape|activation_scale|input_scale|[kv]_scale|num_batches).*"
+)
+# Parts that a model of text does not have: other senses, and heads that predict several tokens.
+_OTHER_PARTS = re.compile(
+    r".*(?:vision|visual|image|audio|multi_modal|mm_projector|patch_merge|bias_vl|engram|(?:^|\.)mtp|nextn).*"
+)
+
+
+def weight_files(path: Path) -> dict[Path, list[str] | None]:
+    """The files that hold a model's tensors.
+
+    The index counts where there is one: nothing else in the directory is read then.
+
+    Returns:
+        The files, each with the names of the tensors to read from it; None stands for all of them.
+
+    Raises:
+        ModelError: There is none, one is missing, or the index cannot be used.
+    """
+    if (path / INDEX_FILE).exists():
+        return _indexed_files(path)
+    found = sorted(file for file in path.iterdir() if file.name.startswith("model") and file.suffix == ".safetensors")
+    if not found:
+        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
+        extra = f" (found {_listed(pickled)}, which are not loaded)" if pickled else ""
+        raise ModelError(f"{path} holds no model*.safetensors{extra}")
+    _check_numbering(path, found)
+    return dict.fromkeys(found)
+
+
+def _indexed_files(path: Path) -> dict[Path, list[str] | None]:
+    weight_map = read_json(path / INDEX_FILE, f"model {path}", ModelError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"model {path}: {INDEX_FILE} has no weight_map")
+    files: dict[str, list[str]] = {}
+    for tensor, name in weight_map.items():
+        files.setdefault(str(name), []).append(tensor)
+    outside = sorted(name for name in files if "/" in name or "\\" in name or name in ("", ".", ".."))
+    if outside:
+        raise ModelError(f"model {path}: {INDEX_FILE} names {_listed(outside)}, which is not a file of this directory")
+    other = sorted(name for name in files if not name.endswith(".safetensors"))
+    if other:
+        raise ModelError(f"model {path}: {INDEX_FILE} names {_listed(other)}, which is not a safetensors file")
+    _refuse_missing(path, sorted(name for name in files if not (path / name).is_file()))
+    return {path / name: files[name] for name in sorted(files)}
+
+
+def _check_numbering(path: Path, files: Iterable[Path]) -> None:
+    """Without an index, the names of shards tell how many there are."""
+    names = {file.name for file in files}
+    missing = set()
+    for match in filter(None, map(_SHARD.fullmatch, names)):
+        number, count = match.groups()
+        stem = match.string[: match.start(1)]
+        every = (f"{stem}{i:0{len(number)}}-of-{count}.safetensors" for i in range(1, int(count) + 1))
+        missing |= set(every) - names
+    _refuse_missing(path, sorted(missing))
+
+
+def _refuse_missing(path: Path, missing: list[str]) -> None:
+    if missing:
+        raise ModelError(f"model {path} is incomplete: {_listed(missing)} missing", hint="fetch it again")
+
+
+def read_weights(path: Path) -> dict[str, mx.array]:
+    """The tensors of a model by name; none is read before it is used.
+
+    Raises:
+        ModelError: A file is missing or cannot be read, two files hold one tensor, or MLX has no such type.
+    """
+    tensors: dict[str, mx.array] = {}
+    for file, names in weight_files(path).items():
+        held = _read_file(file)
+        absent = sorted(set(names or ()) - held.keys())
+        if absent:
+            raise ModelError(f"model {path}: {INDEX_FILE} says that {file.name} holds {_listed(absent)}; it does not")
+        chosen = held if names is None else {name: held[name] for name in names}
+        twice = sorted(tensors.keys() & chosen.keys())
+        if twice:
+            raise ModelError(f"model {path} holds {_listed(twice)} in several files, and no index says which counts")
+        tensors |= chosen
+    return tensors
+
+
+def _read_file(file: Path) -> dict[str, mx.array]:
+    header = safetensors_header(file)
+    unread = sorted(name for name, entry in header.items() if entry.get("dtype") in _UNREAD_TYPES)
+    if unread:
+        kind = header[unread[0]]["dtype"]
+        raise ModelError(
+            f"{file} holds tensors of type {kind}, which MLX does not read: {_listed(unread)}",
+            hint="cast them to float32 first" if kind == "F64" else None,
+        )
+    try:
+        tensors: Any = mx.load(str(file))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be loaded: {error}") from error
+    return dict(tensors)
+
+
+def safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+    """The header of a safetensors file: type, shape and place of each tensor, and ``__metadata__``.
+
+    Returns:
+        The entries by name; empty when there is no readable header.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, file.stat().st_size)))
+        return {str(name): dict(entry) for name, entry in header.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def has_output_layer(names: Iterable[str]) -> bool:
+    """Whether one of these tensors is the weight of an output layer."""
+    return any(_OUTPUT_LAYER.fullmatch(name) and name.endswith(".weight") for name in names)
+
+
+def without_buffers(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The weights less those that are computed from the config, where the model has no place for them."""
+    own = dict(tree_flatten(model.parameters()))
+    return {name: value for name, value in weights.items() if name in own or not _BUFFERS.fullmatch(name)}
+
+
+def check_used(
+    path: Path, tensors: Mapping[str, mx.array], used: Mapping[str, mx.array], config: Mapping[str, Any], head: bool
+) -> None:
+    """Checks that what a family's ``sanitize`` left out has no say in what the model computes.
+
+    Args:
+        path: The model's directory.
+        tensors: What its files hold; nothing of it evaluated yet.
+        used: What ``sanitize`` made of it.
+        config: The model's config.
+        head: Whether the model has an output layer.
+
+    Raises:
+        ModelError: A tensor that counts was left out.
+    """
+    left = [name for name in _left_out(tensors, used) if not _may_be_left_out(name, config)]
+    if not head:
+        left = [name for name in left if not _OUTPUT_LAYER.fullmatch(name)]
+    lost = [name for name in left if not _is_embedding_again(name, tensors)]
+    if not lost:
+        return
+    if any(_OUTPUT_LAYER.fullmatch(name) for name in lost):
+        raise ModelError(
+            f"model {path}: tie_word_embeddings is set, but {_listed(lost)} is not the embedding",
+            hint="set tie_word_embeddings to false in config.json if the output layer counts",
+        )
+    raise ModelError(f"model {path}: mlx-lm's {config.get('model_type')} does not use {_listed(lost)}")
+
+
+def _left_out(tensors: Mapping[str, mx.array], used: Mapping[str, mx.array]) -> list[str]:
+    """The tensors that nothing in ``used`` is, or is computed from.
+
+    MLX draws the graph of arrays that are not evaluated: a tensor that is left out keeps its name there and leads
+    nowhere.
+    """
+    kept, held = ({id(value) for value in each.values()} for each in (used, tensors))
+    rest = {name: value for name, value in tensors.items() if id(value) not in kept}
+    if not rest:
+        return []
+    by_label = {f"left{i}": name for i, name in enumerate(rest)}
+    labels: Any = {label: rest[name] for label, name in by_label.items()}
+    labels |= {f"used{i}": value for i, value in enumerate(used.values()) if id(value) not in held}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "graph.dot")
+        mx.export_to_dot(str(file), **labels)
+        graph = file.read_text(encoding="utf-8")
+    named = set(re.findall(r'^\{ (?:rank=sink; )?"(left\d+)"; \}', graph, re.MULTILINE))
+    leading = set(re.findall(r'^"(left\d+)" -> ', graph, re.MULTILINE))
+    return [by_label[label] for label in by_label if label in named - leading]
+
+
+def _may_be_left_out(name: str, config: Mapping[str, Any]) -> bool:
+    if _BUFFERS.fullmatch(name) or _OTHER_PARTS.fullmatch(name):
+        return True
+    text = config.get("text_config") or {}
+    count = config.get("num_hidden_layers") or text.get("num_hidden_layers")
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    if layer and isinstance(count, int) and int(layer[1]) >= count:  # heads that predict several tokens
+        return True
+    shares = config.get("num_kv_shared_layers") or text.get("num_kv_shared_layers")
+    return bool(shares) and re.search(r"\.self_attn\.[kv]_(?:proj|norm)\.", name) is not None
+
+
+def _is_embedding_again(name: str, tensors: Mapping[str, mx.array]) -> bool:
+    if not _OUTPUT_LAYER.fullmatch(name):
+        return False
+    head = tensors[name]
+    leaf = name.rpartition(".")[2]
+    embeddings = (
+        value
+        for key, value in tensors.items()
+        if _EMBEDDING.fullmatch(f"{key.rpartition('.')[0]}.weight") and key.endswith(f".{leaf}")
+    )
+    return any(
+        value.shape == head.shape and value.dtype == head.dtype and bool(mx.array_equal(head, value).item())
+        for value in embeddings
+    )
+
+
+def check_types(path: Path, model: nn.Module, weights: Mapping[str, mx.array], method: str | None) -> None:
+    """Checks that where a model computes with numbers, the files hold numbers and not codes for numbers.
+
+    Raises:
+        ModelError: They hold integers or 8-bit floats.
+    """
+    own = dict(tree_flatten(model.parameters()))
+    codes = [
+        name
+        for name, value in weights.items()
+        if name in own and mx.issubdtype(own[name].dtype, mx.floating) and not mx.issubdtype(value.dtype, mx.floating)
+    ]
+    if codes:
+        how = f"{method} weights" if method else "8-bit floats or integers"
+        raise ModelError(
+            f"model {path} stores {_listed(codes)} as {how}, which mlx-lm does not decode for this family",
+            hint="use the model that it was made from",
+        )
+
+
+def check_finite(path: Path, tensors: Mapping[str, mx.array]) -> None:
+    """Checks that the numbers of tensors in memory are finite.
+
+    The sum of a tensor is the cheapest pass over it, along its first axis most of all: a finite sum has finite terms.
+    Only where it is not are the terms looked at, for finite numbers may have a sum that is not.
+
+    Raises:
+        ModelError: Some are not.
+    """
+    floats = {name: value for name, value in tensors.items() if mx.issubdtype(value.dtype, mx.floating)}
+    if not floats:
+        return
+    good = mx.isfinite(mx.stack([_sum(value) for value in floats.values()])).tolist()
+    doubtful = [name for name, ok in zip(floats, good, strict=True) if not ok]  # type: ignore[arg-type]
+    _refuse_numbers(path, [name for name in doubtful if not mx.isfinite(floats[name]).all().item()])
+
+
+def _sum(value: mx.array) -> mx.array:
+    along = value.sum(axis=0) if value.ndim > 1 else value
+    return along.astype(mx.float32).sum()
+
+
+def check_finite_files(path: Path, dtype: str | None = None) -> None:
+    """Checks that the numbers in a model's files are finite; a tensor at a time is in memory.
+
+    Args:
+        path: The model's directory.
+        dtype: The type that they are to be cast to.
+
+    Raises:
+        ModelError: Some are not, or are larger than the type holds.
+    """
+    large = []
+    narrow = getattr(mx, dtype) if dtype in ("float16", "bfloat16") else None
+    for file, names in weight_files(path).items():
+        held = _read_file(file)
+        for name in list(held):
+            value = held.pop(name)
+            counts = (names is None or name in names) and not _BUFFERS.fullmatch(name)
+            if not counts or not mx.issubdtype(value.dtype, mx.floating):
+                continue
+            check_finite(path, {name: value})
+            if narrow is not None and narrow != value.dtype and not mx.isfinite(value.astype(narrow)).all().item():
+                large.append(name)
+    if large:
+        wider = "--dtype bfloat16 or --dtype float32 keeps" if dtype == "float16" else "--dtype float32 keeps"
+        raise ModelError(f"model {path} holds numbers that {dtype} cannot hold: {_listed(large)}", hint=f"{wider} them")
+
+
+def _refuse_numbers(path: Path, names: list[str]) -> None:
+    if names:
+        raise ModelError(
+            f"model {path} holds numbers that are not finite (NaN or infinity): {_listed(names)}",
+            hint="its files are damaged, or its training failed",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
