@@ -100,13 +100,16 @@ SHARE = Real(0, 1)
 DROPOUT = Real(0, 1, below=True)
 RANK = Whole(0, 2**16)
 OBJECTIVES = Whole(1, 10_000)
+CONCENTRATION = Real(1e-6, 1e6)
 SEED = Whole(0, 2**64 - 1)
 COUNT = Whole(1, 10**9)
+BATCH = Whole(1, 2**16)
 
 TEMP = Real(1e-6, 100, or_zero=True)
 TOP_K = Whole(0, 2**31 - 1)
 MAX_TOKENS = Whole(1, 10**6)
+DRAFT_TOKENS = Whole(1, 64)
 
-GRID_SIZE = 10_000  # preferences
+GRID_SIZE = 10_000
+ANSWERS = Whole(1, 10_000)
 SAMPLES = Whole(1, 10**5)
-BATCH = Whole(1, 2**16)

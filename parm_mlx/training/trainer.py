@@ -28,7 +28,7 @@ from parm_mlx.pblora.adapter import (
 )
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.matching import matched, trainable_numbers
-from parm_mlx.pblora.targets import default_targets, find_targets
+from parm_mlx.pblora.targets import check_rank, default_targets, find_targets
 from parm_mlx.preference import sample_dirichlet
 from parm_mlx.training.batches import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
@@ -149,8 +149,10 @@ class Trainer:
             objective_betas=config.betas(self.k),
             chat_template=config.chat_template,
         )
-        linears = [target.linear for target in find_targets(model, pblora.target_modules)]
+        targets = find_targets(model, pblora.target_modules)
+        linears = [target.linear for target in targets]
         adapter = matched(pblora, config.adapter, config.lora_alpha, linears)
+        check_rank(adapter, targets)
         size = f"{config.adapter} of rank {adapter.rank}, {trainable_numbers(adapter, linears):,} trainable numbers"
         if config.adapter != "pblora":
             size += f" (pblora of rank {pblora.rank}: {trainable_numbers(pblora, linears):,})"

@@ -10,7 +10,7 @@ from tiny import FAMILIES, OBJECTIVES, TARGETS, tiny_guide, tiny_model
 
 from parm_mlx.errors import AdapterError
 from parm_mlx.pblora import PBLoRAConfig, adapter_tensors, attach, load_into, read_adapter, save_adapter
-from parm_mlx.pblora.targets import default_targets, find_targets
+from parm_mlx.pblora.targets import check_rank, default_targets, find_targets
 
 CONFIG = PBLoRAConfig(
     objectives=OBJECTIVES, r1=2, r2=3, base_model="base", objective_betas=(0.1, 0.2), training={"seed": 1}
@@ -199,3 +199,11 @@ def test_a_chat_template_is_recorded_only_if_there_is_one() -> None:
     assert read(named) == named
     with pytest.raises(AdapterError, match="chat_template must be a name, got 3"):
         read(plain, chat_template=3)
+
+
+def test_a_rank_larger_than_a_layer_is_refused() -> None:
+    """The value projection of the tiny model has 32 outputs, half of the query projection's 64."""
+    targets = find_targets(tiny_model(), ("q_proj", "v_proj"))
+    check_rank(PBLoRAConfig(objectives=("a", "b"), r1=28, r2=4), targets)
+    with pytest.raises(AdapterError, match=r"rank r1 \+ r2 = 33 is larger than layers\.0\.self_attn\.v_proj allows"):
+        check_rank(PBLoRAConfig(objectives=("a", "b"), r1=28, r2=5), targets)
