@@ -103,6 +103,12 @@ def evaluate(
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=1, max=SAMPLES.high, help="Samples for the confidence intervals.")
     ] = 1000,
+    resume_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--resume-anyway", help="Go on with a run also where models or rewards have changed; run.json records it."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
 ) -> None:
     """Measure how answers follow the preference: HV, MIP, pictures and a report.
@@ -151,8 +157,10 @@ def evaluate(
             chosen_alphas(session, grid, alphas),
             reward,
             request,
-            {"model": model, "parm": parm, "guide_model": guide_model, "share": share},
+            {"model": model, "parm": parm, "guide_model": guide_model},
+            share,
             batch_size,
+            resume_anyway,
         )
         if found is None:
             return

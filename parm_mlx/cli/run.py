@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from parm_mlx.cli import console
-from parm_mlx.cli.session import Session
+from parm_mlx.cli.session import Session, model_paths
 from parm_mlx.errors import InputError
 from parm_mlx.preference import Alpha, simplex_grid
 
@@ -83,7 +83,9 @@ def make_run(
     reward: Sequence[str] | None,
     request: dict[str, Any],
     names: dict[str, Any],
+    share: str,
     batch_size: int,
+    anyway: bool = False,
 ) -> tuple["Run", "list[Result]"] | None:
     """Answers and scores what is missing in the folder of a run.
 
@@ -94,8 +96,10 @@ def make_run(
         alphas: At which preferences.
         reward: ``--reward``, as given.
         request: How answers are generated: sampling, ``max_tokens``, ``seeds``, ``system_prompt``.
-        names: What the models are called.
+        names: What the models are called: ``model``, ``parm``, ``guide_model``.
+        share: ``--share``, as given.
         batch_size: Most answers at the same time.
+        anyway: Go on with a run also where its models or rewards have changed.
 
     Returns:
         The run and its answers; None in all processes but the main one.
@@ -105,6 +109,7 @@ def make_run(
     from parm_mlx.evaluation.run import answer_all, model_digest, score_all
     from parm_mlx.evaluation.summary import Run
     from parm_mlx.evaluation.sweep import Sweep, plan
+    from parm_mlx.fingerprint import fingerprint
     from parm_mlx.group import join
     from parm_mlx.guidance.sampling import Sampling
     from parm_mlx.interrupt import stop_on_interrupt
@@ -127,13 +132,22 @@ def make_run(
         rewards = chosen_rewards(reward, session.objectives)
         settings = {
             **names,
+            "share": share,
             "adapter_sha256": model_digest(session.model),
             "beta": list(session.betas),
             **request,
             "alphas": [list(alpha) for alpha in alphas],
             "prompts": {prompt.id: content_id(prompt.content) for prompt in prompts},
         }
-        folder = RunFolder(out, {"objectives": list(session.objectives), "settings": settings})
+        identity = {
+            "objectives": list(session.objectives),
+            "settings": settings,
+            "models": {role: fingerprint(path) for role, path in model_paths(**names).items()},
+            "reward_files": {each.source: each.digest for each in rewards.values() if each.digest},
+        }
+        folder = RunFolder(out, identity, anyway)
+    if folder.changed and group.main:
+        console.note(f"warning: going on with other models or rewards than before: {', '.join(folder.changed)}")
     group.check_same({"settings": folder.identity})
     work = plan(prompts, alphas, request["seeds"])
     began = time.perf_counter()

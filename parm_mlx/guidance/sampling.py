@@ -7,9 +7,9 @@ import mlx.core as mx
 
 from parm_mlx.errors import ConfigError
 from parm_mlx.mlxlm import filter_logprobs
-from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K
+from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, Real, Whole
 
-_RANGES = {"temp": TEMP, "top_p": SHARE, "top_k": TOP_K, "min_p": SHARE, "seed": SEED}
+_RANGES: dict[str, Whole | Real] = {"temp": TEMP, "top_p": SHARE, "top_k": TOP_K, "min_p": SHARE, "seed": SEED}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -166,8 +167,8 @@ def check_finite(tensors: Mapping[str, mx.array], what: str) -> None:
     Raises:
         AdapterError: Some are not; their layers are named.
     """
-    finite = mx.stack([mx.isfinite(tensor).all() for tensor in tensors.values()]).tolist() if tensors else []
-    layers = sorted({name.rpartition(".")[0] for name, good in zip(tensors, finite, strict=True) if not good})
+    flags: Any = mx.stack([mx.isfinite(tensor).all() for tensor in tensors.values()]).tolist() if tensors else []
+    layers = sorted({name.rpartition(".")[0] for name, good in zip(tensors, flags, strict=True) if not good})
     if layers:
         more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
         raise AdapterError(

@@ -1,10 +1,12 @@
-"""Whether a run may go on from a checkpoint: the settings and the data must be those it began with."""
+"""Whether a run may go on from a checkpoint: settings, data and models must be those it began with."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import CheckpointError
+from parm_mlx.files import resolve
+from parm_mlx.fingerprint import changes, fingerprint
 from parm_mlx.pblora.adapter import CONFIG_FILE, backbone_reference
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import DataFile
@@ -20,6 +22,9 @@ FREE = {
     "report_to",
     "project_name",
 }
+
+
+Changes = dict[str, tuple[str | None, str | None]]
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -47,21 +52,49 @@ def check_settings(stored: dict[str, Any], config: TrainConfig, where: Path) -> 
         )
 
 
-def check_files(stored: list[dict[str, Any]], files: tuple[DataFile, ...], where: Path) -> None:
-    """Checks that the data files are those of a checkpoint.
+def models_of(config: TrainConfig) -> dict[str, str]:
+    """The fingerprints of what a run reads beside its data: the backbone, and the adapter that it begins from.
+
+    A run that goes on does not read that adapter again, so it may be gone by then.
 
     Raises:
-        CheckpointError: They are not; every difference is shown.
+        ModelError: There is no such model.
     """
+    found = {f"model: {name}": value for name, value in fingerprint(resolve(config.model)).items()}
+    start = Path(config.start_from or "").expanduser()
+    if config.start_from and start.is_dir():
+        found |= {f"start-from: {name}": value for name, value in fingerprint(start).items()}
+    return found
+
+
+def changed_data(stored: list[dict[str, Any]], files: tuple[DataFile, ...]) -> Changes:
+    """The data files that are not those of a checkpoint."""
     before = {file["file"]: _digest(file) for file in stored}
-    now = {file.name: _digest(file.identity) for file in files}
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names:
-        changes = "".join(f"\n  {name}: {_short(before, name)} → {_short(now, name)}" for name in names)
-        raise CheckpointError(
-            f"{where} was made with other data (SHA-256 of files, fingerprints of hub data sets):{changes}",
-            hint="resume with the old data, or start from the beginning with --force",
-        )
+    return changes(before, {file.name: _digest(file.identity) for file in files})
+
+
+def changed_models(stored: dict[str, str] | None, now: dict[str, str]) -> Changes:
+    """What of the models is not that of a checkpoint; nothing where the checkpoint does not say what it was."""
+    gone = {name for name in stored or {} if name.startswith("start-from") and not _reads_start(now)}
+    return changes({name: value for name, value in (stored or now).items() if name not in gone}, now)
+
+
+def check_inputs(data: Changes, models: Changes, where: Path, anyway: bool) -> None:
+    """Checks that data and models are those of a checkpoint.
+
+    Raises:
+        CheckpointError: They are not, and the run is not to go on anyway; every difference is shown.
+    """
+    if anyway or not (data or models):
+        return
+    kinds = " and ".join(["data"] * bool(data) + ["models"] * bool(models))
+    lines = "".join(
+        f"\n  {name}: {_short(before)} → {_short(now)}" for name, (before, now) in {**data, **models}.items()
+    )
+    raise CheckpointError(
+        f"{where} was made with other {kinds} (SHA-256 of files, fingerprints of hub data sets):{lines}",
+        hint=f"resume with the old {kinds}, start from the beginning with --force, or go on with --resume-anyway",
+    )
 
 
 def finished_training(out: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -91,5 +124,9 @@ def _digest(identity: dict[str, Any]) -> str:
     return str(identity.get("sha256") or identity.get("fingerprint"))
 
 
-def _short(digests: dict[str, str], name: str) -> str:
-    return f"{digests[name][:12]}…" if name in digests else "no such file"
+def _reads_start(models: dict[str, str]) -> bool:
+    return any(name.startswith("start-from") for name in models)
+
+
+def _short(digest: str | None) -> str:
+    return f"{digest[:12]}…" if digest else "no such file"
