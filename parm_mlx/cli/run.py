@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STEPS = {1: 1.0, 2: 0.1, 3: 0.25}
 COARSE = 0.5
 COST_TOKENS, COST_ROUNDS = 24, 3
+BACKBONE = "backbone_token_ms"
 
 
 def chosen_prompts(file: Path | None, limit: int | None, bundled: bool) -> list["Prompt"]:
@@ -188,20 +189,30 @@ def _earlier_timing(out: Path) -> dict[str, float]:
 
 
 def _cost(session: Session, prompt: "Prompt", alphas: Sequence[Alpha]) -> dict[str, float]:
-    """Milliseconds per token of base, guide and guided decoding, one sequence each, in turns."""
+    """Milliseconds per token of base, guide, plain backbone and guided decoding, one sequence each, in turns."""
     from functools import partial
 
     from parm_mlx.diagnostics.bench import plain, preferring
     from parm_mlx.diagnostics.timing import time_in_turns
+    from parm_mlx.guidance.several import Guides
+    from parm_mlx.guidance.shared import Backbone, SharedModel, weights_differ
 
     model, tokens = session.model, [session.prompter(prompt.content).base]
+    guides = model.guide.guides if isinstance(model.guide, Guides) else [model.guide]
+    shared = isinstance(model, SharedModel)
+    backbones = [] if shared else [f"{BACKBONE} {number}" for number in range(len(guides))]
     starts = {
         "base_token_ms": partial(plain, model.base, tokens, alphas[:1]),
         "guide_token_ms": partial(preferring, model.guide, tokens, alphas[:1]),
         "guided_token_ms": partial(preferring, model, tokens, alphas[:1]),
     }
+    for name, guide in zip(backbones, guides, strict=False):
+        starts[name] = partial(plain, Backbone(guide.model), tokens, alphas[:1])
     rounds = [time_in_turns(starts, COST_TOKENS, lambda: False) or {} for _ in range(COST_ROUNDS)]
-    return {
+    found = {
         name: statistics.median(1000 * samples[name].decode / samples[name].tokens for samples in rounds)
         for name in starts
     }
+    found[BACKBONE] = sum(found.pop(name) for name in backbones) if backbones else found["base_token_ms"]
+    same = not shared and len(guides) == 1 and weights_differ(model.base, guides[0].model) is None
+    return found | {"one_pass": float(shared), "same_weights": float(same), "drafted": float(bool(session.drafting))}

@@ -110,7 +110,11 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
         (("--out", "x", "--reward", "warmth=warmth"), 2, "no --reward for focus"),
         (("--out", "x", "--reward", "warmth=nothing", "--reward", "focus=focus"), 2, "reward warmth: nothing"),
         (("--out", "x", "--num-samples", "2"), 2, "--num-samples needs --temp above 0"),
-        (("--out", "x", "--reference", "a"), 2, "--reference a: each number must be a number from -1e+09 to 1e+09, got 'a'"),
+        (
+            ("--out", "x", "--reference", "a"),
+            2,
+            "--reference a: each number must be a number from -1e+09 to 1e+09, got 'a'",
+        ),
         (("--out", "x", "--reference", "-2"), 2, "--reference has 1 numbers for 2 objectives"),
         (("--out", "x", "--prompts", "same.json"), 2, "same.json is one JSON document"),
         (("--out", "x", "--compare", "x"), 2, "--compare needs two or more"),
