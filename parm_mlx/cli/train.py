@@ -197,7 +197,8 @@ def train(
     While training, checkpoints are written to OUT.checkpoints; each can be used as an adapter. After Ctrl-C, a kill or
     a full disk, the same command with --resume goes on as if nothing had happened. Ctrl-C and SIGTERM finish the step
     in progress and save first. The finished adapter takes the place of the checkpoints; only the best by validation
-    stays, when it is not the result.
+    stays, when it is not the result. Where data, the backbone or the adapter of --start-from have changed, --resume is
+    refused and names what has; --resume-anyway goes on.
 
     \b
     Examples:

@@ -17,7 +17,7 @@ from parm_mlx.errors import AdapterError
 from parm_mlx.guidance.model import Cache, Guide, over_common_tokens
 from parm_mlx.mlxlm import PreferenceCache
 from parm_mlx.pblora.layer import Conditioning
-from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, parse_objectives
+from parm_mlx.preference import Alpha, AlphaSpec, check_beta, parse_alpha, parse_objectives
 
 
 class Guides(nn.Module):
@@ -48,7 +48,7 @@ class Guides(nn.Module):
                 both = f"{guides[0].chat_template or 'none'} and {guide.chat_template or 'none'}"
                 raise AdapterError(f"adapters that guide together need one chat template; these record {both}")
         self.guides = list(guides)
-        self._betas = tuple(betas or [1.0] * len(guides))
+        self._betas = tuple(map(check_beta, betas or [1.0] * len(guides)))
         self._objectives = parse_objectives([guide.objectives[0] for guide in guides])
         self._default = parse_alpha([1] * len(guides) if alpha is None else alpha, self._objectives)
         ends = tuple(accumulate(len(guide.layers) - 1 for guide in guides))

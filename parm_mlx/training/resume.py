@@ -1,6 +1,7 @@
 """Whether a run may go on from a checkpoint: settings, data and models must be those it began with."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ FREE = {
 }
 
 
+START = "start-from"
 Changes = dict[str, tuple[str | None, str | None]]
 
 
@@ -63,38 +65,45 @@ def models_of(config: TrainConfig) -> dict[str, str]:
     found = {f"model: {name}": value for name, value in fingerprint(resolve(config.model)).items()}
     start = Path(config.start_from or "").expanduser()
     if config.start_from and start.is_dir():
-        found |= {f"start-from: {name}": value for name, value in fingerprint(start).items()}
+        found |= {f"{START}: {name}": value for name, value in fingerprint(start).items()}
     return found
 
 
-def changed_data(stored: list[dict[str, Any]], files: tuple[DataFile, ...]) -> Changes:
-    """The data files that are not those of a checkpoint."""
-    before = {file["file"]: _digest(file) for file in stored}
-    return changes(before, {file.name: _digest(file.identity) for file in files})
+@dataclass(frozen=True)
+class Changed:
+    """What is not as it was when a checkpoint was made: by name, the digests before and now."""
+
+    data: Changes = field(default_factory=dict)
+    models: Changes = field(default_factory=dict)
+
+    @property
+    def named(self) -> Changes:
+        """Both together."""
+        return {**self.data, **self.models}
+
+    def refuse(self, where: Path) -> None:
+        """Refuses to go on if anything has changed.
+
+        Raises:
+            CheckpointError: Data or models are others; every difference is shown.
+        """
+        if not self.named:
+            return
+        kinds = " and ".join(["data"] * bool(self.data) + ["models"] * bool(self.models))
+        lines = "".join(f"\n  {name}: {_short(before)} → {_short(now)}" for name, (before, now) in self.named.items())
+        raise CheckpointError(
+            f"{where} was made with other {kinds} (SHA-256 of files, fingerprints of hub data sets):{lines}",
+            hint=f"resume with the old {kinds}, start from the beginning with --force, or go on with --resume-anyway",
+        )
 
 
-def changed_models(stored: dict[str, str] | None, now: dict[str, str]) -> Changes:
-    """What of the models is not that of a checkpoint; nothing where the checkpoint does not say what it was."""
-    gone = {name for name in stored or {} if name.startswith("start-from") and not _reads_start(now)}
-    return changes({name: value for name, value in (stored or now).items() if name not in gone}, now)
-
-
-def check_inputs(data: Changes, models: Changes, where: Path, anyway: bool) -> None:
-    """Checks that data and models are those of a checkpoint.
-
-    Raises:
-        CheckpointError: They are not, and the run is not to go on anyway; every difference is shown.
-    """
-    if anyway or not (data or models):
-        return
-    kinds = " and ".join(["data"] * bool(data) + ["models"] * bool(models))
-    lines = "".join(
-        f"\n  {name}: {_short(before)} → {_short(now)}" for name, (before, now) in {**data, **models}.items()
-    )
-    raise CheckpointError(
-        f"{where} was made with other {kinds} (SHA-256 of files, fingerprints of hub data sets):{lines}",
-        hint=f"resume with the old {kinds}, start from the beginning with --force, or go on with --resume-anyway",
-    )
+def changed_since(state: dict[str, Any], files: tuple[DataFile, ...], models: dict[str, str]) -> Changed:
+    """Compares data and models with those of a checkpoint; models only where it says what they were."""
+    before = state.get("models", models)
+    if not any(name.startswith(START) for name in models):
+        before = {name: value for name, value in before.items() if not name.startswith(START)}
+    old, new = ({file["file"]: _digest(file) for file in state["data"]}, {f.name: _digest(f.identity) for f in files})
+    return Changed(changes(old, new), changes(before, models))
 
 
 def finished_training(out: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -122,10 +131,6 @@ def _shown(settings: dict[str, Any], name: str) -> str:
 
 def _digest(identity: dict[str, Any]) -> str:
     return str(identity.get("sha256") or identity.get("fingerprint"))
-
-
-def _reads_start(models: dict[str, str]) -> bool:
-    return any(name.startswith("start-from") for name in models)
 
 
 def _short(digest: str | None) -> str:

@@ -1,7 +1,7 @@
 """The training loop, with all the state that a checkpoint holds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,28 +42,12 @@ from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.provenance import files, provenance
 from parm_mlx.training.report import Meter, Progress, ResumeRecord, ValidRecord
-from parm_mlx.training.resume import (
-    Changes,
-    changed_data,
-    changed_models,
-    check_inputs,
-    models_of,
-    settings_of,
-    version_note,
-)
+from parm_mlx.training.resume import Changed, changed_since, models_of, settings_of, version_note
 from parm_mlx.training.start import Start
 from parm_mlx.training.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
 from parm_mlx.training.validation import validate
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-
-
-@dataclass(frozen=True)
-class Changed:
-    """What is not as it was when a checkpoint was made: by name, the digests before and now."""
-
-    data: Changes = field(default_factory=dict)
-    models: Changes = field(default_factory=dict)
 
 
 class Trainer:
@@ -117,7 +101,7 @@ class Trainer:
             progress.note(note)
         self.models = models_of(config)
         self.resumed: list[dict[str, Any]] = []
-        changed = self._check_inputs(checkpoint, anyway) if checkpoint else Changed()
+        changed = self._changed_since(checkpoint, anyway) if checkpoint else Changed()
         self.k = len(self.data.objectives)
         self.meter = Meter(self.data.objectives)
         beta = mx.array(config.betas(self.k))
@@ -155,22 +139,18 @@ class Trainer:
         if checkpoint:
             self._restore(checkpoint, changed)
 
-    def _check_inputs(self, checkpoint: Checkpoint, anyway: bool) -> "Changed":
-        """Compares data and models with those of a checkpoint."""
-        state = checkpoint.state
-        if "models" not in state:
+    def _changed_since(self, checkpoint: Checkpoint, anyway: bool) -> Changed:
+        """Compares data and models with those of a checkpoint, and refuses what cannot go on."""
+        if "models" not in checkpoint.state:
             self.progress.note(f"{checkpoint.path} does not say which models it began with, so they are not compared")
-        changed = Changed(
-            changed_data(state["data"], self.data.files), changed_models(state.get("models"), self.models)
-        )
-        check_inputs(changed.data, changed.models, checkpoint.path, anyway)
-        objectives = read_config(checkpoint.path).objectives
-        if self.data.objectives != objectives:
-            now = ", ".join(self.data.objectives)
-            raise CheckpointError(
-                f"{checkpoint.path} is for {', '.join(objectives)}; the data now have {now}",
-                hint="--start-from begins a new run from an adapter, and adds objectives",
-            )
+        changed = changed_since(checkpoint.state, self.data.files, self.models)
+        if not anyway:
+            changed.refuse(checkpoint.path)
+        before, now = read_config(checkpoint.path).objectives, self.data.objectives
+        if before != now:
+            hint = "--start-from begins a new run from an adapter, and adds objectives"
+            reason = f"is for {', '.join(before)}; the data now have {', '.join(now)}"
+            raise CheckpointError(f"{checkpoint.path} {reason}", hint=hint)
         return changed
 
     def _adapter_for(self, model: nn.Module) -> tuple[PBLoRAConfig, str]:
@@ -347,21 +327,15 @@ class Trainer:
 
         return self.folder.save(self.done, state, write, self.history.best_step)
 
-    def _restore(self, checkpoint: Checkpoint, changed: "Changed") -> None:
+    def _restore(self, checkpoint: Checkpoint, changed: Changed) -> None:
         """Goes on from a checkpoint; with other data, their order begins again."""
         state, path = checkpoint.state, checkpoint.path
         tensors, model = read_adapter(path)[1], self.learner.scorer.model
-        shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (tensors, adapter_tensors(model))]
-        if shapes[0] != shapes[1] or checkpoint.step > self.steps:
-            raise CheckpointError(
-                f"{path} cannot go on with what has changed: "
-                + (
-                    "its adapter does not fit the model"
-                    if shapes[0] != shapes[1]
-                    else f"{self.steps} steps are planned"
-                ),
-                hint="start from the beginning with --force",
-            )
+        fits = _shapes(tensors) == _shapes(adapter_tensors(model))
+        if not fits or checkpoint.step > self.steps:
+            reason = f"only {self.steps} steps are planned now" if fits else "its adapter does not fit the model"
+            hint = "start from the beginning with --force"
+            raise CheckpointError(f"{path} cannot go on with what has changed: {reason}", hint=hint)
         set_adapter_tensors(model, tensors)
         self.optimizer.restore(read_safetensors(path / OPTIMIZER_FILE))
         if not changed.data:
@@ -377,10 +351,9 @@ class Trainer:
         if note := version_note(state["versions"], versions()):
             self.progress.note(note)
 
-    def _record(self, changed: "Changed") -> None:
+    def _record(self, changed: Changed) -> None:
         """Says that the run goes on with other data or models: to the user, in the metrics and in the adapter."""
-        found = {**changed.data, **changed.models}
-        if not found:
+        if not (found := changed.named):
             return
         self.progress.warn(f"going on with other data or models than before: {', '.join(found)}")
         self.resumed.append({"step": self.done, "changed": {name: list(digests) for name, digests in found.items()}})
@@ -410,6 +383,10 @@ class Trainer:
         )
         save_adapter(directory, config, tensors)
         write_metrics(directory / METRICS_FILE, self.history.records)
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _seed(rng: np.random.Generator) -> int:
