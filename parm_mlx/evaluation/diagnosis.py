@@ -12,6 +12,7 @@ CLUSTER_GRID = 5  # preferences that make a share worth looking at
 HIGH_HV = 1.1  # times the hypervolume of the unguided answers
 COST = 1.1  # times a pass of the base and one of the guide
 PLAIN_COST = 1.5  # times a pass of the base and one of the guide's backbone without its adapter
+SHARED_COST = 1.1  # the same, where base and guide share one pass
 ALONE_COST = 3.0  # times a pass of the base, where the backbone was not measured
 CUT_SHARE = 0.1  # of the answers
 DOMINATED_SHARE = 0.5  # of the points
@@ -152,6 +153,8 @@ def _cost(summary: Summary) -> Finding:
     base, guide, guided = time["base_token_ms"], time["guide_token_ms"], time["guided_token_ms"]
     plain = time.get("backbone_token_ms", 0)
     floor, limit = (base + plain, PLAIN_COST) if plain > 0 else (base, ALONE_COST)
+    if time.get("one_pass") and plain > 0:
+        limit = SHARED_COST
     passes, alone = guided / (base + guide), guided / floor
     text = (
         f"A guided token takes {guided:.1f} ms, {guided / base:.2f} times one of the base alone ({base:.1f} ms) and "

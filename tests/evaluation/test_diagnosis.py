@@ -180,6 +180,13 @@ def test_an_adapter_that_is_expensive_itself() -> None:
     assert not finding("guidance cost", healthy(time={**time, "guided_token_ms": 20.9}))["found"]
 
 
+def test_a_shared_pass_costs_no_more_than_two_plain_ones() -> None:
+    """1.1 times 10 + 10 ms is 22."""
+    time = {"base_token_ms": 10.0, "guide_token_ms": 30.0, "backbone_token_ms": 10.0, "one_pass": 1.0}
+    assert finding("guidance cost", healthy(time={**time, "guided_token_ms": 22.5}))["found"]
+    assert not finding("guidance cost", healthy(time={**time, "guided_token_ms": 21.5}))["found"]
+
+
 def test_without_the_backbone_the_base_alone_is_compared() -> None:
     time = {"base_token_ms": 10.0, "guide_token_ms": 25.0, "guided_token_ms": 30.5}
     assert finding("guidance cost", healthy(time=time))["threshold"] == 3.0
