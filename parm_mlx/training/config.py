@@ -19,6 +19,7 @@ from parm_mlx.ranges import (
     RANK,
     SCALE,
     SEED,
+    STEP,
     Real,
     Whole,
 )
@@ -131,9 +132,9 @@ class TrainConfig:
                 problems.append(f"{setting.name} {reason}" if isinstance(reason, ValueError) else str(reason))
         if not problems and self.save == "best" and self.val_batches == 0:
             problems.append("save is 'best', but val_batches is 0: only validation tells which is best")
-        if not problems and self.pairs_per_step > BATCH.high:
+        if not problems and self.pairs_per_step > STEP.high:
             problems.append(
-                f"batch_size times grad_accumulation_steps must be at most {BATCH.high}, got {self.pairs_per_step}"
+                f"batch_size times grad_accumulation_steps must be at most {STEP.high}, got {self.pairs_per_step}"
             )
         if not problems:
             problems += self._settle_scalarization()
@@ -297,7 +298,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "iters": COUNT.read,
     "epochs": Real(1e-6, 1e6).read,
     "batch_size": BATCH.read,
-    "grad_accumulation_steps": BATCH.read,
+    "grad_accumulation_steps": STEP.read,
     "grad_checkpoint": _switch,
     "learning_rate": Real(1e-12, 1e3).read,
     "warmup": Whole(0, COUNT.high).read,

@@ -35,7 +35,7 @@ def test_text_is_read_as_what_it_means() -> None:
         ({"out": None}, "out is missing"),
         ({"iters": 0}, "iters must be a whole number from 1 to 1000000000, got 0"),
         ({"iters": 2.5}, "iters must be a whole number"),
-        ({"batch_size": "many"}, "batch_size must be a whole number from 1 to 65536, got 'many'"),
+        ({"batch_size": "many"}, "batch_size must be a whole number from 1 to 4096, got 'many'"),
         ({"batch_size": True}, "batch_size must be a whole number"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number from 1e-12 to 1000, got nan"),
         ({"learning_rate": 0}, "learning_rate must be a number from"),
