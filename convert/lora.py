@@ -14,6 +14,7 @@ from parm_mlx.convert.settings import UNSUPPORTED, Settings
 from parm_mlx.pblora.adapter import Tensors
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.preference import default_objectives, parse_objectives
+from parm_mlx.ranges import RANK
 
 LEAVES = {"lora_A.weight": "a", "lora_B.weight": "b"}
 _UNSUPPORTED = {
@@ -28,7 +29,15 @@ _UNSUPPORTED = {
     "use_dora": "DoRA also rescales the weights, which is not supported",
     "use_qalora": "QA-LoRA is not supported",
 }
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_KNOWN = {
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "megatron_core",
+    "qalora_group_size",
+    "r",
+    "use_rslora",
+}
 
 
 def read_lora(
@@ -50,18 +59,13 @@ def read_lora(
     """
     what = f"adapter {path}"
     settings = Settings(content, what)
-    rank = settings.whole("r")
+    rank = settings.whole("r", RANK)
     lora_alpha = settings.number("lora_alpha")
-    dropout = settings.share("lora_dropout")
+    dropout = settings.dropout("lora_dropout")
     targets = settings.targets()
-    settings.refuse(_UNSUPPORTED)
+    settings.refuse(_UNSUPPORTED, _KNOWN)
     if content.get("task_type") not in (None, "CAUSAL_LM"):
         settings.problems.append(f"task_type is {content['task_type']!r}: only causal language models can guide")
-    if str(content.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
-        settings.problems.append(
-            f"init_lora_weights is {content['init_lora_weights']!r}: that changes the backbone's own weights; "
-            "save it as plain LoRA with PEFT first"
-        )
     settings.check()
     names = default_objectives(1) if objectives is None else parse_objectives(objectives, 1)
     renamed = peft.rename(peft.read_tensors(path), LEAVES, {"a": (rank, -1), "b": (-1, rank)}, what)

@@ -13,7 +13,10 @@ from parm_mlx.errors import AdapterError
 from parm_mlx.pblora.adapter import Tensors
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.preference import default_objectives, parse_objectives
+from parm_mlx.ranges import OBJECTIVES, RANK
 
+_UNSUPPORTED = {**UNSUPPORTED, "fan_in_fan_out": "transposed weights are not supported"}
+_KNOWN = {"obj_num", "pref_vec_init", "r1", "r2"}
 LEAVES = {"pblora_A": "a", "pblora_B": "b", "pblora_W1": "w1", "pblora_W2": "w2"}
 
 
@@ -36,15 +39,15 @@ def read_pblora(
     """
     what = f"adapter {path}"
     settings = Settings(content, what)
-    r1, r2, k = settings.whole("r1"), settings.whole("r2"), settings.whole("obj_num")
+    r1, r2, k = settings.whole("r1", RANK), settings.whole("r2", RANK), settings.whole("obj_num", OBJECTIVES)
     lora_alpha = settings.number("lora_alpha")
-    dropout = settings.share("lora_dropout")
+    dropout = settings.dropout("lora_dropout")
     targets = settings.targets()
-    settings.refuse({**UNSUPPORTED, "fan_in_fan_out": "transposed weights are not supported"})
+    settings.refuse(_UNSUPPORTED, _KNOWN)
     settings.check()
-    names = default_objectives(k) if objectives is None else parse_objectives(objectives, k)
     shapes = {"a": (r1 + r2, -1), "b": (-1, r1 + r2), "w1": (r1, r1), "w2": (k, r2 * r2)}
     renamed = peft.rename(peft.read_tensors(path), LEAVES, shapes, what)
+    names = default_objectives(k) if objectives is None else parse_objectives(objectives, k)
     config = PBLoRAConfig(
         objectives=names,
         r1=r1,

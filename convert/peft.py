@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from parm_mlx.errors import AdapterError
 from parm_mlx.files import read_json
-from parm_mlx.pblora.adapter import Tensors, read_safetensors
+from parm_mlx.pblora.adapter import Tensors, check_finite, read_safetensors
 from parm_mlx.pblora.config import PBLoRAConfig
 
 CONFIG_FILE = "adapter_config.json"
@@ -100,7 +100,7 @@ def rename(
 
     Raises:
         AdapterError: Tensors are unknown or missing, have another shape or hold no floating-point numbers, or there are
-            none; every problem is listed under PEFT's names.
+            none; every problem is listed under PEFT's names. Or some hold numbers that are not finite.
     """
     problems, found, layers, prefixes = [], Tensors(), dict[str, None](), set[str]()
     for name, tensor in tensors.items():
@@ -132,6 +132,7 @@ def rename(
         problems.append("it holds no tensors")
     if problems:
         raise AdapterError(f"{what}: {len(problems)} tensor problem(s)\n  " + "\n  ".join(problems))
+    check_finite(found, what)
     return Renamed(found, tuple(layers), prefix)
 
 

@@ -10,12 +10,14 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from parm_mlx.errors import PreferenceError
+from parm_mlx.ranges import BETA, CONCENTRATION, GRID_SIZE, shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 Alpha = tuple[float, ...]
+SMALLEST_STEP = 1e-4
 AlphaSpec = str | Sequence[float] | Mapping[str, float]
 
 
@@ -94,8 +96,8 @@ def _items(spec: Any, known: str) -> list[Any]:
 def _number(value: Any, known: str) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise PreferenceError(f"{value!r} in alpha is not a number; {known}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise PreferenceError(f"{shown(value)} in alpha is not a number; {known}") from None
 
 
 def _numbers(spec: str, known: str) -> list[float]:
@@ -136,15 +138,12 @@ def check_beta(beta: Any) -> float:
     """Checks β of guided decoding (Eq. 13), where 1/β is the strength of the guide.
 
     Raises:
-        PreferenceError: β is not a finite number above 0.
+        PreferenceError: β is not a number from 1e-6 to 1e6.
     """
     try:
-        value = float(beta)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value) or value <= 0:
-        raise PreferenceError(f"beta must be a finite number above 0, got {beta}", hint="smaller beta, stronger guide")
-    return value
+        return BETA.read(beta)
+    except ValueError as reason:
+        raise PreferenceError(f"beta {reason}", hint="smaller beta, stronger guide") from None
 
 
 def parse_betas(spec: float | str | Sequence[float], guides: int) -> tuple[float, ...]:
@@ -158,7 +157,7 @@ def parse_betas(spec: float | str | Sequence[float], guides: int) -> tuple[float
         One number, or ``guides`` of them.
 
     Raises:
-        PreferenceError: A β is not a finite number above 0, or there are neither one nor ``guides``.
+        PreferenceError: A β is not a number from 1e-6 to 1e6, or there are neither one nor ``guides``.
     """
     values = spec.split(",") if isinstance(spec, str) else spec if isinstance(spec, Sequence) else [spec]
     betas = tuple(check_beta(value) for value in values)
@@ -179,13 +178,20 @@ def simplex_grid(k: int, step: float) -> list[Alpha]:
         C(n + k − 1, k − 1) vectors, n = 1 / step. For k = 2 and step 0.1: 11 of them, from (1, 0) to (0, 1).
 
     Raises:
-        PreferenceError: k < 1, or the step does not divide 1.
+        PreferenceError: k < 1, the step does not divide 1, or there are more than 10,000 vectors.
     """
     if k < 1:
         raise PreferenceError(f"a grid needs at least one objective, got k={k}")
-    n = round(1 / step) if math.isfinite(step) and 0 < step <= 1 else 0
+    n = round(1 / step) if SMALLEST_STEP <= step <= 1 else 0
     if n == 0 or not math.isclose(n * step, 1.0, rel_tol=1e-6):
-        raise PreferenceError(f"the grid step must divide 1 (0.1, 0.25, 0.5, …), got {step:g}")
+        raise PreferenceError(
+            f"the grid step must divide 1 (0.1, 0.25, 0.5, …) and be at least {SMALLEST_STEP:g}, got {step:g}"
+        )
+    if (size := math.comb(n + k - 1, k - 1)) > GRID_SIZE:
+        raise PreferenceError(
+            f"a grid of step {step:g} for {k} objectives has {size:,} preferences, more than {GRID_SIZE:,}",
+            hint="take a larger step, or list preferences in a file",
+        )
     grid = []
     for bars in combinations(range(n + k - 1), k - 1):
         edges = (-1, *bars, n + k - 1)
@@ -206,8 +212,10 @@ def sample_dirichlet(rng: "np.random.Generator", concentration: float, k: int, s
         float32 array (size, k); each row sums to 1.
 
     Raises:
-        PreferenceError: p is not a finite number above 0.
+        PreferenceError: p is not a number from 1e-6 to 1e6.
     """
-    if not math.isfinite(concentration) or concentration <= 0:
-        raise PreferenceError(f"the Dirichlet concentration must be a finite number above 0, got {concentration:g}")
+    try:
+        CONCENTRATION.read(concentration)
+    except ValueError as reason:
+        raise PreferenceError(f"the Dirichlet concentration {reason}") from None
     return rng.dirichlet([concentration] * k, size).astype("float32")

@@ -21,7 +21,7 @@ def stderr() -> "Console":
     """The console for everything that is not a result; plain when stderr is no terminal or NO_COLOR is set."""
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 @cache
@@ -29,7 +29,7 @@ def stdout() -> "Console":
     """The console for results."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def program() -> str:

@@ -40,11 +40,13 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing model or adapter in --out.")] = False,
     quantize: Annotated[bool, typer.Option("-q", "--quantize", help="Quantise a model.")] = False,
     q_bits: Annotated[
-        int | None, typer.Option("--q-bits", min=1, help="Bits per weight.", show_default="4; mxfp8: 8")
+        int | None, typer.Option("--q-bits", min=1, max=8, help="Bits per weight.", show_default="4; mxfp8: 8")
     ] = None,
     q_group_size: Annotated[
         int | None,
-        typer.Option("--q-group-size", min=1, help="Weights that share a scale.", show_default="64 in mode affine"),
+        typer.Option(
+            "--q-group-size", min=1, max=1024, help="Weights that share a scale.", show_default="64 in mode affine"
+        ),
     ] = None,
     q_mode: Annotated[Mode | None, typer.Option("--q-mode", help="How to quantise.", show_default="affine")] = None,
     dtype: Annotated[

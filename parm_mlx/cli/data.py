@@ -9,6 +9,7 @@ import typer
 
 from parm_mlx.cli import console, options
 from parm_mlx.preference import parse_objectives
+from parm_mlx.ranges import MAX_TOKENS, SEED
 
 if TYPE_CHECKING:
     from parm_mlx.evaluation.scoring import Reward
@@ -61,7 +62,8 @@ def inspect(
         typer.Option("--model", help="Backbone to train: its tokenizer measures lengths.", show_default="no lengths"),
     ] = None,
     max_seq_length: Annotated[
-        int, typer.Option("--max-seq-length", min=2, help="Most tokens of a prompt with its response.")
+        int,
+        typer.Option("--max-seq-length", min=2, max=MAX_TOKENS.high, help="Most tokens of a prompt with its response."),
     ] = 1024,
     chat_template: options.TrainedTemplate = None,
     objectives: Objectives = None,
@@ -94,7 +96,7 @@ def prepare(
     test_share: Annotated[
         float, typer.Option("--test-share", min=0, max=1, help="Share of the prompts for testing; 0: none.")
     ] = 0.1,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the split.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=SEED.high, help="Seed of the split.")] = 0,
     objectives: Objectives = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, instead of refusing the data.")

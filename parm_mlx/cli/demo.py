@@ -9,6 +9,7 @@ from parm_mlx.cli import console, options
 from parm_mlx.cli.generate import Job, answers
 from parm_mlx.cli.session import open_session
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
+from parm_mlx.ranges import SEED
 
 QUESTIONS = 3
 WEIGHTS = (1.0, 0.5, 0.0)
@@ -34,7 +35,7 @@ def demo(
     temp: options.Temp = 1.0,
     max_tokens: options.MaxTokens = 120,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of the choice of questions and of the sampling.")
+        int, typer.Option("--seed", min=0, max=SEED.high, help="Seed of the choice of questions and of the sampling.")
     ] = 0,
 ) -> None:
     """Show what a preference does: the same questions at several preferences, with measured scores.

@@ -13,8 +13,10 @@ from parm_mlx.cli.run import chosen_alphas, chosen_prompts, make_run
 from parm_mlx.cli.session import Drafts, open_session
 from parm_mlx.errors import InputError
 from parm_mlx.outputs import check_claim
+from parm_mlx.ranges import ANSWERS, BATCH, COUNT, SAMPLES, SEED, Real
 
 METRICS_FILE = "metrics.json"
+SCORE = Real(-1e9, 1e9)
 
 
 def evaluate(
@@ -35,7 +37,8 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Ask the first so many prompts.", show_default="all")
+        int | None,
+        typer.Option("--limit", min=1, max=COUNT.high, help="Ask the first so many prompts.", show_default="all"),
     ] = None,
     grid: Annotated[
         float | None,
@@ -69,7 +72,10 @@ def evaluate(
     max_tokens: options.MaxTokens = 256,
     seed: options.Seed = 0,
     num_samples: Annotated[
-        int, typer.Option("--num-samples", min=1, help="Answers to each prompt at each preference; needs --temp.")
+        int,
+        typer.Option(
+            "--num-samples", min=1, max=ANSWERS.high, help="Answers to each prompt at each preference; needs --temp."
+        ),
     ] = 1,
     system_prompt: options.SystemPrompt = None,
     chat_template: options.ChatTemplate = None,
@@ -78,7 +84,8 @@ def evaluate(
     self_speculation: options.SelfSpeculation = False,
     num_draft_tokens: options.NumDraftTokens = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Most answers that are generated at the same time.")
+        int,
+        typer.Option("--batch-size", min=1, max=BATCH.high, help="Most answers that are generated at the same time."),
     ] = 32,
     normalize: Annotated[
         Literal["unguided", "none"],
@@ -95,7 +102,15 @@ def evaluate(
             show_default="-2, or lower where a point is lower",
         ),
     ] = None,
-    bootstrap: Annotated[int, typer.Option("--bootstrap", min=1, help="Samples for the confidence intervals.")] = 1000,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=1, max=SAMPLES.high, help="Samples for the confidence intervals.")
+    ] = 1000,
+    resume_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--resume-anyway", help="Go on with a run also where models or rewards have changed; run.json records it."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
 ) -> None:
     """Measure how answers follow the preference: HV, MIP, pictures and a report.
@@ -124,6 +139,7 @@ def evaluate(
         if num_samples > 1 and temp == 0:
             raise InputError("--num-samples needs --temp above 0: without, all answers to a prompt are the same")
         check_claim(out, "run")
+        _check_seeds(seed, num_samples)
         drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
         session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts)
         if point is not None and len(point) != len(session.objectives):
@@ -146,9 +162,11 @@ def evaluate(
                 chosen_alphas(session, grid, alphas),
                 reward,
                 request,
-                {"model": model, "parm": parm, "guide_model": guide_model, "share": share},
+                {"model": model, "parm": parm, "guide_model": guide_model},
+                share,
                 batch_size,
                 held,
+                resume_anyway,
             )
             if found is None:
                 return
@@ -173,15 +191,20 @@ def _no_more_than_compare(context: typer.Context) -> None:
             raise InputError(f"--{name.replace('_', '-')} cannot be used with --compare: the runs are done already")
 
 
+def _check_seeds(seed: int, count: int) -> None:
+    try:
+        SEED.read(seed + count - 1)
+    except ValueError as reason:
+        raise InputError(f"the last seed, --seed + --num-samples - 1, {reason}") from None
+
+
 def _reference(spec: str | None) -> list[float] | None:
     if spec is None:
         return None
     try:
-        return [float(part) for part in spec.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--reference {spec} is not a list of numbers", hint="for instance --reference -2,-2"
-        ) from None
+        return [SCORE.read(part) for part in spec.split(",")]
+    except ValueError as reason:
+        raise InputError(f"--reference {spec}: each number {reason}", hint="for instance --reference -2,-2") from None
 
 
 def _compare(

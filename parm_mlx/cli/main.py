@@ -104,6 +104,9 @@ def _other(error: BaseException, debug: bool) -> int:
             context = getattr(error, "ctx", None)
             console.print_error(message, f"see {context.command_path} --help" if context else None)
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, MemoryError):
+        console.print_error(f"there is not enough memory: {error}", "smaller batches or a smaller model need less")
+        return 1
     console.print_error(f"{type(error).__name__}: {error}", "this was not foreseen; --debug shows where it happened")
     return 1
 

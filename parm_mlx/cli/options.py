@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from parm_mlx.ranges import DRAFT_TOKENS, MAX_TOKENS, SEED, TEMP, TOP_K
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -81,16 +83,29 @@ SelfSpeculation = Annotated[
 ]
 NumDraftTokens = Annotated[
     int | None,
-    typer.Option("--num-draft-tokens", min=1, max=64, help="Tokens drafted at a time.", show_default="3"),
+    typer.Option(
+        "--num-draft-tokens",
+        min=DRAFT_TOKENS.low,
+        max=DRAFT_TOKENS.high,
+        help="Tokens drafted at a time.",
+        show_default="3",
+    ),
 ]
-Temp = Annotated[float, typer.Option("--temp", min=0, help="Sampling temperature; 0 takes the likeliest token.")]
+Temp = Annotated[
+    float,
+    typer.Option("--temp", min=0, max=TEMP.high, help="Sampling temperature; 0 takes the likeliest token."),
+]
 TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus sampling; 0 turns it off.")]
-TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the k likeliest tokens; 0 turns it off.")]
+TopK = Annotated[
+    int, typer.Option("--top-k", min=0, max=TOP_K.high, help="Sample from the k likeliest tokens; 0 turns it off.")
+]
 MinP = Annotated[
     float, typer.Option("--min-p", min=0, max=1, help="Drop tokens below this share of the likeliest; 0: off.")
 ]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling; the same seed, the same answer.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, max=MAX_TOKENS.high, help="Longest answer, in tokens.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=SEED.high, help="Seed of the sampling; the same seed, the same answer.")
+]
 ChatTemplate = Annotated[
     Literal["beaver", "alpaca", "hh", "plain"] | None,
     typer.Option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from parm_mlx.cli import console
-from parm_mlx.cli.session import Session
+from parm_mlx.cli.session import Session, model_paths
 from parm_mlx.errors import InputError
 from parm_mlx.preference import Alpha, simplex_grid
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 STEPS = {1: 1.0, 2: 0.1, 3: 0.25}
 COARSE = 0.5
 COST_TOKENS, COST_ROUNDS = 24, 3
+BACKBONE = "backbone_token_ms"
 
 
 def chosen_prompts(file: Path | None, limit: int | None, bundled: bool) -> list["Prompt"]:
@@ -84,8 +85,10 @@ def make_run(
     reward: Sequence[str] | None,
     request: dict[str, Any],
     names: dict[str, Any],
+    share: str,
     batch_size: int,
     held: ExitStack,
+    anyway: bool = False,
 ) -> tuple["Run", "list[Result]"] | None:
     """Answers and scores what is missing in the folder of a run.
 
@@ -96,9 +99,11 @@ def make_run(
         alphas: At which preferences.
         reward: ``--reward``, as given.
         request: How answers are generated: sampling, ``max_tokens``, ``seeds``, ``system_prompt``.
-        names: What the models are called.
+        names: What the models are called: ``model``, ``parm``, ``guide_model``.
+        share: ``--share``, as given.
         batch_size: Most answers at the same time.
         held: What holds the folder for this process.
+        anyway: Go on with a run also where its models or rewards have changed.
 
     Returns:
         The run and its answers; None in all processes but the main one.
@@ -108,6 +113,7 @@ def make_run(
     from parm_mlx.evaluation.run import answer_all, model_digest, score_all
     from parm_mlx.evaluation.summary import Run
     from parm_mlx.evaluation.sweep import Sweep, plan
+    from parm_mlx.fingerprint import fingerprint
     from parm_mlx.group import join
     from parm_mlx.guidance.sampling import Sampling
     from parm_mlx.interrupt import stop_on_interrupt
@@ -130,13 +136,22 @@ def make_run(
         rewards = chosen_rewards(reward, session.objectives)
         settings = {
             **names,
+            "share": share,
             "adapter_sha256": model_digest(session.model),
             "beta": list(session.betas),
             **request,
             "alphas": [list(alpha) for alpha in alphas],
             "prompts": {prompt.id: content_id(prompt.content) for prompt in prompts},
         }
-        folder = RunFolder(out, {"objectives": list(session.objectives), "settings": settings})
+        identity = {
+            "objectives": list(session.objectives),
+            "settings": settings,
+            "models": {role: fingerprint(path) for role, path in model_paths(**names).items()},
+            "reward_files": {each.source: each.digest for each in rewards.values() if each.digest},
+        }
+        folder = RunFolder(out, identity, anyway)
+    if folder.changed and group.main:
+        console.note(f"warning: going on with other models or rewards than before: {', '.join(folder.changed)}")
     group.check_same({"settings": folder.identity})
     with group.agreed():
         if group.main:
@@ -180,20 +195,30 @@ def _earlier_timing(out: Path) -> dict[str, float]:
 
 
 def _cost(session: Session, prompt: "Prompt", alphas: Sequence[Alpha]) -> dict[str, float]:
-    """Milliseconds per token of base, guide and guided decoding, one sequence each, in turns."""
+    """Milliseconds per token of base, guide, plain backbone and guided decoding, one sequence each, in turns."""
     from functools import partial
 
     from parm_mlx.diagnostics.bench import plain, preferring
     from parm_mlx.diagnostics.timing import time_in_turns
+    from parm_mlx.guidance.several import Guides
+    from parm_mlx.guidance.shared import Backbone, SharedModel, weights_differ
 
     model, tokens = session.model, [session.prompter(prompt.content).base]
+    guides = model.guide.guides if isinstance(model.guide, Guides) else [model.guide]
+    shared = isinstance(model, SharedModel)
+    backbones = [] if shared else [f"{BACKBONE} {number}" for number in range(len(guides))]
     starts = {
         "base_token_ms": partial(plain, model.base, tokens, alphas[:1]),
         "guide_token_ms": partial(preferring, model.guide, tokens, alphas[:1]),
         "guided_token_ms": partial(preferring, model, tokens, alphas[:1]),
     }
+    for name, guide in zip(backbones, guides, strict=False):
+        starts[name] = partial(plain, Backbone(guide.model), tokens, alphas[:1])
     rounds = [time_in_turns(starts, COST_TOKENS, lambda: False) or {} for _ in range(COST_ROUNDS)]
-    return {
+    found = {
         name: statistics.median(1000 * samples[name].decode / samples[name].tokens for samples in rounds)
         for name in starts
     }
+    found[BACKBONE] = sum(found.pop(name) for name in backbones) if backbones else found["base_token_ms"]
+    same = not shared and len(guides) == 1 and weights_differ(model.base, guides[0].model) is None
+    return found | {"one_pass": float(shared), "same_weights": float(same), "drafted": float(bool(session.drafting))}

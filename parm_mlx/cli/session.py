@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parm_mlx.cli import console
 from parm_mlx.errors import InputError
+from parm_mlx.files import resolve
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha, parse_betas
 
 if TYPE_CHECKING:
@@ -101,19 +103,10 @@ def open_session(
     drafts = drafts or Drafts()
     drafts.check()
     console.blas_hint()
-    from parm_mlx.guidance.loading import (
-        BUNDLED_BASE,
-        BUNDLED_PARM,
-        load_draft,
-        load_with_tokenizers,
-        recorded_backbone,
-    )
+    from parm_mlx.guidance.loading import load_draft, load_with_tokenizers
     from parm_mlx.guidance.prompts import Prompter
 
-    if not parm:
-        base, adapters = str(BUNDLED_BASE), [str(BUNDLED_PARM)]
-    else:
-        base, adapters = model or guide_model or str(recorded_backbone(parm[0])), list(parm)
+    base, adapters = _chosen(model, parm, guide_model)
     guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=betas, share=share)
     drafting = drafts.drafting(load_draft(drafts.model, tokenizer, base) if drafts.model else None)
     prompter = Prompter(
@@ -127,6 +120,30 @@ def open_session(
         draft_rows=drafting.rows if drafting else None,
     )
     return Session(guided, tokenizer, prompter, betas, drafting)
+
+
+def model_paths(model: str | None, parm: Sequence[str] | None, guide_model: str | None) -> dict[str, Path]:
+    """Where the models lie that :func:`open_session` loads for these names, by what they are for."""
+    from parm_mlx.guidance.loading import recorded_backbone
+
+    base, adapters = _chosen(model, parm, guide_model)
+    paths = {"base": resolve(base)}
+    for number, adapter in enumerate(adapters, 1):
+        of = "" if len(adapters) == 1 else f" {number}"
+        backbone = resolve(guide_model, "guide model") if guide_model else recorded_backbone(adapter)
+        paths[f"adapter{of}"] = resolve(adapter, "adapter")
+        if backbone.resolve() != paths["base"].resolve():
+            paths[f"guide model{of}"] = backbone
+    return paths
+
+
+def _chosen(model: str | None, parm: Sequence[str] | None, guide_model: str | None) -> tuple[str, list[str]]:
+    """The base and the adapters."""
+    from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM, recorded_backbone
+
+    if not parm:
+        return str(BUNDLED_BASE), [str(BUNDLED_PARM)]
+    return model or guide_model or str(recorded_backbone(parm[0])), list(parm)
 
 
 def note_drafts(count: "DraftCount") -> None:

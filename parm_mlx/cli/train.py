@@ -170,7 +170,14 @@ def train(
     ] = TrainConfig.project_name,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = TrainConfig.seed,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint, with the same settings and data.")
+        bool,
+        typer.Option("--resume", help="Continue from the newest checkpoint, with the same settings, data and models."),
+    ] = False,
+    resume_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--resume-anyway", help="Continue also where data or models have changed; the adapter records it."
+        ),
     ] = False,
     force: Annotated[
         bool,
@@ -190,7 +197,8 @@ def train(
     While training, checkpoints are written to OUT.checkpoints; each can be used as an adapter. After Ctrl-C, a kill or
     a full disk, the same command with --resume goes on as if nothing had happened. Ctrl-C and SIGTERM finish the step
     in progress and save first. The finished adapter takes the place of the checkpoints; only the best by validation
-    stays, when it is not the result.
+    stays, when it is not the result. Where data, the backbone or the adapter of --start-from have changed, --resume is
+    refused and names what has; --resume-anyway goes on.
 
     \b
     Examples:
@@ -200,14 +208,15 @@ def train(
       parm-mlx train --model base --data three.jsonl --out wider --start-from my-parm --iters 100
       parm-mlx train --config train.yaml --learning-rate 1e-4 --out second-try
     """
-    names = context.params.keys() - {"config", "force", "resume"}
+    names = context.params.keys() - {"config", "force", "resume", "resume_anyway"}
     given = {name: context.params[name] for name in names if _is_given(context, name)}
     settings = TrainConfig.from_sources(config, given)
     console.blas_hint()
     from parm_mlx.training.progress import ConsoleProgress
     from parm_mlx.training.run import train as run
 
-    result = run(settings, force=force, resume=resume, progress=ConsoleProgress(console.stderr()))
+    progress = ConsoleProgress(console.stderr())
+    result = run(settings, force=force, resume=resume, resume_anyway=resume_anyway, progress=progress)
     if result.rank:
         raise typer.Exit(128 + result.signal if result.signal else 0)
     typer.echo(str(result.out))

@@ -3,9 +3,23 @@
 from dataclasses import dataclass
 
 from parm_mlx.errors import InputError
+from parm_mlx.ranges import Whole, shown
 
 HEAD = 64
 BITS = (2, 3, 4, 5, 6, 8)
+HIDDEN = Whole(HEAD, 2**16)
+LAYERS = Whole(1, 1000)
+VOCABULARY = Whole(1, 2**20)
+BATCH = Whole(1, 4096)
+PROMPT = TOKENS = Whole(1, 2**20)
+ROUNDS = Whole(1, 10_000)
+
+
+def _check(option: str, value: int, allowed: Whole) -> None:
+    try:
+        allowed.read(value)
+    except ValueError as reason:
+        raise InputError(f"{option} {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -30,13 +44,18 @@ class Size:
         Raises:
             InputError: A size does not make a model.
         """
-        if self.hidden < HEAD or self.hidden % HEAD:
+        _check("--hidden", self.hidden, HIDDEN)
+        _check("--layers", self.layers, LAYERS)
+        _check("--vocabulary", self.vocabulary, VOCABULARY)
+        if self.hidden % HEAD:
             raise InputError(f"--hidden must be a multiple of {HEAD}, got {self.hidden}")
-        for name, value in (("--layers", self.layers), ("--vocabulary", self.vocabulary)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
         if self.bits not in (None, *BITS):
-            raise InputError(f"--bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
+            raise InputError(f"--bits must be one of {', '.join(map(str, BITS))}, got {shown(self.bits)}")
+
+    @property
+    def numbers(self) -> int:
+        """About how many weights it has, before they are quantised."""
+        return self.hidden * (12 * self.hidden * self.layers + 2 * self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -59,16 +78,18 @@ class Plan:
         """Checks the numbers.
 
         Raises:
-            InputError: There is none of a kind, or one is below 1.
+            InputError: There is none of a kind, or one is out of its range.
         """
-        for option, values in (
-            ("--batch", self.batches),
-            ("--prompt", self.prompts),
-            ("--tokens", (self.tokens,)),
-            ("--rounds", (self.rounds,)),
+        for option, values, allowed in (
+            ("--batch", self.batches, BATCH),
+            ("--prompt", self.prompts, PROMPT),
+            ("--tokens", (self.tokens,), TOKENS),
+            ("--rounds", (self.rounds,), ROUNDS),
         ):
-            if not values or min(values) < 1:
-                raise InputError(f"{option} takes numbers from 1 up, got {','.join(map(str, values)) or 'none'}")
+            if not values:
+                raise InputError(f"{option} must name at least one number")
+            for value in values:
+                _check(option, value, allowed)
 
     @property
     def steps(self) -> int:

@@ -11,11 +11,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
 from parm_mlx.diagnostics.plan import HEAD, Size
+from parm_mlx.errors import InputError
 from parm_mlx.guidance.loading import load_draft, load_with_tokenizers, recorded_backbone
 from parm_mlx.guidance.model import Guide, GuidedModel
 from parm_mlx.guidance.prompts import encode
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.guidance.speculation import Drafting
+from parm_mlx.machine import usable_memory
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.preference import Alpha, sample_dirichlet
@@ -120,7 +122,17 @@ def random_subjects(size: Size, drafted: int = Drafting.tokens) -> Subjects:
     Args:
         size: Of both.
         drafted: Tokens drafted at a time.
+
+    Raises:
+        InputError: They do not fit in the memory.
     """
+    needed = 2 * 4 * size.numbers
+    if needed > usable_memory():
+        raise InputError(
+            f"two random models of this size need about {needed / 1e9:.0f} GB, and there are "
+            f"{usable_memory() / 1e9:.0f} GB of memory",
+            hint="lower --hidden, --layers or --vocabulary",
+        )
     base, guide = random_llama(size, BASE_SEED), random_guide(random_llama(size, GUIDE_SEED))
     text = tuple(range(min(100, size.vocabulary)))
     return Subjects(GuidedModel(base, guide), text, SharedModel(guide), random_draft(base), drafted)

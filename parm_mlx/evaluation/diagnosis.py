@@ -11,6 +11,9 @@ CLUSTER_SHARE = 0.5  # of the grid in one cluster
 CLUSTER_GRID = 5  # preferences that make a share worth looking at
 HIGH_HV = 1.1  # times the hypervolume of the unguided answers
 COST = 1.1  # times a pass of the base and one of the guide
+PLAIN_COST = 1.5  # times a pass of the base and one of the guide's backbone without its adapter
+SHARED_COST = 1.1  # the same, where base and guide share one pass
+ALONE_COST = 3.0  # times a pass of the base, where the backbone was not measured
 CUT_SHARE = 0.1  # of the answers
 DOMINATED_SHARE = 0.5  # of the points
 FEW_PROMPTS = 20
@@ -143,21 +146,45 @@ def _worse_than_base(summary: Summary) -> Finding:
 
 
 def _cost(summary: Summary) -> Finding:
-    """A guided token costs more than a pass of each model."""
+    """A guided token costs more than its passes, or its passes more than those of the plain models."""
     time, name = summary["time"], "guidance cost"
     if not all(time.get(part, 0) > 0 for part in ("base_token_ms", "guide_token_ms", "guided_token_ms")):
         return _finding(name, False, "The cost of a guided token was not measured.", None, COST)
     base, guide, guided = time["base_token_ms"], time["guide_token_ms"], time["guided_token_ms"]
-    ratio = guided / (base + guide)
+    plain = time.get("backbone_token_ms", 0)
+    floor, limit = (base + plain, PLAIN_COST) if plain > 0 else (base, ALONE_COST)
+    if time.get("one_pass") and plain > 0:
+        limit = SHARED_COST
+    passes, alone = guided / (base + guide), guided / floor
     text = (
-        f"A guided token takes {guided:.1f} ms, {ratio:.2f} times the {base + guide:.1f} ms of a pass of the base "
-        f"({base:.1f} ms) and one of the guide ({guide:.1f} ms)"
+        f"A guided token takes {guided:.1f} ms, {guided / base:.2f} times one of the base alone ({base:.1f} ms) and "
+        f"{passes:.2f} times the {base + guide:.1f} ms of a pass of the base and one of the guide ({guide:.1f} ms)"
     )
-    if ratio <= COST:
-        return _finding(name, False, f"{text}.", ratio, COST)
-    text += ", more than both together: the adapter is badly integrated, or the machine was busy. Measure again with "
-    text += "parm-mlx bench, and look for slow kernels with parm-mlx doctor."
-    return _finding(name, True, text, ratio, COST)
+    if plain > 0:
+        text += f", whose backbone takes {plain:.1f} ms without the adapter"
+    slow, dear = passes > COST, alone > limit
+    if not (slow or dear):
+        return _finding(name, False, f"{text}.", passes, COST)
+    if slow:
+        text += f". That is over {COST:g} times both passes: the adapter is badly integrated, or the machine was busy"
+    if dear:
+        of = "the base and the plain backbone" if plain > 0 else "the base alone"
+        text += f". It is over {limit:g} times {of}: the adapter itself, or a large guide, takes the time"
+    text += f". {_cheaper(time)} Measure again with parm-mlx bench, and look for slow kernels with parm-mlx doctor."
+    return _finding(name, True, text, *((passes, COST) if slow else (alone, limit)))
+
+
+def _cheaper(time: Mapping[str, float]) -> str:
+    """Ways to generate that cost less than the one that was measured."""
+    ways = []
+    if time.get("same_weights"):
+        ways.append("base and guide have the same weights and can share one pass (leave out --share off)")
+    elif not time.get("one_pass"):
+        ways.append("a guide on the base's own weights shares its pass, and a smaller guide is faster")
+    if not time.get("drafted"):
+        ways.append("for one answer at a time, --self-speculation lets the guide check several tokens at once")
+    ways.append("answers in a batch (--batch-size, several prompts) read the weights together")
+    return f"What costs less: {'; '.join(ways)}."
 
 
 def _cut(summary: Summary) -> Finding:

@@ -49,6 +49,7 @@ class Classifier:
                 ) from error
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"hf:{source} cannot be loaded: {reason[0]}") from error
+        self.commit: str | None = getattr(model.config, "_commit_hash", None)
         on_gpu = torch.backends.mps.is_available()
         self._model: Any = model.to("mps").eval() if on_gpu else model.float().eval()
         self._index = _index(source, label, dict(model.config.id2label))

@@ -153,7 +153,12 @@ def _time(time: Mapping[str, float]) -> str:
         parts.append(f"scoring {number(time['scoring_s'])} s{share}")
     if "tokens" in time:
         parts.append(f"{time['tokens']:.0f} tokens")
-    named = {"base_token_ms": "the base", "guide_token_ms": "the guide", "guided_token_ms": "both together"}
+    named = {
+        "base_token_ms": "the base",
+        "guide_token_ms": "the guide",
+        "backbone_token_ms": "its backbone without the adapter",
+        "guided_token_ms": "both together",
+    }
     tokens = [f"{what} {number(time[name])} ms" for name, what in named.items() if name in time]
     if tokens:
         parts.append(f"a token takes {', '.join(tokens)}")

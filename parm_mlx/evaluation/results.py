@@ -22,6 +22,9 @@ from parm_mlx.preference import Alpha
 RUN_FILE, RESULTS_FILE, SCORES_FILE = "run.json", "results.jsonl", "scores.jsonl"
 FORMAT = 1
 _PART = re.compile(r"results\.rank\d+\.jsonl")
+FILES = ("models", "reward_files")
+INPUTS = (*FILES, "adapter_sha256")
+RESUMED = "resumed_with_changes"
 Key = tuple[str, Alpha | None, int]
 Scores = dict[str, float]
 T = TypeVar("T")
@@ -65,40 +68,64 @@ class RunFolder:
 
     Args:
         path: The folder; made when there is none.
-        identity: Objectives and settings that tell the run from others, as JSON has them.
+        identity: Objectives and settings that tell the run from others, as JSON has them; ``models``, the fingerprints
+            of its models by role; and ``reward_files``, those of its rewards by what they are.
+        anyway: Go on also where models or rewards are not those that the run began with; ``run.json`` says so.
+
+    Attributes:
+        changed: What of the models and rewards is not as it was.
 
     Raises:
         OutputError: The folder holds another run, or something else.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], anyway: bool = False) -> None:
         self.path = path.expanduser()
         self.identity = {"format": FORMAT, **json.loads(json.dumps(identity))}
         self.rewards: dict[str, str] = {}
+        self._anyway = anyway
         check_claim(self.path, "run")
         self._check()
 
     def _check(self) -> None:
+        """Compares the run with what the folder holds."""
+        self.changed: list[str] = []
+        self._resumed: list[Any] = []
+        self._outdated: set[str] = set()
         if not (self.path / RUN_FILE).exists():
             return
         found = read_json(self.path / RUN_FILE, f"run {self.path}", OutputError)
         self.rewards = dict(found.pop("rewards", {}))  # type: ignore[call-overload]
-        differing = differences(found, self.identity)
-        if differing:
+        self._resumed = list(found.pop(RESUMED, []))  # type: ignore[call-overload]
+        differing = differences(self._comparable(found), self.identity)
+        if not differing:
+            return
+        self.changed = [name for name, _ in differing if name.partition(".")[0] in INPUTS]
+        inputs_alone = len(self.changed) == len(differing)
+        if not (inputs_alone and self._anyway):
             shown = "; ".join(f"{name}: {theirs}, now {ours}" for name, (theirs, ours) in differing[:3])
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise OutputError(
-                f"{self.path} holds another run ({shown}{more})", hint="choose another --out, or remove it"
-            )
+            hint = "go on with --resume-anyway" if inputs_alone else "remove it"
+            raise OutputError(f"{self.path} holds another run ({shown}{more})", hint=f"choose another --out, or {hint}")
+        self._outdated = {name.removeprefix("reward_files.") for name in self.changed}
+        answers = (self.path / RESULTS_FILE).read_bytes().count(b"\n") if (self.path / RESULTS_FILE).exists() else 0
+        self._resumed.append({"answers": answers, "changed": dict(differing)})
+
+    def _comparable(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run was, without the rewards that it does not share with this one."""
+        before = found.get("reward_files", {})
+        rewards = {spec: before.get(spec, now) for spec, now in self.identity.get("reward_files", {}).items()}
+        return {**found, "reward_files": rewards}
 
     def write_identity(self) -> None:
         """Says in the folder what run it is."""
         content = {**self.identity, "rewards": self.rewards}
+        content |= {RESUMED: self._resumed} if self._resumed else {}
         write_file(self.path / RUN_FILE, [json.dumps(content, indent=2, ensure_ascii=False) + "\n"])
 
     def set_rewards(self, specs: Mapping[str, str]) -> None:
         """Says what scores the answers; scores by what has changed are dropped."""
-        changed = {name for name, spec in self.rewards.items() if specs.get(name) != spec}
+        changed = {n for n, spec in self.rewards.items() if specs.get(n) != spec or spec in self._outdated}
         kept = {key: {n: v for n, v in row.items() if n not in changed} for key, row in self.scores().items()}
         self.rewards = dict(specs)
         self.write_scores(kept)
@@ -200,7 +227,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[Key, Result], dict[Key, S
 def read_settings(path: Path) -> dict[str, str]:
     """The settings of a run as a person reads them: those that were set, prompts and preferences aside."""
     identity = read_json(path / RUN_FILE, f"run {path}", InputError)
-    left_out = ("alphas", "prompts", "format", "objectives", "rewards")
+    left_out = ("alphas", "prompts", "format", "objectives", "rewards", *FILES)
     return {
         name: _short(value)
         for name, value in flat(identity).items()
@@ -242,10 +269,12 @@ def _drop_cut_line(file: BinaryIO) -> None:
 def differences(*identities: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """In what runs differ: the name of each such setting, and its value in every run, as a person reads it.
 
-    Different prompts are one difference.
+    Different prompts are one difference. Files are compared where all runs record them, which those of earlier versions
+    do not.
     """
+    left_out = {"rewards", *(name for name in FILES if not all(name in identity for identity in identities))}
     leaves = [flat(identity) for identity in identities]
-    names = [name for name in dict.fromkeys(n for each in leaves for n in each) if name != "rewards"]
+    names = [name for name in dict.fromkeys(n for each in leaves for n in each) if name.split(".")[0] not in left_out]
     found: list[tuple[str, list[str]]] = []
     for name in names:
         values = [each.get(name) for each in leaves]

@@ -110,7 +110,7 @@ class RewardModel:
 
     def __init__(self, source: str | Path) -> None:
         path = resolve(source, "reward model")
-        self.source = str(source)
+        self.source, self.path = str(source), path
         self.settings = read_settings(path)
         self.backbone, self.tokenizer, _ = load_backbone(path, lazy=True)
         check_finite_files(path)

@@ -3,8 +3,8 @@
 ``NAME=SPEC`` says what a reward is called and what it is; :func:`load_rewards` has the forms of SPEC.
 """
 
-import hashlib
 import importlib
+import inspect
 import math
 import sys
 import traceback
@@ -17,6 +17,7 @@ from typing import Any
 from parm_mlx.errors import InputError, ParmError, RunError
 from parm_mlx.evaluation.prompts import Content
 from parm_mlx.evaluation.rewards import SCORERS
+from parm_mlx.fingerprint import digest, directory_digest
 
 Function = Callable[[Sequence[Content], Sequence[str]], Iterable[Any]]
 
@@ -31,10 +32,20 @@ class Reward:
         spec: What it is.
         function: Scores several answers, each to its prompt.
         batch_size: Most answers that the function is given at once; None for no limit.
+        source: What it is, as the user gave it; the spec by default.
+        digest: Tells its files from others; None where it has none.
     """
 
-    def __init__(self, name: str, spec: str, function: Function, batch_size: int | None = BATCH) -> None:
-        self.name, self.spec = name, spec
+    def __init__(
+        self,
+        name: str,
+        spec: str,
+        function: Function,
+        batch_size: int | None = BATCH,
+        source: str | None = None,
+        digest: str | None = None,
+    ) -> None:
+        self.name, self.spec, self.source, self.digest = name, spec, source or spec, digest
         self._function, self._batch_size = function, batch_size
         self._known: dict[tuple[str, str], float] = {}
 
@@ -135,13 +146,15 @@ def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
     if not colon and spec in SCORERS:
         return Reward(name, f"builtin:{spec}", _builtin(spec))
     if colon and kind in ("hf", "hf-answer"):
-        return Reward(name, spec, _classifier(*_split_label(rest), kind == "hf-answer"))
+        function, version = _classifier(*_split_label(rest), kind == "hf-answer")
+        return Reward(name, spec, function, digest=version)
     source, label = _split_label(spec)
     if Path(source).expanduser().is_dir() or (not colon and "/" in source):
-        return Reward(name, spec, _reward_model(source, label, models))
+        function, version = _reward_model(source, label, models)
+        return Reward(name, spec, function, digest=version)
     if colon:
         function, version = _python(kind, rest)
-        return Reward(name, f"{spec}@{version}", function, batch_size=None)
+        return Reward(name, f"{spec}@{version[:8]}", function, None, spec, version)
     raise InputError(
         f"reward {name}: {spec} is neither a built-in scorer ({', '.join(SCORERS)}), the directory of a reward model "
         f"nor module:function{_close(spec)}"
@@ -161,19 +174,23 @@ def _split_label(spec: str) -> tuple[str, str | None]:
     return (source, label) if sign and not Path(spec).expanduser().is_dir() else (spec, None)
 
 
-def _reward_model(source: str, label: str | None, models: dict[str, Any]) -> Function:
+def _reward_model(source: str, label: str | None, models: dict[str, Any]) -> tuple[Function, str]:
+    """A reward model, and the digest of its files."""
     from parm_mlx.evaluation.reward_model import RewardModel
 
     if source not in models:
         models[source] = RewardModel(source)
     function: Function = models[source].output(label)
-    return function
+    return function, directory_digest(models[source].path)
 
 
-def _classifier(source: str, label: str | None, answer_alone: bool) -> Function:
+def _classifier(source: str, label: str | None, answer_alone: bool) -> tuple[Function, str | None]:
+    """A classifier, and the digest of its directory or the commit of its repository."""
     from parm_mlx.evaluation.hf import Classifier
 
-    return Classifier(source, label, answer_alone)
+    classifier = Classifier(source, label, answer_alone)
+    path = Path(source).expanduser()
+    return classifier, directory_digest(path) if path.is_dir() else classifier.commit
 
 
 def _close(name: str) -> str:
@@ -182,7 +199,10 @@ def _close(name: str) -> str:
 
 
 def _python(module: str, name: str) -> tuple[Function, str]:
-    """A function of a module, which may lie in the current directory, and a digest of the module's file."""
+    """A function of a module, which may lie in the current directory, and a digest of the module's file.
+
+    Where the function comes from another file, that one counts, too.
+    """
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -196,6 +216,6 @@ def _python(module: str, name: str) -> tuple[Function, str]:
     if not callable(found):
         raise InputError(f"module {module} has no function {name}")
     function: Function = found
-    file = getattr(sys.modules[module], "__file__", None)
-    source = Path(file).read_bytes() if file else b""
-    return function, hashlib.sha256(source).hexdigest()[:8]
+    origin = sys.modules.get(getattr(inspect.unwrap(found), "__module__", None) or module)
+    files = dict.fromkeys(getattr(each, "__file__", None) for each in (sys.modules[module], origin))
+    return function, digest(b"".join(Path(file).read_bytes() for file in files if file))

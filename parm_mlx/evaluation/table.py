@@ -65,10 +65,15 @@ def _time(run: Mapping[str, Any]) -> list[str]:
     time = run["time"]
     if "generating_s" not in time:
         return []
+    cost = []
+    if time.get("base_token_ms", 0) > 0 and "guided_token_ms" in time:
+        ratio = time["guided_token_ms"] / time["base_token_ms"]
+        cost.append(f"a guided token takes {time['guided_token_ms']:.1f} ms, {ratio:.2f} times one of the base alone")
     share = time["scoring_s"] / max(time["generating_s"] + time["scoring_s"], 1e-9)
     return [
         f"{time['answers']:.0f} answers, {time['tokens']:.0f} tokens in {time['generating_s']:.1f} s; "
-        f"scoring {time['scoring_s']:.1f} s, {share:.0%} of the time"
+        f"scoring {time['scoring_s']:.1f} s, {share:.0%} of the time",
+        *cost,
     ]
 
 

@@ -157,7 +157,7 @@ class GuidedModel(nn.Module):
         beta: β > 0 of Eq. 13. Smaller β, stronger guide.
 
     Raises:
-        PreferenceError: β is not a finite number above 0.
+        PreferenceError: β is not a number from 1e-6 to 1e6.
     """
 
     def __init__(self, base: nn.Module, guide: "Guide | Guides", beta: float = 1.0) -> None:

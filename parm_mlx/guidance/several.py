@@ -18,7 +18,7 @@ from parm_mlx.guidance.model import Cache, Guide
 from parm_mlx.kernels.mix import over_common_tokens
 from parm_mlx.mlxlm import PreferenceCache
 from parm_mlx.pblora.layer import Conditioning
-from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, parse_objectives
+from parm_mlx.preference import Alpha, AlphaSpec, check_beta, parse_alpha, parse_objectives
 
 
 class Guides(nn.Module):
@@ -49,7 +49,7 @@ class Guides(nn.Module):
                 both = f"{guides[0].chat_template or 'none'} and {guide.chat_template or 'none'}"
                 raise AdapterError(f"adapters that guide together need one chat template; these record {both}")
         self.guides = list(guides)
-        self._betas = tuple(betas or [1.0] * len(guides))
+        self._betas = tuple(map(check_beta, betas or [1.0] * len(guides)))
         self._objectives = parse_objectives([guide.objectives[0] for guide in guides])
         self._default = parse_alpha([1] * len(guides) if alpha is None else alpha, self._objectives)
         ends = tuple(accumulate(len(guide.layers) - 1 for guide in guides))

@@ -345,11 +345,16 @@ def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
 
 
 def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: int) -> mx.array:
-    """Applies nucleus, minimum-probability and top-k filters, in mlx-lm's order."""
+    """Applies nucleus, minimum-probability and top-k filters, in mlx-lm's order.
+
+    mlx-lm refuses a ``top_k`` that keeps every token; here it filters nothing. Its nucleus filter drops every token
+    where ``top_p`` is smaller than the rounding of a sum of probabilities; here the likeliest one always stays.
+    """
     if 0 < top_p < 1:
-        logprobs = apply_top_p(logprobs, top_p)
+        likeliest = logprobs >= logprobs.max(axis=-1, keepdims=True)
+        logprobs = mx.where(likeliest, logprobs, apply_top_p(logprobs, top_p))
     if min_p > 0:
         logprobs = apply_min_p(logprobs, min_p)
-    if top_k > 0:
+    if 0 < top_k < logprobs.shape[-1]:
         logprobs = apply_top_k(logprobs, top_k)
     return logprobs

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +24,7 @@ from parm_mlx.pblora.targets import find_targets
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapters.safetensors"
+_SHOWN = 3
 Tensors = dict[str, mx.array]
 
 
@@ -129,8 +131,8 @@ def read_adapter(path: Path) -> tuple[PBLoRAConfig, Tensors]:
     """Reads an adapter directory, strictly, without its model.
 
     Raises:
-        AdapterError: A file is missing or broken, the settings are wrong, or tensors are missing, unknown or of a shape
-            that the settings rule out.
+        AdapterError: A file is missing or broken, the settings are wrong, or tensors are missing, unknown, of a shape
+            that the settings rule out, or not finite.
     """
     config = read_config(path)
     file = path / TENSOR_FILE
@@ -151,7 +153,28 @@ def read_adapter(path: Path) -> tuple[PBLoRAConfig, Tensors]:
     if not expected:
         raise AdapterError(f"adapter {path}: {TENSOR_FILE} holds no adapter tensors")
     _check(tensors, expected, f"adapter {path}")
+    check_finite(tensors, f"adapter {path}")
     return config, tensors
+
+
+def check_finite(tensors: Mapping[str, mx.array], what: str) -> None:
+    """Checks that all numbers of an adapter are finite, in one pass.
+
+    Args:
+        tensors: The tensors, under our names.
+        what: How the error calls the adapter.
+
+    Raises:
+        AdapterError: Some are not; their layers are named.
+    """
+    flags: Any = mx.stack([mx.isfinite(tensor).all() for tensor in tensors.values()]).tolist() if tensors else []
+    layers = sorted({name.rpartition(".")[0] for name, good in zip(tensors, flags, strict=True) if not good})
+    if layers:
+        more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+        raise AdapterError(
+            f"{what}: the adapter holds numbers that are not finite: {', '.join(layers[:_SHOWN])}{more}",
+            hint="its training has diverged, or the file is broken; take an earlier checkpoint, or fetch it again",
+        )
 
 
 def read_safetensors(file: Path) -> Tensors:

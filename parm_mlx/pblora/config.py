@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from parm_mlx.errors import AdapterError, PreferenceError
 from parm_mlx.preference import parse_objectives
+from parm_mlx.ranges import DROPOUT, RANK, SCALE, as_float, shown
 
 Kind = Literal["pblora", "lora", "svd-lora"]
 
@@ -22,9 +23,9 @@ class PBLoRAConfig:
 
     Attributes:
         objectives: The k objectives, in the order of α.
-        r1: Rank of the part that does not depend on α, ≥ 0.
-        r2: Rank of the part that depends on α, ≥ 0; r1 + r2 ≥ 1. It is 0 for lora and k for svd-lora.
-        scale: s, the factor of the whole update: lora_alpha / r2 in the paper's code.
+        r1: Rank of the part that does not depend on α, from 0 to 65536.
+        r2: Rank of the part that depends on α, from 0 to 65536; r1 + r2 ≥ 1. It is 0 for lora and k for svd-lora.
+        scale: s, the factor of the whole update, from 1e-6 to 1e6: lora_alpha / r2 in the paper's code.
         dropout: Share of the adapter's input that is dropped in training.
         target_modules: Name suffixes of the adapted linear layers.
         base_model: The backbone that the adapter was made for (path or hub id).
@@ -59,17 +60,18 @@ class PBLoRAConfig:
             problems.append(str(error))
         for name in ("r1", "r2"):
             rank = getattr(self, name)
-            if not _is_int(rank) or rank < 0:
-                problems.append(f"{name} must be a whole number ≥ 0, got {rank!r}")
+            if not _is_int(rank) or not RANK.low <= rank <= RANK.high:
+                problems.append(f"{name} must be {RANK}, got {shown(rank)}")
         if not problems and self.r1 + self.r2 < 1:
             problems.append("r1 + r2 must be at least 1")
         fixed = {"lora": 0, "svd-lora": len(self.objectives)}.get(self.kind, self.r2)
         if not problems and self.r2 != fixed:
             problems.append(f"r2 of {self.kind} must be {fixed}, got {self.r2}")
-        if not _is_number(self.scale) or self.scale <= 0:
-            problems.append(f"scale must be a finite number above 0, got {self.scale!r}")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            problems.append(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        for name, allowed in (("scale", SCALE), ("dropout", DROPOUT)):
+            try:
+                allowed.read(getattr(self, name) if _is_number(getattr(self, name)) else None)
+            except ValueError:
+                problems.append(f"{name} must be {allowed}, got {shown(getattr(self, name))}")
         if not self.target_modules or not all(isinstance(t, str) and t for t in self.target_modules):
             problems.append(f"target_modules must name at least one layer, got {list(self.target_modules)!r}")
         if self.base_model is not None and not isinstance(self.base_model, str):
@@ -140,4 +142,4 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and math.isfinite(as_float(value))

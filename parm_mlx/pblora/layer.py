@@ -19,6 +19,7 @@ import mlx.nn as nn
 from parm_mlx.errors import InputError, PreferenceError
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.core import CORES, uniform
+from parm_mlx.pblora.targets import linear_dims
 
 
 class Conditioning(Protocol):
@@ -157,14 +158,6 @@ def tensor_shapes(linear: nn.Module, config: PBLoRAConfig) -> dict[str, tuple[in
     """Shapes of A, B and the tensors of the core for a linear layer."""
     out_dims, in_dims = linear_dims(linear)
     return {"a": (config.rank, in_dims), "b": (out_dims, config.rank), **CORES[config.kind].shapes(config)}
-
-
-def linear_dims(linear: nn.Module) -> tuple[int, int]:
-    """(out, in) of a plain or quantised linear layer."""
-    out_dims, in_dims = linear.weight.shape
-    if isinstance(linear, nn.QuantizedLinear):
-        in_dims = in_dims * 32 // linear.bits
-    return out_dims, in_dims
 
 
 def _plain_weight(linear: nn.Module, dequantize: bool) -> mx.array:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mlx.nn as nn
 
 from parm_mlx.errors import AdapterError
-from parm_mlx.pblora.config import DEFAULT_TARGETS
+from parm_mlx.pblora.config import DEFAULT_TARGETS, PBLoRAConfig
 
 FUSED_ATTENTION = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "att_proj", "in_proj_qkv", "c_qkv")
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -32,6 +32,14 @@ class Target:
         """The same for layers of one block that usually read one input."""
         parent, _, own = self.path.rpartition(".")
         return next(((self.number, parent, names) for names in SHARED_INPUTS if own in names), None)
+
+
+def linear_dims(linear: nn.Module) -> tuple[int, int]:
+    """(out, in) of a plain or quantised linear layer."""
+    out_dims, in_dims = linear.weight.shape
+    if isinstance(linear, nn.QuantizedLinear):
+        in_dims = in_dims * 32 // linear.bits
+    return out_dims, in_dims
 
 
 def find_targets(model: nn.Module, suffixes: Sequence[str]) -> list[Target]:
@@ -74,6 +82,22 @@ def find_targets(model: nn.Module, suffixes: Sequence[str]) -> list[Target]:
             hint="choose some of them with --target-modules",
         )
     return targets
+
+
+def check_rank(config: PBLoRAConfig, targets: Sequence[Target]) -> None:
+    """Checks that no layer is smaller than the rank of its adapter, which would be more than a full update.
+
+    Raises:
+        AdapterError: One is; it is named.
+    """
+    smallest = min(targets, key=lambda target: min(linear_dims(target.linear)))
+    out_dims, in_dims = linear_dims(smallest.linear)
+    if config.rank > min(out_dims, in_dims):
+        raise AdapterError(
+            f"rank r1 + r2 = {config.rank} is larger than {smallest.name} allows ({out_dims} × {in_dims}): "
+            f"at most {min(out_dims, in_dims)}",
+            hint="lower --r1 or --r2, or leave out that layer with --target-modules",
+        )
 
 
 def default_targets(model: nn.Module) -> tuple[str, ...]:

@@ -9,6 +9,20 @@ from typing import Any, Literal
 
 from parm_mlx.errors import ConfigError, PreferenceError
 from parm_mlx.preference import parse_objectives
+from parm_mlx.ranges import (
+    BATCH,
+    BETA,
+    CONCENTRATION,
+    COUNT,
+    DROPOUT,
+    MAX_TOKENS,
+    RANK,
+    SCALE,
+    SEED,
+    STEP,
+    Real,
+    Whole,
+)
 
 TRACKERS = ("wandb", "swanlab")
 SMOOTHING = 0.1
@@ -118,6 +132,10 @@ class TrainConfig:
                 problems.append(f"{setting.name} {reason}" if isinstance(reason, ValueError) else str(reason))
         if not problems and self.save == "best" and self.val_batches == 0:
             problems.append("save is 'best', but val_batches is 0: only validation tells which is best")
+        if not problems and self.pairs_per_step > STEP.high:
+            problems.append(
+                f"batch_size times grad_accumulation_steps must be at most {STEP.high}, got {self.pairs_per_step}"
+            )
         if not problems:
             problems += self._settle_scalarization()
         if problems:
@@ -222,38 +240,6 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _whole(low: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        number = _float(value)
-        if number != int(number) or number < low:
-            raise ValueError(f"must be a whole number ≥ {low}, got {value!r}")
-        return int(number)
-
-    return read
-
-
-def _number(low: float, *, above: bool = False, below: float = math.inf) -> Callable[[Any], float]:
-    bound = f"{'>' if above else '≥'} {low:g}" + (f" and < {below:g}" if math.isfinite(below) else "")
-
-    def read(value: Any) -> float:
-        number = _float(value)
-        if number < low or (above and number == low) or number >= below:
-            raise ValueError(f"must be a number {bound}, got {value!r}")
-        return number
-
-    return read
-
-
-def _float(value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"must be a finite number, got {value!r}")
-    return number
-
-
 def _items(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [item.strip() for item in value.split(",")]
@@ -267,9 +253,8 @@ def _names(value: Any) -> tuple[str, ...]:
     return names
 
 
-def _positive_numbers(value: Any) -> tuple[float, ...]:
-    read = _number(0, above=True)
-    numbers = tuple(read(item) for item in _items(value))
+def _betas(value: Any) -> tuple[float, ...]:
+    numbers = tuple(BETA.read(item) for item in _items(value))
     if not numbers:
         raise ValueError("must hold one number per objective, or one for all")
     return numbers
@@ -310,36 +295,36 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "data": _text,
     "out": _text,
     "start_from": _text,
-    "iters": _whole(1),
-    "epochs": _number(0, above=True),
-    "batch_size": _whole(1),
-    "grad_accumulation_steps": _whole(1),
+    "iters": COUNT.read,
+    "epochs": Real(1e-6, 1e6).read,
+    "batch_size": BATCH.read,
+    "grad_accumulation_steps": STEP.read,
     "grad_checkpoint": _switch,
-    "learning_rate": _number(0, above=True),
-    "warmup": _whole(0),
-    "weight_decay": _number(0),
-    "max_seq_length": _whole(2),
+    "learning_rate": Real(1e-12, 1e3).read,
+    "warmup": Whole(0, COUNT.high).read,
+    "weight_decay": Real(0, 1e3).read,
+    "max_seq_length": Whole(2, MAX_TOKENS.high).read,
     "chat_template": _chat_template,
-    "steps_per_report": _whole(1),
-    "steps_per_eval": _whole(1),
-    "steps_per_save": _whole(1),
-    "keep_checkpoints": _whole(1),
+    "steps_per_report": COUNT.read,
+    "steps_per_eval": COUNT.read,
+    "steps_per_save": COUNT.read,
+    "keep_checkpoints": COUNT.read,
     "save": _one_of("last", "best"),
-    "val_batches": _whole(-1),
+    "val_batches": Whole(-1, COUNT.high).read,
     "report_to": _trackers,
     "project_name": _text,
-    "seed": _whole(0),
+    "seed": SEED.read,
     "adapter": _one_of("pblora", "lora", "svd-lora"),
-    "r1": _whole(0),
-    "r2": _whole(1),
-    "lora_alpha": _number(0, above=True),
-    "dropout": _number(0, below=1),
+    "r1": RANK.read,
+    "r2": Whole(1, RANK.high).read,
+    "lora_alpha": SCALE.read,
+    "dropout": DROPOUT.read,
     "target_modules": _names,
     "objectives": lambda value: parse_objectives(_names(value)),
-    "beta_objective": _positive_numbers,
-    "gamma": _number(0),
-    "dirichlet": _number(0, above=True),
+    "beta_objective": _betas,
+    "gamma": Real(0, 1e6).read,
+    "dirichlet": CONCENTRATION.read,
     "alpha_per": _one_of("example", "batch"),
     "scalarization": _one_of("linear", "tchebycheff"),
-    "smoothing": _number(0, above=True),
+    "smoothing": Real(1e-6, 1e6).read,
 }

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from parm_mlx.pblora.layer import linear_dims
+from parm_mlx.pblora.targets import linear_dims
 from parm_mlx.training.batches import make_batch
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.layout import Layout

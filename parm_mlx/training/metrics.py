@@ -7,10 +7,10 @@ from pathlib import Path
 
 from parm_mlx.files import disk_errors
 from parm_mlx.outputs import write_file
-from parm_mlx.training.report import TrainRecord, ValidRecord, as_metrics, from_metrics
+from parm_mlx.training.report import ResumeRecord, TrainRecord, ValidRecord, as_metrics, from_metrics
 
 METRICS_FILE = "metrics.jsonl"
-Record = TrainRecord | ValidRecord
+Record = TrainRecord | ValidRecord | ResumeRecord
 
 
 class History:

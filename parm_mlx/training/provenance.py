@@ -8,13 +8,22 @@ from parm_mlx.training.data import PreferenceData
 
 
 def provenance(
-    config: TrainConfig, data: PreferenceData, *, pairs: tuple[int, int], steps: int, done: int
+    config: TrainConfig,
+    data: PreferenceData,
+    *,
+    models: dict[str, str],
+    resumed: list[dict[str, Any]],
+    pairs: tuple[int, int],
+    steps: int,
+    done: int,
 ) -> dict[str, Any]:
     """The ``training`` entry of ``adapter_config.json``.
 
     Args:
         config: The settings.
         data: What was read.
+        models: Fingerprints of the models.
+        resumed: Where the run went on with other data or models: the step, and what had changed.
         pairs: How many pairs trained and validated.
         steps: Steps planned.
         done: Steps done.
@@ -23,6 +32,8 @@ def provenance(
     return {
         "settings": settings,
         "data": files(data),
+        "models": models,
+        **({"resumed_with_changes": resumed} if resumed else {}),
         "train_pairs": pairs[0],
         "valid_pairs": pairs[1],
         "steps": steps,

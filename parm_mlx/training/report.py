@@ -66,6 +66,19 @@ class ValidRecord:
         return sum(point.loss for point in self.grid) / len(self.grid)
 
 
+@dataclass(frozen=True)
+class ResumeRecord:
+    """The run went on with other data or models than it began with.
+
+    Attributes:
+        step: Steps done until then.
+        changed: The names of what had changed.
+    """
+
+    step: int
+    changed: tuple[str, ...]
+
+
 class Progress:
     """Shows a training run to somebody; this one shows nothing, and is what others build on."""
 
@@ -168,8 +181,10 @@ class Meter:
         )
 
 
-def as_metrics(record: TrainRecord | ValidRecord) -> dict[str, Any]:
+def as_metrics(record: TrainRecord | ValidRecord | ResumeRecord) -> dict[str, Any]:
     """A record as one line of ``metrics.jsonl``."""
+    if isinstance(record, ResumeRecord):
+        return {"kind": "resumed with changes", **asdict(record)}
     if isinstance(record, TrainRecord):
         return {"kind": "train", **asdict(record)}
     grid = [
@@ -184,8 +199,10 @@ def as_metrics(record: TrainRecord | ValidRecord) -> dict[str, Any]:
     return {"kind": "valid", "step": record.step, "loss": record.loss, "grid": grid}
 
 
-def from_metrics(line: dict[str, Any]) -> TrainRecord | ValidRecord:
+def from_metrics(line: dict[str, Any]) -> TrainRecord | ValidRecord | ResumeRecord:
     """The inverse of :func:`as_metrics`."""
+    if line["kind"] == "resumed with changes":
+        return ResumeRecord(line["step"], tuple(line["changed"]))
     if line["kind"] == "train":
         return TrainRecord(**{name: value for name, value in line.items() if name != "kind"})
     grid = [

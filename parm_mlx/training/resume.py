@@ -1,10 +1,13 @@
-"""Whether a run may go on from a checkpoint: the settings and the data must be those it began with."""
+"""Whether a run may go on from a checkpoint: settings, data and models must be those it began with."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import CheckpointError
+from parm_mlx.files import resolve
+from parm_mlx.fingerprint import changes, fingerprint
 from parm_mlx.pblora.adapter import CONFIG_FILE, backbone_reference
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.data import DataFile
@@ -20,6 +23,10 @@ FREE = {
     "report_to",
     "project_name",
 }
+
+
+START = "start-from"
+Changes = dict[str, tuple[str | None, str | None]]
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -47,21 +54,56 @@ def check_settings(stored: dict[str, Any], config: TrainConfig, where: Path) -> 
         )
 
 
-def check_files(stored: list[dict[str, Any]], files: tuple[DataFile, ...], where: Path) -> None:
-    """Checks that the data files are those of a checkpoint.
+def models_of(config: TrainConfig) -> dict[str, str]:
+    """The fingerprints of what a run reads beside its data: the backbone, and the adapter that it begins from.
+
+    A run that goes on does not read that adapter again, so it may be gone by then.
 
     Raises:
-        CheckpointError: They are not; every difference is shown.
+        ModelError: There is no such model.
     """
-    before = {file["file"]: _digest(file) for file in stored}
-    now = {file.name: _digest(file.identity) for file in files}
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names:
-        changes = "".join(f"\n  {name}: {_short(before, name)} → {_short(now, name)}" for name in names)
+    found = {f"model: {name}": value for name, value in fingerprint(resolve(config.model)).items()}
+    start = Path(config.start_from or "").expanduser()
+    if config.start_from and start.is_dir():
+        found |= {f"{START}: {name}": value for name, value in fingerprint(start).items()}
+    return found
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What is not as it was when a checkpoint was made: by name, the digests before and now."""
+
+    data: Changes = field(default_factory=dict)
+    models: Changes = field(default_factory=dict)
+
+    @property
+    def named(self) -> Changes:
+        """Both together."""
+        return {**self.data, **self.models}
+
+    def refuse(self, where: Path) -> None:
+        """Refuses to go on if anything has changed.
+
+        Raises:
+            CheckpointError: Data or models are others; every difference is shown.
+        """
+        if not self.named:
+            return
+        kinds = " and ".join(["data"] * bool(self.data) + ["models"] * bool(self.models))
+        lines = "".join(f"\n  {name}: {_short(before)} → {_short(now)}" for name, (before, now) in self.named.items())
         raise CheckpointError(
-            f"{where} was made with other data (SHA-256 of files, fingerprints of hub data sets):{changes}",
-            hint="resume with the old data, or start from the beginning with --force",
+            f"{where} was made with other {kinds} (SHA-256 of files, fingerprints of hub data sets):{lines}",
+            hint=f"resume with the old {kinds}, start from the beginning with --force, or go on with --resume-anyway",
         )
+
+
+def changed_since(state: dict[str, Any], files: tuple[DataFile, ...], models: dict[str, str]) -> Changed:
+    """Compares data and models with those of a checkpoint; models only where it says what they were."""
+    before = state.get("models", models)
+    if not any(name.startswith(START) for name in models):
+        before = {name: value for name, value in before.items() if not name.startswith(START)}
+    old, new = ({file["file"]: _digest(file) for file in state["data"]}, {f.name: _digest(f.identity) for f in files})
+    return Changed(changes(old, new), changes(before, models))
 
 
 def finished_training(out: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -91,5 +133,5 @@ def _digest(identity: dict[str, Any]) -> str:
     return str(identity.get("sha256") or identity.get("fingerprint"))
 
 
-def _short(digests: dict[str, str], name: str) -> str:
-    return f"{digests[name][:12]}…" if name in digests else "no such file"
+def _short(digest: str | None) -> str:
+    return f"{digest[:12]}…" if digest else "no such file"

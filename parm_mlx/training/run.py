@@ -46,7 +46,12 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, force: bool = False, resume: bool = False, progress: Progress | None = None
+    config: TrainConfig,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    resume_anyway: bool = False,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Trains a PARM and writes its adapter directory, with ``metrics.jsonl`` and the curves as a picture in it.
 
@@ -63,6 +68,7 @@ def train(
         config: The settings.
         force: Whether an adapter at ``config.out`` may be replaced, and checkpoints of an earlier run be dropped.
         resume: Go on from the newest checkpoint; without any, start from the beginning.
+        resume_anyway: The same, also where data or models are not those that the run began with; the records say so.
         progress: Who is told about the run.
 
     Returns:
@@ -75,6 +81,7 @@ def train(
         QuietError: The main process reports the error.
     """
     out = Path(config.out).expanduser()
+    resume = resume or resume_anyway
     keep_freed_memory()
     group = join()
     if progress is None or not group.main:
@@ -90,7 +97,7 @@ def train(
         if isinstance(begun, TrainResult):
             return begun
         with group.agreed():
-            run = Trainer(config, progress, folder, begun, group)
+            run = Trainer(config, progress, folder, begun, group, resume_anyway)
         group.check_same(run.facts())
         with stop_on_interrupt(signal.SIGINT, signal.SIGTERM) as stop:
             stopped = group.watch(stop)

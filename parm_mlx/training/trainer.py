@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from parm_mlx.errors import DataError, LostError, RunError
+from parm_mlx.errors import CheckpointError, DataError, LostError, RunError
 from parm_mlx.group import Group
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.machine import usable_memory, versions
@@ -28,7 +28,7 @@ from parm_mlx.pblora.adapter import (
 )
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.matching import matched, trainable_numbers
-from parm_mlx.pblora.targets import default_targets, find_targets
+from parm_mlx.pblora.targets import check_rank, default_targets, find_targets
 from parm_mlx.preference import sample_dirichlet
 from parm_mlx.training.batches import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
@@ -41,8 +41,8 @@ from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write_metrics
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.provenance import files, provenance
-from parm_mlx.training.report import Meter, Progress, ValidRecord
-from parm_mlx.training.resume import check_files, settings_of, version_note
+from parm_mlx.training.report import Meter, Progress, ResumeRecord, ValidRecord
+from parm_mlx.training.resume import Changed, changed_since, models_of, settings_of, version_note
 from parm_mlx.training.start import Start
 from parm_mlx.training.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
 from parm_mlx.training.validation import validate
@@ -62,6 +62,7 @@ class Trainer:
         folder: Where checkpoints and metrics go.
         checkpoint: Where to go on from.
         group: The processes that train together.
+        anyway: Go on also where data or models are not those of the checkpoint; the records say so.
 
     Raises:
         InputError: Settings, data, model or checkpoint cannot be used.
@@ -74,6 +75,7 @@ class Trainer:
         folder: CheckpointFolder,
         checkpoint: Checkpoint | None,
         group: Group,
+        anyway: bool = False,
     ) -> None:
         self.config, self.progress, self.folder, self.group = config, progress, folder, group
         self.done = 0
@@ -97,8 +99,9 @@ class Trainer:
         )
         for note in self.data.notes:
             progress.note(note)
-        if checkpoint:
-            check_files(checkpoint.state["data"], self.data.files, checkpoint.path)
+        self.models = models_of(config)
+        self.resumed: list[dict[str, Any]] = []
+        changed = self._changed_since(checkpoint, anyway) if checkpoint else Changed()
         self.k = len(self.data.objectives)
         self.meter = Meter(self.data.objectives)
         beta = mx.array(config.betas(self.k))
@@ -134,7 +137,21 @@ class Trainer:
         self.footprint = Footprint(scorer, config, train, -(-config.pairs_per_step // self.learner.parts))
         self.footprint.announce(progress, usable_memory())
         if checkpoint:
-            self._restore(checkpoint)
+            self._restore(checkpoint, changed)
+
+    def _changed_since(self, checkpoint: Checkpoint, anyway: bool) -> Changed:
+        """Compares data and models with those of a checkpoint, and refuses what cannot go on."""
+        if "models" not in checkpoint.state:
+            self.progress.note(f"{checkpoint.path} does not say which models it began with, so they are not compared")
+        changed = changed_since(checkpoint.state, self.data.files, self.models)
+        if not anyway:
+            changed.refuse(checkpoint.path)
+        before, now = read_config(checkpoint.path).objectives, self.data.objectives
+        if before != now:
+            hint = "--start-from begins a new run from an adapter, and adds objectives"
+            reason = f"is for {', '.join(before)}; the data now have {', '.join(now)}"
+            raise CheckpointError(f"{checkpoint.path} {reason}", hint=hint)
+        return changed
 
     def _adapter_for(self, model: nn.Module) -> tuple[PBLoRAConfig, str]:
         """The adapter to train, and what it is in words; other kinds than PBLoRA match it in trainable numbers."""
@@ -149,8 +166,10 @@ class Trainer:
             objective_betas=config.betas(self.k),
             chat_template=config.chat_template,
         )
-        linears = [target.linear for target in find_targets(model, pblora.target_modules)]
+        targets = find_targets(model, pblora.target_modules)
+        linears = [target.linear for target in targets]
         adapter = matched(pblora, config.adapter, config.lora_alpha, linears)
+        check_rank(adapter, targets)
         size = f"{config.adapter} of rank {adapter.rank}, {trainable_numbers(adapter, linears):,} trainable numbers"
         if config.adapter != "pblora":
             size += f" (pblora of rank {pblora.rank}: {trainable_numbers(pblora, linears):,})"
@@ -276,7 +295,8 @@ class Trainer:
         shapes = {name: tensor.shape for name, tensor in adapter_tensors(self.learner.scorer.model).items()}
         lengths = [len(pair) for pair in self.batches.pairs]
         packages = {name: version for name, version in versions().items() if name not in ("python", "platform")}
-        return {"settings": settings, "data": files(self.data), "models": [shapes, lengths], "packages": packages}
+        models = [shapes, lengths, self.models]
+        return {"settings": settings, "data": files(self.data), "models": models, "packages": packages}
 
     def _position(self) -> dict[str, Any]:
         """Where the random streams stand, as plain values."""
@@ -296,6 +316,8 @@ class Trainer:
             "meter": self.meter.state(),
             "settings": settings_of(self.config),
             "data": files(self.data),
+            "models": self.models,
+            "resumed_with_changes": self.resumed,
             "versions": versions(),
         }
 
@@ -305,20 +327,37 @@ class Trainer:
 
         return self.folder.save(self.done, state, write, self.history.best_step)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on from a checkpoint."""
+    def _restore(self, checkpoint: Checkpoint, changed: Changed) -> None:
+        """Goes on from a checkpoint; with other data, their order begins again."""
         state, path = checkpoint.state, checkpoint.path
-        set_adapter_tensors(self.learner.scorer.model, read_adapter(path)[1])
+        tensors, model = read_adapter(path)[1], self.learner.scorer.model
+        fits = _shapes(tensors) == _shapes(adapter_tensors(model))
+        if not fits or checkpoint.step > self.steps:
+            reason = f"only {self.steps} steps are planned now" if fits else "its adapter does not fit the model"
+            hint = "start from the beginning with --force"
+            raise CheckpointError(f"{path} cannot go on with what has changed: {reason}", hint=hint)
+        set_adapter_tensors(model, tensors)
         self.optimizer.restore(read_safetensors(path / OPTIMIZER_FILE))
-        self.batches.order.restore(state["order"])
+        if not changed.data:
+            self.batches.order.restore(state["order"])
         self.alpha_rng.bit_generator.state = state["alpha_rng"]
         self.dropout_rng.bit_generator.state = state["dropout_rng"]
         self.meter.restore(state["meter"])
         self.history.records = read_metrics(path / METRICS_FILE)
         self.done = checkpoint.step
+        self.resumed = list(state.get("resumed_with_changes", []))
+        self._record(changed)
         self.progress.note(f"going on after step {self.done} from {path}")
         if note := version_note(state["versions"], versions()):
             self.progress.note(note)
+
+    def _record(self, changed: Changed) -> None:
+        """Says that the run goes on with other data or models: to the user, in the metrics and in the adapter."""
+        if not (found := changed.named):
+            return
+        self.progress.warn(f"going on with other data or models than before: {', '.join(found)}")
+        self.resumed.append({"step": self.done, "changed": {name: list(digests) for name, digests in found.items()}})
+        self.history.records.append(ResumeRecord(self.done, tuple(found)))
 
     def result(self) -> tuple[int, Tensors]:
         """The adapter that was asked for, and the step it is from."""
@@ -332,10 +371,22 @@ class Trainer:
         config = replace(
             self.adapter,
             base_model=backbone_reference(self.config.model, final),
-            training=provenance(self.config, self.data, pairs=self.pairs, steps=self.steps, done=step),
+            training=provenance(
+                self.config,
+                self.data,
+                models=self.models,
+                resumed=self.resumed,
+                pairs=self.pairs,
+                steps=self.steps,
+                done=step,
+            ),
         )
         save_adapter(directory, config, tensors)
         write_metrics(directory / METRICS_FILE, self.history.records)
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _seed(rng: np.random.Generator) -> int:

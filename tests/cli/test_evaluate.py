@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from kill_sweeps import kill_sweeps
 from ring import ring
 
 from parm_mlx.errors import RunError
+from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--limit", 2, "--grid", 0.5, "--max-tokens", 30, "--bootstrap", 20)
@@ -44,7 +46,7 @@ def test_a_run_leaves_everything_and_prints_the_metrics(run_cli: Run, tmp_path: 
     metrics = json.loads((out / "metrics.json").read_text())
     assert [point["alpha"] for point in metrics["points"]] == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     assert metrics["time"]["answers"] == 8
-    assert metrics["time"]["guided_token_ms"] > 0
+    assert min(metrics["time"][name] for name in ("base_token_ms", "backbone_token_ms", "guided_token_ms")) > 0
     first = sum(s["scores"]["warmth"] for s in scores if s["alpha"] == [1.0, 0.0]) / 2
     assert metrics["points"][0]["raw"]["warmth"] == pytest.approx(first)
     for part in ("hypervolume", "mean inner product", "reference point", "Spearman warmth", "8 answers", "scoring"):
@@ -67,7 +69,7 @@ def test_what_is_done_is_not_done_again(run_cli: Run, done: Path, monkeypatch: p
 
 def test_other_rewards_score_the_same_answers(run_cli: Run, done: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    for name in ("run.json", "results.jsonl", "scores.jsonl"):
+    for name in (".parm-mlx", "run.json", "results.jsonl", "scores.jsonl"):
         (tmp_path / "run" / name).write_bytes((done / name).read_bytes())
     rewards = ["--reward", "focus=brevity", "--reward", "warmth=warmth", "--reward", "length=builtin:detail"]
     code, printed, err = run_cli("evaluate", "--out", tmp_path / "run", *SMALL, *rewards, "--json")
@@ -109,7 +111,11 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
         (("--out", "x", "--reward", "warmth=warmth"), 2, "no --reward for focus"),
         (("--out", "x", "--reward", "warmth=nothing", "--reward", "focus=focus"), 2, "reward warmth: nothing"),
         (("--out", "x", "--num-samples", "2"), 2, "--num-samples needs --temp above 0"),
-        (("--out", "x", "--reference", "a"), 2, "--reference a is not a list of numbers"),
+        (
+            ("--out", "x", "--reference", "a"),
+            2,
+            "--reference a: each number must be a number from -1e+09 to 1e+09, got 'a'",
+        ),
         (("--out", "x", "--reference", "-2"), 2, "--reference has 1 numbers for 2 objectives"),
         (("--out", "x", "--prompts", "same.json"), 2, "same.json is one JSON document"),
         (("--out", "x", "--compare", "x"), 2, "--compare needs two or more"),
@@ -134,20 +140,42 @@ def test_wrong_input_is_one_line(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_reward_that_was_edited_scores_again(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_that_was_edited_scores_again_if_asked(
+    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     rewards = ["--reward", "warmth=edited_rewards:one", "--reward", "focus=focus", "--json"]
     found = []
-    for number in (3, 12):
+    for number, anyway in ((3, []), (12, ["--resume-anyway"])):
         (tmp_path / "edited_rewards.py").write_text(
             f"def one(prompts, answers):\n    print('hello')\n    return [{number}] * len(answers)\n"
         )
         sys.modules.pop("edited_rewards", None)
-        code, printed, err = run_cli("evaluate", "--out", "run", *SMALL, *rewards)
+        if anyway:
+            code, _, err = run_cli("evaluate", "--out", "run", *SMALL, *rewards)
+            assert (code, "holds another run (reward_files.edited_rewards:one: " in err) == (2, True), err
+        code, printed, err = run_cli("evaluate", "--out", "run", *SMALL, *rewards, *anyway)
         assert code == 0, err
         assert "hello" in err
         found.append(json.loads(printed)["points"][0]["raw"]["warmth"])
     assert found == [3.0, 12.0]
+
+
+def test_another_base_is_refused_by_name(run_cli: Run, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(BUNDLED_BASE, tmp_path / "base"))
+    run = ("evaluate", "--out", tmp_path / "run", *SMALL, "--model", base, "--parm", BUNDLED_PARM)
+    prompts = ("--prompts", tmp_path / "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("How do I bake bread?\n")
+    assert run_cli(*run, *prompts)[0] == 0
+    (base / "chat_template.jinja").write_text((base / "chat_template.jinja").read_text() + " ")
+    code, _, err = run_cli(*run, *prompts)
+    assert (code, "models.base.chat_template.jinja: " in err) == (2, True), err
+    code, _, err = run_cli(*run, *prompts, "--resume-anyway")
+    assert code == 0, err
+    assert "going on with other models or rewards than before: models.base.chat_template.jinja" in err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["resumed_with_changes"]
+    assert [list(each["changed"]) for each in record] == [["models.base.chat_template.jinja"]]
+    assert record[0]["answers"] == 4
 
 
 def test_two_commands_cannot_work_on_one_run(run_cli: Run, done: Path) -> None:

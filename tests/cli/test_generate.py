@@ -162,7 +162,7 @@ def test_sampling_is_reproducible(run_cli: Run, models: list[str]) -> None:
         (["--prompt", "x", "--alpha", ""], "alpha is empty"),
         (["--prompt", "x", "--alpha", "0,0"], "alpha is all zero"),
         (["--prompt", "x", "--alpha=-1,2"], "the weight of harmless must be"),
-        (["--prompt", "x", "--beta", "0"], "beta must be a finite number above 0, got 0"),
+        (["--prompt", "x", "--beta", "0"], "beta must be a number from 1e-06 to 1e+06, got '0'"),
         (["--prompt", "x", "--beta", "nan"], "beta must be"),
         (["--prompt", "x", "--parm", "nowhere"], "adapter nowhere: no such directory"),
         (["--prompt", "x", "--model", "nowhere"], "model nowhere: no such directory"),

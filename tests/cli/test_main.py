@@ -39,7 +39,7 @@ def test_the_version(run_cli: Run) -> None:
     ("arguments", "reason"),
     [
         (["generate", "--nonsense"], "No such option"),
-        (["generate", "--beta", "strong", "--prompt", "x"], "beta must be a finite number above 0, got strong"),
+        (["generate", "--beta", "strong", "--prompt", "x"], "beta must be a number from 1e-06 to 1e+06, got 'strong'"),
         (["nonsense"], "No such command"),
         (["generate", "--max-tokens", "0", "--prompt", "x"], "max-tokens"),
         (["generate", "--top-p", "2", "--prompt", "x"], "top-p"),

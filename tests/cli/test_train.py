@@ -83,7 +83,7 @@ def test_settings_from_a_file(run_cli: RunCli, folder: Path, official: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--batch-size", "0"], "error: training settings: batch_size must be a whole number ≥ 1, got 0"),
+        (["--batch-size", "0"], "error: training settings: batch_size must be a whole number from 1 to 4096, got 0"),
         (["--objectives", "wram"], "unknown objective 'wram'; the data has warm, brief"),
         (["--config", "nothing.yaml"], "config nothing.yaml cannot be read"),
         (["--alpha-per", "step"], "--alpha-per"),

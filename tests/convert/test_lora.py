@@ -84,6 +84,39 @@ def test_a_kind_that_peft_does_not_know_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "theirs").exists()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"peft_version": "0.99", "runtime_config": {"ephemeral_gpu_offload": False}, "use_later": False, "later": None},
+        {
+            "exclude_modules": ["k_proj"],
+            "megatron_core": "megatron.core",
+            "qalora_group_size": 16,
+            "lora_dropout": None,
+        },
+    ],
+)
+def test_settings_that_change_nothing_are_taken(
+    lora: Path, edit: Callable[..., Path], settings: dict[str, Any]
+) -> None:
+    plain, tensors = read(lora)
+    config, again = read(edit(lora, **settings))
+    assert (config.r1, config.scale) == (plain.r1, plain.scale)
+    assert all(mx.array_equal(tensors[name], again[name]) for name in tensors)
+
+
+def test_numbers_that_are_not_finite_are_refused(lora: Path) -> None:
+    tensors = mx.load(str(lora / "adapter_model.safetensors"))
+    assert isinstance(tensors, dict)
+    name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
+    tensors[name] = mx.where(mx.arange(64).reshape(32, 2) == 5, mx.inf, tensors[name])
+    mx.save_safetensors(str(lora / "adapter_model.safetensors"), tensors)
+    with pytest.raises(AdapterError, match=r"numbers that are not finite: layers\.1\.self_attn\.v_proj$"):
+        read(lora)
+
+
 def test_transposed_weights_do_not_change_the_update(lora: Path, edit: Callable[..., Path]) -> None:
     """A and B of a layer whose weight is stored (in, out) have the same shapes: the update acts on x alone."""
     _, plain = read(lora)
@@ -103,9 +136,17 @@ def test_transposed_weights_do_not_change_the_update(lora: Path, edit: Callable[
         ({"layers_to_transform": [1]}, "layers_to_transform is [1]"),
         ({"target_parameters": ["experts.w"]}, "target_parameters is ['experts.w']"),
         ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS': only causal language models can guide"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4': that changes the backbone"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4': that may change the backbone"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga': that may change the backbone"),
+        ({"init_lora_weights": {"name": "olora"}}, "init_lora_weights is {'name': 'olora'}: that may change"),
+        ({"init_lora_weights": "of_next_year"}, "init_lora_weights is 'of_next_year': that may change"),
+        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config is {'loftq_bits': 4}: what that changes is not known"),
+        ({"use_later": 1}, "use_later is 1: what that changes is not known"),
+        ({"r": 10**6}, "r must be a whole number from 1 to 65536, got 1000000"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number from 1e-06 to 1e+06, got 1000"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be a number from 0 up to but below 1, got 1.0"),
         ({"r": 4}, "lora_A.weight has shape (2, 64), not (4, ·)"),
-        ({"r": ..., "lora_alpha": "6"}, "r is missing; lora_alpha must be a finite number above 0, got '6'"),
+        ({"r": ..., "lora_alpha": "6"}, "r is missing; lora_alpha must be a number from 1e-06 to 1e+06, got '6'"),
     ],
 )
 def test_what_would_mean_something_else_is_refused(

@@ -165,10 +165,14 @@ def test_half_precision_is_widened(official: Path, parm: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "problems"),
     [
-        ({"r1": ..., "obj_num": "two"}, ["r1 is missing", "obj_num must be a whole number ≥ 1, got 'two'"]),
-        ({"r2": 0}, ["r2 must be a whole number ≥ 1, got 0"]),
-        ({"lora_alpha": -8}, ["lora_alpha must be a finite number above 0, got -8"]),
-        ({"lora_dropout": 1}, ["lora_dropout must be at least 0 and below 1, got 1"]),
+        ({"r1": ..., "obj_num": "two"}, ["r1 is missing", "obj_num must be a whole number from 1 to 10000, got 'two'"]),
+        ({"r2": 0}, ["r2 must be a whole number from 1 to 65536, got 0"]),
+        ({"lora_alpha": -8}, ["lora_alpha must be a number from 1e-06 to 1e+06, got -8"]),
+        ({"obj_num": 10**9}, ["obj_num must be a whole number from 1 to 10000, got 1000000000"]),
+        ({"obj_num": 9_999}, ["pblora_W2 has shape (2, 16), not (9999, 16)"]),
+        ({"init_lora_weights": "pissa"}, ["init_lora_weights is 'pissa': that may change the backbone's own weights"]),
+        ({"use_rslora": True}, ["use_rslora is True: what that changes is not known here"]),
+        ({"lora_dropout": 1}, ["lora_dropout must be a number from 0 up to but below 1, got 1"]),
         ({"bias": "all"}, ["bias is 'all'"]),
         ({"modules_to_save": ["lm_head"]}, ["modules_to_save is ['lm_head']"]),
         ({"layers_to_transform": [0]}, ["layers_to_transform is [0]"]),

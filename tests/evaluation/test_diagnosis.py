@@ -162,8 +162,51 @@ def test_guidance_that_costs_too_much() -> None:
     found = finding("guidance cost", healthy(time=time))
     assert found["found"]
     assert found["value"] == pytest.approx(15.5 / 14)
-    assert "15.5 ms, 1.11 times the 14.0 ms" in found["text"]
+    assert "15.5 ms, 1.55 times one of the base alone (10.0 ms) and 1.11 times the 14.0 ms" in found["text"]
     assert not finding("guidance cost", healthy(time={**time, "guided_token_ms": 15.3}))["found"]
+
+
+def test_an_adapter_that_is_expensive_itself() -> None:
+    """A guided token takes as long as the passes of base and guide, 10 + 20 ms; the backbone takes 4 of the 20 ms.
+
+    1.5 times the plain 10 + 4 ms is 21.
+    """
+    time = {"base_token_ms": 10.0, "guide_token_ms": 20.0, "backbone_token_ms": 4.0, "guided_token_ms": 30.0}
+    found = finding("guidance cost", healthy(time=time))
+    assert found["found"]
+    assert (found["value"], found["threshold"]) == (pytest.approx(30 / 14), 1.5)
+    assert "3.00 times one of the base alone" in found["text"]
+    assert "over 1.5 times the base and the plain backbone" in found["text"]
+    assert not finding("guidance cost", healthy(time={**time, "guided_token_ms": 20.9}))["found"]
+
+
+def test_a_shared_pass_costs_no_more_than_two_plain_ones() -> None:
+    """1.1 times 10 + 10 ms is 22."""
+    time = {"base_token_ms": 10.0, "guide_token_ms": 30.0, "backbone_token_ms": 10.0, "one_pass": 1.0}
+    assert finding("guidance cost", healthy(time={**time, "guided_token_ms": 22.5}))["found"]
+    assert not finding("guidance cost", healthy(time={**time, "guided_token_ms": 21.5}))["found"]
+
+
+def test_without_the_backbone_the_base_alone_is_compared() -> None:
+    time = {"base_token_ms": 10.0, "guide_token_ms": 25.0, "guided_token_ms": 30.5}
+    assert finding("guidance cost", healthy(time=time))["threshold"] == 3.0
+    assert not finding("guidance cost", healthy(time={**time, "guided_token_ms": 29.5}))["found"]
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "unsaid"),
+    [
+        ({"same_weights": 1.0}, "can share one pass (leave out --share off)", "a smaller guide"),
+        ({"one_pass": 1.0}, "--self-speculation", "pass (leave"),
+        ({"drafted": 1.0}, "a guide on the base's own weights shares its pass", "--self-speculation"),
+        ({}, "answers in a batch", "leave out --share off"),
+    ],
+)
+def test_what_would_cost_less_is_said(how: dict[str, float], said: str, unsaid: str) -> None:
+    time = {"base_token_ms": 10.0, "guide_token_ms": 4.0, "guided_token_ms": 20.0, **how}
+    text = finding("guidance cost", healthy(time=time))["text"]
+    assert said in text
+    assert unsaid not in text
 
 
 @pytest.mark.parametrize("time", [{}, {"base_token_ms": 10.0, "guided_token_ms": 99.0}, {"guided_token_ms": 0.0}])

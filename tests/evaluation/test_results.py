@@ -5,6 +5,7 @@ import pytest
 
 from parm_mlx.errors import InputError, OutputError, RunError
 from parm_mlx.evaluation.results import Result, RunFolder, read_run, result_line
+from parm_mlx.files import read_json
 from parm_mlx.outputs import own
 
 IDENTITY = {"objectives": ["a", "b"], "settings": {"model": "m", "alphas": [[1.0, 0.0]]}}
@@ -130,6 +131,66 @@ def test_other_rewards_drop_the_scores_that_they_replace(tmp_path: Path) -> None
     assert again.scores() == {result.key: {"a": 1.0} for result in RESULTS}
     identity, results, _ = read_run(tmp_path / "run")
     assert (identity["rewards"], list(results.values())) == ({"a": "one", "b": "three"}, RESULTS)
+
+
+def with_files(weights: str, **rewards: str) -> dict[str, object]:
+    return {**IDENTITY, "models": {"base": {"weights": weights}}, "reward_files": rewards}
+
+
+def saved_with_files(path: Path) -> Path:
+    folder = RunFolder(path, with_files("1111", one="aa", two="bb"))
+    with folder.locked():
+        pass
+    folder.set_rewards({"a": "one", "b": "two"})
+    folder.write_scores({result.key: {"a": 1.0, "b": 2.0} for result in RESULTS})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("weights", "rewards", "named"),
+    [
+        ("2222", {"one": "aa", "two": "bb"}, r'models\.base\.weights: "1111", now "2222"'),
+        ("1111", {"one": "cc", "two": "bb"}, r'reward_files\.one: "aa", now "cc"'),
+    ],
+)
+def test_other_models_and_rewards_are_refused_by_name(
+    tmp_path: Path, weights: str, rewards: dict[str, str], named: str
+) -> None:
+    path = saved_with_files(tmp_path / "run")
+    with pytest.raises(OutputError, match=named) as caught:
+        RunFolder(path, with_files(weights, **rewards))
+    assert "--resume-anyway" in str(caught.value.hint)
+
+
+def test_rewards_that_are_others_are_not_compared(tmp_path: Path) -> None:
+    RunFolder(saved_with_files(tmp_path / "run"), with_files("1111", three="cc"))
+
+
+def test_anyway_goes_on_drops_outdated_scores_and_says_so(tmp_path: Path) -> None:
+    path = saved_with_files(tmp_path / "run")
+    folder = RunFolder(path, with_files("2222", one="cc", two="bb"), anyway=True)
+    assert folder.changed == ["models.base.weights", "reward_files.one"]
+    folder.set_rewards({"a": "one", "b": "two"})
+    assert folder.scores() == {result.key: {"b": 2.0} for result in RESULTS}
+    [resumed] = read_json(path / "run.json", "run", OutputError)["resumed_with_changes"]  # type: ignore[misc]
+    assert resumed["changed"]["models.base.weights"] == ['"1111"', '"2222"']
+    again = RunFolder(path, with_files("2222", one="cc", two="bb"))
+    with again.locked():
+        pass
+    assert again.changed == []
+    assert read_json(path / "run.json", "run", OutputError)["resumed_with_changes"] == [resumed]
+
+
+def test_anyway_is_for_files_and_not_for_settings(tmp_path: Path) -> None:
+    path = saved_with_files(tmp_path / "run")
+    other = {**with_files("2222"), "settings": {"model": "other", "alphas": [[1.0, 0.0]]}}
+    with pytest.raises(OutputError, match="holds another run"):
+        RunFolder(path, other, anyway=True)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    filled(tmp_path / "run")
+    RunFolder(tmp_path / "run", with_files("1111", one="aa"))
 
 
 def test_a_run_without_scores_is_not_finished(tmp_path: Path) -> None:

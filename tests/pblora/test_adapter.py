@@ -10,7 +10,7 @@ from tiny import FAMILIES, OBJECTIVES, TARGETS, tiny_guide, tiny_model
 
 from parm_mlx.errors import AdapterError
 from parm_mlx.pblora import PBLoRAConfig, adapter_tensors, attach, load_into, read_adapter, save_adapter
-from parm_mlx.pblora.targets import default_targets, find_targets
+from parm_mlx.pblora.targets import check_rank, default_targets, find_targets
 
 CONFIG = PBLoRAConfig(
     objectives=OBJECTIVES, r1=2, r2=3, base_model="base", objective_betas=(0.1, 0.2), training={"seed": 1}
@@ -81,6 +81,10 @@ def rewrite(saved: Path, change: Any) -> None:
         (lambda c: c.update(r1=True), "r1 must be a whole number"),
         (lambda c: c.update(r1=0, r2=0), "r1 \\+ r2 must be at least 1"),
         (lambda c: c.update(scale=0), "scale must be"),
+        (lambda c: c.update(scale=1e30), r"scale must be a number from 1e-06 to 1e\+06, got 1e\+30"),
+        (lambda c: c.update(scale=10**400), "scale must be a number from 1e-06 to .*, got 10000.*…$"),
+        (lambda c: c.update(r1=10**6), "r1 must be a whole number from 0 to 65536, got 1000000"),
+        (lambda c: c.update(objective_betas=[10**400, 1.0]), "objective_betas must hold"),
         (lambda c: c.update(dropout=1.0), "dropout must be"),
         (lambda c: c.update(target_modules="q_proj"), "target_modules must be a list"),
         (lambda c: c.update(rank=8), "unknown setting 'rank'"),
@@ -118,6 +122,19 @@ def test_missing_and_broken_files_are_refused(saved: Path) -> None:
     config.unlink()
     with pytest.raises(AdapterError, match=r"adapter_config\.json is missing"):
         read_adapter(saved)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(saved: Path, number: float) -> None:
+    config, tensors = read_adapter(saved)
+    for name in ("layers.1.self_attn.q_proj.w2", "layers.0.self_attn.v_proj.a"):
+        tensors[name] = mx.concatenate([tensors[name][:-1], mx.full((1, tensors[name].shape[1]), number)])
+    save_adapter(saved, config, tensors)
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(saved)
+    assert "the adapter holds numbers that are not finite: layers.0.self_attn.v_proj, layers.1.self_attn.q_proj" in str(
+        caught.value
+    )
 
 
 def test_every_tensor_problem_is_listed_at_once(saved: Path) -> None:
@@ -182,3 +199,11 @@ def test_a_chat_template_is_recorded_only_if_there_is_one() -> None:
     assert read(named) == named
     with pytest.raises(AdapterError, match="chat_template must be a name, got 3"):
         read(plain, chat_template=3)
+
+
+def test_a_rank_larger_than_a_layer_is_refused() -> None:
+    """The value projection of the tiny model has 32 outputs, half of the query projection's 64."""
+    targets = find_targets(tiny_model(), ("q_proj", "v_proj"))
+    check_rank(PBLoRAConfig(objectives=("a", "b"), r1=28, r2=4), targets)
+    with pytest.raises(AdapterError, match=r"rank r1 \+ r2 = 33 is larger than layers\.0\.self_attn\.v_proj allows"):
+        check_rank(PBLoRAConfig(objectives=("a", "b"), r1=28, r2=5), targets)

@@ -6,7 +6,8 @@ import pytest
 from parm_mlx.errors import InputError, PreferenceError
 from parm_mlx.pblora import PBLoRAConfig, PBLoRALinear
 from parm_mlx.pblora.bound import BoundPreferences
-from parm_mlx.pblora.layer import Preferences, conditioned, linear_dims
+from parm_mlx.pblora.layer import Preferences, conditioned
+from parm_mlx.pblora.targets import linear_dims
 
 CONFIG = PBLoRAConfig(objectives=("a", "b"), r1=3, r2=2, scale=1.5)
 QUANTISATIONS = [("affine", bits, 32) for bits in (2, 3, 4, 5, 6, 8)] + [
