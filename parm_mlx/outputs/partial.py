@@ -24,14 +24,18 @@ _PARTIAL = ".partial-"
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
     """Yields a hidden folder of this process beside ``path``; whatever is in it at the end is removed."""
-    with ExitStack() as held:
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            folder = _hidden_folder(path, held)
-        try:
-            yield folder
-        finally:
-            _end(folder)
+    try:
+        with ExitStack() as held:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                folder = _hidden_folder(path, held)
+            try:
+                yield folder
+            finally:
+                _end(folder)
+    except BaseException:  # a signal may come at any of these lines
+        recover(path.parent)
+        raise
 
 
 def recover(folder: Path) -> None:

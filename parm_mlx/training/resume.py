@@ -98,8 +98,8 @@ class Changed:
 
 
 def changed_since(state: dict[str, Any], files: tuple[DataFile, ...], models: dict[str, str]) -> Changed:
-    """Compares data and models with those of a checkpoint; models only where it says what they were."""
-    before = state.get("models", models)
+    """Compares data and models with those of a checkpoint."""
+    before = state["models"]
     if not any(name.startswith(START) for name in models):
         before = {name: value for name, value in before.items() if not name.startswith(START)}
     old, new = ({file["file"]: _digest(file) for file in state["data"]}, {f.name: _digest(f.identity) for f in files})

@@ -16,7 +16,7 @@ from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.metrics import METRICS_FILE, History, Record, read_metrics
 from parm_mlx.training.picture import add_picture
 from parm_mlx.training.report import Progress
-from parm_mlx.training.resume import check_settings, finished_training
+from parm_mlx.training.resume import check_settings, finished_training, models_of
 from parm_mlx.training.tracking import TrackedProgress, check_trackers
 from parm_mlx.training.trainer import Trainer
 
@@ -198,6 +198,8 @@ def _finished(
     """The result of a run that had written its adapter before it was ended; the checkpoints go now."""
     training = finished_training(out, config)
     if training is None or (newest and newest.state["data"] != training["data"]):
+        return None
+    if training.get("models") != models_of(config):
         return None
     history = History(None)
     history.records = read_metrics(out / METRICS_FILE)

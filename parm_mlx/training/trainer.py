@@ -141,8 +141,6 @@ class Trainer:
 
     def _changed_since(self, checkpoint: Checkpoint, anyway: bool) -> Changed:
         """Compares data and models with those of a checkpoint, and refuses what cannot go on."""
-        if "models" not in checkpoint.state:
-            self.progress.note(f"{checkpoint.path} does not say which models it began with, so they are not compared")
         changed = changed_since(checkpoint.state, self.data.files, self.models)
         if not anyway:
             changed.refuse(checkpoint.path)

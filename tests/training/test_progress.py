@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from parm_mlx.outputs import mark
 from parm_mlx.training.learner import StepResult
 from parm_mlx.training.metrics import History, read_metrics
 from parm_mlx.training.progress import ConsoleProgress
@@ -102,7 +103,8 @@ def test_a_restored_meter_goes_on() -> None:
 
 
 def test_metrics_are_read_as_they_were_written(tmp_path: Path) -> None:
-    history = History(tmp_path / "metrics.jsonl")
+    mark(tmp_path / "run", "checkpoints")
+    history = History(tmp_path / "run" / "metrics.jsonl")
     history.begin()
     later = ValidRecord(20, VALID.objectives, [GridPoint((1.0, 0.0), 0.25, (0.25, 0.6), (0.9, 0.25))])
     start = ValidRecord(0, VALID.objectives, [GridPoint((1.0, 0.0), 0.125, (0.125, 0.6), (0.9, 0.25))])

@@ -250,6 +250,16 @@ def test_another_backbone_is_refused_by_name(run: Run, backbone: Path) -> None:
     assert "--resume-anyway" in str(caught.value.hint)
 
 
+def test_a_finished_run_of_another_backbone_is_not_taken_for_this_one(run: Run, backbone: Path) -> None:
+    run(model=str(backbone))
+    notes: list[str] = []
+    run(resume=True, model=str(backbone), notes=notes)
+    assert any("is finished already" in note for note in notes)
+    scale_weights(backbone)
+    with pytest.raises(OutputError, match="exists already"):
+        run(resume=True, model=str(backbone))
+
+
 def test_resume_anyway_says_so_in_the_records(run: Run, backbone: Path) -> None:
     """Also in those of a run that goes on once more, with what it had then."""
     killed(run, "advance 3", model=str(backbone))
