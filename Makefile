@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/parm-mlx demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # convert/ is parm_mlx.convert once installed; the links show the type checker that one package.
 lint: $(READY)
