@@ -107,6 +107,14 @@ def test_a_copy_is_replaced_too(tmp_path: Path, touched: bool) -> None:
         write(out, "newer", force=True)
 
 
+def disguised(folder: Path) -> None:
+    """A file that was changed, with the size and the time that it had."""
+    write(folder, "ours")
+    before = (folder / "config.json").stat()
+    (folder / "config.json").write_text("mine")
+    os.utime(folder / "config.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def foreign(folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -172,7 +180,20 @@ def broken(folder: Path) -> None:
     (folder / MARKER).write_text("[" * 100_000)
 
 
-STRANGERS = [foreign, mixed, below, edited, linked, linked_inside, dangling, file, a_run, forged, forged_absolute]
+STRANGERS = [
+    foreign,
+    mixed,
+    below,
+    edited,
+    disguised,
+    linked,
+    linked_inside,
+    dangling,
+    file,
+    a_run,
+    forged,
+    forged_absolute,
+]
 
 
 def everything(folder: Path) -> dict[str, str]:
@@ -247,6 +268,77 @@ def test_a_change_between_check_and_exchange_is_noticed(tmp_path: Path, monkeypa
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("then", ["file", "nothing"])
+def test_an_output_that_becomes_something_else_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    if renames._system_call() is None:
+        pytest.skip("this system cannot exchange")
+    write(tmp_path / "out", "old")
+
+    def late(one: Path, other: Path) -> bool:
+        if not (tmp_path / "away").exists():
+            (tmp_path / "out").rename(tmp_path / "away")
+            if then == "file":
+                (tmp_path / "out").write_text("precious")
+        return renames.exchange(one, other)
+
+    monkeypatch.setattr("parm_mlx.outputs.whole.exchange", late)
+    with pytest.raises((OutputError, RunError)):
+        write(tmp_path / "out", "new", force=True)
+    assert (tmp_path / "away" / "config.json").read_text() == "old"
+    assert not (tmp_path / "out").exists() or (tmp_path / "out").read_text() == "precious"
+
+
+def test_links_in_an_input_count_as_read(tmp_path: Path) -> None:
+    write(tmp_path / "a", "ours")
+    for folder in (tmp_path / "b", tmp_path / "c" / "d"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").symlink_to(tmp_path / "a" / "config.json")
+    for source in (tmp_path / "b", tmp_path / "c"):
+        with pytest.raises(OutputError, match="which is read"):
+            check_new(tmp_path / "a", True, [source])
+
+
+def test_what_is_mounted_in_an_output_is_not_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out", "ours")
+    (tmp_path / "out" / "disk").mkdir()
+    mounted = os.path.ismount
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk" or mounted(path))
+    with pytest.raises(OutputError, match="have changed since: disk"):
+        check_new(tmp_path / "out", True)
+
+
+def test_a_directory_that_cannot_be_looked_into_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "out", "ours")
+    (tmp_path / "out" / "private").mkdir()
+    scan = os.scandir
+
+    def locked(path: str) -> object:
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(OutputError, match="private cannot be looked into: Permission denied"):
+        check_new(tmp_path / "out", True)
+
+
+def test_a_kill_while_a_directory_is_removed_loses_no_file_of_others(tmp_path: Path) -> None:
+    """Whatever was done of the removal: doing it again removes no file of others."""
+    write(tmp_path / ".step.partial-x" / "gone" / "step", "1", run="a")
+    hidden = tmp_path / ".step.partial-x"
+    (hidden / ".parm-mlx-unfinished").touch()
+    (hidden / "gone" / "step" / "notes.txt").write_text("mine")
+    (hidden / "gone" / "step" / "config.json").unlink()
+    for _ in range(2):
+        recover(tmp_path)
+        assert [path.read_text() for path in tmp_path.glob("*.left-*/notes.txt")] == ["mine"]
+    assert not hidden.exists()
+
+
 @pytest.mark.parametrize("place", ["home", "home/..", "cwd", "cwd/..", "/", ".", ""])
 def test_protected_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """Homes, the current directory and what they lie in are not replaced, even with a marker of ours."""
@@ -271,7 +363,7 @@ def test_inputs_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             check_new(tmp_path / "a" / "b", True, [None, "owner/name", read])
         with pytest.raises(OutputError, match="which is read"):
             check_new(tmp_path / "a", True, [read])
-    assert check_new("a/b", True, ["owner/name", tmp_path, "a"]) == Path("a/b")
+    assert check_new("a/b", True, ["owner/name", "a"]) == Path("a/b")
 
 
 @pytest.mark.parametrize("out", ["~no-such-user/x", "file/out", "file/deep/out"])
@@ -375,6 +467,7 @@ def test_a_claimed_folder_replaces_its_own_files_alone(tmp_path: Path) -> None:
             (partial / "b").write_text("1")
         write_file(tmp_path / "run" / "a", ["2"])
         own(tmp_path / "run", ["a", "c"])
+        (tmp_path / "precious").write_text("precious")
     assert everything(tmp_path / "run") | {MARKER: ""} == {"a": "2", "b": "1", "report.html": "mine", MARKER: ""}
 
 
@@ -388,7 +481,11 @@ def test_a_directory_of_a_run_is_removed_and_files_of_others_stay(tmp_path: Path
     write(tmp_path / "step", "1", run="a")
     (tmp_path / "step" / "notes.txt").write_text("mine")
     remove_directory(tmp_path / "step", "a")
-    assert everything(tmp_path) == {"step": "folder", "step/notes.txt": "mine"}
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("step.left-")
+    assert (left / "notes.txt").read_text() == "mine"
+    recover(tmp_path)
+    assert (left / "notes.txt").read_text() == "mine"
 
 
 def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:

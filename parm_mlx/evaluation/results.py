@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.evaluation.prompts import Content
 from parm_mlx.files import disk_errors, read_json
-from parm_mlx.outputs import check_claim, claimed, mark, own, write_file
+from parm_mlx.outputs import check_claim, claimed, mark, own, read_marker, write_file
 from parm_mlx.preference import Alpha
 
 RUN_FILE, RESULTS_FILE, SCORES_FILE = "run.json", "results.jsonl", "scores.jsonl"
@@ -140,7 +140,8 @@ class RunFolder:
 
     def parts(self) -> list[Path]:
         """Files with the answers of the other processes, while they work or when they were ended."""
-        return sorted(path for path in self.path.glob("results.rank*.jsonl") if _PART.fullmatch(path.name))
+        names = (read_marker(self.path) or {"files": ()})["files"]
+        return sorted(self.path / name for name in names if _PART.fullmatch(name) and (self.path / name).exists())
 
     def scores(self) -> dict[Key, Scores]:
         """The scores that are there."""

@@ -18,10 +18,17 @@ from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer
 
-from parm_mlx.errors import ModelError
+from parm_mlx.errors import ModelError, ParmError
 from parm_mlx.files import read_json
 from parm_mlx.mlxlm.positions import check_positions
-from parm_mlx.mlxlm.settings import CONFIG_FILE, check_tokenizer, read_config, settle_output_layer
+from parm_mlx.mlxlm.settings import (
+    CONFIG_FILE,
+    check_ignored,
+    check_tokenizer,
+    ignored_window,
+    read_config,
+    settle_output_layer,
+)
 from parm_mlx.mlxlm.weights import (
     check_finite,
     check_types,
@@ -42,17 +49,7 @@ _EMBEDDINGS = (
 )
 _TEMPLATE_FILE = "chat_template.json"
 _CONFIG = "_parm_mlx_config"
-_LOADING = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    OSError,
-    ImportError,
-    AssertionError,
-    SystemExit,
-)
+_LOADING = (Exception, SystemExit)  # what mlx-lm and transformers raise where a directory is not as they expect
 
 
 def load_tokenizer_alone(path: Path) -> TokenizerWrapper:
@@ -73,6 +70,8 @@ def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
         extra["chat_template"] = template
     try:
         tokenizer: TokenizerWrapper = load_tokenizer(path, extra, eos_token_ids=config.get("eos_token_id"))
+    except ParmError:
+        raise
     except _LOADING as error:
         raise ModelError(f"the tokenizer of {path} cannot be loaded: {_reason(error)}") from error
     # Transformers would warn of long sequences, in words about indexing errors that MLX does not have.
@@ -213,6 +212,7 @@ def _load_model(
     settle_output_layer(config, has_output_layer(tensors))
     try:
         family, arguments = classes(config)
+        check_ignored(path, config, arguments)
         checked = _checked(path, family, config, tensors, aside)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
@@ -220,6 +220,8 @@ def _load_model(
                 Path(folder), lazy=True, strict=False, get_model_classes=lambda config: (checked, arguments)
             )
         model.__class__ = family
+    except ParmError:
+        raise
     except _LOADING as error:
         raise ModelError(f"{path} cannot be loaded: {_reason(error)}", hint=_hint(config, unsaid, error)) from error
     tensors.clear()
@@ -289,11 +291,17 @@ def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Most tokens that a model was made for, as its config says; None where it does not."""
+    """Most tokens that a model computes as it was made to, as its config says; None where it does not.
+
+    That is the window of its attention where the family attends to everything instead.
+    """
     arguments: Any = getattr(model, "args", None)
     texts = getattr(arguments, "text_config", None) or {}
     length = getattr(arguments, "max_position_embeddings", None) or texts.get("max_position_embeddings")
-    return length if isinstance(length, int) else None
+    window = ignored_window(getattr(model, _CONFIG, {}))
+    if window is not None and attention_windows(model) != {None}:
+        window = None
+    return min((each for each in (length, window) if isinstance(each, int)), default=None)
 
 
 def embedding_rows(model: nn.Module) -> int | None:

@@ -21,6 +21,8 @@ CONFIG_FILE = "config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _MODULE = re.compile(r"[A-Za-z0-9_-]+")
 _NEVER_RUN = "code from a model directory is never run"
+_FIXED = ("hidden_act", "hidden_activation", "activation_function", "norm_topk_prob")
+_CAPPING = ("attn_logit_softcapping", "final_logit_softcapping")
 _DTYPES = ("float16", "bfloat16", "float32")
 _COMPRESSED = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized")
 # Families whose sanitize turns 8-bit floats and their scales into numbers are found by trying: see check_types.
@@ -95,6 +97,52 @@ def _tied_by_default(level: dict[str, Any]) -> bool | None:
         return None
     tied = getattr(CONFIG_MAPPING[model_type], "tie_word_embeddings", None)
     return tied if isinstance(tied, bool) else None
+
+
+def check_ignored(path: Path, config: dict[str, Any], arguments: Any) -> None:
+    """Checks that a config does not ask for what mlx-lm's family does not do, and would leave undone silently.
+
+    A family that has no argument of a name computes what is usual for it, which is transformers' default.
+
+    Args:
+        path: The model's directory.
+        config: Its config.
+        arguments: The class of the family's arguments.
+
+    Raises:
+        ModelError: It asks for another activation, another normalisation of experts, or no capping where all is capped.
+    """
+    known = getattr(arguments, "__dataclass_fields__", {})
+    for level in levels(config):
+        family = CONFIG_MAPPING[level["model_type"]] if level.get("model_type") in CONFIG_MAPPING else None
+        for key in _FIXED:
+            usual, wanted = getattr(family, key, None), level.get(key)
+            if key not in known and None not in (usual, wanted) and _activation(usual) != _activation(wanted):
+                raise ModelError(
+                    f"model {path}: config.json says {key} {json.dumps(wanted)}, and mlx-lm's {config['model_type']} "
+                    f"computes {json.dumps(usual)} whatever it says"
+                )
+        for key in _CAPPING:
+            if key in level and level[key] is None and key in known and known[key].default is not None:
+                raise ModelError(
+                    f"model {path}: config.json says {key} null, and mlx-lm's {config['model_type']} always caps"
+                )
+
+
+def _activation(value: Any) -> Any:
+    """Names of one activation as one: the ways to compute a GELU differ by less than 16 bits can tell."""
+    name = str(value)
+    return "gelu" if name.startswith("gelu") else "silu" if name == "swish" else value
+
+
+def ignored_window(config: dict[str, Any]) -> int | None:
+    """The window of a config's sliding attention; None where no layer has one."""
+    level = levels(config)[-1]
+    window, types = level.get("sliding_window"), level.get("layer_types")
+    family = CONFIG_MAPPING[level["model_type"]] if level.get("model_type") in CONFIG_MAPPING else None
+    used = level.get("use_sliding_window", getattr(family, "use_sliding_window", True))
+    slides = "sliding_attention" in types if isinstance(types, list) else True
+    return window if isinstance(window, int) and used and slides else None
 
 
 def _refuse_code(path: Path, config: dict[str, Any]) -> None:

@@ -36,9 +36,9 @@ def write_marker(directory: Path, content: dict[str, Any]) -> None:
         RunError: The disk is full or failed.
     """
     with disk_errors(directory):
-        partial = directory / f"{MARKER}-{os.getpid()}"
+        partial = directory / f"{MARKER}-{os.urandom(8).hex()}"
         content = {"made by": f"parm-mlx {__version__}", **content}
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("x", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -46,35 +46,61 @@ def write_marker(directory: Path, content: dict[str, Any]) -> None:
 
 
 def files_in(directory: Path) -> list[str]:
-    """The files in a directory and below, as relative paths; the marker and those of the system do not count."""
-    found = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
-    return [path.relative_to(directory).as_posix() for path in found if path.name not in {MARKER, *SYSTEM_FILES}]
+    """The files in a directory and below, as relative paths; the marker and those of the system do not count.
+
+    What is mounted in it counts as one file.
+
+    Raises:
+        OSError: A directory cannot be looked into.
+    """
+    names = []
+    for folder, inner, files in os.walk(directory, onerror=_cannot_look):
+        entries = [Path(folder, name) for name in inner]
+        mounted = [path for path in entries if path.is_symlink() or os.path.ismount(path)]
+        inner[:] = [path.name for path in entries if path not in mounted]
+        names += [path.relative_to(directory).as_posix() for path in [*mounted, *(Path(folder, f) for f in files)]]
+    return sorted(name for name in names if name.rpartition("/")[2] not in {MARKER, *SYSTEM_FILES})
+
+
+def _cannot_look(error: OSError) -> None:
+    raise error
 
 
 def written(file: Path) -> dict[str, Any]:
-    """What tells whether a file has changed; while size and time are the same, its SHA-256 is not computed again."""
+    """What tells whether a file has changed."""
     found = file.stat()
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": digest}
 
 
-def others_in(directory: Path, marker: dict[str, Any]) -> list[str]:
-    """The files of a directory that its marker does not list, or that have changed since."""
-    return [name for name in files_in(directory) if not _is_as_written(directory / name, marker["files"].get(name))]
+def others_in(directory: Path, marker: dict[str, Any], quick: bool = False) -> list[str]:
+    """The files of a directory that its marker does not list, or that have changed since.
+
+    Args:
+        directory: The directory.
+        marker: Its marker.
+        quick: Whether a file of the same size and time counts as the same; else its SHA-256 is computed.
+    """
+    facts = marker["files"]
+    return [name for name in files_in(directory) if not _is_as_written(directory / name, facts.get(name), quick)]
 
 
-def _is_as_written(file: Path, facts: Any) -> bool:
+def _is_as_written(file: Path, facts: Any, quick: bool) -> bool:
     if not isinstance(facts, dict) or file.is_symlink() or not file.is_file():
         return False
     found = file.stat()
     if facts.get("size") != found.st_size:
         return False
-    return facts.get("mtime_ns") == found.st_mtime_ns or facts.get("sha256") == written(file)["sha256"]
+    same_time = facts.get("mtime_ns") == found.st_mtime_ns
+    return (quick and same_time) or facts.get("sha256") == written(file)["sha256"]
 
 
 def remove_own(path: Path) -> None:
-    """Removes an unfinished file or directory, and of a finished directory the files that its marker lists."""
+    """Removes an unfinished file or directory; of a finished directory, the files that its marker lists.
+
+    Where files of others are in it, it stays with them and with its marker.
+    """
     marker = read_marker(path)
     if marker is None:
         with suppress(OSError):
@@ -82,12 +108,14 @@ def remove_own(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         return
     real = Path(os.path.realpath(path))
-    for name in [*marker["files"], MARKER, *SYSTEM_FILES]:
+    for name in [*marker["files"], *SYSTEM_FILES]:
         with suppress(OSError):
             if (real / name).parent == Path(os.path.realpath((real / name).parent)):
                 (real / name).unlink()
-    for directory in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
+    for folder, _, _ in os.walk(real, topdown=False):
         with suppress(OSError):
-            directory.rmdir()
+            Path(folder).rmdir()
     with suppress(OSError):
-        path.rmdir()
+        if [entry.name for entry in path.iterdir()] == [MARKER]:
+            (path / MARKER).unlink()
+            path.rmdir()

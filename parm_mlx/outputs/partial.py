@@ -96,14 +96,12 @@ def _end(folder: Path) -> None:
     for old in _entries(folder / "old"):
         with suppress(OSError, OutputError):
             put(old, folder.parent / old.name)
-            continue
-        remove_own(old)
-    for gone in _entries(folder / "gone"):
-        remove_own(gone)
-        if gone.exists():
+    name, _, letters = folder.name[1:].rpartition(_PARTIAL)
+    for path in [*_entries(folder / "old"), *_entries(folder / "gone"), folder / "new"]:
+        remove_own(path)
+        if os.path.lexists(path):  # with files of others, which are not to stay hidden
             with suppress(OSError, OutputError):
-                put(gone, folder.parent / gone.name)
-    remove_own(folder / "new")
+                put(path, folder.parent / f"{name}.left-{letters}")
     for name in ("old", "gone"):
         with suppress(OSError):
             (folder / name).rmdir()

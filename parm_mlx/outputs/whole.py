@@ -59,8 +59,17 @@ def check_apart(path: Path, reads: Reads) -> None:
         OutputError: Something is.
     """
     for source in reads:
-        if source is not None and _contains(path, source):
+        if source is not None and any(_contains(path, place) for place in _places(_expanded(source))):
             raise OutputError(f"--out {path} would replace {source}, which is read", hint="choose another --out")
+
+
+def _places(source: Path) -> Iterator[Path]:
+    """A file or directory, and the links in it and in the directories in it."""
+    yield source
+    with suppress(OSError):
+        inner = [entry for entry in source.iterdir() if entry.is_dir()] if source.is_dir() else []
+        for folder in [source, *inner] if source.is_dir() else []:
+            yield from (entry for entry in folder.iterdir() if entry.is_symlink())
 
 
 @contextmanager
@@ -86,7 +95,8 @@ def new_directory(out: str | Path, force: bool = False, reads: Reads = (), run: 
         partial = folder / "new"
         partial.mkdir()
         yield partial
-        write_marker(partial, {"run": run, "files": {name: written(partial / name) for name in files_in(partial)}})
+        files = {name: written(partial / name) for name in files_in(partial)}
+        write_marker(partial, {"name": path.name, "run": run, "files": files})
         if force and os.path.lexists(path):
             check_new(path, force, reads)
             _replace(partial, path)
@@ -148,14 +158,18 @@ def _check_replaceable(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         raise OutputError(f"{path} is not a directory, so --force does not replace it", hint=AWAY)
     marker = read_marker(path)
-    if marker is None and not any(path.iterdir()):
+    try:
+        empty, others = not any(path.iterdir()), others_in(path, marker) if marker else []
+    except OSError as error:
+        raise OutputError(f"{error.filename} cannot be looked into: {error.strerror}", hint=AWAY) from None
+    if marker is None and empty:
         return
     if marker is None or "kind" in marker:
         raise OutputError(
             f"{path} is not a model, adapter or prepared data by parm-mlx, so --force does not replace it",
             hint=f"{AWAY}; results of earlier versions have no marker, and count as files of others",
         )
-    if others := others_in(path, marker):
+    if others:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise OutputError(
             f"{path} holds files that parm-mlx has not written, or that have changed since: {shown}; --force does not "
@@ -193,7 +207,8 @@ def _replace(partial: Path, path: Path) -> None:
         path.rmdir()
         put(partial, path)
     elif exchange(partial, path):
-        if others_in(partial, read_marker(partial) or {"files": {}}):
+        marker = read_marker(partial)
+        if marker is None or others_in(partial, marker, quick=True):
             exchange(partial, path)
             raise OutputError(f"{path} has changed meanwhile; it was left as it is", hint=AWAY)
     else:

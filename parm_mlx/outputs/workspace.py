@@ -9,7 +9,7 @@ from typing import Any
 from parm_mlx.errors import OutputError
 from parm_mlx.files import disk_errors, lock
 from parm_mlx.outputs.marker import MARKER, SYSTEM_FILES, files_in, read_marker, write_marker
-from parm_mlx.outputs.partial import partial_folder, recover
+from parm_mlx.outputs.partial import partial_folder, put, recover
 from parm_mlx.outputs.whole import AWAY, place
 
 _KINDS = {"run": "a run of evaluate", "checkpoints": "the checkpoints of a training run"}
@@ -97,13 +97,19 @@ def update(directory: Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         names = files_in(partial)
-        own(directory, names)
+        new = own(directory, names)
         for name in names:
-            (partial / name).replace(directory / name)
+            if name in new:
+                put(partial / name, directory / name)
+            else:
+                (partial / name).replace(directory / name)
 
 
-def own(directory: Path, names: Iterable[str]) -> None:
+def own(directory: Path, names: Iterable[str]) -> list[str]:
     """Notes in the marker of a claimed directory that files of these names are written there from now on.
+
+    Returns:
+        Those of the names that were not noted yet.
 
     Raises:
         OutputError: A file of such a name is there that parm-mlx has not written.
@@ -118,6 +124,7 @@ def own(directory: Path, names: Iterable[str]) -> None:
     if new:
         marker["files"] |= dict.fromkeys(new)
         write_marker(directory, marker)
+    return new
 
 
 def write_file(path: Path, lines: Iterable[str]) -> None:

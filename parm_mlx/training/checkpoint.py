@@ -70,7 +70,7 @@ class CheckpointFolder:
         """For each step that something is there of, in ascending order, the run that it is of."""
         paths = list(self.path.iterdir()) if self.path.is_dir() else []
         steps = {int(found[1]): path for path in paths if (found := _NAME.fullmatch(path.name))}
-        return {step: (read_marker(steps[step]) or {}).get("run") for step in sorted(steps)}
+        return {step: _run_of(steps[step]) for step in sorted(steps)}
 
     def at(self, step: int) -> Path:
         """Where the checkpoint of a step is or would be."""
@@ -176,6 +176,12 @@ class CheckpointFolder:
 
     def _remove(self, step: int) -> None:
         remove_directory(self.at(step), self.run)
+
+
+def _run_of(path: Path) -> str | None:
+    """The run that a checkpoint was written by, at this place; None where its marker does not say so."""
+    marker = read_marker(path) or {}
+    return marker.get("run") if marker.get("name") == path.name else None
 
 
 def pack_checkpoint(path: Path) -> bytes:

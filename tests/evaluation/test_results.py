@@ -48,6 +48,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_what_follows_is_whole(tmp_path: 
 def test_answers_of_other_processes_count(tmp_path: Path) -> None:
     folder = filled(tmp_path / "run")
     other = Result("q", "x", (0.0, 1.0), 0, "y", 1, "stop")
+    own(tmp_path / "run", ["results.rank1.jsonl"])
     (tmp_path / "run" / "results.rank1.jsonl").write_text(result_line(other))
     assert list(folder.results().values()) == [*RESULTS, other]
     assert [part.name for part in folder.parts()] == ["results.rank1.jsonl"]
@@ -108,7 +109,8 @@ def test_results_of_earlier_versions_are_left_alone(tmp_path: Path) -> None:
 
 def test_the_files_of_other_processes_are_known_by_their_names(tmp_path: Path) -> None:
     folder = filled(tmp_path / "run")
-    (folder.path / "results.rank-notes.jsonl").write_text("mine")
+    for name in ("results.rank-notes.jsonl", "results.rank7.jsonl"):
+        (folder.path / name).write_text("mine")
     assert folder.parts() == []
 
 

@@ -94,7 +94,7 @@ def test_what_mlx_lm_cannot_compute_is_one_line(official: Path, tmp_path: Path) 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2", **sizes}))
     for file in (official / "arm_base").glob("*token*"):
         shutil.copy(file, tmp_path)
-    with pytest.raises(ModelError, match=r"^mlx-lm cannot compute with .*: __truediv__[^\n]*$"):
+    with pytest.raises(ModelError, match="attn_logit_softcapping null, and mlx-lm"):
         load_backbone(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,13 @@ from parm_mlx.convert.detect import detect
 from parm_mlx.convert.model import Quantization, convert_model
 from parm_mlx.errors import ModelError
 from parm_mlx.guidance.prompts import render_prompt
-from parm_mlx.mlxlm import config_dtype, load_tokenizer_alone, load_weights_and_tokenizer, save_like
+from parm_mlx.mlxlm import (
+    config_dtype,
+    context_length,
+    load_tokenizer_alone,
+    load_weights_and_tokenizer,
+    save_like,
+)
 
 IDS = mx.array([[5, 17, 42, 7, 30]])
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
@@ -198,3 +205,58 @@ def test_named_templates_without_a_default_are_said_in_one_line(write_model: Wri
     assert render_prompt(tokenizer, "hi", "plain") == "hi"
     with pytest.raises(ModelError, match=r"several chat templates \(rag\), none named default"):
         render_prompt(tokenizer, "hi")
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "reason"),
+    [
+        ("llama", {"hidden_act": "gelu"}, 'says hidden_act "gelu", and mlx-lm\'s llama computes "silu"'),
+        ("gemma", {"hidden_act": "relu"}, "hidden_act"),
+        ("gpt_neox", {"hidden_act": "relu"}, "hidden_act"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function"),
+    ],
+)
+def test_what_a_family_would_leave_undone_is_refused(
+    write_model: Write, family: str, config: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ModelError, match=re.escape(reason)):
+        load_weights_and_tokenizer(write_model("m", family, config))
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("llama", {"hidden_act": "silu"}),
+        ("qwen2", {"hidden_act": "swish"}),
+        ("gemma", {"hidden_act": "gelu"}),
+        ("gpt_neox", {"hidden_act": "gelu_fast"}),
+        ("gpt2", {"activation_function": "gelu_new"}),
+        ("phi3", {"hidden_act": "silu"}),
+    ],
+)
+def test_what_a_family_computes_anyway_may_be_said(write_model: Write, family: str, config: dict[str, Any]) -> None:
+    load_weights_and_tokenizer(write_model("m", family, config))
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "length"),
+    [
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16}, 16),
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 16}, 256),
+        ("qwen2", {"sliding_window": 16}, 256),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "layer_types": ["full_attention"] * 2}, 256),
+        ("phi3", {"sliding_window": 16}, 16),
+        ("phi3", {"sliding_window": None}, 256),
+        ("gemma3_text", {}, 256),
+    ],
+)
+def test_a_window_that_the_family_does_not_have_limits_what_is_read(
+    write_model: Write, family: str, config: dict[str, Any], length: int
+) -> None:
+    path = write_model("m", family, {"max_position_embeddings": 256, **config})
+    assert context_length(load_weights_and_tokenizer(path)[0]) == length
+
+
+def test_a_config_that_transformers_does_not_take_is_one_line(write_model: Write) -> None:
+    with pytest.raises(ModelError, match=r"^the tokenizer of .* cannot be loaded: [^\n]*$"):
+        load_weights_and_tokenizer(write_model("m", "phi3", {"hidden_act": None}))

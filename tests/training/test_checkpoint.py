@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -173,6 +174,25 @@ def test_checkpoints_of_others_are_not_touched(tmp_path: Path) -> None:
         assert folder.steps() == [4]
         assert folder.at(6).is_dir()
         folder.at(6).rename(tmp_path / f"away{len(list(tmp_path.iterdir()))}")
+
+
+def test_a_checkpoint_that_was_copied_is_not_the_run_s(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "out", 1)
+    with folder.locked():
+        save(folder, 2)
+    shutil.copytree(folder.at(2), folder.at(900))
+    with pytest.raises(OutputError, match="step-00000900 is not of the run"), folder.locked():
+        pass
+    assert folder.at(900).is_dir()
+
+
+def test_notes_in_a_checkpoint_stay_and_block_nothing(folder: CheckpointFolder) -> None:
+    save(folder, 2)
+    (folder.at(2) / "notes.txt").write_text("mine")
+    save(folder, 4, 6)
+    assert folder.steps() == [4, 6]
+    assert [path.read_text() for path in folder.path.glob("step-*.left-*/notes.txt")] == ["mine"]
+    assert CheckpointFolder(folder.path.with_suffix(""), 2).steps() == [4, 6]
 
 
 def test_a_folder_that_is_no_run_s_is_refused(tmp_path: Path) -> None:
