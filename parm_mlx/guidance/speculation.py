@@ -112,14 +112,14 @@ class Chooser:
         """
         n = drafts.size
         p = self._sampling.distribution(target)
-        finite = _finite(p)
         if self._sampling.temp == 0:
             others = mx.argmax(p, axis=-1)
+            finite = mx.take_along_axis(p, others[:, None], axis=-1)[:, 0] > -mx.inf  # false for NaN
             kept = others[:n] == drafts
         else:
             at = drafts[:, None]
             ratio = mx.take_along_axis(p[:n], at, axis=-1) - mx.take_along_axis(q, at, axis=-1)
-            finite = mx.concatenate([finite[:n] & _finite(q), finite[n:]])
+            finite = mx.concatenate([_finite(p[:n]) & _finite(q), _finite(p[n:])])
             kept = mx.log(mx.random.uniform(shape=(n,), key=self._sampler.key())) < ratio[:, 0]
             rest = mx.log(mx.maximum(mx.exp(p[:n]) - mx.exp(q), 0))
             others = self._sampler.draw(mx.concatenate([rest, p[n:]]))
