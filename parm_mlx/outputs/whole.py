@@ -36,7 +36,7 @@ def check_new(out: str | Path, force: bool = False, reads: Reads = ()) -> Path:
         check_apart(path, reads)
         if not force:
             raise OutputError(f"{path} exists already", hint="choose another --out, or replace it with --force")
-        _check_replaceable(path)
+        _check_replaceable(path, quick=True)
     return path
 
 
@@ -98,7 +98,8 @@ def new_directory(out: str | Path, force: bool = False, reads: Reads = (), run: 
         files = {name: written(partial / name) for name in files_in(partial)}
         write_marker(partial, {"name": path.name, "run": run, "files": files})
         if force and os.path.lexists(path):
-            check_new(path, force, reads)
+            check_apart(path, reads)
+            _check_replaceable(path)
             _replace(partial, path)
         else:
             put(partial, path)
@@ -152,14 +153,15 @@ def _expanded(path: str | Path) -> Path:
         raise OutputError(f"{path}: there is no such user") from None
 
 
-def _check_replaceable(path: Path) -> None:
+def _check_replaceable(path: Path, quick: bool = False) -> None:
+    """Checks that --force may replace a directory; a quick check leaves the SHA-256 of unsuspicious files for later."""
     if os.path.ismount(path) or any(_contains(path, place) for place in _protected()):
         raise OutputError(f"{path} is a home, a mount point, or holds the current directory: it is never replaced")
     if path.is_symlink() or not path.is_dir():
         raise OutputError(f"{path} is not a directory, so --force does not replace it", hint=AWAY)
     marker = read_marker(path)
     try:
-        empty, others = not any(path.iterdir()), others_in(path, marker) if marker else []
+        empty, others = not any(path.iterdir()), others_in(path, marker, quick) if marker else []
     except OSError as error:
         raise OutputError(f"{error.filename} cannot be looked into: {error.strerror}", hint=AWAY) from None
     if marker is None and empty:
