@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import AdapterError, ModelError
-from parm_mlx.evaluation.reward_model import REWARD_FILE
 from parm_mlx.files import read_json
 from parm_mlx.mlxlm import safetensors_header, weight_files
 from parm_mlx.pblora.config import FINE_TUNE_TYPES
+from parm_mlx.rewards.model import REWARD_FILE
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"

@@ -8,9 +8,9 @@ import mlx.core as mx
 from parm_mlx.convert.detect import Source
 from parm_mlx.convert.model import Quantization, check_numbers, check_request, check_sizes
 from parm_mlx.errors import ModelError
-from parm_mlx.evaluation.reward_model import HEAD_FILE, RewardSettings
 from parm_mlx.mlxlm import load_backbone, save_converted, weight_files
 from parm_mlx.outputs import new_directory
+from parm_mlx.rewards.model import HEAD_FILE, RewardSettings
 
 _HEADS = ("score", "score_head", "normalizer")
 _DIRECTION = {True: "lower is better, so scores are negated", False: "higher is better"}
@@ -27,7 +27,7 @@ def convert_reward_model(
     force: bool = False,
     say: Callable[[str], None],
 ) -> None:
-    """Writes a reward model as :mod:`parm_mlx.evaluation.reward_model` reads it.
+    """Writes a reward model as :mod:`parm_mlx.rewards.model` reads it.
 
     Args:
         source: A ``…ForSequenceClassification`` or ``…ForScore``.

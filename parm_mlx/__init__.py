@@ -13,14 +13,14 @@ except PackageNotFoundError:
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
+    from parm_mlx.guidance.guided import Guide, GuidedModel
     from parm_mlx.guidance.loading import load, load_guide
-    from parm_mlx.guidance.model import Guide, GuidedModel
 
 _PUBLIC = {
     "load": "parm_mlx.guidance.loading",
     "load_guide": "parm_mlx.guidance.loading",
-    "Guide": "parm_mlx.guidance.model",
-    "GuidedModel": "parm_mlx.guidance.model",
+    "Guide": "parm_mlx.guidance.guided",
+    "GuidedModel": "parm_mlx.guidance.guided",
 }
 
 __all__ = ["Guide", "GuidedModel", "load", "load_guide"]

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ mx.set_default_device(mx.gpu if os.environ.get("PARM_MLX_TEST_DEVICE") == "gpu" 
 OFFICIAL = Path(__file__).parent / "fixtures" / "official"
 REWARDS = Path(__file__).parent / "fixtures" / "rewards"
 REPOSITORY = Path(__file__).parent.parent
+LONG = ["Thank you for asking, it is a pleasure.", "Of course! Here is a long and polite answer.", "Let me explain it."]
+SHORT = ["No.", "Yes.", "Maybe."]
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +93,34 @@ def official_parm(official: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     config = PBLoRAConfig(objectives=("harmless", "helpful"), base_model=str((official / "arm_base").resolve()))
     save_adapter(path, config, tensors)
     return path
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows (objects, or lines as they are) to a file in the test's folder."""
+
+    def write(rows: Iterable[Any], name: str = "pairs.jsonl") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """24 pairs on 12 prompts: ``long`` prefers one response, ``short`` the other."""
+    pairs = []
+    for i in range(24):
+        responses = [LONG[i % 3], SHORT[(i // 3) % 3]]
+        long = i % 2
+        pairs.append(
+            {
+                "prompt": f"Question number {i % 12}?",
+                "responses": responses[::-1] if long else responses,
+                "preferred": {"long": long, "short": 1 - long},
+            }
+        )
+    return pairs

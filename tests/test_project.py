@@ -20,12 +20,26 @@ DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "mlx_lm": "mlx-lm", "yaml
 
 # Who may import whom. A part that is not named here is the ground (errors, preference, files, …) and imports no part.
 LAYERS = {
-    "cli": {"diagnostics", "training", "evaluation", "guidance", "pblora", "kernels", "convert"},
-    "diagnostics": {"evaluation", "guidance", "pblora", "kernels"},
-    "training": {"evaluation", "guidance", "pblora", "kernels"},
-    "evaluation": {"guidance", "pblora", "kernels"},
+    "cli": {
+        "diagnostics",
+        "training",
+        "evaluation",
+        "data",
+        "answers",
+        "rewards",
+        "guidance",
+        "pblora",
+        "kernels",
+        "convert",
+    },
+    "diagnostics": {"evaluation", "answers", "rewards", "guidance", "pblora", "kernels"},
+    "training": {"data", "guidance", "pblora", "kernels"},
+    "evaluation": {"data", "answers", "rewards", "guidance", "pblora", "kernels"},
+    "data": {"answers", "rewards", "guidance", "pblora", "kernels"},
+    "answers": {"rewards", "guidance", "pblora", "kernels"},
+    "rewards": {"guidance", "pblora", "kernels"},
     "guidance": {"pblora", "kernels"},
-    "convert": {"evaluation", "guidance", "pblora"},
+    "convert": {"rewards", "guidance", "pblora"},
     "pblora": {"kernels"},
     "kernels": set[str](),
 }

@@ -8,12 +8,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from parm_mlx.guidance.model import Guide, GuidedModel
+from parm_mlx.data.tokenize import TokenPair, TokenRow
+from parm_mlx.guidance.guided import Guide, GuidedModel
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.targets import default_targets
-from parm_mlx.training.tokenize import TokenPair, TokenRow
 
 VOCABULARY = 96
 OBJECTIVES = ("helpful", "harmless")

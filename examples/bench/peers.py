@@ -32,8 +32,8 @@ from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.runs import Batch, Run
 from parm_mlx.diagnostics.subjects import GUIDE_SEED, Subjects, random_llama, random_subjects
 from parm_mlx.diagnostics.timing import time_in_turns
-from parm_mlx.guidance.beginnings import Beginnings
-from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.prefix_caches import Beginnings
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling

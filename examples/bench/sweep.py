@@ -23,17 +23,17 @@ import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
+from parm_mlx.answers.sweep import GROUP, Job, Sweep
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import random_subjects
-from parm_mlx.evaluation.prompts import Content, Prompt, content_id
-from parm_mlx.evaluation.rewards import SCORERS
-from parm_mlx.evaluation.sweep import GROUP, Job, Sweep
 from parm_mlx.guidance.loading import BUNDLED, BUNDLED_BASE, BUNDLED_PARM, load_with_tokenizers
-from parm_mlx.guidance.prompts import Prompter, PromptTokens
+from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens, content_id
 from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.templates import Content
 from parm_mlx.machine import describe_machine
 from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.preference import simplex_grid
+from parm_mlx.rewards.builtin import SCORERS
 
 
 @dataclass

@@ -24,18 +24,18 @@ from collections.abc import Callable
 from typing import Any
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
+from parm_mlx.data.tokenize import TokenPair, TokenRow
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import random_llama, randomise_adapters
 from parm_mlx.machine import describe_machine
 from parm_mlx.pblora import PBLoRAConfig, attach
-from parm_mlx.training.batches import Batch, make_batch
-from parm_mlx.training.layout import Layout
-from parm_mlx.training.learner import Learner
-from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.batching import Batch, make_batch
 from parm_mlx.training.loss import token_logprobs
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.output import chunked_logprobs_with_grad
-from parm_mlx.training.tokenize import TokenPair, TokenRow
+from parm_mlx.training.packing import Layout
+from parm_mlx.training.response_logprobs import ResponseScorer
+from parm_mlx.training.train_step import Learner
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip

@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
+from parm_mlx.data.tokenize import TokenPair, TokenRow
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import random_llama
 from parm_mlx.machine import describe_machine
 from parm_mlx.pblora import PBLoRAConfig, attach
-from parm_mlx.training.batches import make_batch
-from parm_mlx.training.learner import Learner
-from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.batching import make_batch
 from parm_mlx.training.optimizer import Optimizer
-from parm_mlx.training.tokenize import TokenPair, TokenRow
+from parm_mlx.training.response_logprobs import ResponseScorer
+from parm_mlx.training.train_step import Learner
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip

@@ -27,13 +27,13 @@ import mlx.core as mx
 from mlx_lm.generate import batch_generate
 from rich.console import Console
 
-from parm_mlx.evaluation.rewards import score
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.malloc import keep_freed_memory
+from parm_mlx.rewards.builtin import score
 from parm_mlx.training.checkpoint import CheckpointFolder
 from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.curves import PICTURE_FILE
 from parm_mlx.training.metrics import METRICS_FILE
-from parm_mlx.training.picture import PICTURE_FILE
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.run import train
 

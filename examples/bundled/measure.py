@@ -23,13 +23,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import world
 
-from parm_mlx.evaluation.rewards import score
-from parm_mlx.guidance.batch import generate_batch
+from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
+from parm_mlx.rewards.builtin import score
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "parm_mlx" / "models"

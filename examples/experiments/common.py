@@ -26,21 +26,20 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from parm_mlx.answers.results import RunFolder
+from parm_mlx.answers.sweep import Sweep, plan
 from parm_mlx.diagnostics.bench import plain, preferring
 from parm_mlx.diagnostics.timing import time_in_turns
 from parm_mlx.drawing import STYLES
-from parm_mlx.evaluation.pictures import draw
-from parm_mlx.evaluation.prompts import Prompt, content_id
-from parm_mlx.evaluation.results import RunFolder
-from parm_mlx.evaluation.run import answer_all, model_digest, score_all
-from parm_mlx.evaluation.scoring import load_rewards
+from parm_mlx.evaluation.evaluate import answer_all, model_digest, score_all
+from parm_mlx.evaluation.report.plots import draw
 from parm_mlx.evaluation.summary import Run
-from parm_mlx.evaluation.sweep import Sweep, plan
 from parm_mlx.guidance.loading import load_with_tokenizers
-from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
+from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.run import train
 

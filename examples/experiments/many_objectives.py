@@ -16,10 +16,10 @@ import numpy as np
 from common import interval, markdown, shown, spread
 from objectives import ALL, specs
 
-from parm_mlx.evaluation.scoring import load_rewards
+from parm_mlx.data.relabel import Source, relabel
 from parm_mlx.evaluation.summary import summarise
 from parm_mlx.preference import Alpha, sample_dirichlet
-from parm_mlx.training.relabel import Source, relabel
+from parm_mlx.rewards.registry import load_rewards
 
 
 def relabelled(experiment: common.Experiment, names: tuple[str, ...], label: str) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parm_mlx.evaluation.rewards import count_expressions, words
+from parm_mlx.rewards.builtin import count_expressions, words
 
 Reward = Callable[[Sequence[Any], Sequence[str]], list[float]]
 

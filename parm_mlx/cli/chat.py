@@ -13,7 +13,7 @@ from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import format_alpha
 
 if TYPE_CHECKING:
-    from parm_mlx.guidance.conversation import Conversation
+    from parm_mlx.guidance.chat import Conversation
     from parm_mlx.guidance.sampling import Sampling
 
 COMMANDS = """\
@@ -59,7 +59,7 @@ def chat(
     session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts)
     weights = session.alpha(alpha)
 
-    from parm_mlx.guidance.conversation import Conversation
+    from parm_mlx.guidance.chat import Conversation
     from parm_mlx.guidance.sampling import Sampling
 
     sampling = Sampling(temp=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
@@ -152,7 +152,7 @@ class Chat:
             self._note("stopped" if reason is None else f"cut at {self._max_tokens} tokens (--max-tokens)")
 
     def _compare(self, specs: list[str]) -> None:
-        from parm_mlx.guidance.batch import generate_batch, in_order
+        from parm_mlx.guidance.generate import generate_batch, in_order
         from parm_mlx.guidance.requests import Request
 
         question = self._conversation.last_question

@@ -12,10 +12,11 @@ from parm_mlx.preference import parse_objectives
 from parm_mlx.ranges import MAX_TOKENS, SEED
 
 if TYPE_CHECKING:
-    from parm_mlx.evaluation.scoring import Reward
-    from parm_mlx.training.relabel import Scorer, Tally
-    from parm_mlx.training.rows import Pair, Prompt
-    from parm_mlx.training.survey import Ruler, Split, Survey
+    from parm_mlx.data.inspect import Ruler, Split, Survey
+    from parm_mlx.data.pairs import Pair
+    from parm_mlx.data.relabel import Scorer, Tally
+    from parm_mlx.guidance.templates import Content
+    from parm_mlx.rewards.registry import Reward
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -76,7 +77,7 @@ def inspect(
       parm-mlx data inspect pairs.jsonl
       parm-mlx data inspect pairs/ --model base --max-seq-length 512 --json
     """
-    from parm_mlx.training.survey import survey
+    from parm_mlx.data.inspect import survey
 
     names = parse_objectives(objectives) if objectives else None
     ruler = _ruler(model, max_seq_length, chat_template) if model else None
@@ -114,8 +115,8 @@ def prepare(
       parm-mlx data prepare hh/ --out pairs --test-share 0 --skip-bad
       parm-mlx data prepare PKU-Alignment/PKU-SafeRLHF-10K --out pairs
     """
-    from parm_mlx.training.ledger import merge_notes
-    from parm_mlx.training.prepare import prepare as run
+    from parm_mlx.data.merging import merge_notes
+    from parm_mlx.data.prepare import prepare as run
 
     done = run(
         source,
@@ -173,10 +174,10 @@ def relabel(
       parm-mlx data relabel PKU-Alignment/PKU-SafeRLHF-10K --out safe.jsonl --min-margin 0.5 \\
           --reward helpful=models/beaver-reward --reward harmless=models/beaver-cost
     """
-    from parm_mlx.evaluation.scoring import load_rewards
-    from parm_mlx.training.relabel import Source, check_output, parse_min_margins
-    from parm_mlx.training.relabel import relabel as run
-    from parm_mlx.training.sources import find_parts
+    from parm_mlx.data.relabel import Source, check_output, parse_min_margins
+    from parm_mlx.data.relabel import relabel as run
+    from parm_mlx.data.sources import find_parts
+    from parm_mlx.rewards.registry import load_rewards
 
     check_output(out)
     find_parts(source)  # a wrong DATA is told before models are loaded
@@ -206,7 +207,7 @@ def _track_scoring(pairs: "Iterable[Pair]", total: int) -> "Iterable[Pair]":
 def _forgetful(reward: "Reward") -> "Scorer":
     """A reward that keeps no texts: a pair is scored once, and there may be many."""
 
-    def score(prompts: "Sequence[Prompt]", answers: "Sequence[str]") -> list[float]:
+    def score(prompts: "Sequence[Content]", answers: "Sequence[str]") -> list[float]:
         scores = reward(prompts, answers)
         reward.forget()
         return scores
@@ -238,9 +239,9 @@ def _disagreement_lines(found: dict[tuple[str, str], tuple[int, int]]) -> list[s
 
 
 def _ruler(model: str, limit: int, chat_template: str | None) -> "Ruler":
+    from parm_mlx.data.inspect import Ruler
     from parm_mlx.files import resolve
     from parm_mlx.mlxlm import config_rows, load_tokenizer_alone
-    from parm_mlx.training.survey import Ruler
 
     path = resolve(model)
     return Ruler(load_tokenizer_alone(path), limit, chat_template, config_rows(path))

@@ -48,8 +48,8 @@ def demo(
       parm-mlx demo --prompt "How do I bake bread?" --alpha 0.8,0.2
     """
     session = open_session(None, None, None, beta)
-    from parm_mlx.evaluation.rewards import SCORERS
     from parm_mlx.guidance.sampling import Sampling
+    from parm_mlx.rewards.builtin import SCORERS
 
     objectives = session.objectives
     alphas = session.alphas(alpha) if alpha else [parse_alpha((w, 1 - w), objectives) for w in WEIGHTS]

@@ -171,7 +171,7 @@ def evaluate(
             if found is None:
                 return
             run, results = found
-            from parm_mlx.evaluation.results import read_settings
+            from parm_mlx.answers.results import read_settings
             from parm_mlx.evaluation.summary import summarise
             from parm_mlx.outputs import update
 
@@ -218,7 +218,7 @@ def _compare(
         raise InputError(
             "--compare needs two or more folders of runs", hint="parm-mlx evaluate --compare RUN RUN --out DIR"
         )
-    from parm_mlx.evaluation.results import differences, read_run
+    from parm_mlx.answers.results import differences, read_run
     from parm_mlx.evaluation.summary import Run, compare
     from parm_mlx.files import read_json
     from parm_mlx.outputs import check_new, new_directory
@@ -249,8 +249,8 @@ def _compare(
 
 def _write(summary: dict[str, Any], out: Path, results: Sequence[Any], scores: Any) -> None:
     """Writes metrics.json, the pictures and the page."""
-    from parm_mlx.evaluation.page import write_page
-    from parm_mlx.evaluation.pictures import add_pictures
+    from parm_mlx.evaluation.report.page import write_page
+    from parm_mlx.evaluation.report.plots import add_pictures
     from parm_mlx.files import disk_errors
 
     with disk_errors(out):
@@ -261,6 +261,6 @@ def _write(summary: dict[str, Any], out: Path, results: Sequence[Any], scores: A
 
 
 def _table(summary: dict[str, Any]) -> str:
-    from parm_mlx.evaluation.table import table
+    from parm_mlx.evaluation.report.table import table
 
     return table(summary)

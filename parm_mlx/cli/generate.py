@@ -106,7 +106,7 @@ def answers(
     session: Session, jobs: list[Job], sampling: Any, max_tokens: int, system: list[dict[str, str]]
 ) -> Iterator[tuple[Job, Any]]:
     """Generates an answer for every (prompt number, prompt, α), in that order, as soon as each is known."""
-    from parm_mlx.guidance.batch import generate_batch, in_order
+    from parm_mlx.guidance.generate import generate_batch, in_order
     from parm_mlx.guidance.requests import Request
 
     requests = []
@@ -126,7 +126,7 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
         if not all(text.strip() for text in texts):
             raise InputError("the prompt is empty")
         return texts
-    from parm_mlx.evaluation.prompts import read_prompts
+    from parm_mlx.data.prompts import read_prompts
 
     found = read_prompts(file)
     for prompt in found:

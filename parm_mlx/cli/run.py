@@ -16,9 +16,9 @@ from parm_mlx.errors import InputError
 from parm_mlx.preference import Alpha, simplex_grid
 
 if TYPE_CHECKING:
-    from parm_mlx.evaluation.prompts import Prompt
-    from parm_mlx.evaluation.results import Result
+    from parm_mlx.answers.results import Result
     from parm_mlx.evaluation.summary import Run
+    from parm_mlx.guidance.prompts import Prompt
 
 STEPS = {1: 1.0, 2: 0.1, 3: 0.25}
 COARSE = 0.5
@@ -28,8 +28,9 @@ BACKBONE = "backbone_token_ms"
 
 def chosen_prompts(file: Path | None, limit: int | None, bundled: bool) -> list["Prompt"]:
     """The prompts of a file, or the bundled model's unseen questions."""
-    from parm_mlx.evaluation.prompts import Prompt, check_distinct, content_id, read_prompts
+    from parm_mlx.data.prompts import check_distinct, read_prompts
     from parm_mlx.guidance.loading import BUNDLED
+    from parm_mlx.guidance.prompts import Prompt, content_id
 
     if file is not None:
         found = read_prompts(file)
@@ -49,15 +50,15 @@ def chosen_alphas(session: Session, step: float | None, file: Path | None) -> li
         return simplex_grid(k, STEPS.get(k, COARSE) if step is None else step)
     if step is not None:
         raise InputError("--grid and --alphas exclude each other")
-    from parm_mlx.evaluation.prompts import read_alphas
+    from parm_mlx.data.prompts import read_alphas
 
     return read_alphas(file, session.objectives)
 
 
 def chosen_rewards(given: Sequence[str] | None, objectives: Sequence[str]) -> dict[str, Any]:
     """The rewards by name, those of the objectives first and in their order."""
-    from parm_mlx.evaluation.rewards import SCORERS
-    from parm_mlx.evaluation.scoring import load_rewards
+    from parm_mlx.rewards.builtin import SCORERS
+    from parm_mlx.rewards.registry import load_rewards
 
     if not given:
         unknown = [name for name in objectives if name not in SCORERS]
@@ -108,13 +109,13 @@ def make_run(
     Returns:
         The run and its answers; None in all processes but the main one.
     """
-    from parm_mlx.evaluation.prompts import content_id
-    from parm_mlx.evaluation.results import RunFolder
-    from parm_mlx.evaluation.run import answer_all, model_digest, score_all
+    from parm_mlx.answers.results import RunFolder
+    from parm_mlx.answers.sweep import Sweep, plan
+    from parm_mlx.distributed import join
+    from parm_mlx.evaluation.evaluate import answer_all, model_digest, score_all
     from parm_mlx.evaluation.summary import Run
-    from parm_mlx.evaluation.sweep import Sweep, plan
     from parm_mlx.fingerprint import fingerprint
-    from parm_mlx.group import join
+    from parm_mlx.guidance.prompts import content_id
     from parm_mlx.guidance.sampling import Sampling
     from parm_mlx.interrupt import stop_on_interrupt
     from parm_mlx.malloc import keep_freed_memory
@@ -200,7 +201,7 @@ def _cost(session: Session, prompt: "Prompt", alphas: Sequence[Alpha]) -> dict[s
 
     from parm_mlx.diagnostics.bench import plain, preferring
     from parm_mlx.diagnostics.timing import time_in_turns
-    from parm_mlx.guidance.several import Guides
+    from parm_mlx.guidance.guides import Guides
     from parm_mlx.guidance.shared import Backbone, SharedModel, weights_differ
 
     model, tokens = session.model, [session.prompter(prompt.content).base]

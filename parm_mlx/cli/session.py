@@ -12,8 +12,8 @@ from parm_mlx.files import resolve
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha, parse_betas
 
 if TYPE_CHECKING:
+    from parm_mlx.guidance.guided import GuidedModel
     from parm_mlx.guidance.loading import Share
-    from parm_mlx.guidance.model import GuidedModel
     from parm_mlx.guidance.prompts import Prompter
     from parm_mlx.guidance.speculation import DraftCount, Drafting
     from parm_mlx.mlxlm import TokenizerWrapper

@@ -15,7 +15,7 @@ from parm_mlx.diagnostics.runs import Batch, Drafted, Run, Single
 from parm_mlx.diagnostics.subjects import Subjects, weight_bytes
 from parm_mlx.diagnostics.timing import Sample, Start, memory_of, time_in_turns
 from parm_mlx.errors import InputError
-from parm_mlx.guidance.model import Cache, GuidedModel
+from parm_mlx.guidance.guided import Cache, GuidedModel
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.machine import weights_kept_in_memory
 from parm_mlx.mlxlm import can_batch, make_prompt_cache

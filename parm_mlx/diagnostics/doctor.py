@@ -11,15 +11,15 @@ import parm_mlx
 from parm_mlx.blas import HINT
 from parm_mlx.diagnostics.findings import Finding, examine
 from parm_mlx.diagnostics.kernels import look_at_kernels
-from parm_mlx.evaluation.rewards import SCORERS
-from parm_mlx.guidance.batch import generate_batch
+from parm_mlx.guidance.generate import generate_batch
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import BUNDLED, load
-from parm_mlx.guidance.model import GuidedModel
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.machine import device_name, has_metal, physical_memory, usable_memory, versions
 from parm_mlx.preference import Alpha
+from parm_mlx.rewards.builtin import SCORERS
 
 QUESTIONS = 6
 MAX_TOKENS = 60

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, generate_step
 
-from parm_mlx.guidance.model import Cache, GuidedModel
+from parm_mlx.guidance.guided import Cache, GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.speculation import Drafting, Speculation, Track

@@ -12,8 +12,8 @@ from mlx_lm.models import llama
 
 from parm_mlx.diagnostics.plan import HEAD, Size
 from parm_mlx.errors import InputError
+from parm_mlx.guidance.guided import Guide, GuidedModel
 from parm_mlx.guidance.loading import load_draft, load_with_tokenizers, recorded_backbone
-from parm_mlx.guidance.model import Guide, GuidedModel
 from parm_mlx.guidance.prompts import encode
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.guidance.speculation import Drafting

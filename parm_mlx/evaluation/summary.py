@@ -9,8 +9,8 @@ from parm_mlx.errors import InputError
 from parm_mlx.evaluation import grid, metrics
 from parm_mlx.evaluation.diagnosis import diagnose
 from parm_mlx.evaluation.metrics import LEVEL, interval
-from parm_mlx.evaluation.scale import Normalize, Scale, make_scale, named
-from parm_mlx.evaluation.scored import Run, Scored, arrange
+from parm_mlx.evaluation.normalisation import Normalize, Scale, make_scale, named
+from parm_mlx.evaluation.scores import Run, Scored, arrange
 
 __all__ = ["FORMAT", "Run", "compare", "summarise"]
 

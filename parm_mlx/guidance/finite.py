@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.errors import RunError
-from parm_mlx.guidance.model import Cache, GuidedModel
+from parm_mlx.guidance.guided import Cache, GuidedModel
 from parm_mlx.guidance.prefill import read
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.kernels.source import widened

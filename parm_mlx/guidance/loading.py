@@ -10,8 +10,8 @@ from mlx.utils import tree_map
 
 from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.files import resolve
-from parm_mlx.guidance.model import Guide, GuidedModel
-from parm_mlx.guidance.several import Guides
+from parm_mlx.guidance.guided import Guide, GuidedModel
+from parm_mlx.guidance.guides import Guides
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.mlxlm import TokenizerWrapper, load_weights_and_tokenizer
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from parm_mlx.guidance.model import Cache, GuidedModel
+from parm_mlx.guidance.guided import Cache, GuidedModel
 from parm_mlx.mlxlm import PreferenceCache, joined, row_of
 from parm_mlx.preference import Alpha
 

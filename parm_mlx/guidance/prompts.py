@@ -1,5 +1,7 @@
 """From conversations to prompt tokens, for the base and for the guide, which may need different templates."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,10 +9,30 @@ from functools import lru_cache
 from jinja2 import TemplateError
 
 from parm_mlx.errors import InputError, ModelError
-from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Message, Prompt, check_template, render
+from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Content, Message, check_template, render
 from parm_mlx.mlxlm import TokenizerWrapper
 
 _MARK = "Answer0Mark"  # stands for an answer while its place in a rendered conversation is looked for
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked.
+
+    Attributes:
+        id: Tells prompts apart; by default made of the content.
+        content: A user's text, or the messages of a conversation that an assistant is to continue.
+        line: Where it stands in its file.
+    """
+
+    id: str
+    content: Content
+    line: int = 0
+
+
+def content_id(content: Content) -> str:
+    """A short name for a prompt that has none: the beginning of the SHA-256 of its content."""
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -60,7 +82,7 @@ class Prompter:
         self._template = template
         self._limit = limit
 
-    def __call__(self, prompt: Prompt) -> PromptTokens:
+    def __call__(self, prompt: Content) -> PromptTokens:
         """Tokenises a user's text, or a conversation that an assistant is to continue.
 
         Raises:
@@ -91,7 +113,7 @@ class Prompter:
         )
         return self._checked(messages, base, guide)
 
-    def _checked(self, prompt: Prompt, base: list[int], guide: list[int]) -> PromptTokens:
+    def _checked(self, prompt: Content, base: list[int], guide: list[int]) -> PromptTokens:
         length = max(len(base), len(guide))
         if self._limit is not None and length >= self._limit:
             raise InputError(f"the prompt has {length} tokens, and the model reads {self._limit} with its answer")
@@ -107,14 +129,14 @@ class Prompter:
                 raise InputError(f"{where} has {lone}")
         return PromptTokens(base, guide)
 
-    def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Prompt) -> str:
+    def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> str:
         try:
             as_it_is = isinstance(prompt, str) and not self._template
             return render(PLAIN, prompt) if as_it_is else render_prompt(tokenizer, prompt, name)
         except TemplateError as error:
             raise ModelError(f"the chat template does not accept this conversation: {error}") from error
 
-    def _encode(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Prompt) -> list[int]:
+    def _encode(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> list[int]:
         return encode(tokenizer, self._render(tokenizer, name, prompt)) or [tokenizer.eos_token_id]
 
     def _encode_after(
@@ -134,7 +156,7 @@ class Prompter:
         return said + whole[len(head) :]
 
 
-def render_prompt(tokenizer: TokenizerWrapper, prompt: Prompt, chat_template: str | None = None) -> str:
+def render_prompt(tokenizer: TokenizerWrapper, prompt: Content, chat_template: str | None = None) -> str:
     """The text that the model continues with its response.
 
     Args:

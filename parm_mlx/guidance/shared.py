@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from parm_mlx.guidance.model import Cache, Guide, GuidedModel, mix
+from parm_mlx.guidance.guided import Cache, Guide, GuidedModel, mix
 from parm_mlx.mlxlm import PairCache, PreferenceCache, make_prompt_cache
-from parm_mlx.pblora.bound import BoundPreferences
+from parm_mlx.pblora.inference import BoundPreferences
 from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, Unconditioned, conditioned
 from parm_mlx.preference import AlphaSpec
 

@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 
-from parm_mlx.guidance.model import Cache, GuidedModel, mix
+from parm_mlx.guidance.guided import Cache, GuidedModel, mix
 from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling
 from parm_mlx.mlxlm import Checkpoint, embedding_rows, wired_limit
 

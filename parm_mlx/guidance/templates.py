@@ -1,14 +1,14 @@
 """Chat templates by name, for models whose tokenizer has none or that were trained with another one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
 from parm_mlx.errors import ModelError
 
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message]
+Message = dict[str, str]
+Content = str | Sequence[Message]
 
 PLAIN = "plain"
 
@@ -74,7 +74,7 @@ def check_template(name: str | None) -> None:
         )
 
 
-def render(name: str, prompt: Prompt, eos: str = "") -> str:
+def render(name: str, prompt: Content, eos: str = "") -> str:
     """The text that the assistant continues.
 
     Args:
@@ -117,7 +117,7 @@ def render_answer(name: str, answer: str) -> str:
     return _TEMPLATES[name].lead + answer if bare else answer
 
 
-def render_answered(name: str, prompt: Prompt, answer: str, eos: str = "") -> str:
+def render_answered(name: str, prompt: Content, answer: str, eos: str = "") -> str:
     """The text of a conversation with its last answer, as a reward model reads it: nothing follows the answer's end.
 
     Raises:

@@ -7,7 +7,7 @@ from mlx_lm.models import cache as _mlx_cache
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from parm_mlx.mlxlm.entries import Checkpoint, bears_padding, can_batch, joined, rewind, row_of
+from parm_mlx.mlxlm.caches import Checkpoint, bears_padding, can_batch, joined, rewind, row_of
 from parm_mlx.mlxlm.models import (
     Layer,
     attention_windows,

@@ -6,7 +6,7 @@ from typing import Any
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models.cache import _BaseCache
 
-from parm_mlx.mlxlm.entries import batched, joined, row_of
+from parm_mlx.mlxlm.caches import batched, joined, row_of
 
 STEP = 64  # positions that a batch's keys and values grow by: all of them are copied when a sequence ends or joins
 

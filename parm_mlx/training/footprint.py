@@ -7,14 +7,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from parm_mlx.data.tokenize import TokenPair
 from parm_mlx.pblora.targets import linear_dims
-from parm_mlx.training.batches import make_batch
+from parm_mlx.training.batching import make_batch
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.layout import Layout
-from parm_mlx.training.logprobs import ResponseScorer
 from parm_mlx.training.memory import AdapterSize, Estimate, Load, ModelSize, estimate, ways_to_fit
+from parm_mlx.training.packing import Layout
 from parm_mlx.training.report import Progress
-from parm_mlx.training.tokenize import TokenPair
+from parm_mlx.training.response_logprobs import ResponseScorer
 
 # The names that families give to their sizes.
 NAMES = {

@@ -9,8 +9,8 @@ for working memory were fitted to peaks that MLX measured, with attention writte
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from parm_mlx.training.layout import round_up
 from parm_mlx.training.output import CHUNK
+from parm_mlx.training.packing import round_up
 
 FLOAT = 4
 LAYER_HIDDEN, LAYER_MLP, LAYER_SCORES = 15.0, 3.2, 2.1

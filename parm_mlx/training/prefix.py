@@ -11,9 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from parm_mlx.data.tokenize import TokenPair, TokenRow
 from parm_mlx.mlxlm import PrefixCache, attention_windows
-from parm_mlx.training.layout import Layout, separate_rows, shared_prefixes
-from parm_mlx.training.tokenize import TokenPair, TokenRow
+from parm_mlx.training.packing import Layout, separate_rows, shared_prefixes
 
 Trunk = Callable[..., mx.array]
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from parm_mlx.data.dataset import PreferenceData
 from parm_mlx.machine import versions
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.data import PreferenceData
 
 
 def provenance(

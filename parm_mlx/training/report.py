@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from parm_mlx.training.learner import StepResult
+from parm_mlx.training.train_step import StepResult
 from parm_mlx.training.validation import GridPoint
 
 T = TypeVar("T")

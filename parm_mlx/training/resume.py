@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from parm_mlx.data.dataset import DataFile
 from parm_mlx.errors import CheckpointError
 from parm_mlx.files import resolve
 from parm_mlx.fingerprint import changes, fingerprint
 from parm_mlx.pblora.adapter import CONFIG_FILE, backbone_reference
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.data import DataFile
 
 # Where things are, how often something is shown or kept: none of it can change a step.
 FREE = {

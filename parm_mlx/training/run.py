@@ -6,15 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from parm_mlx.distributed import Group, join
 from parm_mlx.errors import LostError, OutputError
-from parm_mlx.group import Group, join
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.malloc import keep_freed_memory
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, pack_checkpoint, unpack_checkpoint
 from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.curves import add_picture
 from parm_mlx.training.metrics import METRICS_FILE, History, Record, read_metrics
-from parm_mlx.training.picture import add_picture
 from parm_mlx.training.report import Progress
 from parm_mlx.training.resume import check_settings, finished_training, models_of
 from parm_mlx.training.tracking import TrackedProgress, check_trackers

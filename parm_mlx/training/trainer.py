@@ -10,8 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from parm_mlx.data.dataset import load_data
+from parm_mlx.data.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
+from parm_mlx.distributed import Group
 from parm_mlx.errors import CheckpointError, DataError, LostError, RunError
-from parm_mlx.group import Group
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.machine import usable_memory, versions
 from parm_mlx.mlxlm import TokenizerWrapper, embedding_rows
@@ -30,21 +32,19 @@ from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.matching import matched, trainable_numbers
 from parm_mlx.pblora.targets import check_rank, default_targets, find_targets
 from parm_mlx.preference import sample_dirichlet
-from parm_mlx.training.batches import TrainingBatches, fixed_batches
+from parm_mlx.training.batching import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
-from parm_mlx.training.checkpointing import checkpoint_blocks
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.data import load_data
 from parm_mlx.training.footprint import Footprint
-from parm_mlx.training.learner import Learner
-from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.grad_checkpoint import checkpoint_blocks
 from parm_mlx.training.metrics import METRICS_FILE, History, read_metrics, write_metrics
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.provenance import files, provenance
 from parm_mlx.training.report import Meter, Progress, ResumeRecord, ValidRecord
+from parm_mlx.training.response_logprobs import ResponseScorer
 from parm_mlx.training.resume import Changed, changed_since, models_of, settings_of, version_note
 from parm_mlx.training.start import Start
-from parm_mlx.training.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
+from parm_mlx.training.train_step import Learner
 from parm_mlx.training.validation import validate
 
 OPTIMIZER_FILE = "optimizer.safetensors"

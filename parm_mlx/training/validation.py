@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parm_mlx.preference import Alpha, simplex_grid
-from parm_mlx.training.batches import Batch
-from parm_mlx.training.learner import Learner
+from parm_mlx.training.batching import Batch
 from parm_mlx.training.loss import smooth_tchebycheff
+from parm_mlx.training.train_step import Learner
 
 Values = NDArray[np.float64]
 Item = tuple[Batch | None, int]

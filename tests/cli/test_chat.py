@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parm_mlx.guidance.conversation import Conversation
+from parm_mlx.guidance.chat import Conversation
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -128,7 +128,7 @@ def test_logits_that_are_not_finite_are_an_error_line_and_the_conversation_goes_
     """The guide breaks while it answers the second question."""
     import mlx.core as mx
 
-    from parm_mlx.guidance.model import Guide
+    from parm_mlx.guidance.guided import Guide
 
     expected = chat("Hi\nTell me a joke.\n", "--quiet")[1].splitlines()
     original, broken = Guide.run, [False]

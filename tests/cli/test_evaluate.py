@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_and_prints_the_metrics(run_cli: Run, tmp_path: 
 def test_what_is_done_is_not_done_again(run_cli: Run, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (done / "results.jsonl").read_bytes()
     timing = json.loads((done / "metrics.json").read_text())["time"]
-    monkeypatch.setattr("parm_mlx.evaluation.sweep.generate_batch", None)
+    monkeypatch.setattr("parm_mlx.answers.sweep.generate_batch", None)
     code, printed, err = run_cli("evaluate", "--out", done, *SMALL, "--json", "--reference", "-9,-9")
     assert code == 0, err
     assert "8 of 8 answers were there already" in err

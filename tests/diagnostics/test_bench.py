@@ -10,7 +10,7 @@ from parm_mlx.diagnostics.plan import Plan
 from parm_mlx.diagnostics.runs import Batch, Drafted
 from parm_mlx.diagnostics.subjects import Subjects, weight_bytes
 from parm_mlx.errors import InputError
-from parm_mlx.guidance.model import Guide, GuidedModel
+from parm_mlx.guidance.guided import Guide, GuidedModel
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.pblora import PBLoRAConfig, attach
 

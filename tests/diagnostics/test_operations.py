@@ -3,7 +3,7 @@ import mlx.nn as nn
 from tiny import tiny_guide, tiny_model
 
 from parm_mlx.diagnostics.operations import Operations, operations_of, operations_per_layer
-from parm_mlx.guidance.model import Guide
+from parm_mlx.guidance.guided import Guide
 from parm_mlx.guidance.shared import SharedModel
 
 

@@ -14,9 +14,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from parm_mlx.evaluation.scoring import load_rewards
 from parm_mlx.pblora import PBLoRAConfig, read_adapter
 from parm_mlx.pblora.layer import PBLoRALinear
+from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.loss import smooth_tchebycheff
 
 FOLDERS = ("experiments", "bundled")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from parm_mlx.evaluation.rewards import focus, warmth
+from parm_mlx.rewards.builtin import focus, warmth
 
 MODULES = ("world", "answers", "dialogues")
 COUNTS = {"step": 4, "need": 1, "avoid": 2, "why": 2, "time": 1, "example": 1, "like": 1, "joke": 1, "ask": 1}

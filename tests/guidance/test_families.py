@@ -14,9 +14,9 @@ from mlx_lm.generate import BatchGenerator, generate_step, speculative_generate_
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache, trim_prompt_cache
 from tiny import VOCABULARY, tiny_guide, tiny_guided, tiny_model, tiny_shared
 
-from parm_mlx.guidance.beginnings import Beginnings
-from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
+from parm_mlx.guidance.prefix_caches import Beginnings
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling

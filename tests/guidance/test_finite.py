@@ -8,8 +8,8 @@ import pytest
 from tiny import VOCABULARY, tiny_guided, tiny_shared
 
 from parm_mlx.errors import RunError
-from parm_mlx.guidance.batch import generate_batch, in_order
-from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.generate import generate_batch, in_order
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.sampling import NOT_FINITE, Sampling, likeliest

@@ -10,7 +10,7 @@ from mlx_lm.generate import stream_generate
 
 import parm_mlx
 from parm_mlx.errors import AdapterError, ModelError
-from parm_mlx.guidance.batch import generate_batch
+from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.loading import load_base, load_draft, recorded_backbone
 from parm_mlx.guidance.prompts import Prompter
 from parm_mlx.guidance.requests import Request

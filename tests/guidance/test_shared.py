@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlx_lm.generate import _extend_cache, _merge_caches
 from tiny import VOCABULARY, tiny_guide, tiny_model, tiny_shared
 
-from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.mlxlm import rewind

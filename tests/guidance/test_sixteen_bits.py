@@ -10,12 +10,12 @@ from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
 from tiny import tiny_guide, tiny_model
 
-from parm_mlx.guidance.batch import generate_batch
-from parm_mlx.guidance.model import Guide, GuidedModel, mix
+from parm_mlx.guidance.generate import generate_batch
+from parm_mlx.guidance.guided import Guide, GuidedModel, mix
+from parm_mlx.guidance.guides import Guides
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling
-from parm_mlx.guidance.several import Guides
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Chooser
 from parm_mlx.mlxlm import make_prompt_cache

@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from tiny import tiny_guide, tiny_model
 
-from parm_mlx.guidance.model import GuidedModel
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill, read
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.shared import SharedModel

@@ -18,7 +18,7 @@ from mlx_lm.models.cache import (
 )
 
 from parm_mlx.mlxlm import Checkpoint, PairCache, PreferenceCache, bears_padding, can_batch, rewind
-from parm_mlx.mlxlm.entries import joined, row_of
+from parm_mlx.mlxlm.caches import joined, row_of
 
 KNOWN = {
     "KVCache",

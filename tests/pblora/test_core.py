@@ -11,8 +11,8 @@ from tiny import OBJECTIVES, tiny_guide, tiny_model
 
 from parm_mlx.errors import AdapterError
 from parm_mlx.pblora import PBLoRAConfig, PBLoRALinear, adapter_tensors, attach, load_into, read_adapter, save_adapter
-from parm_mlx.pblora.bound import BoundPreferences
 from parm_mlx.pblora.fuse import fuse_model
+from parm_mlx.pblora.inference import BoundPreferences
 from parm_mlx.pblora.layer import Preferences, conditioned
 from parm_mlx.pblora.matching import matched, trainable_numbers
 

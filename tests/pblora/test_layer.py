@@ -5,7 +5,7 @@ import pytest
 
 from parm_mlx.errors import InputError, PreferenceError
 from parm_mlx.pblora import PBLoRAConfig, PBLoRALinear
-from parm_mlx.pblora.bound import BoundPreferences
+from parm_mlx.pblora.inference import BoundPreferences
 from parm_mlx.pblora.layer import Preferences, conditioned
 from parm_mlx.pblora.targets import linear_dims
 

@@ -12,18 +12,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from parm_mlx.group import Group, join
+from parm_mlx.data.tokenize import TokenPair, tokenize
+from parm_mlx.distributed import Group, join
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.pblora import load_into, read_adapter
-from parm_mlx.training.batches import Batch, make_batch
-from parm_mlx.training.checkpointing import checkpoint_blocks
-from parm_mlx.training.learner import Learner
-from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.batching import Batch, make_batch
+from parm_mlx.training.grad_checkpoint import checkpoint_blocks
 from parm_mlx.training.optimizer import Optimizer
-from parm_mlx.training.tokenize import TokenPair, tokenize
-
-LONG = ["Thank you for asking, it is a pleasure.", "Of course! Here is a long and polite answer.", "Let me explain it."]
-SHORT = ["No.", "Yes.", "Maybe."]
+from parm_mlx.training.response_logprobs import ResponseScorer
+from parm_mlx.training.train_step import Learner
 
 
 @dataclass(frozen=True)
@@ -98,34 +95,3 @@ def learner(official: Path, official_parm: Path) -> Callable[..., Learner]:
         return Learner(scorer, mx.array(list(beta)), gamma, optimizer, parts, processes(), smoothing)
 
     return make
-
-
-@pytest.fixture
-def write_rows(tmp_path: Path) -> Callable[..., Path]:
-    """Writes rows (objects, or lines as they are) to a file in the test's folder."""
-
-    def write(rows: Iterable[Any], name: str = "pairs.jsonl") -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return path
-
-    return write
-
-
-@pytest.fixture
-def rows() -> list[dict[str, Any]]:
-    """24 pairs on 12 prompts: ``long`` prefers one response, ``short`` the other."""
-    pairs = []
-    for i in range(24):
-        responses = [LONG[i % 3], SHORT[(i // 3) % 3]]
-        long = i % 2
-        pairs.append(
-            {
-                "prompt": f"Question number {i % 12}?",
-                "responses": responses[::-1] if long else responses,
-                "preferred": {"long": long, "short": 1 - long},
-            }
-        )
-    return pairs

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from ring import ring
 
+from parm_mlx.distributed import join
 from parm_mlx.errors import ConfigError, RunError
-from parm_mlx.group import join
 from parm_mlx.training.checkpoint import read_checkpoint
 
 SETTINGS = (

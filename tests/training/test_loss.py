@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from parm_mlx.training.learner import Learner
 from parm_mlx.training.loss import preference_loss, smooth_tchebycheff, tchebycheff_weights, token_logprobs
+from parm_mlx.training.train_step import Learner
 
 
 def test_token_logprobs_by_hand() -> None:

@@ -12,15 +12,15 @@ from tiny import OBJECTIVES, random_pairs, tiny_model
 
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training import footprint
-from parm_mlx.training.batches import make_batch
-from parm_mlx.training.checkpointing import checkpoint_blocks
+from parm_mlx.training.batching import make_batch
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.footprint import Footprint, model_size
-from parm_mlx.training.learner import Learner
-from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.grad_checkpoint import checkpoint_blocks
 from parm_mlx.training.memory import AdapterSize, Load, ModelSize, estimate, plain_weights, ways_to_fit
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.report import Progress
+from parm_mlx.training.response_logprobs import ResponseScorer
+from parm_mlx.training.train_step import Learner
 
 MODEL = ModelSize(
     hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=128, vocabulary=1000, itemsize=4, weights=10**6

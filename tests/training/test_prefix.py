@@ -7,11 +7,11 @@ import pytest
 from mlx.utils import tree_flatten
 from tiny import FAMILIES, VOCABULARY, random_pairs, randomise, targets, tiny_model
 
+from parm_mlx.data.tokenize import TokenPair, TokenRow
 from parm_mlx.pblora import PBLoRAConfig, attach
-from parm_mlx.training.batches import Batch, make_batch
-from parm_mlx.training.logprobs import ResponseScorer
+from parm_mlx.training.batching import Batch, make_batch
 from parm_mlx.training.loss import preference_loss
-from parm_mlx.training.tokenize import TokenPair, TokenRow
+from parm_mlx.training.response_logprobs import ResponseScorer
 
 SHARING = ("llama", "qwen2", "gemma", "gemma3_text", "phi3", "mixtral")
 EVEN = [(20, 5, 5)] * 3

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from parm_mlx.outputs import mark
-from parm_mlx.training.learner import StepResult
 from parm_mlx.training.metrics import History, read_metrics
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.report import Meter, TrainRecord, ValidRecord
+from parm_mlx.training.train_step import StepResult
 from parm_mlx.training.validation import GridPoint
 
 RECORD = TrainRecord(

@@ -12,7 +12,7 @@ from parm_mlx import load_guide
 from parm_mlx.errors import AdapterError, ConfigError, DataError, ModelError, OutputError, RunError
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.picture import can_draw
+from parm_mlx.training.curves import can_draw
 from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
 from parm_mlx.training.run import TrainResult, train
 

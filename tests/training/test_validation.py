@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from parm_mlx.training.learner import Learner
+from parm_mlx.training.train_step import Learner
 from parm_mlx.training.validation import validate, validation_grid
 
 

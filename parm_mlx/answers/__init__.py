@@ -1,0 +1,1 @@
+"""Answers of a sweep, and where they are kept."""

@@ -1,0 +1,174 @@
+"""The report: one HTML file that needs nothing else, with figures, picture, and answers at every α under a slider."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from parm_mlx.answers.results import Key, Result
+from parm_mlx.drawing import can_draw
+from parm_mlx.evaluation.report.formatting import caption, count, intervals, number, unit
+from parm_mlx.evaluation.report.plots import MISSING, inline_svg
+from parm_mlx.files import disk_errors
+from parm_mlx.preference import Alpha, format_alpha
+
+PAGE_FILE = "report.html"
+Summary = Mapping[str, Any]
+_HERE = Path(__file__).parent
+
+
+def write_page(
+    summary: Summary, results: Sequence[Result], scores: Mapping[Key, Mapping[str, float]], out: Path
+) -> Path:
+    """Writes ``report.html`` into a folder.
+
+    Args:
+        summary: The metrics of a run or of a comparison, as ``metrics.json`` holds them.
+        results: The answers of the run; without any, as in a comparison, the page shows none.
+        scores: Their scores, by (id, α, seed).
+        out: The folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: The page cannot be written.
+    """
+    page = out / PAGE_FILE
+    with disk_errors(page):
+        page.write_bytes(_render(summary, results, scores).encode("utf-8", "replace"))
+    return page
+
+
+def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Mapping[str, float]]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    run = summary if summary["kind"] == "run" else None
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(_HERE))
+    environment.globals |= {"number": number, "alpha": format_alpha}
+    svg, no_picture = _picture(summary)
+    data = _answers(run, results, scores) if run and results else None
+    return environment.get_template("page.html").render(
+        summary=summary,
+        run=run,
+        title=run["name"] if run else " and ".join(_names(summary)),
+        facts=_facts(summary),
+        unit=unit(summary),
+        caption=caption(summary),
+        confidence=_intervals(summary),
+        time=_time(run["time"]) if run else "",
+        svg=svg,
+        no_picture=no_picture,
+        data=embed(data) if data else "",
+        css=_text("page.css"),
+        js=_text("page.js"),
+    )
+
+
+def embed(value: Any) -> str:
+    """JSON that may stand inside a ``<script>`` element, whatever texts are in it.
+
+    Outside ASCII, and for ``<``, ``>`` and ``&``, there are escapes only: nothing in it ends the element, opens a
+    comment, or is a line end to JavaScript.
+    """
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _answers(run: Summary, results: Sequence[Result], scores: Mapping[Key, Mapping[str, float]]) -> dict[str, Any]:
+    """What the script of the page reads; page.js says how it is laid out."""
+    alphas = [tuple(point["alpha"]) for point in run["points"]]
+    rewards, seeds = list(run["rewards"]), list(run["seeds"])
+    columns: dict[Alpha | None, int] = {None: 0, **{alpha: 1 + index for index, alpha in enumerate(alphas)}}
+    prompts: dict[str, Any] = {}
+    answers: dict[str, list[list[Any]]] = {}
+    for result in results:
+        if result.id not in prompts:
+            prompts[result.id] = {"id": result.id, "content": result.prompt}
+            answers[result.id] = [[None] * len(columns) for _ in seeds]
+        found = [_rounded(scores[result.key][name]) for name in rewards]
+        answer = [result.text, result.tokens, int(result.finish_reason != "length"), found]
+        answers[result.id][seeds.index(result.seed)][columns[result.alpha]] = answer
+    every = [run["unguided"], *run["points"]]
+    return {
+        "objectives": run["objectives"],
+        "rewards": rewards,
+        "alphas": alphas,
+        "seeds": seeds,
+        "means": [[_rounded(point["raw"][name]) for name in rewards] for point in every],
+        "first": _evenest(alphas),
+        "prompts": list(prompts.values()),
+        "answers": list(answers.values()),
+    }
+
+
+def _evenest(alphas: Sequence[Sequence[float]]) -> int:
+    """The α that weighs all objectives most alike; the page opens there."""
+    return min(range(len(alphas)), key=lambda index: sum(weight**2 for weight in alphas[index]))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+
+
+def _picture(summary: Summary) -> tuple[str, str]:
+    """The picture, or why there is none."""
+    if not can_draw():
+        return "", MISSING
+    try:
+        return inline_svg(summary), ""
+    except Exception as error:  # the picture is an extra: whatever is wrong with it must not cost the page
+        return "", f"no picture: {error}"
+
+
+def _names(summary: Summary) -> list[str]:
+    names = [str(run["name"]) for run in summary["runs"]]
+    return names if len(names) <= 3 else [f"{len(names)} runs"]
+
+
+def _facts(summary: Summary) -> str:
+    objectives = ", ".join(summary["objectives"])
+    if summary["kind"] == "comparison":
+        return f"{count(len(summary['runs']), 'run')} compared · objectives {objectives}"
+    size = (count(summary["prompts"], "prompt"), f"{len(summary['points'])} α", count(len(summary["seeds"]), "seed"))
+    return f"objectives {objectives} · {' × '.join(size)}"
+
+
+def _intervals(summary: Summary) -> str:
+    found = summary["confidence"]
+    over = f"{found['samples']} bootstrap samples of the {found['over']}"
+    return str(found.get("text") or f"{intervals(summary)} from {over}.")
+
+
+def _time(time: Mapping[str, float]) -> str:
+    """Seconds and milliseconds in words; whatever was not measured is left out."""
+    parts = []
+    if "generating_s" in time:
+        parts.append(f"generating {number(time['generating_s'])} s")
+    if "scoring_s" in time:
+        share = f" ({100 * time['scoring_share']:.1f} %)" if "scoring_share" in time else ""
+        parts.append(f"scoring {number(time['scoring_s'])} s{share}")
+    if "tokens" in time:
+        parts.append(f"{time['tokens']:.0f} tokens")
+    named = {
+        "base_token_ms": "the base",
+        "guide_token_ms": "the guide",
+        "backbone_token_ms": "its backbone without the adapter",
+        "guided_token_ms": "both together",
+    }
+    tokens = [f"{what} {number(time[name])} ms" for name, what in named.items() if name in time]
+    if tokens:
+        parts.append(f"a token takes {', '.join(tokens)}")
+    return _sentence("; ".join(parts)) if parts else ""
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _text(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")

@@ -1,0 +1,115 @@
+"""Any sequence classifier of the Hugging Face hub as a reward, through transformers: the extra ``rewards``."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from jinja2 import TemplateError
+
+from parm_mlx.errors import InputError, ModelError
+from parm_mlx.guidance.templates import Content
+from parm_mlx.rewards.model import conversation
+
+
+class Classifier:
+    """A classifier; its score is the output before softmax or sigmoid, higher is better.
+
+    It reads the conversation in its tokenizer's chat template or, where there is none, prompt and answer as a pair of
+    texts. What is longer than it reads is cut off.
+
+    Args:
+        source: Directory or hub id.
+        label: Name of the output; may be left out where there is one.
+        answer_alone: Read the answer only.
+
+    Raises:
+        InputError: torch or transformers is missing, or the output is not named or not there.
+        ModelError: transformers cannot load it.
+    """
+
+    def __init__(self, source: str, label: str | None = None, answer_alone: bool = False) -> None:
+        missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+        if missing:
+            raise InputError(
+                f"hf:{source} needs {' and '.join(missing)}", hint="install it: pip install 'parm-mlx[rewards]'"
+            )
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._source, self._answer_alone = source, answer_alone
+        try:
+            # None would ask whether to run a model's own code, and read the answer from stdin.
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            if "trust_remote_code" in str(error):
+                raise ModelError(
+                    f"hf:{source}: auto_map is refused: code of a model is never run, and transformers has no class of "
+                    "its own for it"
+                ) from error
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"hf:{source} cannot be loaded: {reason[0]}") from error
+        self.commit: str | None = getattr(model.config, "_commit_hash", None)
+        on_gpu = torch.backends.mps.is_available()
+        self._model: Any = model.to("mps").eval() if on_gpu else model.float().eval()
+        self._index = _index(source, label, dict(model.config.id2label))
+        pad = self._tokenizer.pad_token_id
+        self._padded = pad is not None and pad == model.config.get_text_config().pad_token_id
+        limits = (self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
+        self._limit = min(limit for limit in limits if limit)
+
+    def __call__(self, prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
+        """Scores answers, each to its prompt.
+
+        Raises:
+            ModelError: The chat template refuses a conversation.
+        """
+        rows = [self._read(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        batches = [rows] if self._padded and rows else [[row] for row in rows]
+        return [score for batch in batches for score in self._forward(batch)]
+
+    def _read(self, prompt: Content, answer: str) -> Any:
+        cut = {"truncation": True, "max_length": self._limit}
+        if self._answer_alone:
+            return self._tokenizer(answer, **cut)
+        try:
+            if self._tokenizer.chat_template:
+                text = conversation(self._tokenizer, prompt, answer)
+                return self._tokenizer(text, add_special_tokens=False, **cut)
+            return self._tokenizer(_turns(prompt), answer, **cut)
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template of hf:{self._source} does not accept a conversation: {error}"
+            ) from error
+
+    def _forward(self, rows: Sequence[Any]) -> list[float]:
+        import torch
+
+        keys = {"padding": True, "padding_side": "right"} if len(rows) > 1 else {"padding": False}
+        batch = self._tokenizer.pad(list(rows), return_tensors="pt", **keys) if len(rows) > 1 else _single(rows[0])
+        with torch.no_grad():
+            outputs = self._model(**{key: value.to(self._model.device) for key, value in batch.items()}).logits
+        scores: list[float] = outputs[:, self._index].float().tolist()
+        return scores
+
+
+def _turns(prompt: Content) -> str:
+    """A prompt as one text, its messages apart by an empty line."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
+def _single(row: Any) -> dict[str, Any]:
+    import torch
+
+    return {key: torch.tensor([values]) for key, values in row.items()}
+
+
+def _index(source: str, label: str | None, labels: dict[int, str]) -> int:
+    names = [labels[i] for i in sorted(labels)]
+    if label is None and len(names) > 1:
+        raise InputError(
+            f"hf:{source} has several outputs: {', '.join(names)}", hint=f"choose one: hf:{source}#{names[0]}"
+        )
+    if label is not None and label not in names:
+        raise InputError(f"hf:{source} has no output {label}: {', '.join(names)}")
+    return names.index(label) if label is not None else 0

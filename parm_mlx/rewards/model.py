@@ -1,0 +1,231 @@
+"""Decoder reward models: a backbone of any mlx-lm family and a linear head on the state of the last token.
+
+    score = w · h_T + b,    h_T: the backbone's last hidden state at the last token of prompt and answer
+
+A directory holds the backbone as an MLX model, the head in float32, and ``reward.json``; ``parm-mlx convert`` makes it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from jinja2 import TemplateError
+
+from parm_mlx.errors import InputError, ModelError, RunError
+from parm_mlx.files import read_json, resolve
+from parm_mlx.guidance.loading import widen_on_cpu
+from parm_mlx.guidance.prompts import encode, lone_token
+from parm_mlx.guidance.templates import CHAT_TEMPLATES, Content, check_template, render_answered
+from parm_mlx.mlxlm import (
+    attention_windows,
+    check_finite,
+    check_finite_files,
+    context_length,
+    embedding_rows,
+    load_backbone,
+)
+
+REWARD_FILE = "reward.json"
+HEAD_FILE = "reward_head.safetensors"
+FORMAT = 1
+KINDS = ("sequence-classification", "score")
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """The content of ``reward.json``.
+
+    Attributes:
+        kind: ``"sequence-classification"``, or ``"score"`` for the score heads of Beaver.
+        labels: The names of the outputs.
+        lower_is_better: Whether the outputs are costs, to be negated.
+        chat_template: Name of a built-in chat template; None is the tokenizer's own.
+        pad_token_id: A token that does not count as the last one; transformers' classifiers skip it.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    lower_is_better: bool = False
+    chat_template: str | None = None
+    pad_token_id: int | None = None
+
+    def save(self, directory: Path) -> None:
+        """Writes ``reward.json``."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False)
+        (directory / REWARD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_settings(directory: Path) -> RewardSettings:
+    """Reads ``reward.json``.
+
+    Raises:
+        ModelError: It is missing, of another format, or something in it is wrong.
+    """
+    if not (directory / REWARD_FILE).is_file():
+        raise ModelError(
+            f"{directory} is no reward model: {REWARD_FILE} is missing",
+            hint=f"`parm-mlx convert {directory}` makes one of a classifier; hf:{directory} uses it as it is",
+        )
+    content = read_json(directory / REWARD_FILE, f"reward model {directory}", ModelError)
+    if content.pop("format", None) != FORMAT:
+        raise ModelError(f"reward model {directory}: {REWARD_FILE} is not of format {FORMAT}")
+    try:
+        settings = RewardSettings(**content)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ModelError(f"reward model {directory}: {REWARD_FILE}: {str(error).split(') ')[-1]}") from None
+    wrong = [
+        key
+        for key, good in (
+            ("kind", settings.kind in KINDS),
+            ("labels", isinstance(settings.labels, list) and settings.labels and _all_texts(settings.labels)),
+            ("lower_is_better", isinstance(settings.lower_is_better, bool)),
+            ("chat_template", isinstance(settings.chat_template, str | None)),
+            ("pad_token_id", isinstance(settings.pad_token_id, int | None)),
+        )
+        if not good
+    ]
+    if wrong:
+        raise ModelError(f"reward model {directory}: {REWARD_FILE}: {', '.join(wrong)} cannot be used")
+    check_template(settings.chat_template)
+    return settings
+
+
+def _all_texts(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+class RewardModel:
+    """A reward model, loaded. Weights are read when the first answer is scored.
+
+    Args:
+        source: Directory or hub id.
+
+    Raises:
+        ModelError: There is no such reward model, it cannot be read, or its numbers are not finite.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        path = resolve(source, "reward model")
+        self.source, self.path = str(source), path
+        self.settings = read_settings(path)
+        self.backbone, self.tokenizer, _ = load_backbone(path, lazy=True)
+        check_finite_files(path)
+        widen_on_cpu(self.backbone)
+        if self.settings.chat_template is None and not self.tokenizer.has_chat_template:
+            raise ModelError(
+                f"reward model {source} has no chat template",
+                hint=f"set chat_template in {REWARD_FILE} to one of {', '.join(CHAT_TEMPLATES)}",
+            )
+        self._weight, self._bias = _read_head(path, self.settings, self.backbone(mx.array([[0]])).shape[-1])
+        # Attention does not look at padding to the right. Other kinds of layers read one answer at a time.
+        self._batched = attention_windows(self.backbone) is not None
+        self._limit, self._rows = context_length(self.backbone), embedding_rows(self.backbone)
+
+    def output(self, label: str | None) -> "Output":
+        """The reward of one output.
+
+        Args:
+            label: Its name; may be left out where there is one output.
+
+        Raises:
+            InputError: There is no such output, or several and no name.
+        """
+        labels = self.settings.labels
+        if label is None and len(labels) > 1:
+            raise InputError(
+                f"reward model {self.source} has several outputs: {', '.join(labels)}",
+                hint=f"choose one: {self.source}#{labels[0]}",
+            )
+        if label is not None and label not in labels:
+            raise InputError(f"reward model {self.source} has no output {label}: {', '.join(labels)}")
+        return Output(self, labels.index(label) if label is not None else 0)
+
+    def outputs(self, prompts: Sequence[Content], answers: Sequence[str]) -> mx.array:
+        """All outputs as the model gives them, float32: (N, labels).
+
+        Raises:
+            ModelError: The chat template refuses a conversation.
+            InputError: A conversation has a token for which the model has no embedding.
+            RunError: A conversation is longer than the model reads.
+        """
+        rows = [self._tokens(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        size = max(len(rows), 1) if self._batched else 1
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return mx.concatenate([mx.zeros((0, len(self.settings.labels))), *map(self._forward, batches)])
+
+    def _forward(self, rows: Sequence[list[int]]) -> mx.array:
+        width = max(map(len, rows))
+        states = self.backbone(mx.array([row + [0] * (width - len(row)) for row in rows]))  # (B, L, hidden)
+        ends = mx.array([_last(row, self.settings.pad_token_id) for row in rows])
+        last = states[mx.arange(len(rows)), ends].astype(mx.float32)
+        outputs: mx.array = last @ self._weight.T + self._bias
+        mx.eval(outputs)
+        return outputs
+
+    def _tokens(self, prompt: Content, answer: str) -> list[int]:
+        name = self.settings.chat_template
+        try:
+            if name is not None:
+                text = render_answered(name, prompt, answer, self.tokenizer.eos_token or "")
+                ids = encode(self.tokenizer, text)
+            else:
+                ids = self.tokenizer.encode(conversation(self.tokenizer, prompt, answer), add_special_tokens=False)
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template of reward model {self.source} does not accept a conversation: {error}"
+            ) from error
+        if self._limit is not None and len(ids) > self._limit:
+            raise RunError(f"reward model {self.source} reads {self._limit} tokens; a conversation has {len(ids)}")
+        if lone := lone_token(self.tokenizer, ids, self._rows, "reward model"):
+            raise InputError(f"a conversation for reward model {self.source} has {lone}")
+        return ids or [self.tokenizer.eos_token_id]
+
+
+class Output:
+    """One output of a reward model as a reward: prompts and answers to scores, larger is better."""
+
+    def __init__(self, model: RewardModel, index: int) -> None:
+        self._model, self._index = model, index
+
+    def __call__(self, prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
+        """Scores answers, each to its prompt. A cost is negated here and nowhere else."""
+        sign = -1.0 if self._model.settings.lower_is_better else 1.0
+        outputs: Any = self._model.outputs(prompts, answers)[:, self._index].tolist()
+        return [sign * value for value in outputs]
+
+
+def conversation(tokenizer: Any, prompt: Content, answer: str) -> str:
+    """A prompt and its answer in the tokenizer's own chat template.
+
+    Raises:
+        jinja2.TemplateError: The template does not accept these messages.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = [*messages, {"role": "assistant", "content": answer}]
+    text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+    return text
+
+
+def _last(row: Sequence[int], pad: int | None) -> int:
+    """Where the last token stands that is no padding token; 0 if all are, as in transformers."""
+    return next((i for i in range(len(row) - 1, 0, -1) if row[i] != pad), 0)
+
+
+def _read_head(directory: Path, settings: RewardSettings, hidden: int) -> tuple[mx.array, mx.array]:
+    try:
+        tensors: Any = mx.load(str(directory / HEAD_FILE))
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"reward model {directory}: {HEAD_FILE} cannot be read: {error}") from None
+    check_finite(directory / HEAD_FILE, tensors)
+    outputs = len(settings.labels)
+    bias = tensors.pop("bias", mx.zeros(outputs))
+    weight = tensors.pop("weight", mx.zeros(()))
+    if weight.shape != (outputs, hidden) or bias.shape != (outputs,) or tensors:
+        raise ModelError(
+            f"reward model {directory}: {HEAD_FILE} must hold weight {(outputs, hidden)} and, if it likes, "
+            f"bias {(outputs,)}"
+        )
+    return weight.astype(mx.float32), bias.astype(mx.float32)

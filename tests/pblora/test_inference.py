@@ -1,0 +1,84 @@
+"""α bound for generation: the same numbers as the layer's ΔW(α), whichever way it is computed."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from parm_mlx.pblora import PBLoRAConfig, PBLoRALinear
+from parm_mlx.pblora.inference import BoundPreferences
+from parm_mlx.pblora.layer import conditioned
+
+CONFIG = PBLoRAConfig(objectives=("a", "b"), r1=3, r2=2, scale=1.5)
+ALPHAS = {"one": [[0.3, 0.7]], "equal": [[0.3, 0.7]] * 3, "mixed": [[0.3, 0.7], [1.0, 0.0], [0.0, 1.0]]}
+
+
+def layers(*outs: int, reads: tuple[object, ...] | None = (0, "attention")) -> list[PBLoRALinear]:
+    mx.random.seed(0)
+    made = [PBLoRALinear(nn.Linear(16, out), CONFIG, index, reads) for index, out in enumerate(outs)]
+    for layer in made:
+        for key in layer.tensors:
+            layer[key] = mx.random.normal(layer[key].shape)
+    return made
+
+
+def expected(layer: PBLoRALinear, x: mx.array, alphas: list[list[float]], paired: bool) -> mx.array:
+    """W x + ΔW(α) x row by row; W x alone in the plain rows of pairs."""
+    rows = []
+    for i, row in enumerate(x):
+        plain = paired and i % 2 == 0
+        alpha = mx.array(alphas[i // 2 if paired else i])
+        rows.append(layer.linear(row) if plain else layer.linear(row) + row @ layer.delta(alpha).T)
+    return mx.stack(rows)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("alphas", ALPHAS.values(), ids=ALPHAS)
+@pytest.mark.parametrize("reads", [None, (0, "attention")])
+def test_every_row_has_its_update(alphas: list[list[float]], paired: bool, reads: tuple[object, ...] | None) -> None:
+    q, k, v = layers(8, 4, 4, reads=reads)
+    x = mx.random.normal((len(alphas) * (1 + paired), 5, 16))
+    with conditioned(BoundPreferences([q, k, v], mx.array(alphas), paired)):
+        for layer in (q, k, v):
+            assert mx.allclose(layer(x), expected(layer, x, alphas, paired), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_one_name_may_read_different_inputs_after_all() -> None:
+    """In any order, some of them several times or not at all."""
+    q, k, v = layers(8, 4, 4)
+    x = [mx.random.normal((1, 2, 16)) for _ in range(3)]
+    alphas = ALPHAS["one"]
+    with conditioned(BoundPreferences([q, k, v], mx.array(alphas))):
+        for layer, i in ((v, 0), (q, 1), (q, 1), (k, 2), (v, 1), (v, 0)):
+            assert mx.allclose(layer(x[i]), expected(layer, x[i], alphas, False), rtol=1e-4, atol=1e-4)
+
+
+def test_one_product_serves_all_layers_that_read_one_input() -> None:
+    """The graph of q, k and v has one product with A and one with each B, beside those with W."""
+    made = layers(8, 4, 4)
+    x = mx.random.normal((2, 1, 16))
+    bound = BoundPreferences(made, mx.array(ALPHAS["one"]), paired=True)
+    with conditioned(bound):
+        mx.eval([layer(x) for layer in made])
+        names: list[str] = []
+
+        def collect(node: dict[str, object]) -> None:
+            if node["type"] == "primitive":
+                names.append(str(node["name"]))
+
+        mx.export_function(collect, lambda x: [layer(x) for layer in made], x)
+    products = [name for name in names if name in ("Matmul", "AddMM")]
+    assert len(products) == 3 + 1 + 3
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("alphas", ALPHAS.values(), ids=ALPHAS)
+def test_sixteen_bits_stay_sixteen_bits(dtype: mx.Dtype, alphas: list[list[float]]) -> None:
+    """Adapters are float32; what they add to 16-bit layers is within 2 % of the largest value."""
+    (layer,) = layers(8)
+    x = mx.random.normal((len(alphas), 5, 16))
+    whole = expected(layer, x, alphas, False)
+    layer.linear.set_dtype(dtype)
+    with conditioned(BoundPreferences([layer], mx.array(alphas))):
+        y = layer(x.astype(dtype))
+    assert y.dtype == dtype
+    assert mx.abs(y.astype(mx.float32) - whole).max() < 0.02 * mx.abs(whole).max()

@@ -1,0 +1,113 @@
+"""Rewards, their cache and what may go wrong with them."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from parm_mlx.errors import InputError, RunError
+from parm_mlx.guidance.templates import Content
+from parm_mlx.rewards.registry import Reward, load_rewards
+
+MODULE = """
+def length(prompts, answers):
+    return [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers)]
+
+class Kind:
+    best = staticmethod(lambda prompts, answers: [1] * len(answers))
+
+number = 3
+"""
+
+
+def test_built_in_scorers_score_the_answers() -> None:
+    rewards = load_rewards(["kind=builtin:warmth", "brevity = brevity"])
+    assert list(rewards) == ["kind", "brevity"]
+    assert [reward.spec for reward in rewards.values()] == ["builtin:warmth", "builtin:brevity"]
+    answers = ["I am glad, my friend.", "No."]
+    assert [reward(["?", "?"], answers) for reward in rewards.values()] == [[2.0, 0.0], [-5.0, -1.0]]
+
+
+def test_python_functions_of_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_rewards.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    rewards = load_rewards(["a=own_rewards:length", "b=own_rewards:Kind.best"])
+    assert sys.path == before
+    assert rewards["a"].spec == f"own_rewards:length@{hashlib.sha256(MODULE.encode()).hexdigest()[:8]}"
+    assert rewards["a"](["12", "1"], ["345", "2"]) == [5.0, 2.0]
+    assert rewards["b"](["12"], ["345"]) == [1.0]
+    for spec, problem in (
+        ("own_rewards:missing", "has no function missing"),
+        ("own_rewards:number", "has no function number"),
+        ("no_such_module:f", "cannot be imported"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            load_rewards([f"a={spec}"])
+
+
+def test_what_is_asked_twice_is_scored_once_longest_first() -> None:
+    calls: list[list[str]] = []
+
+    def function(prompts: Sequence[Content], answers: Sequence[str]) -> list[int]:
+        calls.append(list(answers))
+        return [len(answer) for answer in answers]
+
+    told: list[int] = []
+    reward = Reward("length", "test", function, batch_size=2)
+    answers = ["a", "bbb", "a", "cc", "dddd"]
+    assert reward(["p"] * 5, answers, told.append) == [1, 3, 1, 2, 4]
+    assert calls == [["dddd", "bbb"], ["cc", "a"]]
+    assert told == [2, 2]
+    assert reward(["p", "q"], ["a", "a"]) == [1, 1]
+    assert calls[2:] == [["a"]], "another prompt, another pair"
+    conversation: list[dict[str, str]] = [{"role": "user", "content": "p"}]
+    assert reward([conversation], ["cc"]) == [2]
+    assert reward([], []) == []
+    reward.forget()
+    assert reward(["p"], ["a"]) == [1]
+    assert calls[-1] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        ([1.0], r"reward r \(spec\) returned 1 scores for 2 answers"),
+        ([1.0, float("nan")], r"returned nan, no finite number, for 'other'"),
+        ([float("inf"), 1.0], "returned inf, no finite number, for 'first'"),
+        (["x", 1], "returned 'x', no finite number"),
+        (None, "failed: TypeError: 'NoneType' object is not iterable"),
+    ],
+)
+def test_wrong_results_are_one_line(result: object, problem: str) -> None:
+    with pytest.raises(RunError, match=problem):
+        Reward("r", "spec", lambda prompts, answers: result)(["p", "p"], ["first", "other"])  # type: ignore[arg-type, return-value]
+
+
+def test_a_function_that_raises_is_one_line() -> None:
+    def function(prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
+        raise ValueError("out of words\nand more")
+
+    with pytest.raises(
+        RunError, match=r"reward r \(spec\) failed: ValueError: out of words \(at test_registry.py:\d+\)$"
+    ):
+        Reward("r", "spec", function)(["p"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ("warmth", "is not NAME=SPEC"),
+        ("=warmth", "is not NAME=SPEC"),
+        ("a=", "is not NAME=SPEC"),
+        ("a=builtin:wamth", r"no built-in scorer wamth: .*; warmth\?"),
+        ("a=wamth", r"neither a built-in scorer .*; warmth\?"),
+    ],
+)
+def test_wrong_forms(spec: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        load_rewards([spec])
+    with pytest.raises(InputError, match="given twice"):
+        load_rewards(["a=warmth", "a=brevity"])
