@@ -82,3 +82,8 @@ class QuietError(ParmError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an exception's message, or the name of its class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()

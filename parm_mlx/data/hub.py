@@ -9,7 +9,7 @@ from typing import Any
 
 from parm_mlx.data.files import SPLITS, Part
 from parm_mlx.data.pairs import Problems
-from parm_mlx.errors import DataError, RunError
+from parm_mlx.errors import DataError, RunError, first_line
 
 _ID = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?::(?P<chosen>[\w./-]+(?:,[\w./-]+)*))?"
@@ -99,14 +99,14 @@ def _clear_errors(source: str) -> Iterator[None]:
             raise DataError(f"data {source} needs permission on the hub", hint=hint) from error
         raise DataError(f"data {source}: no such file or folder, and no such data set on the hub") from error
     except (FileNotFoundError, ValueError) as error:
-        raise DataError(f"data {source}: no such part of the data set: {_first_line(error)}") from error
+        raise DataError(f"data {source}: no such part of the data set: {first_line(error)}") from error
     except ConnectionError as error:
         raise RunError(
             f"data {source} is not on this machine, and the hub cannot be reached",
             hint="if it is meant to be a local file or folder, check its path",
         ) from error
     except (DatasetsError, OSError, RuntimeError) as error:
-        raise RunError(f"data {source} could not be loaded: {_first_line(error)}") from error
+        raise RunError(f"data {source} could not be loaded: {first_line(error)}") from error
 
 
 def _present(value: Any) -> Any:
@@ -117,7 +117,3 @@ def _present(value: Any) -> Any:
 
 def _last(part: str | None) -> str | None:
     return part.rpartition("/")[2] if part else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

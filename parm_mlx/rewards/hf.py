@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from parm_mlx.errors import InputError, ModelError
+from parm_mlx.errors import InputError, ModelError, first_line
 from parm_mlx.guidance.templates import Content
 from parm_mlx.rewards.model import conversation
 
@@ -47,8 +47,7 @@ class Classifier:
                     f"hf:{source}: auto_map is refused: code of a model is never run, and transformers has no class of "
                     "its own for it"
                 ) from error
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"hf:{source} cannot be loaded: {reason[0]}") from error
+            raise ModelError(f"hf:{source} cannot be loaded: {first_line(error)}") from error
         self.commit: str | None = getattr(model.config, "_commit_hash", None)
         on_gpu = torch.backends.mps.is_available()
         self._model: Any = model.to("mps").eval() if on_gpu else model.float().eval()

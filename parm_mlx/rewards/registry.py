@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from parm_mlx.errors import InputError, ParmError, RunError
+from parm_mlx.errors import InputError, ParmError, RunError, first_line
 from parm_mlx.fingerprint import digest, directory_digest
 from parm_mlx.guidance.templates import Content
 from parm_mlx.rewards.builtin import SCORERS
@@ -91,10 +91,9 @@ class Reward:
         except ParmError:
             raise
         except Exception as error:
-            reason = str(error).strip().splitlines() or ["no message"]
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}"
-            what = f"{type(error).__name__}: {reason[0]} (at {where})"
+            what = f"{type(error).__name__}: {first_line(error)} (at {where})"
             raise RunError(f"reward {self.name} ({self.spec}) failed: {what}") from error
         if len(values) != len(answers):
             raise RunError(f"reward {self.name} ({self.spec}) returned {len(values)} scores for {len(answers)} answers")

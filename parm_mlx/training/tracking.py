@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from parm_mlx.errors import ConfigError, RunError
+from parm_mlx.errors import ConfigError, RunError, first_line
 from parm_mlx.files import disk_errors
 from parm_mlx.mlxlm import TrainingCallback, reporting_callback
 from parm_mlx.preference import format_alpha
@@ -57,8 +57,7 @@ class TrackedProgress(Progress):
                 config=self.config.to_dict(),
             )
         except Exception as error:  # each tracker has its own: no account, no network
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise RunError(f"--report-to {trackers}: {reason[0]}") from error
+            raise RunError(f"--report-to {trackers}: {first_line(error)}") from error
         self.progress.begin(steps, done)
 
     def report(self, record: TrainRecord) -> None:
