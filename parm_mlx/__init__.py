@@ -3,9 +3,9 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from parm_mlx import blas
+from parm_mlx import machine
 
-FAST_BLAS = blas.preload()
+FAST_BLAS = machine.preload_blas()
 
 try:
     __version__ = version("parm-mlx")
@@ -31,5 +31,10 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         from importlib import import_module
 
-        return getattr(import_module(_PUBLIC[name]), name)
+        try:
+            return getattr(import_module(_PUBLIC[name]), name)
+        except ImportError as error:
+            if machine.lacks_backend(error):
+                raise ImportError(machine.NO_BACKEND) from error
+            raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

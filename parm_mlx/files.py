@@ -1,37 +1,192 @@
-"""Files and directories that are read: local paths, the Hugging Face hub; locks; what goes wrong on a disk."""
+"""Files and directories that are read: paths, text, JSON and YAML, hub ids; locks; what goes wrong on a disk."""
 
 import errno
 import fcntl
+import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from parm_mlx.errors import InputError, ModelError, OutputError, RunError
+from parm_mlx.errors import InputError, ModelError, OutputError, RunError, first_line
 
+MAX_TEXT = 2**28  # bytes
+MAX_INTEGER = 10**300  # larger ones do not fit into a float
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.jsonl"]
 
 
+def expanded(path: str | Path, error: type[InputError] = InputError) -> Path:
+    """Returns a path with ``~`` expanded.
+
+    Raises:
+        InputError: Of the given class, if there is no such user, or the path is not UTF-8 or holds a NUL character.
+    """
+    try:
+        if b"\0" in str(path).encode():
+            raise error(f"{path}: a path cannot hold a NUL character")
+        return Path(path).expanduser()
+    except UnicodeEncodeError:
+        raise error(f"{path}: a path must be UTF-8") from None
+    except RuntimeError:
+        raise error(f"{path}: there is no such user") from None
+
+
+def is_dir(path: Path, error: type[InputError] = InputError) -> bool:
+    """Returns whether a directory is at a path; raises an InputError of the given class if that cannot be told."""
+    return stat.S_ISDIR(_mode(path, error))
+
+
+def is_file(path: Path, error: type[InputError] = InputError) -> bool:
+    """Returns whether something that is not a directory is at a path; raises an InputError if that cannot be told."""
+    mode = _mode(path, error)
+    return mode != 0 and not stat.S_ISDIR(mode)
+
+
+def _mode(path: Path, error: type[InputError]) -> int:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror}") from None
+
+
+def read_text(path: Path, what: str, error: type[InputError]) -> str:
+    """Reads a UTF-8 text, with or without a byte order mark.
+
+    Args:
+        path: A file or a pipe.
+        what: What is read, as errors should call it.
+        error: The class of errors.
+
+    Raises:
+        InputError: Of the given class, if the file is missing, cannot be read, is not UTF-8 or larger than 256 MiB.
+    """
+    try:
+        with open(path, "rb", opener=_open) as file:
+            content = file.read(MAX_TEXT + 1)
+    except FileNotFoundError:
+        raise error(f"{what}: {path.name} is missing in {path.parent}") from None
+    except OSError as reason:
+        raise error(f"{what}: {path} cannot be read: {reason.strerror or reason}") from None
+    if len(content) > MAX_TEXT:
+        raise error(f"{what}: {path} is larger than {MAX_TEXT // 2**20} MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(f"{what}: {path} is not UTF-8 text (byte {reason.start + 1})") from None
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens a file; a pipe without a writer reads as empty, where a blocking open would wait for ever."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(handle, True)
+    return handle
+
+
+def read_json(path: Path, what: str, error: type[InputError]) -> dict[str, object]:
+    """Reads a JSON object; see :func:`read_text`.
+
+    Raises:
+        InputError: Of the given class, if the file cannot be read, is not JSON, or does not hold an object.
+    """
+    text = read_text(path, what, error)
+    try:
+        value = parse_json(text)
+    except ValueError as reason:
+        raise error(f"{what}: {path} is not readable JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise error(f"{what}: {path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """Decodes JSON.
+
+    Raises:
+        ValueError: It is broken, nested too deeply, or holds a huge integer or half of a surrogate pair; the message
+            is short.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as reason:
+        raise ValueError(str(reason)) from None
+    except (ValueError, RecursionError):
+        raise ValueError("a number is too large or the nesting too deep") from None
+    check_plain(value)
+    return value
+
+
+def read_yaml(path: Path, what: str, error: type[InputError]) -> Any:
+    """Reads a YAML document of plain values; see :func:`read_text`.
+
+    Raises:
+        InputError: Of the given class, if the file cannot be read or is not YAML.
+    """
+    import yaml
+
+    text = read_text(path, what, error)
+    try:
+        value = yaml.safe_load(text)
+        check_plain(value)
+    except yaml.YAMLError as reason:
+        mark = getattr(reason, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(reason, "problem", None) or first_line(reason)
+        raise error(f"{what}: {path} is not valid YAML{line}: {problem}") from None
+    except RecursionError:
+        raise error(f"{what}: {path} is not valid YAML: the nesting is too deep") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as reason:  # PyYAML raises these for broken scalars
+        raise error(f"{what}: {path} is not valid YAML: {first_line(reason)}") from None
+    return value
+
+
+def check_plain(value: Any) -> None:
+    """Checks values that were decoded from a file.
+
+    Raises:
+        ValueError: An integer does not fit into a float, a text holds half of a surrogate pair, or a container occurs
+            twice (a YAML alias), so that walking over the values might not end.
+    """
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            if not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
+                raise ValueError("a text holds half of a surrogate pair")
+        elif isinstance(item, int):
+            if abs(item) > MAX_INTEGER:
+                raise ValueError("an integer is too large")
+        elif isinstance(item, dict | list):
+            if id(item) in seen:
+                raise ValueError("aliases (*name) are not supported")
+            seen.add(id(item))
+            left += [*item, *item.values()] if isinstance(item, dict) else item
+
+
 def resolve(source: str | Path, what: str = "model") -> Path:
-    """Finds a model or adapter directory, and downloads it when it is the id of a hub repository.
+    """Finds a model or adapter directory, or downloads it if it is the id of a hub repository.
 
     Args:
         source: A local directory, or ``owner/name`` on the Hugging Face hub. A local directory wins.
-        what: What is looked for, as the error should call it.
+        what: The word for it in errors.
 
     Returns:
         The local directory.
 
     Raises:
-        ModelError: There is no such directory, and it is no repository id or the hub has no such repository.
+        ModelError: There is no such directory or it cannot be read, and the hub has no such repository.
         RunError: The download failed.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = expanded(source, ModelError)
+    if is_dir(path, ModelError):
         return path
-    if path.is_file():
+    if is_file(path, ModelError):
         raise ModelError(f"{what} {source} is a file, not a directory", hint="give the directory that holds it")
     if not _HUB_ID.fullmatch(str(source)):
         raise ModelError(f"{what} {source}: no such directory")
@@ -55,18 +210,18 @@ def _download(repo_id: str, what: str) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise RunError(f"{what} {repo_id} is not on this machine, and the hub cannot be reached", hint=hint) from error
     except OSError as error:
-        raise RunError(f"{what} {repo_id} could not be downloaded: {error}", hint=hint) from error
+        raise RunError(f"{what} {repo_id} could not be downloaded: {first_line(error)}", hint=hint) from error
 
 
 def lock(handle: int, problem: str) -> None:
-    """Holds an open file or directory for this process, until it is closed.
+    """Locks an open file or directory for this process, until it is closed.
 
     Args:
         handle: Its file descriptor.
-        problem: What to say where another process holds it.
+        problem: The message if another process holds it.
 
     Raises:
-        OutputError: Another process does.
+        OutputError: Another process holds it.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,23 +250,4 @@ def disk_errors(path: Path) -> Iterator[None]:
     except RuntimeError as error:
         if "[write]" not in str(error):
             raise
-        raise RunError(f"{path} was not written: {error}", hint="the disk may be full") from error
-
-
-def read_json(path: Path, what: str, error: type[InputError]) -> dict[str, object]:
-    """Reads a JSON object.
-
-    Raises:
-        InputError: Of the given class, when the file is missing, is no JSON, or holds something else than an object.
-    """
-    import json
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise error(f"{what}: {path.name} is missing in {path.parent}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as reason:
-        raise error(f"{what}: {path} is not readable JSON: {reason}") from None
-    if not isinstance(value, dict):
-        raise error(f"{what}: {path} must hold a JSON object, not {type(value).__name__}")
-    return value
+        raise RunError(f"{path} was not written: {first_line(error)}", hint="the disk may be full") from error

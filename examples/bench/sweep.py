@@ -30,8 +30,7 @@ from parm_mlx.guidance.loading import BUNDLED, BUNDLED_BASE, BUNDLED_PARM, load_
 from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.templates import Content
-from parm_mlx.machine import describe_machine
-from parm_mlx.malloc import keep_freed_memory
+from parm_mlx.machine import describe_machine, keep_freed_memory
 from parm_mlx.preference import simplex_grid
 from parm_mlx.rewards.builtin import SCORERS
 

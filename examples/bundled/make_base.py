@@ -31,7 +31,7 @@ import world
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.llama import Model, ModelArgs
 
-from parm_mlx.malloc import keep_freed_memory
+from parm_mlx.machine import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20250506

@@ -28,7 +28,7 @@ from mlx_lm.generate import batch_generate
 from rich.console import Console
 
 from parm_mlx.guidance.loading import load_base
-from parm_mlx.malloc import keep_freed_memory
+from parm_mlx.machine import keep_freed_memory
 from parm_mlx.rewards.builtin import score
 from parm_mlx.training.checkpoint import CheckpointFolder
 from parm_mlx.training.config import TrainConfig

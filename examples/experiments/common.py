@@ -37,7 +37,7 @@ from parm_mlx.evaluation.summary import Run
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
 from parm_mlx.guidance.sampling import Sampling
-from parm_mlx.malloc import keep_freed_memory
+from parm_mlx.machine import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
 from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.progress import ConsoleProgress

@@ -1,6 +1,5 @@
 """``parm-mlx bench``: how fast guided decoding is on this machine."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,7 +99,7 @@ def bench(
                 done[cases[0].batch, cases[0].prompt] = summarise(cases)
     rows = [row for group in done.values() for row in group]
     if as_json:
-        typer.echo(json.dumps(_record(described, plan, rows, load, complete=not stopped())))
+        console.record(_record(described, plan, rows, load, complete=not stopped()))
     elif rows:
         _show(list(done.values()))
     if plot and rows:
@@ -200,7 +199,7 @@ def _show(groups: "list[list[Row]]") -> None:
             accepted = "" if row["accepted"] is None else f"{row['accepted']:.0%}"
             table.add_row(*_cells(row), *[accepted] * drafting)
         console.stdout().print(table)
-        typer.echo()
+        console.echo()
     console.note(describe_machine())
 
 

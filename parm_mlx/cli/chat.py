@@ -138,7 +138,7 @@ class Chat:
             answer = self._conversation.ask(question, self._sampling, self._max_tokens)
             try:
                 for chunk in answer:
-                    typer.echo(chunk.text, nl=False)
+                    console.echo(chunk.text, end="")
                     sys.stdout.flush()
                     begun = True
                     reason = chunk.finish_reason
@@ -147,7 +147,7 @@ class Chat:
             finally:
                 answer.close()
                 if begun:
-                    typer.echo()
+                    console.echo()
         if reason != "stop":
             self._note("stopped" if reason is None else f"cut at {self._max_tokens} tokens (--max-tokens)")
 
@@ -166,6 +166,6 @@ class Chat:
         with stop_on_interrupt() as stopped:
             answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
             for answer in in_order(answers):
-                typer.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]\n{answer.text.strip()}\n")
+                console.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]\n{answer.text.strip()}\n")
         if stopped():
             self._note("stopped")

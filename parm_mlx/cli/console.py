@@ -1,9 +1,21 @@
-"""What commands print: results on stdout; notes, progress and errors on stderr."""
+"""Printing: results on stdout; notes, progress and errors on stderr.
 
+Text of models, data, names and files may hold control characters. Everything here shows them as visible escapes; they
+are written raw only in JSON (:func:`record`) and in files.
+"""
+
+import codecs
+import json
+import os
+import re
+import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
 
 import parm_mlx
 from parm_mlx.errors import ParmError
@@ -15,66 +27,83 @@ T = TypeVar("T")
 
 INTERRUPTED = 130
 
+# C0 without tab and newline, DEL, C1, embeddings, overrides and isolates of bidirectional text, surrogates.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Returns a text with control characters other than newline and tab as escapes: ``\\x1b``."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def echo(text: object = "", end: str = "\n") -> None:
+    """Prints a result."""
+    typer.echo(visible(str(text)) + end, nl=False)
+
+
+def record(value: Any) -> None:
+    """Prints a result as one line of JSON."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    typer.echo(json.dumps(value, ensure_ascii=codecs.lookup(encoding).name != "utf-8"))
+
 
 @cache
 def stderr() -> "Console":
-    """The console for everything that is not a result; plain when stderr is no terminal or NO_COLOR is set."""
-    from rich.console import Console
-
-    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+    """Returns the console for everything that is not a result; plain if stderr is not a terminal or NO_COLOR is set."""
+    return _console(stderr=True)
 
 
 @cache
 def stdout() -> "Console":
-    """The console for results."""
+    """Returns the console for tables and coloured results."""
+    return _console(markup=False)
+
+
+def _console(**options: Any) -> "Console":
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    class Visible(Console):
+        def print(self, *objects: Any, **style: Any) -> None:
+            super().print(*(visible(item) if isinstance(item, str) else item for item in objects), **style)
+
+    return Visible(soft_wrap=True, highlight=False, emoji=False, **options)
 
 
 def program() -> str:
-    """What to type to run this program: its name if the shell finds it, else its path."""
-    import os
-    import shutil
-    import sys
-
+    """Returns the command that runs this program: its name if the shell finds it, else its path."""
     path = Path(os.path.relpath(sys.argv[0]))
     return str(path) if path.name == "parm-mlx" and not shutil.which("parm-mlx") else "parm-mlx"
 
 
 def note(message: str) -> None:
-    """Says something beside the results."""
+    """Prints something beside the results."""
     stderr().print(message, style="dim", markup=False)
 
 
 def show_error(error: ParmError) -> None:
-    """Shows an error and its hint."""
+    """Prints an error and its hint."""
     print_error(str(error), error.hint)
 
 
 def print_error(message: str, hint: str | None = None) -> None:
-    """Writes ``error: …`` and ``hint: …``."""
-    stderr().print(f"[bold red]error:[/] {_escaped(message)}")
-    if hint:
-        stderr().print(f"[cyan]hint:[/] {_escaped(hint)}")
-
-
-def _escaped(text: str) -> str:
+    """Prints ``error: …`` and ``hint: …``."""
     from rich.markup import escape
 
-    return escape(text)
+    stderr().print(f"[bold red]error:[/] {escape(message)}")
+    if hint:
+        stderr().print(f"[cyan]hint:[/] {escape(hint)}")
 
 
 def blas_hint() -> None:
-    """Says in one line that matrix products are slow on this machine, where they are."""
+    """Says in one line that matrix products are slow on this machine, if they are."""
     if not parm_mlx.FAST_BLAS:
-        from parm_mlx.blas import HINT
+        from parm_mlx.machine import BLAS_HINT
 
-        stderr().print(f"[cyan]hint:[/] {HINT}")
+        stderr().print(f"[cyan]hint:[/] {BLAS_HINT}")
 
 
 def progress(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
-    """Passes items on, with a progress bar on stderr when that is a terminal."""
+    """Passes items on, with a progress bar on stderr if that is a terminal."""
     from rich.progress import track
 
     if not stderr().is_terminal:

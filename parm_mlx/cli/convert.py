@@ -114,4 +114,4 @@ def convert(
         lower_is_better=lower_is_better,
     )
     run(request, console.note)
-    typer.echo(out)
+    console.echo(out)

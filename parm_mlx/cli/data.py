@@ -1,6 +1,5 @@
 """``parm-mlx data``: what is in preference data, any format of it → ours, and labels by reward models."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +52,7 @@ def data(context: typer.Context) -> None:
       parm-mlx data relabel pairs.jsonl --reward warmth=warmth --reward brevity=brevity --out relabelled.jsonl
     """
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        console.echo(context.get_help())
 
 
 def inspect(
@@ -83,9 +82,9 @@ def inspect(
     ruler = _ruler(model, max_seq_length, chat_template) if model else None
     found = survey(source, objectives=names, ruler=ruler, track=_track)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+        console.record(found.to_dict())
     else:
-        typer.echo("\n".join(_lines(found)))
+        console.echo("\n".join(_lines(found)))
 
 
 def prepare(
@@ -129,7 +128,7 @@ def prepare(
         force=force,
         track=_track,
     )
-    typer.echo(str(out))
+    console.echo(out)
     for name, rows in done.rows.items():
         console.note(f"{name}.jsonl: {rows} rows, {done.prompts[name]} prompts")
     for note in merge_notes(done.equal, done.merged, done.contradictions, done.unjudged):
@@ -186,7 +185,7 @@ def relabel(
     pairs = Source(source, _track)
     scorers = {name: _forgetful(reward) for name, reward in rewards.items()}
     done = run(pairs, scorers, out, min_margin=margins, track=_track_scoring)
-    typer.echo(str(out))
+    console.echo(out)
     for line in _tally_lines(done):
         console.note(line)
 

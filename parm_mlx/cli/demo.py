@@ -59,13 +59,13 @@ def demo(
     asked = None
     for (_, text, weights), answer in answers(session, jobs, Sampling(temp=temp, seed=seed), max_tokens, []):
         if text != asked:
-            typer.echo(f"\n▌ {text}\n")
+            console.echo(f"\n▌ {text}\n")
             asked = text
         scores[weights].append([SCORERS[name](answer.text) for name in objectives])
         measured = "  ".join(f"{name} {score:.1f}" for name, score in zip(objectives, scores[weights][-1], strict=True))
-        typer.echo(f"  [{format_alpha(weights, objectives)}]  →  {measured}")
-        typer.echo(f"  {answer.text.strip()}\n")
-    typer.echo(_summary(objectives, scores))
+        console.echo(f"  [{format_alpha(weights, objectives)}]  →  {measured}")
+        console.echo(f"  {answer.text.strip()}\n")
+    console.echo(_summary(objectives, scores))
     me = console.program()
     console.note(f'next: {me} chat --alpha 0.5,0.5   or   {me} demo --prompt "How do I bake bread?"')
 

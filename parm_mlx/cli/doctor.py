@@ -1,6 +1,5 @@
 """``parm-mlx doctor``: the health of this machine."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +39,7 @@ def doctor(
     failed = any(finding.status == "failed" for finding in findings)
     if as_json:
         record = {"ok": not failed, "checks": [finding.to_dict() for finding in findings]}
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        console.record(record)
     if failed:
         raise typer.Exit(1)
 

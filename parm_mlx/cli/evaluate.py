@@ -179,7 +179,10 @@ def evaluate(
             summary["settings"] = read_settings(out)
             with update(out) as partial:
                 _write(summary, partial, results, run.scores)
-    typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else _table(summary))
+    if as_json:
+        console.record(summary)
+    else:
+        console.echo(_table(summary))
     console.note(f"{out / 'report.html'}  {out / METRICS_FILE}")
 
 

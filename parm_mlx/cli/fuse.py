@@ -44,4 +44,4 @@ def fuse(
     with new_directory(out, force, [resolve(parm, "adapter"), backbone]) as partial:
         save_like(partial, guide.model, backbone)
     console.note(f"{out}: {parm} at {format_alpha(weights, guide.objectives)}")
-    typer.echo(out)
+    console.echo(out)

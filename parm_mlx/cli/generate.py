@@ -1,6 +1,5 @@
 """``parm-mlx generate``: answers to prompts, at one or several preferences."""
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -90,12 +89,12 @@ def generate(
             }
             if answer.drafts is not None:
                 record["drafts"] = {**asdict(answer.drafts), "acceptance_rate": round(answer.drafts.rate, 4)}
-            typer.echo(json.dumps(record, ensure_ascii=False))
+            console.record(record)
         else:
             if len(jobs) > 1:
                 title = f"{text} " if len(texts) > 1 else ""
-                typer.echo(f"[{title}{format_alpha(weights, session.objectives)}]")
-            typer.echo(answer.text.strip() + ("\n" if len(jobs) > 1 else ""))
+                console.echo(f"[{title}{format_alpha(weights, session.objectives)}]")
+            console.echo(answer.text.strip() + ("\n" if len(jobs) > 1 else ""))
     note_drafts(kept)
 
 

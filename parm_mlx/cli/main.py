@@ -1,8 +1,11 @@
 """The ``parm-mlx`` command: registers the commands, and turns errors into one line and an exit code."""
 
+import errno
+import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated
 
@@ -11,6 +14,12 @@ import typer
 from parm_mlx import __version__
 from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, train
 from parm_mlx.errors import ParmError, QuietError
+from parm_mlx.machine import NO_BACKEND, lacks_backend
+
+_WRONG_PATH = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV),
+}
 
 app = typer.Typer(
     name="parm-mlx",
@@ -35,7 +44,7 @@ app.add_typer(data.app, name="data", short_help="Inspect and prepare preference 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"parm-mlx {__version__}")
+        console.echo(f"parm-mlx {__version__}")
         raise typer.Exit
 
 
@@ -49,15 +58,36 @@ def options(
 ) -> None:
     """Steer a language model by preference while it generates."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        console.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 failed while running, 2 wrong usage or input, 130 or 143 stopped."""
+    _prepare_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _end)
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python shuts down shows no traceback
+    sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Lets any text be printed in any encoding, and gives closed standard streams to the null device.
+
+    Otherwise the next file that is opened would get the number of the closed stream.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
@@ -78,37 +108,65 @@ def run(arguments: list[str]) -> int:
     arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
     try:
         result = app(arguments, standalone_mode=False)
-    except ParmError as error:
-        if debug:
-            raise
-        if not isinstance(error, QuietError):
-            console.show_error(error)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if sys.stdout:
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        return _other(error, debug)
+        if debug and not isinstance(error, KeyboardInterrupt | BrokenPipeError | QuietError):
+            raise
+        try:
+            return _report(error)
+        except OSError:  # stderr cannot be written either
+            return 1
     return result if isinstance(result, int) else 0
 
 
-def _other(error: BaseException, debug: bool) -> int:
-    """Usage errors and aborts of the command-line parser, Ctrl-C, and whatever was not foreseen."""
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+def _report(error: BaseException) -> int:
+    """Prints an error as one line, with a hint where there is one, and returns the exit code."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":  # typer's, where input ends
         console.note("interrupted")
         return console.INTERRUPTED
-    if debug:
-        raise error
-    if hasattr(error, "format_message"):
+    if isinstance(error, ParmError):
+        if not isinstance(error, QuietError):
+            console.show_error(error)
+        return error.exit_code
+    if hasattr(error, "format_message"):  # the command-line parser's
         if message := error.format_message():
             context = getattr(error, "ctx", None)
             console.print_error(message, f"see {context.command_path} --help" if context else None)
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError) and error.errno:
+        return _report_os_error(error)
+    if isinstance(error, UnicodeError):
+        console.print_error(f"a text is not UTF-8: {error}")
+        return 2
     if isinstance(error, MemoryError):
         console.print_error(f"there is not enough memory: {error}", "smaller batches or a smaller model need less")
         return 1
+    if lacks_backend(error):
+        console.print_error(NO_BACKEND)
+        return 1
     console.print_error(f"{type(error).__name__}: {error}", "this was not foreseen; --debug shows where it happened")
     return 1
+
+
+def _report_os_error(error: OSError) -> int:
+    """Prints what the system refused: a path that cannot be used is wrong input, a full disk a failure."""
+    reason = error.strerror or str(error)
+    hint = None
+    if error.errno == errno.ENOENT and not error.filename:
+        console.print_error("the current directory does not exist any more")
+        return 2
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "`ulimit -n 1024` allows more open files"
+    if error.errno in (errno.ENOSPC, errno.EIO) and not error.filename:
+        with suppress(OSError, ValueError):  # what is left in the buffer of stdout cannot be written either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = f"the output cannot be written: {reason}"
+    console.print_error(f"{error.filename}: {reason}" if error.filename else reason, hint)
+    return 2 if error.errno in _WRONG_PATH else 1
 
 
 if __name__ == "__main__":

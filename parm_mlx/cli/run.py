@@ -118,7 +118,7 @@ def make_run(
     from parm_mlx.guidance.prompts import content_id
     from parm_mlx.guidance.sampling import Sampling
     from parm_mlx.interrupt import stop_on_interrupt
-    from parm_mlx.malloc import keep_freed_memory
+    from parm_mlx.machine import keep_freed_memory
 
     keep_freed_memory()
     group = join()

@@ -219,7 +219,7 @@ def train(
     result = run(settings, force=force, resume=resume, resume_anyway=resume_anyway, progress=progress)
     if result.rank:
         raise typer.Exit(128 + result.signal if result.signal else 0)
-    typer.echo(str(result.out))
+    console.echo(result.out)
     if result.signal is not None:
         console.note(
             f"stopped at step {result.steps}; the same command with --resume finishes the run\n"

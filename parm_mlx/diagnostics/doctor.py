@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 
 import parm_mlx
-from parm_mlx.blas import HINT
 from parm_mlx.diagnostics.findings import Finding, examine
 from parm_mlx.diagnostics.kernels import look_at_kernels
 from parm_mlx.guidance.generate import generate_batch
@@ -17,7 +16,7 @@ from parm_mlx.guidance.loading import BUNDLED, load
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.sampling import Sampling
-from parm_mlx.machine import device_name, has_metal, physical_memory, usable_memory, versions
+from parm_mlx.machine import BLAS_HINT, device_name, has_metal, physical_memory, usable_memory, versions
 from parm_mlx.preference import Alpha
 from parm_mlx.rewards.builtin import SCORERS
 
@@ -81,7 +80,7 @@ def look_at_blas() -> Finding:
         speed = 2 * SIDE**3 / (time.perf_counter() - start) / 1e9
     data = {"fast_blas": parm_mlx.FAST_BLAS, "gflops": round(speed, 1)}
     if not parm_mlx.FAST_BLAS:
-        return Finding("BLAS", "warning", f"reference BLAS, {speed:.0f} GFLOP/s", HINT, data)
+        return Finding("BLAS", "warning", f"reference BLAS, {speed:.0f} GFLOP/s", BLAS_HINT, data)
     library = "OpenBLAS" if platform.system() == "Linux" else "Accelerate"
     return Finding("BLAS", "ok", f"{library}, {speed:.0f} GFLOP/s in float32 on the CPU", data=data)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parm_mlx.errors import ConfigError, PreferenceError
+from parm_mlx.files import read_yaml
 from parm_mlx.preference import parse_objectives
 from parm_mlx.ranges import (
     BATCH,
@@ -204,18 +205,7 @@ def read_settings(path: Path, names: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read, is no mapping, or has keys that are not among ``names``.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config {path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"config {path} is not UTF-8 text") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"config {path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    content = read_yaml(path, "config", ConfigError)
     if content is None:
         return {}
     if not isinstance(content, dict):

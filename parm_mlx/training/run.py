@@ -9,7 +9,7 @@ from pathlib import Path
 from parm_mlx.distributed import Group, join
 from parm_mlx.errors import LostError, OutputError
 from parm_mlx.interrupt import stop_on_interrupt
-from parm_mlx.malloc import keep_freed_memory
+from parm_mlx.machine import keep_freed_memory
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, pack_checkpoint, unpack_checkpoint
 from parm_mlx.training.config import TrainConfig

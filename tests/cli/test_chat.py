@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from parm_mlx.cli.console import visible
 from parm_mlx.guidance.chat import Conversation
 
 Run = Callable[..., tuple[int, str, str]]
@@ -43,7 +44,7 @@ def test_a_whole_conversation(chat: Run, official: Path) -> None:
     tokenizer = load_tokenizer(official / "base_lm")
     question = cases["prompts"][0]
     first, second = (
-        tokenizer.decode(case["generated_ids"][:12], skip_special_tokens=True)
+        visible(tokenizer.decode(case["generated_ids"][:12], skip_special_tokens=True))
         for alpha in ([1, 0], [0, 1])
         for case in cases["cases"]
         if case["alpha"] == alpha and case["prompt_index"] == 0

@@ -85,7 +85,7 @@ def test_settings_from_a_file(run_cli: RunCli, folder: Path, official: Path) -> 
     [
         (["--batch-size", "0"], "error: training settings: batch_size must be a whole number from 1 to 4096, got 0"),
         (["--objectives", "wram"], "unknown objective 'wram'; the data has warm, brief"),
-        (["--config", "nothing.yaml"], "config nothing.yaml cannot be read"),
+        (["--config", "nothing.yaml"], "nothing.yaml is missing"),
         (["--alpha-per", "step"], "--alpha-per"),
         (["--chat-template", "bever"], "--chat-template"),
         (["--max-seq-length", "3"], "no training pair is left"),

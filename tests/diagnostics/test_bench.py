@@ -133,7 +133,7 @@ def test_metal_keeps_weights_only_while_measuring(subjects: Subjects, monkeypatc
     limits: list[int] = []
     monkeypatch.setattr(machine, "has_metal", lambda: True)
     monkeypatch.setattr(machine, "usable_memory", lambda: 1000)
-    monkeypatch.setattr(machine.mx, "set_wired_limit", lambda limit: limits.append(limit) or 7)
+    monkeypatch.setattr(mx, "set_wired_limit", lambda limit: limits.append(limit) or 7)
     list(bench.measure(subjects, Plan((1,), (2,), 1, 1)))
     assert limits[0] == 1000
     assert limits[-1] == 7
