@@ -1,15 +1,17 @@
 # Each target sets itself up: a virtual environment in .venv, made on first use and brought up to date when
-# pyproject.toml changes. All that is needed is make and a Python of 3.11 or newer (PYTHON=… picks one).
+# pyproject.toml changes. All that is needed is make and a Python of 3.11 or newer (PYTHON=… picks one). MLX's back end on
+# Linux is that for CPUs; BACKEND=cuda takes the other. On macOS the extra adds nothing.
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-bench
 PEERS_READY := $(PEERS)/.ready
+BACKEND := cpu
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test lint bench bench-peers docs clean
+.PHONY: demo test lint bench bench-peers check-macos docs clean
 
 demo: $(READY)
 	$(BIN)/parm-mlx demo
@@ -35,6 +37,11 @@ bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python examples/bench/peers.py
 	$(PEERS)/bin/python examples/bench/train_peers.py
 
+# Asks the package index whether a Mac with Apple silicon can install all that is declared; nothing is installed.
+check-macos: $(READY)
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile pyproject.toml --all-extras --no-header --no-annotate \
+		--python-platform aarch64-apple-darwin --python-version 3.12 --no-python-downloads --only-binary :all:
+
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_memory.py
@@ -53,11 +60,11 @@ $(READY): pyproject.toml
 		echo "hint: install one (on Debian or Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
 		exit 1; \
 	}
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),dev]'
 	@touch $@
 
 # What we are compared with is installed in an environment of its own.
 $(PEERS_READY): pyproject.toml | $(READY)
 	$(BIN)/python -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable . mlx-lm-lora torch==2.13.0 transformers
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND)]' mlx-lm-lora torch==2.13.0 transformers
 	@touch $@

@@ -95,6 +95,15 @@ def test_the_console_script_is_declared() -> None:
     assert scripts["parm-mlx"] == "parm_mlx.cli.main:main"
 
 
+def test_the_back_ends_of_linux_are_extras_that_only_add_to_plain_mlx() -> None:
+    (plain,) = (line for line in PROJECT["project"]["dependencies"] if re.match(r"mlx\b(?!-)", line))
+    versions = plain.removeprefix("mlx")
+    assert versions[0] in "<>="
+    assert {name: EXTRAS[name] for name in ("cpu", "cuda")} == {
+        name: [f"mlx[{name}]{versions}"] for name in ("cpu", "cuda")
+    }
+
+
 def test_third_party_imports_are_declared_and_all_declared_are_imported() -> None:
     extras = {name: lines for name, lines in PROJECT["project"]["optional-dependencies"].items() if name != "dev"}
     lines = [*PROJECT["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
