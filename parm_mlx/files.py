@@ -213,6 +213,24 @@ def _download(repo_id: str, what: str) -> Path:
         raise RunError(f"{what} {repo_id} could not be downloaded: {first_line(error)}", hint=hint) from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file in the place of an older one, whole or not at all, so that it outlasts a power cut.
+
+    Raises:
+        OSError: The disk is full or failed; the older file is as it was.
+    """
+    partial = path.with_name(f"{path.name}-{os.urandom(8).hex()}")
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def lock(handle: int, problem: str) -> None:
     """Locks an open file or directory for this process, until it is closed.
 

@@ -15,8 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
-
 import parm_mlx
 from parm_mlx.errors import ParmError
 
@@ -38,13 +36,18 @@ def visible(text: str) -> str:
 
 def echo(text: object = "", end: str = "\n") -> None:
     """Prints a result."""
-    typer.echo(visible(str(text)) + end, nl=False)
+    _write(visible(str(text)) + end)
 
 
 def record(value: Any) -> None:
     """Prints a result as one line of JSON."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    typer.echo(json.dumps(value, ensure_ascii=codecs.lookup(encoding).name != "utf-8"))
+    _write(json.dumps(value, ensure_ascii=codecs.lookup(encoding).name != "utf-8") + "\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 @cache

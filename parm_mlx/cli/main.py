@@ -156,7 +156,7 @@ def _report_os_error(error: OSError) -> int:
     """Prints what the system refused: a path that cannot be used is wrong input, a full disk a failure."""
     reason = error.strerror or str(error)
     hint = None
-    if error.errno == errno.ENOENT and not error.filename:
+    if error.errno == errno.ENOENT and not error.filename:  # only getcwd names no file
         console.print_error("the current directory does not exist any more")
         return 2
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -4,10 +4,9 @@ Every directory that a command writes carries a marker (:mod:`parm_mlx.outputs.m
 ``--force`` replaces a directory only if it has a marker and holds exactly those files, unchanged. Without ``--force``
 nothing is replaced, not even what has appeared while the command ran.
 
-An output is written into a hidden folder beside its place (:mod:`parm_mlx.outputs.partial`) and renamed at the end: by
-a rename that fails where something stands, or with ``--force`` by one that exchanges the two
-(:mod:`parm_mlx.outputs.renames`). Folders that a command works in for long, or again and again, are claimed
-(:mod:`parm_mlx.outputs.workspace`).
+An output is written into a hidden folder beside its place and renamed at the end, by a rename that fails if the name is
+taken, or with ``--force`` by one that exchanges the two (:mod:`parm_mlx.outputs.partial`). Folders that a command works
+in for long, or again and again, are claimed (:mod:`parm_mlx.outputs.workspace`).
 """
 
 from parm_mlx.outputs.marker import MARKER, read_marker

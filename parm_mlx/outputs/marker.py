@@ -1,4 +1,4 @@
-"""The marker of a directory that parm-mlx has written: its files, and what tells whether they have changed."""
+"""The marker of a directory that parm-mlx has written: its files, and how to tell if they have changed."""
 
 import hashlib
 import json
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx import __version__
-from parm_mlx.files import disk_errors
+from parm_mlx.files import disk_errors, write_whole
 
 MARKER = ".parm-mlx"
 SYSTEM_FILES = {".DS_Store"}  # Finder leaves it in every folder that it shows
 
 
 def read_marker(directory: Path) -> dict[str, Any] | None:
-    """The marker of a directory that parm-mlx has written; None where there is none that can be read."""
+    """Returns the marker of a directory that parm-mlx has written; None if it has none that can be read."""
     try:
         content = json.loads((directory / MARKER).read_text(encoding="utf-8"))
         return content if all(map(_is_inside, content["files"].keys())) else None
@@ -25,7 +25,6 @@ def read_marker(directory: Path) -> dict[str, Any] | None:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a relative path stays in its directory."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
@@ -36,25 +35,20 @@ def write_marker(directory: Path, content: dict[str, Any]) -> None:
         RunError: The disk is full or failed.
     """
     with disk_errors(directory):
-        partial = directory / f"{MARKER}-{os.urandom(8).hex()}"
-        content = {"made by": f"parm-mlx {__version__}", **content}
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(directory / MARKER)
+        text = json.dumps({"made by": f"parm-mlx {__version__}", **content}, indent=1)
+        write_whole(directory / MARKER, text + "\n")
 
 
 def files_in(directory: Path) -> list[str]:
-    """The files in a directory and below, as relative paths; the marker and those of the system do not count.
+    """Returns the files in a directory and below, as relative paths, without the marker and those of the system.
 
     What is mounted in it counts as one file.
 
     Raises:
-        OSError: A directory cannot be looked into.
+        OSError: A directory cannot be read.
     """
     names = []
-    for folder, inner, files in os.walk(directory, onerror=_cannot_look):
+    for folder, inner, files in os.walk(directory, onerror=_raise):
         entries = [Path(folder, name) for name in inner]
         mounted = [path for path in entries if path.is_symlink() or os.path.ismount(path)]
         inner[:] = [path.name for path in entries if path not in mounted]
@@ -62,12 +56,12 @@ def files_in(directory: Path) -> list[str]:
     return sorted(name for name in names if name.rpartition("/")[2] not in {MARKER, *SYSTEM_FILES})
 
 
-def _cannot_look(error: OSError) -> None:
+def _raise(error: OSError) -> None:
     raise error
 
 
 def written(file: Path) -> dict[str, Any]:
-    """What tells whether a file has changed."""
+    """Returns size, time of change and SHA-256 of a file."""
     found = file.stat()
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -75,12 +69,12 @@ def written(file: Path) -> dict[str, Any]:
 
 
 def others_in(directory: Path, marker: dict[str, Any], quick: bool = False) -> list[str]:
-    """The files of a directory that its marker does not list, or that have changed since.
+    """Returns the files of a directory that its marker does not list, or that have changed since.
 
     Args:
         directory: The directory.
         marker: Its marker.
-        quick: Whether a file of the same size and time counts as the same; else its SHA-256 is computed.
+        quick: Take a file of the same size and time as unchanged; otherwise its SHA-256 is computed.
     """
     facts = marker["files"]
     return [name for name in files_in(directory) if not _is_as_written(directory / name, facts.get(name), quick)]
@@ -97,25 +91,21 @@ def _is_as_written(file: Path, facts: Any, quick: bool) -> bool:
 
 
 def remove_own(path: Path) -> None:
-    """Removes an unfinished file or directory; of a finished directory, the files that its marker lists.
+    """Removes an unfinished file or directory; of a finished directory, the files that its marker lists, if unchanged.
 
-    Where files of others are in it, it stays with them and with its marker.
+    Files of others stay, with the directory and its marker.
     """
-    marker = read_marker(path)
+    marker = None if path.is_symlink() else read_marker(path)
     if marker is None:
         with suppress(OSError):
             path.unlink()
         shutil.rmtree(path, ignore_errors=True)
         return
-    real = Path(os.path.realpath(path))
-    for name in [*marker["files"], *SYSTEM_FILES]:
-        with suppress(OSError):
-            if (real / name).parent == Path(os.path.realpath((real / name).parent)):
-                (real / name).unlink()
-    for folder, _, _ in os.walk(real, topdown=False):
-        with suppress(OSError):
-            Path(folder).rmdir()
     with suppress(OSError):
-        if [entry.name for entry in path.iterdir()] == [MARKER]:
-            (path / MARKER).unlink()
-            path.rmdir()
+        for name in set(files_in(path)).difference(others_in(path, marker, quick=True)):
+            (path / name).unlink()
+    for folder, _, _ in os.walk(path, topdown=False):
+        with suppress(OSError):
+            left = [entry for entry in Path(folder).iterdir() if entry.name not in SYSTEM_FILES]
+            if not left or (left == [path / MARKER]):
+                shutil.rmtree(folder)

@@ -1,24 +1,99 @@
-"""The hidden folder beside its place in which an output is written, and what becomes of it after a kill.
+"""Renames that never replace, and the hidden folder beside its place in which an output is written.
 
-It is ``.NAME.partial-XXXXXXXX``, and the process that writes holds it locked (flock), so that others can tell whether
-it still runs. In it, ``new`` is unfinished, or has been exchanged for the finished output; ``old/NAME`` was moved aside
-for it; and ``gone/NAME`` is to be removed.
+Linux has renameat2, macOS renamex_np; both are atomic. A file system may know neither.
+
+The hidden folder is ``.NAME.partial-XXXXXXXX``. The process that writes holds it locked (flock), so that others can
+tell if it still runs. In it, ``new`` is unfinished, or has been exchanged for the finished output; ``old/NAME`` was
+moved aside for it; and ``gone/NAME`` is to be removed. An empty file with the folder's inode in its name tells that
+parm-mlx made it; a folder that was planted or copied has another inode, and is left alone.
 """
 
+import ctypes
+import errno
 import fcntl
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from parm_mlx.errors import OutputError
 from parm_mlx.files import disk_errors
 from parm_mlx.outputs.marker import remove_own
-from parm_mlx.outputs.renames import rename_new
 
-_UNFINISHED = ".parm-mlx-unfinished"
 _PARTIAL = ".partial-"
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_AT_FDCWD = -100
+_NEW, _EXCHANGE = (4, 2) if sys.platform == "darwin" else (1, 2)
+
+
+def put(partial: Path, path: Path) -> None:
+    """Renames a file or directory to a path that is free.
+
+    If the file system has no such rename, a file is linked to its new name, and a directory renamed after a check.
+
+    Raises:
+        OutputError: The path is not free.
+    """
+    try:
+        if _rename(partial, path, _NEW):
+            return
+        if partial.is_dir():
+            if os.path.lexists(path):
+                raise FileExistsError
+            partial.rename(path)
+        else:
+            _link(partial, path)
+    except FileExistsError:
+        raise OutputError(
+            f"{path} has appeared meanwhile; it was left as it is", hint="choose another --out, or move it away"
+        ) from None
+
+
+def _link(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no links either
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        partial.rename(path)
+    else:
+        partial.unlink()
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchanges the names of two files or directories; returns False if the file system cannot.
+
+    Raises:
+        OSError: It can, and failed.
+    """
+    return _rename(one, other, _EXCHANGE)
+
+
+def _rename(source: Path, target: Path, flag: int) -> bool:
+    call = _system_call()
+    if call is None:
+        return False
+    if call(os.fsencode(source), os.fsencode(target), flag) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
+
+@cache
+def _system_call() -> Callable[[bytes, bytes, int], int] | None:
+    library = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        return lambda source, target, flag: int(library.renamex_np(source, target, flag))
+    renameat2 = getattr(library, "renameat2", None)
+    if renameat2 is None:
+        return None
+    return lambda source, target, flag: int(renameat2(_AT_FDCWD, source, _AT_FDCWD, target, flag))
 
 
 @contextmanager
@@ -41,31 +116,22 @@ def partial_folder(path: Path) -> Iterator[Path]:
 def recover(folder: Path) -> None:
     """Ends what killed processes left in a folder: old outputs go back to their place, unfinished ones are removed.
 
-    Folders that a running process holds are left alone, and so is all that parm-mlx has not begun.
+    Folders that a running process holds, and all that parm-mlx has not made, are left alone.
     """
     with suppress(OSError):
         for entry in list(folder.iterdir()):
             if not entry.name.startswith(".") or _PARTIAL not in entry.name:
                 continue
             with suppress(OSError), _held(entry):
-                if (entry / _UNFINISHED).is_file():
+                if made_here(entry).is_file():
                     _end(entry)
                 else:
                     entry.rmdir()
 
 
-def put(partial: Path, path: Path) -> None:
-    """Renames to a path where nothing stands.
-
-    Raises:
-        OutputError: Something does.
-    """
-    try:
-        rename_new(partial, path)
-    except FileExistsError:
-        raise OutputError(
-            f"{path} has appeared meanwhile; it was left as it is", hint="choose another --out, or move it away"
-        ) from None
+def made_here(folder: Path) -> Path:
+    """Returns the empty file that tells that a hidden folder was made by parm-mlx."""
+    return folder / f".parm-mlx-unfinished-{folder.stat().st_ino}"
 
 
 def _hidden_folder(path: Path, held: ExitStack) -> Path:
@@ -74,7 +140,7 @@ def _hidden_folder(path: Path, held: ExitStack) -> Path:
         try:
             with suppress(OSError):  # a file system without locks
                 held.enter_context(_held(folder))
-            (folder / _UNFINISHED).touch()
+            made_here(folder).touch()
             return folder
         except FileNotFoundError:  # another process has taken it for one that was left behind
             continue
@@ -82,7 +148,7 @@ def _hidden_folder(path: Path, held: ExitStack) -> Path:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Holds a folder; raises OSError where another process does, or where there are no locks."""
+    """Locks a folder; raises OSError if another process holds it, or there are no locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,22 +158,23 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _end(folder: Path) -> None:
-    """Ends a hidden folder, whatever state it is in; of a finished directory, the files that its marker lists go."""
+    """Ends a hidden folder in any state; of finished directories in it, only the files that their markers list go."""
     for old in _entries(folder / "old"):
         with suppress(OSError, OutputError):
             put(old, folder.parent / old.name)
     name, _, letters = folder.name[1:].rpartition(_PARTIAL)
     for path in [*_entries(folder / "old"), *_entries(folder / "gone"), folder / "new"]:
         remove_own(path)
-        if os.path.lexists(path):  # with files of others, which are not to stay hidden
+        if os.path.lexists(path):  # it holds files of others, which are not to stay hidden
             with suppress(OSError, OutputError):
                 put(path, folder.parent / f"{name}.left-{letters}")
-    for name in ("old", "gone"):
-        with suppress(OSError):
-            (folder / name).rmdir()
-    if [entry.name for entry in _entries(folder)] == [_UNFINISHED]:
-        with suppress(OSError):
-            (folder / _UNFINISHED).unlink()
+    with suppress(OSError):
+        for inner in ("old", "gone"):
+            if (folder / inner).exists():
+                (folder / inner).rmdir()
+        mark = made_here(folder)
+        if _entries(folder) == [mark]:
+            mark.unlink()
             folder.rmdir()
 
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from parm_mlx.errors import OutputError
-from parm_mlx.files import disk_errors
+from parm_mlx.files import disk_errors, expanded
 from parm_mlx.outputs.marker import files_in, others_in, read_marker, write_marker, written
-from parm_mlx.outputs.partial import partial_folder, put, recover
-from parm_mlx.outputs.renames import exchange
+from parm_mlx.outputs.partial import exchange, partial_folder, put, recover
 
 AWAY = "move it away, or choose another --out"
+UNMARKED = f"{AWAY}; results of earlier versions have no marker, and count as files of others"
 
 Reads = Iterable[str | Path | None]
 
@@ -22,7 +22,7 @@ def check_new(out: str | Path, force: bool = False, reads: Reads = ()) -> Path:
 
     Args:
         out: The directory to be made.
-        force: Whether a directory that parm-mlx has written may be replaced.
+        force: Replace a directory that parm-mlx has written.
         reads: Files and directories that the command reads; hub ids and None are passed over.
 
     Returns:
@@ -41,7 +41,7 @@ def check_new(out: str | Path, force: bool = False, reads: Reads = ()) -> Path:
 
 
 def check_new_file(out: str | Path) -> Path:
-    """Checks that a file may be written where nothing is, and returns it with ``~`` expanded.
+    """Checks that a new file may be written, and returns it with ``~`` expanded.
 
     Raises:
         OutputError: Something is there, or the folder cannot be written.
@@ -53,35 +53,35 @@ def check_new_file(out: str | Path) -> Path:
 
 
 def check_apart(path: Path, reads: Reads) -> None:
-    """Checks that nothing that is read is at ``path`` or below it.
+    """Checks that no input is at ``path`` or below it.
 
     Raises:
-        OutputError: Something is.
+        OutputError: One is.
     """
     for source in reads:
-        if source is not None and any(_contains(path, place) for place in _places(_expanded(source))):
+        if source is not None and any(_contains(path, place) for place in _places(expanded(source, OutputError))):
             raise OutputError(f"--out {path} would replace {source}, which is read", hint="choose another --out")
 
 
 def _places(source: Path) -> Iterator[Path]:
-    """A file or directory, and the links in it and in the directories in it."""
+    """Yields a file or directory, and the links in it and in the directories in it."""
     yield source
     with suppress(OSError):
-        inner = [entry for entry in source.iterdir() if entry.is_dir()] if source.is_dir() else []
-        for folder in [source, *inner] if source.is_dir() else []:
-            yield from (entry for entry in folder.iterdir() if entry.is_symlink())
+        if source.is_dir():
+            for folder in [source, *filter(Path.is_dir, source.iterdir())]:
+                yield from filter(Path.is_symlink, folder.iterdir())
 
 
 @contextmanager
 def new_directory(out: str | Path, force: bool = False, reads: Reads = (), run: str | None = None) -> Iterator[Path]:
     """Writes a directory whole or not at all.
 
-    Yields an empty directory. When the block ends well it takes its place at ``out``, marked; when it does not, for
-    whatever reason, it is removed, and what stood at ``out`` stands there still.
+    Yields an empty directory. At the end of the block it is marked and renamed to ``out``. If the block fails, for any
+    reason, it is removed, and ``out`` is as it was.
 
     Args:
         out: The directory to be made.
-        force: Whether a directory that parm-mlx has written may be replaced.
+        force: Replace a directory that parm-mlx has written.
         reads: Files and directories that the command reads.
         run: The run that the directory belongs to, for its marker.
 
@@ -107,7 +107,7 @@ def new_directory(out: str | Path, force: bool = False, reads: Reads = (), run: 
 
 @contextmanager
 def new_file(out: str | Path) -> Iterator[Path]:
-    """Writes a file whole or not at all, where nothing is; yields the path to write to.
+    """Writes a new file whole or not at all; yields the path to write to.
 
     Raises:
         OutputError: Something is there, or has appeared meanwhile.
@@ -121,7 +121,7 @@ def new_file(out: str | Path) -> Iterator[Path]:
 
 
 def remove_directory(path: Path, run: str | None) -> None:
-    """Removes the files of a directory of a run, all at once, and the directory unless files of others are in it.
+    """Removes the files of a run's directory at once, and the directory unless it holds files of others.
 
     Raises:
         OutputError: It has no marker of this run.
@@ -136,25 +136,28 @@ def remove_directory(path: Path, run: str | None) -> None:
 
 
 def place(out: str | Path) -> Path:
-    """Where an output goes, once its folder can be written and nothing unfinished is left there."""
-    path = _expanded(out)
+    """Returns where an output goes, once its folder can be written and nothing unfinished is left there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = expanded(out, OutputError)
     path = path if path.name not in ("", "..") else Path(os.path.realpath(path))
     parent = next((p for p in path.absolute().parents if os.path.lexists(p)), path)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path} cannot be written: {parent} is not a writable directory")
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
     recover(path.parent)
     return path
 
 
-def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise OutputError(f"{path}: there is no such user") from None
-
-
 def _check_replaceable(path: Path, quick: bool = False) -> None:
-    """Checks that --force may replace a directory; a quick check leaves the SHA-256 of unsuspicious files for later."""
+    """Checks that --force may replace a directory; a quick check does not hash files of the same size and time."""
     if os.path.ismount(path) or any(_contains(path, place) for place in _protected()):
         raise OutputError(f"{path} is a home, a mount point, or holds the current directory: it is never replaced")
     if path.is_symlink() or not path.is_dir():
@@ -163,13 +166,13 @@ def _check_replaceable(path: Path, quick: bool = False) -> None:
     try:
         empty, others = not any(path.iterdir()), others_in(path, marker, quick) if marker else []
     except OSError as error:
-        raise OutputError(f"{error.filename} cannot be looked into: {error.strerror}", hint=AWAY) from None
+        raise OutputError(f"{error.filename} cannot be read: {error.strerror}", hint=AWAY) from None
     if marker is None and empty:
         return
     if marker is None or "kind" in marker:
         raise OutputError(
             f"{path} is not a model, adapter or prepared data by parm-mlx, so --force does not replace it",
-            hint=f"{AWAY}; results of earlier versions have no marker, and count as files of others",
+            hint=UNMARKED,
         )
     if others:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
@@ -190,8 +193,8 @@ def _protected() -> list[str]:
 
 
 def _contains(directory: Path, place: str | Path) -> bool:
-    """Whether a place is a directory or lies in it, whatever the two are called."""
-    real = Path(os.path.realpath(_expanded(place)))
+    """Returns whether a place is a directory or lies in it, by inode, not by name."""
+    real = Path(os.path.realpath(expanded(place, OutputError)))
     for path in (real, *real.parents):
         with suppress(OSError):
             if path.samefile(directory):
@@ -203,7 +206,7 @@ def _replace(partial: Path, path: Path) -> None:
     """Puts a directory in the place of one that may be replaced.
 
     Raises:
-        OutputError: That one has changed since it was checked; it is left where it is.
+        OutputError: The old one has changed since it was checked; it is left where it is.
     """
     if read_marker(path) is None:
         path.rmdir()

@@ -10,22 +10,22 @@ from parm_mlx.errors import OutputError
 from parm_mlx.files import disk_errors, lock
 from parm_mlx.outputs.marker import MARKER, SYSTEM_FILES, files_in, read_marker, write_marker
 from parm_mlx.outputs.partial import partial_folder, put, recover
-from parm_mlx.outputs.whole import AWAY, place
+from parm_mlx.outputs.whole import UNMARKED, place
 
 _KINDS = {"run": "a run of evaluate", "checkpoints": "the checkpoints of a training run"}
 
 
 @contextmanager
 def claimed(out: Path, kind: str, problem: str) -> Iterator[dict[str, Any]]:
-    """Holds a directory to work in, for this process alone: makes it, or takes up one that was made for this.
+    """Makes or takes up a directory to work in, and locks it for this process.
 
-    Only files that :func:`update` and :func:`own` know of are ever replaced or removed there. If it holds none at the
-    end, it goes.
+    Only files written by :func:`update` or named to :func:`own` are ever replaced or removed there. A directory that
+    is empty at the end is removed.
 
     Args:
         out: The directory.
-        kind: What it is for: ``"run"`` or ``"checkpoints"``.
-        problem: What to say where another process holds it.
+        kind: Its purpose: ``"run"`` or ``"checkpoints"``.
+        problem: The message if another process holds it.
 
     Yields:
         The content of its marker.
@@ -48,7 +48,7 @@ def claimed(out: Path, kind: str, problem: str) -> Iterator[dict[str, Any]]:
 
 
 def mark(out: Path, kind: str) -> None:
-    """Makes and marks a directory to work in, if that has not been done.
+    """Makes and marks a directory to work in, unless it is one already.
 
     Raises:
         OutputError: It holds something else.
@@ -62,10 +62,10 @@ def mark(out: Path, kind: str) -> None:
 
 
 def check_claim(out: Path, kind: str) -> None:
-    """Checks that a directory can be claimed: it does not exist, is empty, or was made for this.
+    """Checks that a directory can be claimed: it does not exist, is empty, or was made for this purpose.
 
     Raises:
-        OutputError: It cannot.
+        OutputError: It holds something else.
     """
     path = place(out)
     if not os.path.lexists(path):
@@ -78,13 +78,13 @@ def check_claim(out: Path, kind: str) -> None:
     if marker is None or marker.get("kind") != kind:
         raise OutputError(
             f"{path} is not empty, and parm-mlx has not made it for {_KINDS[kind]}",
-            hint=f"{AWAY}; results of earlier versions have no marker, and count as files of others",
+            hint=UNMARKED,
         )
 
 
 @contextmanager
 def update(directory: Path) -> Iterator[Path]:
-    """Writes files of a claimed directory, each whole or not at all, in the place of those of the same names.
+    """Writes files of a claimed directory, each whole or not at all, replacing those of the same names.
 
     Yields an empty directory to write them into.
 
@@ -134,7 +134,7 @@ def write_file(path: Path, lines: Iterable[str]) -> None:
 
 
 def _locked(directory: Path, problem: str) -> int:
-    """Makes and holds a directory: a descriptor of it that is to be closed."""
+    """Makes and locks a directory; returns a descriptor, which the caller closes."""
     while True:
         try:
             directory.mkdir(parents=True, exist_ok=True)
