@@ -1,6 +1,6 @@
 """``parm-mlx data``: what is in preference data, any format of it → ours, and labels by reward models."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +13,7 @@ from parm_mlx.ranges import MAX_TOKENS, SEED
 if TYPE_CHECKING:
     from parm_mlx.data.inspect import Ruler, Split, Survey
     from parm_mlx.data.pairs import Pair
-    from parm_mlx.data.relabel import Scorer, Tally
-    from parm_mlx.guidance.templates import Content
-    from parm_mlx.rewards.registry import Reward
+    from parm_mlx.data.relabel import Tally
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -183,8 +181,7 @@ def relabel(
     rewards = load_rewards(reward)
     margins = parse_min_margins(min_margin or [], list(rewards))
     pairs = Source(source, _track)
-    scorers = {name: _forgetful(reward) for name, reward in rewards.items()}
-    done = run(pairs, scorers, out, min_margin=margins, track=_track_scoring)
+    done = run(pairs, rewards, out, min_margin=margins, track=_track_scoring)
     console.echo(out)
     for line in _tally_lines(done):
         console.note(line)
@@ -201,17 +198,6 @@ def _track(pairs: "Iterable[Pair]") -> "Iterable[Pair]":
 
 def _track_scoring(pairs: "Iterable[Pair]", total: int) -> "Iterable[Pair]":
     return console.progress(pairs, total, "pairs scored")
-
-
-def _forgetful(reward: "Reward") -> "Scorer":
-    """A reward that keeps no texts: a pair is scored once, and there may be many."""
-
-    def score(prompts: "Sequence[Content]", answers: "Sequence[str]") -> list[float]:
-        scores = reward(prompts, answers)
-        reward.forget()
-        return scores
-
-    return score
 
 
 def _tally_lines(done: "Tally") -> list[str]:

@@ -1,1 +1,1 @@
-"""What scores answers."""
+"""Rewards: scores of answers."""
