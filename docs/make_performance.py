@@ -8,16 +8,20 @@
 """
 
 import argparse
+import io
 import json
-from dataclasses import asdict
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
-from parm_mlx.diagnostics.operations import operations_per_layer
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import random_subjects
 from parm_mlx.machine import versions
+from parm_mlx.mlxlm import make_prompt_cache
 from parm_mlx.pblora import PBLoRALinear
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.training.memory import ModelSize, plain_weights
@@ -38,6 +42,52 @@ FLOOR_BUDGET, SHARED_BUDGET = 0.97, 0.85
 
 
 # --- Operations
+
+# Operations that give another view of the same numbers and compute nothing.
+VIEWS = frozenset(("AsStrided", "Broadcast", "BroadcastAxes", "ExpandDims", "Flatten", "Reshape")) | frozenset(
+    ("Slice", "Split", "Squeeze", "Transpose", "Unflatten")
+)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Number of operations in a graph.
+
+    Attributes:
+        all: All operations.
+        computing: Those that are not views.
+    """
+
+    all: int
+    computing: int
+
+
+def operations_per_layer(make: Callable[[int], nn.Module]) -> Operations:
+    """Counts what one more layer adds to the graph of a decoded token.
+
+    Args:
+        make: Makes a model of a number of layers.
+    """
+    return _sum(_of_token(make(2)) - _of_token(make(1)))
+
+
+def operations_of(outputs: list[mx.array]) -> Counter[str]:
+    """Counts the operations that lead to arrays, by kind."""
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *outputs)
+    return Counter(re.findall(r'\[label ?="([^"]*)", shape=rectangle\]', graph.getvalue()))
+
+
+def _of_token(model: nn.Module) -> Counter[str]:
+    """Counts the graph of the second token: what is computed once per sequence is done by then."""
+    cache = make_prompt_cache(model)
+    for tokens in ([1, 2, 3], [4]):
+        mx.eval(model(mx.array([tokens]), cache=cache), [entry.state for entry in cache])
+    return operations_of([model(mx.array([[5]]), cache=cache)])
+
+
+def _sum(kinds: Counter[str]) -> Operations:
+    return Operations(kinds.total(), sum(number for kind, number in kinds.items() if kind not in VIEWS))
 
 
 class Straightforward(nn.Module):

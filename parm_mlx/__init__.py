@@ -13,17 +13,19 @@ except PackageNotFoundError:
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
+    from parm_mlx.evaluation.evaluate import evaluate
     from parm_mlx.guidance.guided import Guide, GuidedModel
     from parm_mlx.guidance.loading import load, load_guide
 
 _PUBLIC = {
+    "evaluate": "parm_mlx.evaluation.evaluate",
     "load": "parm_mlx.guidance.loading",
     "load_guide": "parm_mlx.guidance.loading",
     "Guide": "parm_mlx.guidance.guided",
     "GuidedModel": "parm_mlx.guidance.guided",
 }
 
-__all__ = ["Guide", "GuidedModel", "load", "load_guide"]
+__all__ = ["Guide", "GuidedModel", "evaluate", "load", "load_guide"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What all pictures have in common; matplotlib draws them where it is installed (the ``plot`` extra)."""
+"""Common settings of pictures; matplotlib draws them where it is installed (the ``plot`` extra)."""
 
 from importlib.util import find_spec
 
@@ -16,5 +16,5 @@ STYLES = (
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed; it is not imported."""
+    """Returns True if matplotlib is installed, without importing it."""
     return find_spec("matplotlib") is not None

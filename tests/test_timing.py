@@ -1,7 +1,7 @@
 import pytest
 
-from parm_mlx.diagnostics import timing
-from parm_mlx.diagnostics.timing import Sample, time_in_turns
+from parm_mlx import timing
+from parm_mlx.timing import Sample, time_in_turns
 
 
 class Clock:

@@ -27,11 +27,9 @@ from statistics import median
 from typing import Any
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
-from parm_mlx.diagnostics.bench import BASE, GUIDE, GUIDED, SHARED, ways
+from parm_mlx.diagnostics.bench import BASE, GUIDE, GUIDED, SHARED, BatchGeneration, ways
 from parm_mlx.diagnostics.plan import Size
-from parm_mlx.diagnostics.runs import Batch, Run
 from parm_mlx.diagnostics.subjects import GUIDE_SEED, Subjects, random_llama, random_subjects
-from parm_mlx.diagnostics.timing import time_in_turns
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefix_caches import Beginnings
 from parm_mlx.guidance.prompts import PromptTokens
@@ -40,6 +38,7 @@ from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.shared import weights_differ
 from parm_mlx.machine import describe_machine, load_per_core
 from parm_mlx.preference import Alpha, simplex_grid
+from parm_mlx.timing import Generation, time_in_turns
 
 import numpy as np  # isort: skip
 from mlx.utils import tree_flatten  # isort: skip
@@ -135,7 +134,7 @@ def peer_of(subjects: Subjects, size: Size) -> Iterator[Peer]:
             yield Peer(process)
 
 
-def same_tokens(starts: dict[str, Callable[[], Run]], tokens: int) -> dict[str, bool]:
+def same_tokens(starts: dict[str, Callable[[], Generation]], tokens: int) -> dict[str, bool]:
     """Whether each generation chooses the tokens of the peer."""
     chosen = {}
     for name, start in starts.items():
@@ -151,7 +150,7 @@ def decode(subjects: Subjects, peer: Peer, options: argparse.Namespace) -> dict[
     """Ms per token of each way, of the peer, and the ratios to the peer in each round."""
     prompts, alphas = subjects.prompts(1, options.prompt), subjects.alphas(1)
     compared = (BASE, GUIDE, GUIDED, SHARED)
-    starts: dict[str, Callable[[], Run]] = {
+    starts: dict[str, Callable[[], Generation]] = {
         name: partial(ways(subjects)[name][1], prompts, alphas) for name in compared
     }
     starts[PEER] = partial(PeerRun, peer, prompts[0], alphas[0])
@@ -186,7 +185,7 @@ def sweep(subjects: Subjects, peer: Peer, options: argparse.Namespace) -> dict[s
         requests = [Request(PromptTokens(prompt, prompt), alpha, Sampling()) for prompt, alpha in pairs]
         begin = Beginnings(model, requests)
         unread, caches = zip(*map(begin, requests), strict=True)
-        run = Batch(model, unread, list(caches))
+        run = BatchGeneration(model, unread, list(caches))
         run.read()
         decoded = run.decode(options.sweep_tokens - 1)
         seconds = time.perf_counter() - began

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,13 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from parm_mlx.answers.results import RunFolder
-from parm_mlx.answers.sweep import Sweep, plan
-from parm_mlx.diagnostics.bench import plain, preferring
-from parm_mlx.diagnostics.timing import time_in_turns
+from parm_mlx.answers.store import RunFolder
+from parm_mlx.answers.sweep import Sweep, answer_all, plan, score_all
 from parm_mlx.drawing import STYLES
-from parm_mlx.evaluation.evaluate import answer_all, model_digest, score_all
+from parm_mlx.evaluation.cost import token_costs
 from parm_mlx.evaluation.report.plots import draw
 from parm_mlx.evaluation.summary import Run
+from parm_mlx.fingerprint import directory_digest
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
 from parm_mlx.guidance.sampling import Sampling
@@ -129,7 +127,7 @@ class Experiment:
         prompts = [Prompt(content_id(question.text), question.text) for question in questions]
         alphas = alphas or simplex_grid(len(model.objectives), sweep["grid"])
         specs = dict(rewards or {objective: f"builtin:{objective}" for objective in model.objectives})
-        settings = {**sweep, "alphas": alphas, "adapter": model_digest(model), "base": base.name}
+        settings = {**sweep, "alphas": alphas, "adapter": [directory_digest(parm) for parm in parms], "base": base.name}
         folder = RunFolder(self.work / "runs" / name, {"objectives": model.objectives, "settings": settings})
         answers = Sweep(model, tokenizer, prompter, Sampling(temp=sweep["temp"]), sweep["max_tokens"])
         began = time.perf_counter()
@@ -146,15 +144,7 @@ class Experiment:
     def timing(self, file: Path, model: Any, tokens: list[int]) -> dict[str, float]:
         """Milliseconds per token of base, guide and guided decoding; measured once and kept."""
         if not file.exists():
-            alphas = [tuple(1 / len(model.objectives) for _ in model.objectives)]
-            starts = {
-                "base_token_ms": partial(plain, model.base, [tokens], alphas),
-                "guide_token_ms": partial(preferring, model.guide, [tokens], alphas),
-                "guided_token_ms": partial(preferring, model, [tokens], alphas),
-            }
-            rounds = [time_in_turns(starts, 48, lambda: False) or {} for _ in range(3)]
-            found = {n: statistics.median(1000 * r[n].decode / r[n].tokens for r in rounds) for n in starts}
-            file.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(token_costs(model, tokens, model.guide.alpha)) + "\n", encoding="utf-8")
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def picture(self, summary: Mapping[str, Any]) -> None:

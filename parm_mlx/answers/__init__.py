@@ -1,1 +1,1 @@
-"""Answers of a sweep, and where they are kept."""
+"""Answers to prompts × preferences, and the folder that keeps them."""

@@ -1,18 +1,31 @@
-"""Prompts × preferences → answers, in continuous batches of mixed α; what is done already is not done again.
+"""Prompts × preferences → answers and scores, in continuous batches of mixed α; what is there is not computed again.
 
-An answer depends on (prompt, α, seed): its random numbers are made of the prompt and the seed alone. In a batch a
-floating-point sum is rounded as the batch's shape has it, and a rounding can turn a token over. So the work is dealt in
-groups that never change: a group's batches have the same members whoever computes them, and one that was interrupted is
-computed again whole, and only its missing answers are kept.
+An answer depends on (prompt, α, seed): its random numbers come from the prompt and the seed alone. In a batch, sums are
+rounded differently for each shape of the batch, and a rounding can change a token. So the work is split into fixed
+groups. The batches of a group have the same members in whichever process they run, and a group that was interrupted is
+computed again whole; only its missing answers are kept.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
+from typing import Any, TypeVar
 
-from parm_mlx.answers.results import Key, Result
+from parm_mlx.answers.store import (
+    RESULTS_FILE,
+    SCORES_FILE,
+    Key,
+    Result,
+    RunFolder,
+    Scores,
+    parse_results,
+    rank_file,
+    result_line,
+    score_line,
+)
+from parm_mlx.distributed import Group
 from parm_mlx.errors import InputError, RunError
 from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.guided import GuidedModel
@@ -25,6 +38,15 @@ from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.preference import Alpha
 
 GROUP = 128  # answers
+CHUNK = 256  # answers that are scored before their scores are written
+T = TypeVar("T")
+Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # passes items on; called with their number and a label
+Scorer = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
+
+
+def no_progress(items: Iterable[Any], _total: int, _label: str) -> Iterable[Any]:
+    """Passes items on and shows nothing."""
+    return items
 
 
 @dataclass(frozen=True)
@@ -37,51 +59,46 @@ class Job:
 
     @property
     def key(self) -> Key:
-        """What the answer is told by."""
+        """Identifies the answer."""
         return self.prompt.id, self.alpha, self.seed
 
 
 def plan(prompts: Sequence[Prompt], alphas: Sequence[Alpha], seeds: Sequence[int]) -> list[list[Job]]:
-    """All the work, in groups: first the answers of the base alone, then the guided ones, prompt by prompt."""
+    """Returns all jobs in groups: those of the base alone, then the guided ones, prompt by prompt."""
     plain = [Job(prompt, None, seed) for prompt, seed in product(prompts, seeds)]
     guided = [Job(prompt, alpha, seed) for prompt, seed, alpha in product(prompts, seeds, alphas)]
     return [jobs[i : i + GROUP] for jobs in (plain, guided) for i in range(0, len(jobs), GROUP)]
 
 
 def answer_seed(content: Content, seed: int) -> int:
-    """The seed of an answer's random numbers: 32 bits of the SHA-256 of prompt and seed."""
+    """Returns the seed of an answer's random numbers: 32 bits of the SHA-256 of prompt and seed."""
     text = json.dumps([seed, content], ensure_ascii=False)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
+@dataclass(frozen=True)
 class Sweep:
     """Generates answers.
 
-    Args:
+    Attributes:
         model: The guided model.
         tokenizer: The base's tokenizer.
         prompter: Renders prompts.
-        sampling: How tokens are chosen; the seed in it does not count.
-        max_tokens: Longest answer.
-        batch_size: Most answers that run at the same time.
+        sampling: How tokens are chosen; its seed is not used.
+        max_tokens: Length of the longest answer.
+        batch_size: Number of answers generated at the same time.
         system: Messages before every prompt.
-        drafting: Who drafts tokens, if anyone.
+        drafting: Speculative decoding, if any.
     """
 
-    def __init__(
-        self,
-        model: GuidedModel,
-        tokenizer: TokenizerWrapper,
-        prompter: Prompter,
-        sampling: Sampling,
-        max_tokens: int,
-        batch_size: int = 32,
-        system: Sequence[dict[str, str]] = (),
-        drafting: Drafting | None = None,
-    ) -> None:
-        self._model, self._tokenizer, self._prompter = model, tokenizer, prompter
-        self._sampling, self._max_tokens, self._batch_size = sampling, max_tokens, batch_size
-        self._system, self._drafting = list(system), drafting
+    model: GuidedModel
+    tokenizer: TokenizerWrapper
+    prompter: Prompter
+    sampling: Sampling
+    max_tokens: int
+    batch_size: int = 32
+    system: Sequence[dict[str, str]] = ()
+    drafting: Drafting | None = None
 
     def __call__(
         self, groups: Sequence[Sequence[Job]], done: Collection[Key], stopped: Callable[[], bool] = lambda: False
@@ -105,27 +122,12 @@ class Sweep:
 
     def _answer(self, group: Sequence[Job], done: Collection[Key], stopped: Callable[[], bool]) -> Iterator[Result]:
         requests = [self._request(job) for job in group]
-        for answer in generate_batch(
-            self._model,
-            self._tokenizer,
-            requests,
-            self._max_tokens,
-            self._batch_size,
-            stopped,
-            self._drafting,
-        ):
+        settings = self.max_tokens, self.batch_size, stopped, self.drafting
+        for answer in generate_batch(self.model, self.tokenizer, requests, *settings):
             job = group[answer.index]
             if job.key not in done:
-                length = len(answer.tokens)
-                yield Result(
-                    job.prompt.id,
-                    job.prompt.content,
-                    job.alpha,
-                    job.seed,
-                    answer.text,
-                    length,
-                    answer.finish_reason,
-                )
+                prompt, length = job.prompt, len(answer.tokens)
+                yield Result(prompt.id, prompt.content, job.alpha, job.seed, answer.text, length, answer.finish_reason)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Checks that the models can read all prompts.
@@ -141,12 +143,114 @@ class Sweep:
                 raise InputError(f"prompt {where}: {error}", hint=error.hint) from None
 
     def _request(self, job: Job) -> Request:
-        sampling = replace(self._sampling, seed=answer_seed(job.prompt.content, job.seed))
+        sampling = replace(self.sampling, seed=answer_seed(job.prompt.content, job.seed))
         return Request(self._tokens(job.prompt), job.alpha, sampling)
 
     def _tokens(self, prompt: Prompt) -> PromptTokens:
         content = prompt.content
-        if self._system:
+        if self.system:
             messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
-            content = [*self._system, *messages]
-        return self._prompter(content)
+            content = [*self.system, *messages]
+        return self.prompter(content)
+
+
+def answer_all(
+    folder: RunFolder,
+    sweep: Sweep,
+    groups: Sequence[Sequence[Job]],
+    group: Group | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    progress: Progress[Result] = no_progress,
+) -> tuple[list[Result], list[Result]]:
+    """Generates the answers that are missing in a folder.
+
+    Several processes take groups in turn. Each appends to a file of its own; the main one, which holds the folder
+    (:meth:`RunFolder.locked`), has all answers at the end.
+
+    Args:
+        folder: Where the answers are kept.
+        sweep: Generates them.
+        groups: All jobs, as :func:`plan` groups them.
+        group: The processes that share the work.
+        stopped: Asked at every token; when it returns True, unfinished answers are dropped.
+        progress: Shows progress.
+
+    Returns:
+        All answers in the order of the jobs (fewer where it was stopped), and those that are new.
+
+    Raises:
+        RunError: They cannot be written; what is written stays.
+    """
+    group = group or Group()
+    with group.agreed():
+        done = folder.results()
+    order = [job.key for jobs in groups for job in jobs]
+    done = _of_all(group, done.values())
+    name = RESULTS_FILE if group.main else rank_file(group.rank)
+    with group.agreed():
+        if group.main:
+            folder.write_results(done[key] for key in order if key in done)
+            for file in folder.rank_files():
+                file.unlink()
+    unfinished = [jobs for jobs in groups if any(job.key not in done for job in jobs)]
+    mine = unfinished[group.rank :: group.size]
+    missing = sum(job.key not in done for jobs in mine for job in jobs)
+    fresh: list[Result] = []
+    with group.agreed(), folder.appending(name) as append:
+        for result in progress(sweep(mine, done.keys(), stopped), missing, "answers"):
+            append(result_line(result))
+            fresh.append(result)
+    new = _of_all(group, fresh)
+    done |= new
+    results = [done[key] for key in order if key in done]
+    with group.agreed():
+        if group.main:
+            folder.write_results(results)
+        else:
+            (folder.path / name).unlink(missing_ok=True)
+    return results, list(new.values())
+
+
+def _of_all(group: Group, results: Iterable[Result]) -> dict[Key, Result]:
+    """Returns the answers of all processes."""
+    if group.size == 1:
+        return {result.key: result for result in results}
+    found: dict[Key, Result] = {}
+    for content in group.union("".join(map(result_line, results)).encode()):
+        found |= parse_results(content)
+    return found
+
+
+def score_all(
+    folder: RunFolder, results: Sequence[Result], rewards: Mapping[str, Scorer], progress: Progress[Any] = no_progress
+) -> dict[Key, Scores]:
+    """Scores the answers that have no score yet, and writes the scores of every CHUNK answers before the next.
+
+    Args:
+        folder: Where the scores are kept.
+        results: All answers of the run.
+        rewards: By name, from prompts and answers to scores.
+        progress: Shows progress.
+
+    Returns:
+        The scores of all answers.
+
+    Raises:
+        RunError: A reward failed, or scores cannot be written; what is written stays.
+    """
+    known = folder.scores()
+    scores = {r.key: {n: v for n, v in known.get(r.key, {}).items() if n in rewards} for r in results}
+    unscored = [result for result in results if len(scores[result.key]) < len(rewards)]
+    left = iter(progress(unscored, len(unscored), "scores"))
+    with folder.appending(SCORES_FILE) as append:
+        while chunk := list(islice(left, CHUNK)):
+            for name, reward in rewards.items():
+                todo = [result for result in chunk if name not in scores[result.key]]
+                values = reward([result.prompt for result in todo], [result.text for result in todo])
+                for result, value in zip(todo, values, strict=True):
+                    scores[result.key][name] = float(value)
+            for result in chunk:
+                append(score_line(result.key, scores[result.key]))
+    ordered = {key: {name: values[name] for name in rewards} for key, values in scores.items()}
+    folder.write_scores(ordered)
+    return ordered

@@ -13,8 +13,8 @@ from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import parse_betas
 
 if TYPE_CHECKING:
+    from parm_mlx.diagnostics.bench import Row
     from parm_mlx.diagnostics.subjects import Subjects
-    from parm_mlx.diagnostics.summary import Row
 
 # Load per core above which somebody else is at work.
 BUSY = 0.3
@@ -83,8 +83,7 @@ def bench(
     sizes = {"hidden": hidden, "layers": layers, "vocabulary": vocabulary, "bits": bits}
     subjects, described = _subjects(sizes, model, parm, guide_model, beta, draft_model, num_draft_tokens)
 
-    from parm_mlx.diagnostics.bench import check_batches, measure
-    from parm_mlx.diagnostics.summary import summarise
+    from parm_mlx.diagnostics.bench import check_batches, draw, measure, summarise
     from parm_mlx.machine import load_per_core
 
     check_batches(subjects, plan)
@@ -103,7 +102,6 @@ def bench(
     elif rows:
         _show(list(done.values()))
     if plot and rows:
-        from parm_mlx.diagnostics.picture import draw
         from parm_mlx.outputs import new_file
 
         with new_file(plot) as partial:

@@ -7,7 +7,7 @@ import typer
 from parm_mlx.cli import console
 
 if TYPE_CHECKING:
-    from parm_mlx.diagnostics.findings import Finding
+    from parm_mlx.diagnostics.doctor import Check
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -28,24 +28,23 @@ def doctor(
       parm-mlx doctor
       parm-mlx doctor --json
     """
-    from parm_mlx.diagnostics.doctor import examinations, examine_all
+    from parm_mlx.diagnostics.doctor import checks, run_checks
 
-    findings = []
-    for found in console.progress(examine_all(), len(examinations()), "checks"):
-        findings += found
+    done = []
+    for found in console.progress(run_checks(), len(checks()), "checks"):
+        done += found
         if not as_json:
-            for finding in found:
-                _show(finding)
-    failed = any(finding.status == "failed" for finding in findings)
+            for check in found:
+                _show(check)
+    failed = any(check.status == "failed" for check in done)
     if as_json:
-        record = {"ok": not failed, "checks": [finding.to_dict() for finding in findings]}
-        console.record(record)
+        console.record({"ok": not failed, "checks": [check.to_dict() for check in done]})
     if failed:
         raise typer.Exit(1)
 
 
-def _show(finding: "Finding") -> None:
-    console.stdout().print(f"{finding.status:<9}", style=STYLES[finding.status], end="")
-    console.stdout().print(f"{finding.name:<15} {finding.found}")
-    if finding.hint:
-        console.stdout().print(f"{'':<25}hint: {finding.hint}")
+def _show(check: "Check") -> None:
+    console.stdout().print(f"{check.status:<9}", style=STYLES[check.status], end="")
+    console.stdout().print(f"{check.name:<15} {check.found}")
+    if check.hint:
+        console.stdout().print(f"{'':<25}hint: {check.hint}")

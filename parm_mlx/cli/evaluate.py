@@ -1,21 +1,14 @@
 """``parm-mlx evaluate``: prompts × preferences → answers, scores, HV, MIP, pictures and a report."""
 
-import json
-from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from parm_mlx.cli import console, options
-from parm_mlx.cli.run import chosen_alphas, chosen_prompts, make_run
-from parm_mlx.cli.session import Drafts, open_session
 from parm_mlx.errors import InputError
-from parm_mlx.outputs import check_claim
-from parm_mlx.ranges import ANSWERS, BATCH, COUNT, SAMPLES, SEED, Real
+from parm_mlx.ranges import ANSWERS, BATCH, COUNT, SAMPLES, Real
 
-METRICS_FILE = "metrics.json"
 SCORE = Real(-1e9, 1e9)
 
 
@@ -130,60 +123,58 @@ def evaluate(
         raise InputError("--out is missing, the folder to write", hint="for instance --out run")
     out = out.expanduser()
     point = _reference(reference)
+    from parm_mlx.evaluation.evaluate import METRICS_FILE, compare_runs
+    from parm_mlx.evaluation.evaluate import evaluate as run
+    from parm_mlx.evaluation.report.formatting import table
+    from parm_mlx.guidance.sampling import Sampling
+
+    summary: dict[str, Any] | None
     if compare:
         _no_more_than_compare(context)
-        summary = _compare(runs or [], out, normalize, point, bootstrap)
+        how: Any = {"normalize": normalize, "reference": point, "bootstrap": bootstrap}
+        summary = compare_runs(runs or [], out, **how, note=console.note)
     elif runs:
         raise InputError(f"{runs[0]}: folders of runs go with --compare", hint="a new run takes --out alone")
     else:
-        if num_samples > 1 and temp == 0:
-            raise InputError("--num-samples needs --temp above 0: without, all answers to a prompt are the same")
-        check_claim(out, "run")
-        _check_seeds(seed, num_samples)
-        drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
-        session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts)
-        if point is not None and len(point) != len(session.objectives):
-            raise InputError(f"--reference has {len(point)} numbers for {len(session.objectives)} objectives")
-        request = {
-            "temp": temp,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "max_tokens": max_tokens,
-            "seeds": list(range(seed, seed + num_samples)),
-            "system_prompt": system_prompt,
-            "chat_template": chat_template,
-        }
-        with ExitStack() as held:
-            found = make_run(
-                session,
-                out,
-                chosen_prompts(prompts, limit, bundled=parm is None),
-                chosen_alphas(session, grid, alphas),
-                reward,
-                request,
-                {"model": model, "parm": parm, "guide_model": guide_model},
-                share,
-                batch_size,
-                held,
-                resume_anyway,
+        console.blas_hint()
+        try:
+            summary = run(
+                out=out,
+                model=model,
+                parm=parm,
+                guide_model=guide_model,
+                prompts=prompts,
+                limit=limit,
+                alphas=alphas,
+                grid=grid,
+                rewards=reward,
+                beta=beta,
+                sampling=Sampling(temp, top_p, top_k, min_p, seed),
+                max_tokens=max_tokens,
+                num_samples=num_samples,
+                system_prompt=system_prompt,
+                chat_template=chat_template,
+                share=share,
+                draft_model=draft_model,
+                self_speculation=self_speculation,
+                num_draft_tokens=num_draft_tokens,
+                batch_size=batch_size,
+                normalize=normalize,
+                reference=point,
+                bootstrap=bootstrap,
+                resume_anyway=resume_anyway,
+                note=console.note,
+                progress=console.progress,
             )
-            if found is None:
-                return
-            run, results = found
-            from parm_mlx.answers.results import read_settings
-            from parm_mlx.evaluation.summary import summarise
-            from parm_mlx.outputs import update
-
-            summary = summarise(run, normalize=normalize, reference=point, samples=bootstrap)
-            summary["settings"] = read_settings(out)
-            with update(out) as partial:
-                _write(summary, partial, results, run.scores)
-    if as_json:
-        console.record(summary)
-    else:
-        console.echo(_table(summary))
-    console.note(f"{out / 'report.html'}  {out / METRICS_FILE}")
+        except KeyboardInterrupt as reason:
+            console.note(str(reason) or "interrupted")
+            raise typer.Exit(console.INTERRUPTED) from None
+    if summary is not None:
+        if as_json:
+            console.record(summary)
+        else:
+            console.echo(table(summary))
+        console.note(f"{out / 'report.html'}  {out / METRICS_FILE}")
 
 
 def _no_more_than_compare(context: typer.Context) -> None:
@@ -194,13 +185,6 @@ def _no_more_than_compare(context: typer.Context) -> None:
             raise InputError(f"--{name.replace('_', '-')} cannot be used with --compare: the runs are done already")
 
 
-def _check_seeds(seed: int, count: int) -> None:
-    try:
-        SEED.read(seed + count - 1)
-    except ValueError as reason:
-        raise InputError(f"the last seed, --seed + --num-samples - 1, {reason}") from None
-
-
 def _reference(spec: str | None) -> list[float] | None:
     if spec is None:
         return None
@@ -208,62 +192,3 @@ def _reference(spec: str | None) -> list[float] | None:
         return [SCORE.read(part) for part in spec.split(",")]
     except ValueError as reason:
         raise InputError(f"--reference {spec}: each number {reason}", hint="for instance --reference -2,-2") from None
-
-
-def _compare(
-    folders: Sequence[Path],
-    out: Path,
-    normalize: Literal["unguided", "none"],
-    reference: list[float] | None,
-    samples: int,
-) -> dict[str, Any]:
-    if len(folders) < 2:
-        raise InputError(
-            "--compare needs two or more folders of runs", hint="parm-mlx evaluate --compare RUN RUN --out DIR"
-        )
-    from parm_mlx.answers.results import differences, read_run
-    from parm_mlx.evaluation.summary import Run, compare
-    from parm_mlx.files import read_json
-    from parm_mlx.outputs import check_new, new_directory
-
-    check_new(out)
-    runs, identities = [], []
-    for folder in folders:
-        identity, results, scores = read_run(folder)
-        identities.append(identity)
-        earlier: dict[str, Any] = {}
-        if (folder / METRICS_FILE).is_file():
-            earlier = read_json(folder / METRICS_FILE, f"run {folder}", InputError)
-        timing = {name: value for name, value in earlier.get("time", {}).items() if name != "scoring_share"}
-        name = folder.name if len({f.name for f in folders}) == len(folders) else str(folder)
-        runs.append(
-            Run(name, tuple(identity["objectives"]), identity["rewards"], list(results.values()), scores, timing)
-        )
-    summary = compare(runs, normalize=normalize, reference=reference, samples=samples)
-    summary["settings"] = dict(differences(*identities))
-    if len(summary["differences"]) < len(runs) - 1:
-        console.note(
-            "the runs have different prompts: their figures are of different questions, and no pairs are drawn"
-        )
-    with new_directory(out) as partial:
-        _write(summary, partial, [], {})
-    return summary
-
-
-def _write(summary: dict[str, Any], out: Path, results: Sequence[Any], scores: Any) -> None:
-    """Writes metrics.json, the pictures and the page."""
-    from parm_mlx.evaluation.report.page import write_page
-    from parm_mlx.evaluation.report.plots import add_pictures
-    from parm_mlx.files import disk_errors
-
-    with disk_errors(out):
-        text = json.dumps(summary, indent=1, ensure_ascii=False)
-        (out / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
-        add_pictures(summary, out, console.note)
-        write_page(summary, results, scores, out)
-
-
-def _table(summary: dict[str, Any]) -> str:
-    from parm_mlx.evaluation.report.table import table
-
-    return table(summary)

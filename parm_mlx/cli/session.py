@@ -3,12 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parm_mlx.cli import console
 from parm_mlx.errors import InputError
-from parm_mlx.files import resolve
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha, parse_betas
 
 if TYPE_CHECKING:
@@ -120,21 +118,6 @@ def open_session(
         draft_rows=drafting.rows if drafting else None,
     )
     return Session(guided, tokenizer, prompter, betas, drafting)
-
-
-def model_paths(model: str | None, parm: Sequence[str] | None, guide_model: str | None) -> dict[str, Path]:
-    """Where the models lie that :func:`open_session` loads for these names, by what they are for."""
-    from parm_mlx.guidance.loading import recorded_backbone
-
-    base, adapters = _chosen(model, parm, guide_model)
-    paths = {"base": resolve(base)}
-    for number, adapter in enumerate(adapters, 1):
-        of = "" if len(adapters) == 1 else f" {number}"
-        backbone = resolve(guide_model, "guide model") if guide_model else recorded_backbone(adapter)
-        paths[f"adapter{of}"] = resolve(adapter, "adapter")
-        if backbone.resolve() != paths["base"].resolve():
-            paths[f"guide model{of}"] = backbone
-    return paths
 
 
 def _chosen(model: str | None, parm: Sequence[str] | None, guide_model: str | None) -> tuple[str, list[str]]:

@@ -1,1 +1,1 @@
-"""How fast guided decoding is, and whether this machine computes it right."""
+"""Speed of guided decoding, and the health of this machine."""

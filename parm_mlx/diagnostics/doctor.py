@@ -1,21 +1,29 @@
-"""Whether this machine computes right, and how it is equipped: what a bug report should say."""
+"""The health of this machine: its equipment, and its results compared with known ones. For bug reports."""
 
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
 
 import mlx.core as mx
 
 import parm_mlx
-from parm_mlx.diagnostics.findings import Finding, examine
-from parm_mlx.diagnostics.kernels import look_at_kernels
+from parm_mlx.errors import ParmError
 from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import BUNDLED, load
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.kernels import launcher
+from parm_mlx.kernels.check import Verdict, check_kernels, passed
+from parm_mlx.kernels.record import record_path, save_record
 from parm_mlx.machine import BLAS_HINT, device_name, has_metal, physical_memory, usable_memory, versions
 from parm_mlx.preference import Alpha
 from parm_mlx.rewards.builtin import SCORERS
@@ -23,55 +31,103 @@ from parm_mlx.rewards.builtin import SCORERS
 QUESTIONS = 6
 MAX_TOKENS = 60
 SIDE = 1024
+NO_METAL = "not available: no Metal; plain operations do the same"
+REPORT = "plain operations take its place; please report it with the output of --json"
+
+Status = Literal["ok", "warning", "failed"]
 
 
-def examinations() -> dict[str, Callable[[], list[Finding]]]:
-    """What there is to look at, by name; each takes seconds. Guidance runs on the kernels that have passed."""
+@dataclass(frozen=True)
+class Check:
+    """The result of one check.
+
+    Attributes:
+        name: What was checked.
+        status: ``"warning"`` is worth knowing, ``"failed"`` is wrong.
+        found: The result in words.
+        hint: What to do if it is not ok.
+        data: The result in numbers.
+    """
+
+    name: str
+    status: Status
+    found: str
+    hint: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the check for JSON, without the path of the user's home folder."""
+        named = {"check": self.name, "status": self.status, "found": self.found, "hint": self.hint, "data": self.data}
+        return {key: without_home(value) for key, value in named.items()}
+
+
+def run_check(name: str, check: Callable[[], list[Check]]) -> list[Check]:
+    """Runs one check; an error is its result."""
+    try:
+        return check()
+    except ParmError as error:
+        return [Check(name, "failed", str(error), error.hint)]
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        return [Check(name, "failed", found, "this was not foreseen; please report it with the output of --json")]
+
+
+def without_home(value: Any) -> Any:
+    """Replaces the user's home folder by ~ in every text."""
+    if isinstance(value, dict):
+        return {key: without_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_home(inner) for inner in value]
+    return value.replace(str(Path.home()), "~") if isinstance(value, str) else value
+
+
+def checks() -> dict[str, Callable[[], list[Check]]]:
+    """Returns the checks by name; each takes seconds. Guidance runs on the kernels that have passed."""
     return {
-        "versions": lambda: [look_at_versions()],
-        "device": lambda: [look_at_device()],
-        "memory": lambda: [look_at_memory()],
-        "BLAS": lambda: [look_at_blas()],
-        "kernels": look_at_kernels,
-        "guidance": lambda: [look_at_guidance()],
+        "versions": lambda: [check_versions()],
+        "device": lambda: [check_device()],
+        "memory": lambda: [check_memory()],
+        "BLAS": lambda: [check_blas()],
+        "kernels": check_all_kernels,
+        "guidance": lambda: [check_guidance()],
     }
 
 
-def examine_all() -> Iterator[list[Finding]]:
-    """Looks at one thing after the other."""
-    for name, look in examinations().items():
-        yield examine(name, look)
+def run_checks() -> Iterator[list[Check]]:
+    """Runs one check after the other."""
+    for name, check in checks().items():
+        yield run_check(name, check)
 
 
-def look_at_versions() -> Finding:
-    """What is installed."""
+def check_versions() -> Check:
+    """Lists the versions of what is installed."""
     found = versions() | {"platform": platform.platform()}
-    return Finding("versions", "ok", ", ".join(f"{name} {version}" for name, version in found.items()), data=found)
+    return Check("versions", "ok", ", ".join(f"{name} {version}" for name, version in found.items()), data=found)
 
 
-def look_at_device() -> Finding:
-    """What MLX computes on."""
+def check_device() -> Check:
+    """Names the device that MLX computes on."""
     data = {"device": device_name(), "metal": mx.metal.is_available()}
     if platform.system() == "Darwin" and not has_metal():
         reason = "MLX was told to use the CPU" if mx.metal.is_available() else "MLX has no Metal here"
         hint = (
             "models run many times faster on the GPU; MLX needs a native Python on Apple silicon with macOS 14 or newer"
         )
-        return Finding("device", "warning", f"{data['device']}: {reason}", hint, data)
-    return Finding("device", "ok", str(data["device"]), data=data)
+        return Check("device", "warning", f"{data['device']}: {reason}", hint, data)
+    return Check("device", "ok", str(data["device"]), data=data)
 
 
-def look_at_memory() -> Finding:
-    """How large models may be."""
+def check_memory() -> Check:
+    """Measures memory: models must fit in it."""
     total, usable = physical_memory(), usable_memory()
     data = {"memory_bytes": total, "usable_bytes": usable}
     if not has_metal():
-        return Finding("memory", "ok", f"{total / 1e9:.1f} GB", data=data)
-    return Finding("memory", "ok", f"{total / 1e9:.1f} GB; Metal's wired limit is {usable / 1e9:.1f} GB", data=data)
+        return Check("memory", "ok", f"{total / 1e9:.1f} GB", data=data)
+    return Check("memory", "ok", f"{total / 1e9:.1f} GB; Metal's wired limit is {usable / 1e9:.1f} GB", data=data)
 
 
-def look_at_blas() -> Finding:
-    """How fast float32 matrix products are on the CPU, where the library for them is found."""
+def check_blas() -> Check:
+    """Times float32 matrix products on the CPU."""
     with mx.stream(mx.cpu):
         a = mx.random.normal((SIDE, SIDE), key=mx.random.key(0))
         mx.eval(a, a @ a)
@@ -80,13 +136,13 @@ def look_at_blas() -> Finding:
         speed = 2 * SIDE**3 / (time.perf_counter() - start) / 1e9
     data = {"fast_blas": parm_mlx.FAST_BLAS, "gflops": round(speed, 1)}
     if not parm_mlx.FAST_BLAS:
-        return Finding("BLAS", "warning", f"reference BLAS, {speed:.0f} GFLOP/s", BLAS_HINT, data)
+        return Check("BLAS", "warning", f"reference BLAS, {speed:.0f} GFLOP/s", BLAS_HINT, data)
     library = "OpenBLAS" if platform.system() == "Linux" else "Accelerate"
-    return Finding("BLAS", "ok", f"{library}, {speed:.0f} GFLOP/s in float32 on the CPU", data=data)
+    return Check("BLAS", "ok", f"{library}, {speed:.0f} GFLOP/s in float32 on the CPU", data=data)
 
 
-def look_at_guidance() -> Finding:
-    """Whether the bundled model loads, and whether its answers follow α."""
+def check_guidance() -> Check:
+    """Checks that the bundled model loads and that its answers follow α."""
     model, tokenizer = load()
     prompter = Prompter(tokenizer, tokenizer, guide_template=model.guide.chat_template, limit=model.context_length)
     questions = json.loads((BUNDLED / "held_out_prompts.json").read_text(encoding="utf-8"))[:QUESTIONS]
@@ -102,37 +158,97 @@ def look_at_guidance() -> Finding:
 
 
 def is_finite(model: GuidedModel, request: Request, answer: Answer) -> bool:
-    """Whether all log-probabilities of an answer, each of every token, are finite."""
+    """Returns True if the log-probabilities of all tokens at all places of an answer are finite."""
     prompt: PromptTokens = request.prompt
     logits = model(mx.array([prompt.base + answer.tokens]), cache=model.make_cache(request.alpha))
     return bool(mx.isfinite(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).all())
 
 
-def judge_guidance(objectives: tuple[str, ...], texts: list[list[str]], finite: bool, speed: float) -> Finding:
-    """What the answers say.
+def judge_guidance(objectives: tuple[str, ...], texts: list[list[str]], finite: bool, speed: float) -> Check:
+    """Checks that answers follow α.
 
     Args:
         objectives: Names of scorers.
         texts: For each objective, the answers where it has all the weight.
-        finite: Whether all log-probabilities are.
+        finite: True if all log-probabilities are finite.
         speed: Tokens per second.
     """
     scores = [[sum(map(SCORERS[name], part)) / len(part) for part in texts] for name in objectives]
-    moved = []
-    follows = True
+    moved, follows = [], True
     for own, (name, means) in enumerate(zip(objectives, scores, strict=True)):
         without = max(mean for i, mean in enumerate(means) if i != own)
         moved.append(f"{name} {without:.1f} → {means[own]:.1f}")
         follows = follows and means[own] > without
-    data = {
-        "tokens_per_second": round(speed, 1),
-        "finite": finite,
-        "scores": dict(zip(objectives, scores, strict=True)),
-    }
+    named = dict(zip(objectives, scores, strict=True))
+    data = {"tokens_per_second": round(speed, 1), "finite": finite, "scores": named}
     found = f"{', '.join(moved)} as their weight goes 0 → 1; {speed:.0f} tokens/s"
     hint = "the bundled model computes wrong numbers here; please report it with the output of --json"
     if not finite:
-        return Finding("guidance", "failed", f"log-probabilities are not finite; {found}", hint, data)
+        return Check("guidance", "failed", f"log-probabilities are not finite; {found}", hint, data)
     if not follows:
-        return Finding("guidance", "failed", f"answers do not follow α: {found}", hint, data)
-    return Finding("guidance", "ok", found, data=data)
+        return Check("guidance", "failed", f"answers do not follow α: {found}", hint, data)
+    return Check("guidance", "ok", found, data=data)
+
+
+def check_all_kernels() -> list[Check]:
+    """Checks every kernel and records those to use; without Metal there is nothing to check.
+
+    Raises:
+        ConfigError: ``PARM_MLX_KERNELS`` has a wrong value, or asks for kernels where there is no Metal.
+    """
+    launcher.runs("lowrank", mx.float32)
+    broken = record_is_broken()
+    if not launcher.available():
+        hint = f"delete {record_path()}"
+        return [Check("kernels", "failed", "the record of an earlier check is broken", hint) if broken else _absent()]
+    verdicts = sorted(check_kernels(), key=lambda verdict: (verdict.kernel, verdict.dtype))
+    results = [judge_kernel(kernel, list(own)) for kernel, own in groupby(verdicts, lambda v: v.kernel)]
+    save_record(passed(verdicts))
+    launcher.forget()
+    if broken:
+        found = "the record of an earlier check was broken; this check has replaced it"
+        results.append(Check("record", "warning", found, "nothing is left to do"))
+    return results
+
+
+def judge_kernel(kernel: str, verdicts: Sequence[Verdict]) -> Check:
+    """Sums up the cases of one kernel.
+
+    Args:
+        kernel: Its name.
+        verdicts: Its cases, grouped by dtype.
+    """
+    name, data = f"kernel {kernel}", {"cases": [_plain(verdict) for verdict in verdicts]}
+    wrong = next((verdict for verdict in verdicts if not verdict.passed), None)
+    if wrong is not None:
+        reason = wrong.problem or f"error {wrong.error:.1e}, and {wrong.limit:.1e} is allowed"
+        return Check(name, "failed", f"{wrong.dtype}, {wrong.size}: {reason}", REPORT, data)
+    parts = []
+    for dtype, own in groupby(verdicts, lambda v: v.dtype):
+        cases = list(own)
+        error = max(case.error for case in cases)
+        ratios = [case.ratio for case in cases if case.typical and case.ratio is not None]
+        speed = f", {median(ratios):.1f} times its twin's speed" if ratios else ""
+        parts.append(f"{dtype} error {error:.0e}{speed}{'' if passed(cases) else ', so it is not used'}")
+    return Check(name, "ok", "; ".join(parts), data=data)
+
+
+def record_is_broken() -> bool:
+    """Returns True if a record cannot be read; one of another machine or version is not broken."""
+    try:
+        record = json.loads(record_path().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not isinstance(record, dict) or not {"made with", "passed"} <= record.keys()
+
+
+def _absent() -> Check:
+    reason = NO_METAL if not mx.metal.is_available() else "not used: MLX computes on the CPU"
+    return Check("kernels", "ok", reason, data={"available": False})
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    """Returns a verdict for JSON, which has no infinity: the error of a kernel that did not run is null."""
+    return asdict(verdict) | {"error": verdict.error if isfinite(verdict.error) else None, "passed": verdict.passed}

@@ -1,4 +1,4 @@
-"""What a benchmark is to measure; read before MLX is loaded, so that a wrong number is refused at once."""
+"""The plan of a benchmark; read before MLX is loaded, so that a wrong number is refused at once."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ def _check(option: str, value: int, allowed: Whole) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """A Llama to be made of random weights.
+    """The size of a Llama with random weights.
 
     Attributes:
         hidden: Size of the hidden states, a multiple of 64.
@@ -54,13 +54,13 @@ class Size:
 
     @property
     def numbers(self) -> int:
-        """About how many weights it has, before they are quantised."""
+        """Estimates the number of its weights."""
         return self.hidden * (12 * self.hidden * self.layers + 2 * self.vocabulary)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """The batches, prompts and rounds to measure.
 
     Attributes:
         batches: Numbers of sequences, each measured at the first prompt length.
@@ -78,7 +78,7 @@ class Plan:
         """Checks the numbers.
 
         Raises:
-            InputError: There is none of a kind, or one is out of its range.
+            InputError: A list is empty, or a number is out of its range.
         """
         for option, values, allowed in (
             ("--batch", self.batches, BATCH),
@@ -93,10 +93,10 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How often :func:`measure` yields."""
+        """Returns how often :func:`measure` yields."""
         return len(self.groups()) * (1 + self.rounds)
 
     def groups(self) -> list[tuple[int, int]]:
-        """(sequences, prompt tokens) of each comparison, without repetitions."""
+        """Returns (sequences, prompt tokens) of each comparison, without repetitions."""
         by_batch = [(batch, self.prompts[0]) for batch in self.batches]
         return list(dict.fromkeys(by_batch + [(self.batches[0], prompt) for prompt in self.prompts]))

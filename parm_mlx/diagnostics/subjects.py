@@ -1,4 +1,4 @@
-"""The models that are measured: random weights of a chosen size, or the user's own."""
+"""The models of a benchmark: random weights of a chosen size, or the user's own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +32,12 @@ TEXT = (
 
 @dataclass(frozen=True)
 class Subjects:
-    """What is measured.
+    """The models and the text of a benchmark.
 
     Attributes:
         guided: Base and guide, two models.
-        text: Token ids that prompts are cut from, repeated as often as needed.
-        shared: A guide on the base's own weights, both in one forward pass.
+        text: Token ids that prompts are cut from; it is repeated where it is too short.
+        shared: Base and guide on the same weights, in one forward pass.
         draft: A draft model.
         drafted: Tokens drafted at a time.
     """
@@ -49,11 +49,11 @@ class Subjects:
     drafted: int = Drafting.tokens
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
-        """Prompts of so many tokens; each begins at another place in the text."""
+        """Returns prompts of ``length`` tokens; each begins at another place in the text."""
         return [[self.text[(row + i) % len(self.text)] for i in range(length)] for row in range(count)]
 
     def alphas(self, count: int) -> list[Alpha]:
-        """A preference for each of several sequences, all different; one alone gets the default."""
+        """Returns a different preference for each sequence; the default for a single one."""
         if count == 1:
             return [self.guided.guide.alpha]
         drawn = sample_dirichlet(np.random.default_rng(0), 1.0, len(self.guided.objectives), count)
@@ -61,11 +61,11 @@ class Subjects:
 
 
 def random_llama(size: Size, seed: int, heads: int | None = None) -> nn.Module:
-    """A Llama with random weights.
+    """Makes a Llama with random weights.
 
     Args:
         size: Its size.
-        seed: Of the weights.
+        seed: Seed of the weights.
         heads: Number of attention heads; by default each has 64 dimensions.
     """
     mx.random.seed(seed)
@@ -90,7 +90,7 @@ def random_llama(size: Size, seed: int, heads: int | None = None) -> nn.Module:
 
 
 def random_guide(model: nn.Module) -> Guide:
-    """A guide of two objectives: random PBLoRA adapters (r1 = r2 = 4) on the query, key and value projections."""
+    """Makes a guide of two objectives: random PBLoRA adapters (r1 = r2 = 4) on query, key and value projections."""
     config = PBLoRAConfig(objectives=("a", "b"))
     attach(model, config)
     randomise_adapters(model)
@@ -99,14 +99,14 @@ def random_guide(model: nn.Module) -> Guide:
 
 
 def randomise_adapters(model: nn.Module) -> None:
-    """Gives B, which is zero before training, small random numbers, so that the adapters change something."""
+    """Sets B, which is zero before training, to small random numbers, so that the adapters have an effect."""
     for layer in adapted_layers(model).values():
         layer.b = 0.02 * mx.random.normal(layer.b.shape)
     mx.eval(model.parameters())
 
 
 def random_draft(base: nn.Module) -> nn.Module:
-    """A draft model: a quarter of the base's layers, with the base's weights."""
+    """Makes a draft model of the first quarter of the base's layers."""
     count = max(1, len(base.layers) // 4)
     kinds = base.args.layer_types[:count]
     draft = llama.Model(replace(base.args, num_hidden_layers=count, layer_types=kinds))
@@ -117,14 +117,14 @@ def random_draft(base: nn.Module) -> nn.Module:
 
 
 def random_subjects(size: Size, drafted: int = Drafting.tokens) -> Subjects:
-    """A base and a guide of one size, with different random weights; the guide alone makes the shared model.
+    """Makes a base and a guide of one size with different random weights, and the shared model of the guide.
 
     Args:
-        size: Of both.
+        size: Size of both.
         drafted: Tokens drafted at a time.
 
     Raises:
-        InputError: They do not fit in the memory.
+        InputError: They do not fit in memory.
     """
     needed = 2 * 4 * size.numbers
     if needed > usable_memory():
@@ -146,7 +146,7 @@ def loaded_subjects(
     draft_model: str | None = None,
     drafted: int = Drafting.tokens,
 ) -> Subjects:
-    """The user's own models; the shared model is among them where base and guide stand on the same weights.
+    """Loads the user's own models; with the shared model if base and guide have the same weights.
 
     Args:
         model: Directory or hub id of the base; the backbone of the guide when left out.
@@ -169,7 +169,7 @@ def loaded_subjects(
 
 
 def weight_bytes(*models: nn.Module) -> int:
-    """Bytes of the weights of models; arrays that they hold twice count once."""
+    """Returns the bytes of the weights of models; an array held twice counts once."""
     arrays: dict[int, int] = {}
     for model in models:
         named: dict[str, mx.array] = dict(tree_flatten(model.parameters()))

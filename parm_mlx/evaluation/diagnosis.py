@@ -1,14 +1,16 @@
-"""What a run's metrics say, in words: signs that guidance failed, each from a threshold that is stated."""
+"""Signs that guidance failed, in words, each from a stated threshold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from parm_mlx.evaluation.report.formatting import interval, number, vector
 
 Summary = Mapping[str, Any]
 Finding = dict[str, Any]
 
 SMALL_DIFFERENCE = 0.2  # between corners, in standard deviations of the unguided answers
 CLUSTER_SHARE = 0.5  # of the grid in one cluster
-CLUSTER_GRID = 5  # preferences that make a share worth looking at
+CLUSTER_GRID = 5  # fewer preferences are not searched for clusters
 HIGH_HV = 1.1  # times the hypervolume of the unguided answers
 COST = 1.1  # times a pass of the base and one of the guide
 PLAIN_COST = 1.5  # times a pass of the base and one of the guide's backbone without its adapter
@@ -20,17 +22,17 @@ FEW_PROMPTS = 20
 
 
 def diagnose(summary: Summary) -> list[Finding]:
-    """Looks for every known sign of failure.
+    """Tests for every known sign of failure.
 
     Args:
-        summary: A run's ``metrics.json`` but for the diagnosis.
+        summary: The content of a run's ``metrics.json`` without the diagnosis.
 
     Returns:
-        A finding each: ``name``, ``found``, ``text`` with the numbers and what to do, and the ``value`` that was held
-        beside the ``threshold`` (None where it could not be measured).
+        A finding for each: ``name``, ``found``, ``text`` with the numbers and advice, and the ``value`` that was
+        compared with the ``threshold`` (None where it could not be measured).
     """
-    looks = (_no_effect, _clustered, _conditioning, _reversed, _worse_than_base, _cost, _cut, _few_prompts)
-    return [look(summary) for look in looks]
+    tests = (_no_effect, _clustered, _conditioning, _reversed, _worse_than_base, _cost, _cut, _few_prompts)
+    return [test(summary) for test in tests]
 
 
 def _finding(name: str, found: bool, text: str, value: float | None, threshold: float) -> Finding:
@@ -45,12 +47,12 @@ def _no_effect(summary: Summary) -> Finding:
     """The scores do not move from one corner of the simplex to the other."""
     name = "no effect"
     if _one_alpha(summary):
-        return _finding(name, False, "One preference alone was evaluated: its effect cannot be seen.", None, 0.0)
+        return _finding(name, False, "Only one preference was evaluated: its effect cannot be seen.", None, 0.0)
     spread = summary["normalization"]["spread"]
     differences = summary["corner_difference"]
     limits = {objective: SMALL_DIFFERENCE * spread[objective] for objective in differences}
     flat = {
-        objective: f"{difference['value']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+        objective: interval(difference)
         for objective, difference in differences.items()
         if difference["low"] <= 0 <= difference["high"] or abs(difference["value"]) < limits[objective]
     }
@@ -58,12 +60,12 @@ def _no_effect(summary: Summary) -> Finding:
     value, limit = min(shares, key=lambda pair: pair[0] - pair[1])
     where = "with the guide and without" if len(differences) == 1 else "between the corners of the preferences"
     if not flat:
-        shown = ", ".join(f"{objective} {difference['value']:+.2f}" for objective, difference in differences.items())
+        shown = ", ".join(f"{objective} {number(difference['value'])}" for objective, difference in differences.items())
         return _finding(name, False, f"Scores differ {where}: {shown}.", value, limit)
     shown = ", ".join(f"{objective} {difference}" for objective, difference in flat.items())
     text = (
         f"The preference has little or no effect on {_listed(flat)}: {where} the score differs by {shown}, which is "
-        f"below {SMALL_DIFFERENCE:g} standard deviations of the unguided answers or not to be told from 0. "
+        f"below {SMALL_DIFFERENCE:g} standard deviations of the unguided answers or indistinguishable from 0. "
         "Guide more strongly (a smaller --beta), train longer, or evaluate more prompts."
     )
     return _finding(name, True, text, value, limit)
@@ -73,18 +75,18 @@ def _clustered(summary: Summary) -> Finding:
     """Many preferences share one point of the front."""
     name, grid = "clustered front", len(summary["points"])
     if grid < CLUSTER_GRID:
-        text = f"{grid} preference(s) are too few to look for clusters; at least {CLUSTER_GRID} are needed."
+        text = f"{grid} preference(s) are too few to find clusters; at least {CLUSTER_GRID} are needed."
         return _finding(name, False, text, None, CLUSTER_SHARE)
     clusters = summary["front"]["clusters"]
     largest = max(clusters, key=len, default=[0])
     share = len(largest) / grid
     if share <= CLUSTER_SHARE:
-        text = f"At most {len(largest)} of {grid} neighbouring preferences cannot be told apart by their scores."
+        text = f"At most {len(largest)} of {grid} neighbouring preferences are indistinguishable by their scores."
         return _finding(name, False, text, share, CLUSTER_SHARE)
-    first, last = (_alpha(summary["points"][index]["alpha"]) for index in (largest[0], largest[-1]))
+    first, last = (vector(summary["points"][index]["alpha"]) for index in (largest[0], largest[-1]))
     text = (
         f"The front is clustered: {len(largest)} of {grid} preferences, from {first} to {last}, have scores that "
-        f"cannot be told apart on {summary['prompts']} prompts. Evaluate more prompts; if they stay together, guide "
+        f"are indistinguishable on {summary['prompts']} prompts. Evaluate more prompts; if they stay together, guide "
         "more strongly (a smaller --beta) or train with preferences from all of the simplex."
     )
     return _finding(name, True, text, share, CLUSTER_SHARE)
@@ -99,7 +101,7 @@ def _conditioning(summary: Summary) -> Finding:
     ratio = summary["hv"]["value"] / base if base > 0 else None
     high = summary["hv"]["value"] > HIGH_HV * base
     hv = f"{ratio:.2f} times that of the unguided answers" if ratio is not None else "above 0 of the unguided answers"
-    shown = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+    shown = interval(gain)
     if gain["low"] > 0:
         text = f"Scores follow the preference: the MIP is {shown} above that of the mean point at every preference."
         return _finding(name, False, text, gain["low"], 0.0)
@@ -120,7 +122,7 @@ def _reversed(summary: Summary) -> Finding:
     value = min(rho["high"] for rho in summary["spearman"].values())
     if not found:
         return _finding("reversed objective", False, "No score falls as its weight rises.", value, 0.0)
-    shown = ", ".join(f"{name} {rho['value']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]" for name, rho in found.items())
+    shown = ", ".join(f"{name} {interval(rho)}" for name, rho in found.items())
     text = (
         f"{_listed(found)} falls as its weight rises (Spearman {shown}). Check that the objectives are named in the "
         "order of training (official adapters of the safety task: harmless, helpful), that labels name the preferred "
@@ -130,7 +132,7 @@ def _reversed(summary: Summary) -> Finding:
 
 
 def _worse_than_base(summary: Summary) -> Finding:
-    """Guidance costs quality: the base alone is better in everything."""
+    """The base alone is better in every objective."""
     objectives, base = summary["objectives"], summary["unguided"]["scores"]
     worse = sum(
         all(point["scores"][name]["high"] < base[name]["mean"] for name in objectives) for point in summary["points"]
@@ -146,7 +148,7 @@ def _worse_than_base(summary: Summary) -> Finding:
 
 
 def _cost(summary: Summary) -> Finding:
-    """A guided token costs more than its passes, or its passes more than those of the plain models."""
+    """A guided token costs more than its two passes, or these more than those of the plain models."""
     time, name = summary["time"], "guidance cost"
     if not all(time.get(part, 0) > 0 for part in ("base_token_ms", "guide_token_ms", "guided_token_ms")):
         return _finding(name, False, "The cost of a guided token was not measured.", None, COST)
@@ -166,7 +168,7 @@ def _cost(summary: Summary) -> Finding:
     if not (slow or dear):
         return _finding(name, False, f"{text}.", passes, COST)
     if slow:
-        text += f". That is over {COST:g} times both passes: the adapter is badly integrated, or the machine was busy"
+        text += f". That is over {COST:g} times both passes: the adapter is slow to apply, or the machine was busy"
     if dear:
         of = "the base and the plain backbone" if plain > 0 else "the base alone"
         text += f". It is over {limit:g} times {of}: the adapter itself, or a large guide, takes the time"
@@ -175,7 +177,7 @@ def _cost(summary: Summary) -> Finding:
 
 
 def _cheaper(time: Mapping[str, float]) -> str:
-    """Ways to generate that cost less than the one that was measured."""
+    """Lists cheaper ways to generate than the one that was measured."""
     ways = []
     if time.get("same_weights"):
         ways.append("base and guide have the same weights and can share one pass (leave out --share off)")
@@ -188,7 +190,7 @@ def _cheaper(time: Mapping[str, float]) -> str:
 
 
 def _cut(summary: Summary) -> Finding:
-    """Answers were cut by the limit, and scored as if that were all."""
+    """Answers were cut by the limit of tokens, and scored unfinished."""
     points = [summary["unguided"], *summary["points"]]
     share = 1 - sum(point["ended"] for point in points) / len(points)
     text = f"{share:.0%} of the answers were cut by the limit of tokens"
@@ -208,10 +210,6 @@ def _few_prompts(summary: Summary) -> Finding:
     return _finding("few prompts", True, f"{text}. Take {FEW_PROMPTS} or more.", count, FEW_PROMPTS)
 
 
-def _alpha(alpha: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{weight:.3g}" for weight in alpha) + ")"
-
-
-def _listed(names: Mapping[str, Any]) -> str:
+def _listed(names: Iterable[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last

@@ -1,158 +1,396 @@
-"""A run: the answers of a sweep and their scores, kept in its folder as they come."""
+"""Evaluation: prompts × preferences → answers, scores, metrics, pictures and a page, in the folder of a run."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
-from parm_mlx.answers.results import (
-    RESULTS_FILE,
-    SCORES_FILE,
-    Key,
-    Result,
-    RunFolder,
-    Scores,
-    parse_results,
-    part_file,
-    result_line,
-    score_line,
-)
-from parm_mlx.answers.sweep import Job, Sweep
-from parm_mlx.distributed import Group
+from parm_mlx.answers.store import Result, RunFolder, differences, read_run, read_settings
+from parm_mlx.answers.sweep import Progress, Sweep, answer_all, no_progress, plan, score_all
+from parm_mlx.data.prompts import check_distinct, read_alphas, read_prompts
+from parm_mlx.distributed import join
+from parm_mlx.errors import InputError
+from parm_mlx.evaluation.cost import token_costs
+from parm_mlx.evaluation.report.page import write_page
+from parm_mlx.evaluation.report.plots import add_pictures
+from parm_mlx.evaluation.scores import Normalize, Run
+from parm_mlx.evaluation.summary import compare, summarise
+from parm_mlx.files import disk_errors, resolve
+from parm_mlx.fingerprint import fingerprint
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.guides import Guides
+from parm_mlx.guidance.loading import (
+    BUNDLED,
+    BUNDLED_BASE,
+    BUNDLED_PARM,
+    Share,
+    load_draft,
+    load_with_tokenizers,
+    recorded_backbone,
+)
+from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
+from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Content
-from parm_mlx.pblora.adapter import adapter_tensors
+from parm_mlx.interrupt import stop_on_interrupt
+from parm_mlx.machine import keep_freed_memory
+from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.outputs import check_claim, check_new, new_directory, update
+from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, parse_betas, simplex_grid
+from parm_mlx.ranges import SEED
+from parm_mlx.rewards.builtin import SCORERS
+from parm_mlx.rewards.registry import Function, Reward, load_rewards
 
-T = TypeVar("T")
-Watch = Callable[[Iterable[T], int, str], Iterable[T]]
-Scorer = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
+METRICS_FILE = "metrics.json"
+GRID_STEPS = {1: 1.0, 2: 0.1, 3: 0.25}  # by number of objectives
+COARSE = 0.5
 
-CHUNK = 256  # answers that are scored before their scores are written
-
-
-def _unwatched(items: Iterable[Any], _total: int, _label: str) -> Iterable[Any]:
-    return items
-
-
-def answer_all(
-    folder: RunFolder,
-    sweep: Sweep,
-    groups: Sequence[Sequence[Job]],
-    group: Group | None = None,
-    stopped: Callable[[], bool] = lambda: False,
-    watch: Watch[Result] = _unwatched,
-) -> tuple[list[Result], list[Result]]:
-    """Generates the answers that are missing in the folder.
-
-    Several processes take groups in turn. Each appends to a file of its own; the main one, which holds the folder
-    (:meth:`RunFolder.locked`), has all answers at the end.
-
-    Args:
-        folder: Where the answers are kept.
-        sweep: Generates them.
-        groups: All the work, as :func:`parm_mlx.answers.sweep.plan` deals it.
-        group: The processes that share the work.
-        stopped: Asked at every token; when it returns True, the answers in work are dropped.
-        watch: Passes answers on and shows progress; called with their number and a label.
-
-    Returns:
-        All answers in the order of the work (fewer where it was stopped), and those that are new.
-
-    Raises:
-        RunError: They cannot be written; what is written stays.
-    """
-    group = group or Group()
-    with group.agreed():
-        done = folder.results()
-    order = [job.key for jobs in groups for job in jobs]
-    done = _of_all(group, done.values())
-    name = RESULTS_FILE if group.main else part_file(group.rank)
-    with group.agreed():
-        if group.main:
-            folder.write_results(done[key] for key in order if key in done)
-            for part in folder.parts():
-                part.unlink()
-    open_groups = [jobs for jobs in groups if any(job.key not in done for job in jobs)]
-    mine = open_groups[group.rank :: group.size]
-    missing = sum(job.key not in done for jobs in mine for job in jobs)
-    fresh: list[Result] = []
-    with group.agreed(), folder.appending(name) as append:
-        for result in watch(sweep(mine, done.keys(), stopped), missing, "answers"):
-            append(result_line(result))
-            fresh.append(result)
-    new = _of_all(group, fresh)
-    done |= new
-    results = [done[key] for key in order if key in done]
-    with group.agreed():
-        if group.main:
-            folder.write_results(results)
-        else:
-            (folder.path / name).unlink(missing_ok=True)
-    return results, list(new.values())
+Rewards = Sequence[str] | Mapping[str, str | Function]
 
 
-def score_all(
-    folder: RunFolder, results: Sequence[Result], rewards: Mapping[str, Scorer], watch: Watch[Result] = _unwatched
-) -> dict[Key, Scores]:
-    """Scores the answers that have no score yet; every few hundred are written before the next.
+def evaluate(
+    *,
+    out: str | Path,
+    model: str | Path | None = None,
+    parm: str | Path | Sequence[str | Path] | None = None,
+    guide_model: str | Path | None = None,
+    prompts: Path | Sequence[Content] | None = None,
+    limit: int | None = None,
+    alphas: Path | Sequence[AlphaSpec] | None = None,
+    grid: float | None = None,
+    rewards: Rewards | None = None,
+    beta: float | str | Sequence[float] = 1.0,
+    sampling: Sampling | None = None,
+    max_tokens: int = 256,
+    num_samples: int = 1,
+    system_prompt: str | None = None,
+    chat_template: str | None = None,
+    share: Share = "auto",
+    draft_model: str | Path | None = None,
+    self_speculation: bool = False,
+    num_draft_tokens: int | None = None,
+    batch_size: int = 32,
+    normalize: Normalize = "unguided",
+    reference: Sequence[float] | None = None,
+    bootstrap: int = 1000,
+    resume_anyway: bool = False,
+    note: Callable[[str], None] = lambda message: None,
+    progress: Progress[Any] = no_progress,
+) -> dict[str, Any] | None:
+    """Answers every prompt at every preference and by the base alone, scores the answers, and measures.
+
+    Answers and scores are kept in ``out`` as they come: after an interruption the same call goes on. Under
+    ``mlx.launch`` several processes share the work.
 
     Args:
-        folder: Where the scores are kept.
-        results: All answers of the run.
-        rewards: By name, from prompts and answers to scores.
-        watch: Passes answers on and shows progress.
+        out: Folder of the run.
+        model: Directory or hub id of the base. By default ``guide_model`` or the backbone that the adapter records;
+            without ``parm`` the bundled model.
+        parm: Directory or hub id of the adapter, or of several with one objective each.
+        guide_model: Backbone of the adapters; by default what they record.
+        prompts: A file, or texts and conversations. By default the bundled model's held-out questions.
+        limit: Number of prompts to take; None takes all.
+        alphas: A file of preferences, or preferences.
+        grid: Step of a grid of preferences, in place of ``alphas``; by default 0.1 for two objectives, 0.25 for three,
+            0.5 for more.
+        rewards: A reward for each objective, by its name, and others to report; see
+            :func:`parm_mlx.rewards.registry.load_rewards`. By default the built-in scorers of the objectives' names.
+        beta: β, or one for each adapter.
+        sampling: How tokens are chosen; its seed is that of the first sample. Greedy by default.
+        max_tokens: Length of the longest answer.
+        num_samples: Answers to each prompt at each preference.
+        system_prompt: System message before every prompt.
+        chat_template: Name of a built-in chat template of the base.
+        share: Whether base and guide share a forward pass; see :func:`parm_mlx.load`.
+        draft_model: Directory or hub id of a model that drafts tokens.
+        self_speculation: Let the base draft.
+        num_draft_tokens: Tokens drafted at a time.
+        batch_size: Number of answers generated at the same time.
+        normalize: Unit of the scores; see :func:`parm_mlx.evaluation.summary.summarise`.
+        reference: Reference point of the hypervolume in that unit, one number per objective.
+        bootstrap: Samples for the confidence intervals.
+        resume_anyway: Go on also where models or rewards are not those that the run began with.
+        note: Receives notes for the user.
+        progress: Shows progress: passes items on, given their number and a label.
 
     Returns:
-        The scores of all answers.
+        The content of ``metrics.json``; None in all processes but the main one.
 
     Raises:
-        RunError: A reward failed, or scores cannot be written; what is written stays.
+        InputError: A model, prompt, preference, reward or setting cannot be used; or the folder holds another run.
+        RunError: A reward failed, logits were not finite, or the disk is full; what is done stays.
+        KeyboardInterrupt: Ctrl-C; the message says how many answers are kept.
     """
-    known = folder.scores()
-    scores = {r.key: {n: v for n, v in known.get(r.key, {}).items() if n in rewards} for r in results}
-    pending = [result for result in results if len(scores[result.key]) < len(rewards)]
-    with folder.appending(SCORES_FILE) as append:
-        for chunk in _chunks(watch(pending, len(pending), "scores")):
-            for name, reward in rewards.items():
-                unscored = [result for result in chunk if name not in scores[result.key]]
-                values = reward([result.prompt for result in unscored], [result.text for result in unscored])
-                for result, value in zip(unscored, values, strict=True):
-                    scores[result.key][name] = float(value)
-            for result in chunk:
-                append(score_line(result.key, scores[result.key]))
-    ordered = {key: {name: values[name] for name in rewards} for key, values in scores.items()}
-    folder.write_scores(ordered)
-    return ordered
+    out, sampling = Path(out).expanduser(), sampling or Sampling()
+    seeds = _seeds(sampling, num_samples)
+    if grid is not None and alphas is not None:
+        raise InputError("a grid and a list of preferences exclude each other")
+    check_claim(out, "run")
+    models = _load_models(model, parm, guide_model, beta, share)
+    objectives = models.guided.objectives
+    drafting = _load_drafting(models, draft_model, self_speculation, num_draft_tokens)
+    if reference is not None and len(reference) != len(objectives):
+        raise InputError(f"the reference point has {len(reference)} numbers for {len(objectives)} objectives")
+    asked = _prompts(prompts, bundled=parm is None)[:limit]
+    weights = _alphas(alphas, grid, objectives)
+
+    keep_freed_memory()
+    group = join()
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    prompter = models.prompter(chat_template, drafting)
+    sweep = Sweep(models.guided, models.tokenizer, prompter, sampling, max_tokens, batch_size, system, drafting)
+    with group.reported_once(), group.agreed():
+        sweep.check(asked)
+        loaded = _rewards(rewards, objectives)
+        settings = {
+            **models.names,
+            "share": share,
+            "beta": list(models.betas),
+            **{name: getattr(sampling, name) for name in ("temp", "top_p", "top_k", "min_p")},
+            "max_tokens": max_tokens,
+            "seeds": seeds,
+            "system_prompt": system_prompt,
+            "chat_template": chat_template,
+            "alphas": [list(alpha) for alpha in weights],
+            "prompts": {prompt.id: content_id(prompt.content) for prompt in asked},
+        }
+        identity = {
+            "objectives": list(objectives),
+            "settings": settings,
+            "models": {role: fingerprint(path) for role, path in models.paths().items()},
+            "reward_files": {reward.source: reward.digest for reward in loaded.values() if reward.digest},
+        }
+        folder = RunFolder(out, identity, resume_anyway)
+    if folder.changed and group.main:
+        note(f"warning: going on with other models or rewards than before: {', '.join(folder.changed)}")
+    group.check_same({"settings": folder.identity})
+
+    with ExitStack() as held:
+        with group.agreed():
+            if group.main:
+                held.enter_context(folder.locked(group.size))
+        jobs = plan(asked, weights, seeds)
+        began = time.perf_counter()
+        with stop_on_interrupt() as stopped:
+            results, fresh = answer_all(folder, sweep, jobs, group, stopped, progress)
+        generating = time.perf_counter() - began
+        if not group.main:
+            return None
+        _report_count(sum(map(len, jobs)), len(results), len(fresh), note)
+        folder.set_rewards({name: reward.spec for name, reward in loaded.items()})
+        began = time.perf_counter()
+        scores = score_all(folder, results, loaded, progress)
+        timing = _earlier_timing(out)
+        if fresh:
+            timing = {
+                "answers": len(fresh),
+                "tokens": sum(result.tokens for result in fresh),
+                "generating_s": generating,
+                "scoring_s": time.perf_counter() - began,
+                **token_costs(models.guided, prompter(asked[0].content).base, weights[0], drafting is not None),
+            }
+        run = Run(out.name, objectives, folder.rewards, results, scores, timing)
+        summary = summarise(run, normalize=normalize, reference=reference, samples=bootstrap)
+        summary["settings"] = read_settings(out)
+        with update(out) as partial:
+            _write(summary, partial, results, scores, note)
+    return summary
 
 
-def _chunks(results: Iterable[Result]) -> Iterator[list[Result]]:
-    chunk: list[Result] = []
-    for result in results:
-        chunk.append(result)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def compare_runs(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    normalize: Normalize = "unguided",
+    reference: Sequence[float] | None = None,
+    bootstrap: int = 1000,
+    note: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Compares finished runs on one normalisation and one reference point; writes metrics, pictures and a page.
+
+    Args:
+        folders: Folders of two or more runs.
+        out: A new folder for the comparison.
+        normalize: As for :func:`evaluate`.
+        reference: As for :func:`evaluate`.
+        bootstrap: As for :func:`evaluate`.
+        note: Receives notes for the user.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        InputError: A folder holds no finished run, or the runs cannot be compared.
+        OutputError: ``out`` exists.
+    """
+    if len(folders) < 2:
+        raise InputError(
+            "a comparison needs two or more folders of runs", hint="parm-mlx evaluate --compare RUN RUN --out DIR"
+        )
+    check_new(out)
+    unique = len({folder.name for folder in folders}) == len(folders)
+    runs, identities = [], []
+    for folder in folders:
+        identity, results, scores = read_run(folder)
+        identities.append(identity)
+        name, objectives = folder.name if unique else str(folder), tuple(identity["objectives"])
+        runs.append(Run(name, objectives, identity["rewards"], list(results.values()), scores, _earlier_timing(folder)))
+    summary = compare(runs, normalize=normalize, reference=reference, samples=bootstrap)
+    summary["settings"] = dict(differences(*identities))
+    if len(summary["differences"]) < len(runs) - 1:
+        note("the runs have different prompts: their figures are of different questions, and no pairs are drawn")
+    with new_directory(out) as partial:
+        _write(summary, partial, [], {}, note)
+    return summary
 
 
-def _of_all(group: Group, results: Iterable[Result]) -> dict[Key, Result]:
-    """The answers of all processes."""
-    if group.size == 1:
-        return {result.key: result for result in results}
-    found: dict[Key, Result] = {}
-    for content in group.union("".join(map(result_line, results)).encode()):
-        found |= parse_results(content)
+@dataclass(frozen=True)
+class _Models:
+    """The loaded models of a run, and what names them."""
+
+    guided: GuidedModel
+    tokenizer: TokenizerWrapper
+    guide_tokenizer: TokenizerWrapper
+    betas: tuple[float, ...]
+    base: str
+    adapters: list[str]
+    guide_model: str | None
+    names: dict[str, Any]
+
+    def prompter(self, chat_template: str | None, drafting: Drafting | None) -> Prompter:
+        return Prompter(
+            self.tokenizer,
+            self.guide_tokenizer,
+            base_template=chat_template,
+            guide_template=self.guided.guide.chat_template,
+            limit=self.guided.context_length,
+            rows=self.guided.rows,
+            draft_rows=drafting.rows if drafting else None,
+        )
+
+    def paths(self) -> dict[str, Path]:
+        """Returns the directories of the models by their roles."""
+        paths = {"base": resolve(self.base)}
+        for number, adapter in enumerate(self.adapters, 1):
+            of = "" if len(self.adapters) == 1 else f" {number}"
+            own = resolve(self.guide_model, "guide model") if self.guide_model else recorded_backbone(adapter)
+            paths[f"adapter{of}"] = resolve(adapter, "adapter")
+            if own.resolve() != paths["base"].resolve():
+                paths[f"guide model{of}"] = own
+        return paths
+
+
+def _load_models(
+    model: str | Path | None,
+    parm: str | Path | Sequence[str | Path] | None,
+    guide_model: str | Path | None,
+    beta: float | str | Sequence[float],
+    share: Share,
+) -> _Models:
+    adapters = [str(each) for each in ([parm] if isinstance(parm, str | Path) else parm or [])]
+    if not adapters and (model is not None or guide_model is not None):
+        raise InputError("a base or a guide model needs a PARM, the adapter that guides", hint="or leave all three out")
+    guide = None if guide_model is None else str(guide_model)
+    names = {"model": None if model is None else str(model), "parm": adapters or None, "guide_model": guide}
+    betas = parse_betas(beta, max(len(adapters), 1))
+    base = str(model or guide_model or recorded_backbone(adapters[0])) if adapters else str(BUNDLED_BASE)
+    adapters = adapters or [str(BUNDLED_PARM)]
+    loaded = load_with_tokenizers(base, adapters, guide, beta=betas, share=share)
+    return _Models(*loaded, betas, base, adapters, guide, names)
+
+
+def _load_drafting(
+    models: _Models, draft_model: str | Path | None, by_base: bool, tokens: int | None
+) -> Drafting | None:
+    if draft_model is not None and by_base:
+        raise InputError("a draft model and self-speculation exclude each other")
+    if draft_model is None and not by_base:
+        if tokens is not None:
+            raise InputError("a number of draft tokens needs a draft model or self-speculation")
+        return None
+    draft = load_draft(str(draft_model), models.tokenizer, models.base) if draft_model is not None else None
+    return Drafting(draft, tokens or Drafting.tokens)
+
+
+def _seeds(sampling: Sampling, count: int) -> list[int]:
+    if count > 1 and sampling.temp == 0:
+        raise InputError("several samples need a temperature above 0: without, all answers to a prompt are the same")
+    try:
+        SEED.read(sampling.seed + count - 1)
+    except ValueError as reason:
+        raise InputError(f"the seed of the last sample {reason}") from None
+    return list(range(sampling.seed, sampling.seed + count))
+
+
+def _prompts(given: Path | Sequence[Content] | None, bundled: bool) -> list[Prompt]:
+    """Returns prompts with their ids; by default the questions that the bundled model was not trained on."""
+    if isinstance(given, Path):
+        found = read_prompts(given)
+        check_distinct(found, given)
+        return found
+    contents: Sequence[Content] = given or []
+    if given is None and bundled:
+        contents = json.loads((BUNDLED / "held_out_prompts.json").read_text(encoding="utf-8"))
+    if not contents or isinstance(contents, str):
+        raise InputError("prompts are missing", hint="for instance a file of them: --prompts questions.txt")
+    return list({content_id(content): Prompt(content_id(content), content) for content in contents}.values())
+
+
+def _alphas(given: Path | Sequence[AlphaSpec] | None, step: float | None, objectives: Sequence[str]) -> list[Alpha]:
+    """Returns the preferences of a grid, of a file or of a list."""
+    if given is None:
+        k = len(objectives)
+        return simplex_grid(k, GRID_STEPS.get(k, COARSE) if step is None else step)
+    if isinstance(given, Path):
+        return read_alphas(given, objectives)
+    found = list(dict.fromkeys(parse_alpha(spec, objectives) for spec in given))
+    if not found:
+        raise InputError("preferences are missing")
     return found
 
 
-def model_digest(model: GuidedModel) -> str:
-    """16 hexadecimal digits of the SHA-256 of the adapters that guide: a model trained anew is another one."""
-    digest = hashlib.sha256()
-    for guide in model.guide.guides if isinstance(model.guide, Guides) else [model.guide]:
-        for name, tensor in sorted(adapter_tensors(guide.model).items()):
-            digest.update(name.encode() + np.array(tensor.astype(mx.float32)).tobytes())
-    return digest.hexdigest()[:16]
+def _rewards(given: Rewards | None, objectives: Sequence[str]) -> dict[str, Reward]:
+    """Returns the rewards by name, those of the objectives first and in their order."""
+    given = given or {name: f"builtin:{name}" for name in objectives if name in SCORERS}
+    names = list(given) if isinstance(given, Mapping) else [spec.partition("=")[0].strip() for spec in given]
+    if missing := [name for name in objectives if name not in names]:
+        raise InputError(
+            f"no --reward for {', '.join(missing)}; the objectives are {', '.join(objectives)}",
+            hint=f"add --reward {missing[0]}=SPEC",
+        )
+    rewards = load_rewards(given)
+    return {name: rewards[name] for name in dict.fromkeys([*objectives, *rewards])}
+
+
+def _report_count(total: int, done: int, fresh: int, note: Callable[[str], None]) -> None:
+    """Ends the run if it was interrupted, and notes how many answers were there before."""
+    if done < total:
+        raise KeyboardInterrupt(f"interrupted: {done} of {total} answers are kept; the same command goes on")
+    if fresh < total:
+        note(f"{total - fresh} of {total} answers were there already")
+
+
+def _earlier_timing(folder: Path) -> dict[str, float]:
+    """Returns what was measured when the answers were generated; nothing if that cannot be read."""
+    try:
+        earlier = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["time"]
+        return {name: float(value) for name, value in earlier.items() if name != "scoring_share"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _write(
+    summary: dict[str, Any],
+    out: Path,
+    results: Sequence[Result],
+    scores: Mapping[Any, Mapping[str, float]],
+    note: Callable[[str], None],
+) -> None:
+    """Writes metrics.json, the pictures and the page."""
+    with disk_errors(out):
+        text = json.dumps(summary, indent=1, ensure_ascii=False)
+        (out / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
+        add_pictures(summary, out, note)
+        write_page(summary, results, scores, out)

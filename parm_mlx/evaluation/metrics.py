@@ -1,9 +1,10 @@
-"""Metrics of a front, on plain arrays. Larger scores are better everywhere.
+"""Metrics of a front and of its points along the grid, on plain arrays. Larger scores are better everywhere.
 
 A is the number of preferences, k of objectives, P of prompts, S of bootstrap samples. Points r(α) are (A, k), the
 preferences themselves (A, k) too.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,11 @@ Mask = NDArray[np.bool_]
 
 
 class Effort(NamedTuple):
-    """How far the hypervolume goes before it is approximated.
+    """The limit of exact hypervolumes, and the accuracy beyond.
 
     Attributes:
         work: Largest n^(k/2) that is computed exactly; 1e9 takes seconds, 1e7 some 10 ms.
-        directions: Of the approximation beyond.
+        directions: Number of directions of the approximation.
     """
 
     work: float
@@ -31,11 +32,12 @@ VALUE = Effort(1e9, 2**18)  # within 0.2 % of the exact value where that is know
 SAMPLE = Effort(1e7, 2**14)  # a bootstrap sample: within 2 %
 LEVEL = 0.95
 DEVIATIONS = 1.96  # of a normal distribution, either side of its mean: LEVEL of it
+JUMP = 3.0  # a step along the grid is a jump when it is this many times the median step
 TIE = 1e-9  # scores closer than this, relative to the largest, are equal: the rest is rounding
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-    """The volume that is dominated by points and lies above a reference point.
+    """Returns the volume that points dominate above a reference point.
 
     HV = volume of { x : reference ≤ x ≤ r for a point r }. Points that are not above the reference in every objective
     add nothing. Exact as far as VALUE allows, which is for all fronts up to EXACT_OBJECTIVES objectives.
@@ -48,7 +50,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
 
 
 def hypervolumes(samples: ArrayLike, reference: ArrayLike) -> tuple[Array, bool]:
-    """The hypervolume of many fronts.
+    """Returns the hypervolumes of many fronts.
 
     Args:
         samples: (S, n, k).
@@ -62,7 +64,7 @@ def hypervolumes(samples: ArrayLike, reference: ArrayLike) -> tuple[Array, bool]
 
 
 def hypervolume_is_exact(points: ArrayLike, reference: ArrayLike) -> bool:
-    """Whether :func:`hypervolume` computes and does not approximate."""
+    """Returns False if :func:`hypervolume` approximates."""
     points, reference = np.asarray(points, float), np.asarray(reference, float)
     return _is_exact(len(_counting(points, reference)), points.shape[1], VALUE.work)
 
@@ -89,7 +91,7 @@ def _is_exact(n: int, k: int, work: float) -> bool:
 
 
 def front(points: ArrayLike) -> Integers:
-    """Indices of the points that no other point dominates: is as good in every objective and better in one.
+    """Returns the indices of the points that no other point dominates (as good in every objective, better in one).
 
     Of equal points the first counts.
 
@@ -105,7 +107,7 @@ def front(points: ArrayLike) -> Integers:
 
 
 def mip(alphas: ArrayLike, points: ArrayLike) -> Any:
-    """Mean inner product: mean over α of αᵀ r(α).
+    """Returns the mean inner product: the mean over α of αᵀ r(α).
 
     Args:
         alphas: (A, k).
@@ -118,10 +120,10 @@ def mip(alphas: ArrayLike, points: ArrayLike) -> Any:
 
 
 def mip_gain(alphas: ArrayLike, points: ArrayLike) -> Any:
-    """How much of the MIP is due to α: the MIP less that of a front whose points all are the mean point.
+    """Returns the part of the MIP that is due to α: the MIP less that of a front whose points all are the mean point.
 
-    mean over α of αᵀ (r(α) − r̄), r̄ = mean over α of r(α). Above 0 where scores rise with their weights, 0 where α
-    decides nothing, below 0 where it is turned around.
+    mean over α of αᵀ (r(α) − r̄), r̄ = mean over α of r(α). Above 0 if scores rise with their weights, 0 if α has no
+    effect, below 0 if the effect is reversed.
 
     Args:
         alphas: (A, k).
@@ -132,7 +134,7 @@ def mip_gain(alphas: ArrayLike, points: ArrayLike) -> Any:
 
 
 def spearman(weights: ArrayLike, scores: ArrayLike) -> Any:
-    """Spearman's ρ: the correlation of ranks, equal values sharing their mean rank; 0 where a side is constant.
+    """Returns Spearman's ρ, the correlation of ranks; equal values share their mean rank, and a constant side gives 0.
 
     Args:
         weights: (A,), of one objective.
@@ -148,7 +150,7 @@ def spearman(weights: ArrayLike, scores: ArrayLike) -> Any:
 
 
 def ranks(values: ArrayLike) -> Array:
-    """Ranks along the last axis, from 1; values within TIE of the next one share the mean of their ranks."""
+    """Returns ranks along the last axis, from 1; values within TIE of the next one share the mean of their ranks."""
     values = np.asarray(values, float)
     n = values.shape[-1]
     order = np.argsort(values, axis=-1, kind="stable")
@@ -166,12 +168,12 @@ def ranks(values: ArrayLike) -> Array:
 
 
 def spacing(points: ArrayLike) -> float:
-    """Schott's spacing of a front: 0 where its points are evenly spread.
+    """Returns Schott's spacing of a front: 0 if its points are evenly spread.
 
     S = √( 1/(n − 1) · Σ_i (d̄ − d_i)² ), d_i = min over j ≠ i of Σ_m |r_im − r_jm|. 0 for fewer than two points.
 
     Args:
-        points: (n, k), the front alone.
+        points: (n, k), points of the front only.
     """
     points = np.asarray(points, float)
     if len(points) < 2:
@@ -182,12 +184,12 @@ def spacing(points: ArrayLike) -> float:
 
 
 def corners(alphas: ArrayLike) -> Integers:
-    """For each objective, the index of the α that gives it the most weight: the corners of a full grid. (k,)."""
+    """Returns the index of the α that gives each objective the most weight: the corners of a full grid. (k,)"""
     return np.asarray(np.argmax(np.asarray(alphas, float), axis=0))
 
 
 def corner_difference(alphas: ArrayLike, points: ArrayLike) -> Array:
-    """How far each score moves from corner to corner.
+    """Returns how far each score moves from corner to corner.
 
     r_i(α with the most weight on i) − mean over the other objectives j of r_i(α with the most weight on j).
 
@@ -205,15 +207,15 @@ def corner_difference(alphas: ArrayLike, points: ArrayLike) -> Array:
 
 
 def bootstrap(scores: ArrayLike, samples: int, seed: int) -> Array:
-    """Means over prompts that are drawn anew, as many as there are, with replacement.
+    """Returns means over P prompts drawn with replacement.
 
-    All preferences and objectives of a prompt go together. The same seed draws the same prompts for every array with
-    as many, so that samples of two runs on the same prompts can be subtracted.
+    All preferences and objectives of a prompt are drawn together. The same seed draws the same prompts for every array
+    of P, so that samples of two runs on the same prompts can be subtracted.
 
     Args:
         scores: (P, …).
         samples: S.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         (S, …).
@@ -224,10 +226,98 @@ def bootstrap(scores: ArrayLike, samples: int, seed: int) -> Array:
 
 
 def interval(value: float, samples: ArrayLike) -> dict[str, float]:
-    """A value with the percentile interval of its bootstrap samples, widened to hold the value where it does not.
+    """Returns a value with the percentile interval of its bootstrap samples, widened to hold the value if necessary.
 
-    That happens to metrics that noise always raises (hypervolume) or lowers (a perfect rank correlation).
+    It is necessary for metrics that noise always raises (hypervolume) or lowers (a perfect rank correlation).
     """
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(np.asarray(samples, float), [tail, 100 - tail])
     return {"value": float(value), "low": float(min(low, value)), "high": float(max(high, value))}
+
+
+# Points along the grid of preferences: neighbours, clusters, jumps. Scores are normalised, so that distances compare.
+
+
+def neighbours(alphas: ArrayLike) -> Mask:
+    """Finds neighbouring preferences: no third one is closer to both than they are to each other.
+
+    For k = 2 those are consecutive preferences; on the simplex grid, those one step apart.
+
+    Args:
+        alphas: (A, k), all different.
+
+    Returns:
+        (A, A), symmetric, False on the diagonal.
+    """
+    distances = _distances(np.asarray(alphas, float))
+    found, closer = np.ones(distances.shape, bool), distances * (1 - TIE)
+    for to_third in distances:
+        found &= np.maximum(to_third[:, None], to_third[None]) >= closer
+    np.fill_diagonal(found, False)
+    return found
+
+
+def indistinguishable(scores: ArrayLike) -> Mask:
+    """Finds pairs of preferences whose points differ by less than the noise in every objective.
+
+    |mean over prompts of (r(α) − r(α'))| ≤ DEVIATIONS · √(variance over prompts / P): 0 is in the interval of a
+    bootstrap over prompts whose samples are normally distributed. Each pair is tested by itself:
+    some that differ by noise alone are told apart.
+
+    Args:
+        scores: (P, A, k).
+
+    Returns:
+        (A, A), symmetric, True on the diagonal.
+    """
+    scores = np.asarray(scores, float)
+    means = scores.mean(axis=0)
+    same = np.ones((len(means), len(means)), bool)
+    for mean, centred in zip(means.T, np.moveaxis(scores - means, -1, 0), strict=True):
+        covariance = centred.T @ centred / len(scores)
+        own = np.diagonal(covariance)
+        variance = np.maximum(own[:, None] + own[None] - 2 * covariance, 0.0)
+        rounding = TIE * max(1.0, np.abs(mean).max())
+        same &= np.abs(mean[:, None] - mean[None]) <= DEVIATIONS * np.sqrt(variance / len(scores)) + rounding
+    return same
+
+
+def clusters(near: Mask, same: Mask) -> list[list[int]]:
+    """Groups neighbouring preferences whose points are indistinguishable.
+
+    In grid order, each preference joins the first group in which it has a neighbour and is indistinguishable from all.
+
+    Args:
+        near: (A, A), of :func:`neighbours`.
+        same: (A, A), of :func:`indistinguishable`.
+
+    Returns:
+        Indices of the groups of two or more.
+    """
+    groups: list[list[int]] = []
+    for index in range(len(near)):
+        for group in groups:
+            if near[index, group].any() and same[index, group].all():
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    return [group for group in groups if len(group) > 1]
+
+
+def steps(alphas: ArrayLike, points: ArrayLike, near: Mask) -> list[tuple[int, int, float]]:
+    """Returns how far the point moves per unit of α between neighbours: (from, to, ‖Δr‖ / ‖Δα‖)."""
+    moved, way = _distances(np.asarray(points, float)), _distances(np.asarray(alphas, float))
+    return [(int(i), int(j), float(moved[i, j] / way[i, j])) for i, j in np.argwhere(np.triu(near))]
+
+
+def jumps(walk: Sequence[tuple[int, int, float]], same: Mask) -> list[tuple[int, int, float]]:
+    """Returns the :func:`steps` of more than JUMP times the median, between distinguishable points."""
+    if not walk:
+        return []
+    median = float(np.median([step for _, _, step in walk]))
+    return [(i, j, step) for i, j, step in walk if step > JUMP * median and not same[i, j]]
+
+
+def _distances(rows: Array) -> Array:
+    return np.asarray(np.linalg.norm(rows[:, None] - rows[None], axis=-1))

@@ -8,10 +8,9 @@ import mlx.core as mx
 import pytest
 
 from parm_mlx.answers import sweep as sweep_module
-from parm_mlx.answers.results import Result, RunFolder
-from parm_mlx.answers.sweep import Job, Sweep, answer_seed, plan
+from parm_mlx.answers.store import Result, RunFolder
+from parm_mlx.answers.sweep import Job, Sweep, answer_all, answer_seed, plan, score_all
 from parm_mlx.errors import RunError
-from parm_mlx.evaluation.evaluate import answer_all, model_digest, score_all
 from parm_mlx.guidance.guided import Guide, GuidedModel
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompt, Prompter
@@ -137,7 +136,7 @@ def test_scores_are_kept_and_only_what_is_missing_is_scored(
     parts: tuple[GuidedModel, Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, sweep = parts
-    monkeypatch.setattr("parm_mlx.evaluation.evaluate.CHUNK", 5)
+    monkeypatch.setattr("parm_mlx.answers.sweep.CHUNK", 5)
     folder = RunFolder(tmp_path / "run", IDENTITY)
     results, _ = answer(folder, sweep, plan(PROMPTS, ALPHAS, [0]))
     calls: list[int] = []
@@ -156,16 +155,6 @@ def test_scores_are_kept_and_only_what_is_missing_is_scored(
     assert scores == {result.key: {"length": len(result.text)} for result in results} == folder.scores()
     more = score_all(folder, results, {"length": failing, "tokens": lambda p, t: [1.0] * len(t)})
     assert (calls, more[results[0].key]) == ([5, 5, 5, 2, 0, 0, 0], {"length": len(results[0].text), "tokens": 1.0})
-
-
-def test_the_digest_is_of_the_adapter(official: Path, official_parm: Path, parts: tuple[GuidedModel, Sweep]) -> None:
-    model, _ = parts
-    other, _, _ = load_with_tokenizers(official / "arm_base", official_parm)
-    assert len(model_digest(model)) == 16
-    assert model_digest(other) == model_digest(model), "the base is not part of it"
-    layer = next(layer for _, layer in other.guide.model.named_modules() if hasattr(layer, "w2"))
-    layer.w2 = layer.w2 + 1e-3
-    assert model_digest(other) != model_digest(model)
 
 
 def test_answers_that_cannot_go_on_are_an_error_after_all_others(

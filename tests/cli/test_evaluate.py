@@ -105,20 +105,20 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
     [
         ((), 2, "--out is missing"),
         (("--out", "x", "--grid", "0.3"), 2, "the grid step must divide 1"),
-        (("--out", "x", "--grid", "0.5", "--alphas", "a"), 2, "--grid and --alphas exclude each other"),
+        (("--out", "x", "--grid", "0.5", "--alphas", "a"), 2, "exclude each other"),
         (("--out", "x", "--prompts", "empty.txt"), 2, "empty.txt holds no prompt"),
         (("--out", "x", "--prompts", "same.jsonl"), 2, "same.jsonl:2: the same id 'a' as on line 1"),
         (("--out", "x", "--reward", "warmth=warmth"), 2, "no --reward for focus"),
         (("--out", "x", "--reward", "warmth=nothing", "--reward", "focus=focus"), 2, "reward warmth: nothing"),
-        (("--out", "x", "--num-samples", "2"), 2, "--num-samples needs --temp above 0"),
+        (("--out", "x", "--num-samples", "2"), 2, "need a temperature above 0"),
         (
             ("--out", "x", "--reference", "a"),
             2,
             "--reference a: each number must be a number from -1e+09 to 1e+09, got 'a'",
         ),
-        (("--out", "x", "--reference", "-2"), 2, "--reference has 1 numbers for 2 objectives"),
+        (("--out", "x", "--reference", "-2"), 2, "the reference point has 1 numbers for 2"),
         (("--out", "x", "--prompts", "same.json"), 2, "same.json is one JSON document"),
-        (("--out", "x", "--compare", "x"), 2, "--compare needs two or more"),
+        (("--out", "x", "--compare", "x"), 2, "needs two or more folders"),
         (("--out", "x", "--compare", "x", "y"), 2, "x is not the folder of a run"),
         (("--out", "x", "--compare", "x", "y", "--temp", "1"), 2, "--temp cannot be used with --compare"),
         (("--out", "x", "y"), 2, "y: folders of runs go with --compare"),
@@ -210,16 +210,24 @@ def nan(prompts, answers):
     return [float("nan")] * len(answers)
 def short(prompts, answers):
     return [1.0]
+def exits(prompts, answers):
+    print("bye")
+    raise SystemExit(0)
 """
 
 
 def test_a_reward_that_fails_loses_no_answer(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "failing_rewards.py").write_text(FAILING)
-    for name, problem in (("fails", "failed: ValueError: no"), ("nan", "returned nan"), ("short", "returned 1 scores")):
+    for name, problem in (
+        ("fails", "failed: ValueError: no"),
+        ("nan", "returned nan"),
+        ("short", "returned 1 scores"),
+        ("exits", "failed: SystemExit: 0"),
+    ):
         rewards = ["--reward", f"warmth=failing_rewards:{name}", "--reward", "focus=focus"]
-        code, _, err = run_cli("evaluate", "--out", "run", *SMALL, *rewards)
-        assert code == 1
+        code, out, err = run_cli("evaluate", "--out", "run", *SMALL, *rewards)
+        assert (code, out) == (1, "")
         assert problem in err
         assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == 8
     code, _, err = run_cli("evaluate", "--out", "run", *SMALL)
@@ -230,7 +238,7 @@ def test_a_reward_that_fails_loses_no_answer(run_cli: Run, tmp_path: Path, monke
 def test_a_full_disk_is_one_line_and_the_run_goes_on(
     run_cli: Run, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from parm_mlx.evaluation import run as module
+    from parm_mlx.answers import sweep as module
 
     written = 0
     original = module.result_line
@@ -252,7 +260,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
 
 
 def test_ctrl_c_keeps_what_is_done(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from parm_mlx.evaluation import run as module
+    from parm_mlx.answers import sweep as module
 
     original, keys = module.result_line, iter([signal.SIGINT])
 

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -5,14 +8,14 @@ from mlx_lm.generate import generate_step
 from tiny import tiny_guided, tiny_model
 
 from parm_mlx.diagnostics import bench
-from parm_mlx.diagnostics.bench import check_batches, measure, ways
+from parm_mlx.diagnostics.bench import BatchGeneration, Case, DraftedGeneration, check_batches, measure, summarise, ways
 from parm_mlx.diagnostics.plan import Plan
-from parm_mlx.diagnostics.runs import Batch, Drafted
 from parm_mlx.diagnostics.subjects import Subjects, weight_bytes
-from parm_mlx.errors import InputError
+from parm_mlx.errors import InputError, RunError
 from parm_mlx.guidance.guided import Guide, GuidedModel
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.pblora import PBLoRAConfig, attach
+from parm_mlx.timing import Sample
 
 PLAIN = ["base", "guide", "guided", "shared"]
 DRAFTED = ["guided+self", "shared+self", "shared+draft"]
@@ -53,7 +56,7 @@ def test_the_ways_generate_the_tokens_that_their_models_generate(subjects: Subje
 def test_a_step_of_speculation_takes_all_tokens_of_a_check(subjects: Subjects) -> None:
     """Else the next turn would begin with tokens that this one has paid for."""
     run = ways(subjects)["shared+self"][1](subjects.prompts(1, 6), [(0.5, 0.5)])
-    assert isinstance(run, Drafted)
+    assert isinstance(run, DraftedGeneration)
     run.read()
     for steps in (1, 2, 5):
         run.decode(steps)
@@ -77,7 +80,7 @@ def test_sequences_at_once_each_keep_their_own_preference(subjects: Subjects) ->
     prompts, alphas = subjects.prompts(3, 6), [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
     assert [*ways(subjects, 3)] == PLAIN, "tokens are drafted for one sequence only"
     run = ways(subjects, 3)["shared"][1](prompts, alphas)
-    assert isinstance(run, Batch)
+    assert isinstance(run, BatchGeneration)
     run.read()
     assert run.decode(4) == 3 * 4
     run.close()
@@ -137,3 +140,79 @@ def test_metal_keeps_weights_only_while_measuring(subjects: Subjects, monkeypatc
     list(bench.measure(subjects, Plan((1,), (2,), 1, 1)))
     assert limits[0] == 1000
     assert limits[-1] == 7
+
+
+def case(name: str, decode: list[float], acceptance: float | None = None) -> Case:
+    """Two sequences with prompts of 10 tokens; 20 tokens each in every round."""
+    return Case(name, 2, 10, 3_000_000, 4_500_000, [Sample(0.5, seconds, 40, acceptance) for seconds in decode])
+
+
+def test_rates_and_ratios_by_hand() -> None:
+    """20 tokens of each sequence in 2, 4 and 2 s: 100, 200, 100 ms; the floor is 4, 8 and 6 s.
+
+    Guided in 5, 8 and 6 s: 0.8, 1 and 1 of the floor, and 2/5, 1/2, 1/3 of unguided.
+    """
+    base, guide, guided = summarise(
+        [case("base", [2.0, 4.0, 2.0]), case("guide", [2.0, 4.0, 4.0]), case("guided", [5.0, 8.0, 6.0], 0.625)]
+    )
+    assert (base["case"], base["batch"], base["prompt"], base["rounds"]) == ("base", 2, 10, 3)
+    assert base["ms_per_token"] == 100
+    assert base["ms_per_token_spread"] == [100, 200]
+    assert base["decode_tokens_per_second"] == 20
+    assert base["decode_tokens_per_second_spread"] == [10, 20]
+    assert base["prefill_tokens_per_second"] == 40, "2 · 10 tokens in 0.5 s"
+    assert base["of_unguided_spread"] == [1, 1]
+    assert guide["of_unguided"] == 1
+    assert guide["of_unguided_spread"] == [0.5, 1]
+    assert guided["of_floor"] == 1
+    assert guided["of_floor_spread"] == [0.8, 1]
+    assert guided["of_unguided"] == 0.4
+    assert guided["of_unguided_spread"] == [pytest.approx(1 / 3, abs=1e-5), 0.5]
+    assert (guided["weights_mb"], guided["peak_mb"]) == (3.0, 4.5)
+    assert (base["accepted"], guided["accepted"]) == (None, 0.625)
+
+
+def test_more_tokens_than_asked_for_count() -> None:
+    """A draft may bring more tokens in its last step: 2 s for 25 of each sequence are 80 ms."""
+    drafted = Case("drafted", 2, 10, 1, 1, [Sample(0.5, 2.0, 50, 0.5)])
+    rows = summarise([case("base", [2.0]), case("guide", [2.0]), drafted])
+    assert rows[2]["ms_per_token"] == 80
+    assert rows[2]["of_unguided"] == 1.25
+    assert rows[2]["of_floor"] == 2.5
+
+
+FIGURES = ("decode_tokens_per_second", "of_unguided", "prefill_tokens_per_second")
+
+
+def row(case: str, batch: int, prompt: int, value: float) -> dict[str, Any]:
+    figures = dict.fromkeys(FIGURES, value) | {f"{name}_spread": [value - 1, value + 2] for name in FIGURES}
+    return {"case": case, "batch": batch, "prompt": prompt, **figures}
+
+
+ROWS = [row("base", 1, 64, 10), row("guided", 1, 64, 5), row("base", 4, 64, 20), row("guided", 4, 64, 9)]
+
+
+@pytest.mark.parametrize(("ending", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_the_ending_decides_the_format(tmp_path: Path, ending: str, start: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    bench.draw([*ROWS, row("base", 1, 256, 8), row("guided", 1, 256, 4)], tmp_path / f"speed{ending}")
+    assert (tmp_path / f"speed{ending}").read_bytes().startswith(start)
+
+
+def test_what_is_drawn() -> None:
+    """A line per case, through medians, with bars to the lowest and highest round."""
+    axis: Any = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    bench._lines(axis, ROWS, "batch", "of_unguided")
+    lines = [container.lines[0] for container in axis.containers]
+    assert [list(line.get_xdata()) for line in lines] == [[1, 4], [1, 4]]
+    assert [list(line.get_ydata()) for line in lines] == [[10, 20], [5, 9]]
+    assert [container.get_label() for container in axis.containers] == ["base", "guided"]
+    assert lines[0].get_linestyle() != lines[1].get_linestyle()
+    bars = axis.containers[1].lines[2][0].get_segments()
+    assert [[list(end) for end in bar] for bar in bars] == [[[1, 4], [1, 7]], [[4, 8], [4, 11]]]
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(RunError, match=r"speed\.png was not written"):
+        bench.draw(ROWS, tmp_path / "missing" / "speed.png")

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from parm_mlx.diagnostics import doctor
-from parm_mlx.diagnostics.doctor import judge_guidance
+from parm_mlx.diagnostics.doctor import Check, judge_guidance, run_check, without_home
+from parm_mlx.errors import ModelError
 
 WARM, DRY = "Good luck, my friend! I am delighted, well done.", "Stir flour, yeast, water, salt; bake 40 minutes."
 OBJECTIVES = ("warmth", "focus")
@@ -9,26 +12,26 @@ OBJECTIVES = ("warmth", "focus")
 
 def test_answers_that_follow_alpha_are_ok() -> None:
     """Four warm expressions against none; in the dry answer all words but one number inform or count."""
-    finding = judge_guidance(OBJECTIVES, [[WARM, WARM], [DRY, DRY]], finite=True, speed=120.0)
-    assert (finding.status, finding.hint) == ("ok", None)
-    assert finding.found.startswith("warmth 0.0 → 4.0, focus ")
-    assert finding.found.endswith("as their weight goes 0 → 1; 120 tokens/s")
-    assert finding.data["scores"]["warmth"] == [4.0, 0.0]
-    assert finding.data["tokens_per_second"] == 120.0
+    check = judge_guidance(OBJECTIVES, [[WARM, WARM], [DRY, DRY]], finite=True, speed=120.0)
+    assert (check.status, check.hint) == ("ok", None)
+    assert check.found.startswith("warmth 0.0 → 4.0, focus ")
+    assert check.found.endswith("as their weight goes 0 → 1; 120 tokens/s")
+    assert check.data["scores"]["warmth"] == [4.0, 0.0]
+    assert check.data["tokens_per_second"] == 120.0
 
 
 @pytest.mark.parametrize("texts", [[[DRY], [WARM]], [[WARM], [WARM]], [[DRY], [DRY]]])
 def test_answers_that_do_not_follow_alpha_are_wrong(texts: list[list[str]]) -> None:
-    finding = judge_guidance(OBJECTIVES, texts, finite=True, speed=120.0)
-    assert finding.status == "failed"
-    assert finding.found.startswith("answers do not follow α: warmth")
-    assert finding.hint is not None
+    check = judge_guidance(OBJECTIVES, texts, finite=True, speed=120.0)
+    assert check.status == "failed"
+    assert check.found.startswith("answers do not follow α: warmth")
+    assert check.hint is not None
 
 
 def test_log_probabilities_that_are_not_finite_are_wrong() -> None:
-    finding = judge_guidance(OBJECTIVES, [[WARM], [DRY]], finite=False, speed=120.0)
-    assert finding.status == "failed"
-    assert finding.found.startswith("log-probabilities are not finite")
+    check = judge_guidance(OBJECTIVES, [[WARM], [DRY]], finite=False, speed=120.0)
+    assert check.status == "failed"
+    assert check.found.startswith("log-probabilities are not finite")
 
 
 def test_finite_log_probabilities_are_told_from_others() -> None:
@@ -50,28 +53,60 @@ def test_finite_log_probabilities_are_told_from_others() -> None:
 
 def test_a_missing_blas_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.parm_mlx, "FAST_BLAS", False)
-    finding = doctor.look_at_blas()
-    assert finding.status == "warning"
-    assert finding.hint is not None
-    assert "libopenblas0-pthread" in finding.hint
+    check = doctor.check_blas()
+    assert check.status == "warning"
+    assert check.hint is not None
+    assert "libopenblas0-pthread" in check.hint
     monkeypatch.setattr(doctor.parm_mlx, "FAST_BLAS", True)
-    assert doctor.look_at_blas().status == "ok"
+    assert doctor.check_blas().status == "ok"
 
 
 def test_a_mac_without_metal_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "has_metal", lambda: False)
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
-    assert doctor.look_at_device().status == "ok"
+    assert doctor.check_device().status == "ok"
     monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
-    finding = doctor.look_at_device()
-    assert finding.status == "warning"
-    assert finding.hint is not None
+    check = doctor.check_device()
+    assert check.status == "warning"
+    assert check.hint is not None
 
 
 def test_the_memory_of_a_mac_is_what_metal_may_wire(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "has_metal", lambda: True)
     monkeypatch.setattr(doctor, "physical_memory", lambda: 16 * 10**9)
     monkeypatch.setattr(doctor, "usable_memory", lambda: 12 * 10**9)
-    finding = doctor.look_at_memory()
-    assert finding.found == "16.0 GB; Metal's wired limit is 12.0 GB"
-    assert finding.data == {"memory_bytes": 16 * 10**9, "usable_bytes": 12 * 10**9}
+    check = doctor.check_memory()
+    assert check.found == "16.0 GB; Metal's wired limit is 12.0 GB"
+    assert check.data == {"memory_bytes": 16 * 10**9, "usable_bytes": 12 * 10**9}
+
+
+def test_an_error_is_a_check_with_its_hint() -> None:
+    def failing() -> list[Check]:
+        raise ModelError("base holds no tokenizer", hint="convert it")
+
+    assert run_check("model", failing) == [Check("model", "failed", "base holds no tokenizer", "convert it")]
+
+
+def test_what_was_not_foreseen_is_a_check_too() -> None:
+    (check,) = run_check("memory", lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert (check.status, check.found) == ("failed", "ZeroDivisionError: division by zero")
+    assert check.hint is not None
+
+
+def test_json_does_not_say_whose_machine_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/Users/anna"))
+    check = Check(
+        "record",
+        "failed",
+        "/Users/anna/.cache/x is broken",
+        "delete /Users/anna/.cache/x",
+        {"paths": ["/Users/anna/a"]},
+    )
+    assert check.to_dict() == {
+        "check": "record",
+        "status": "failed",
+        "found": "~/.cache/x is broken",
+        "hint": "delete ~/.cache/x",
+        "data": {"paths": ["~/a"]},
+    }
+    assert without_home({"a": {"b": "/Users/anna"}, "n": 1}) == {"a": {"b": "~"}, "n": 1}

@@ -5,8 +5,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from parm_mlx.diagnostics import kernels
-from parm_mlx.diagnostics.kernels import judge, look_at_kernels
+from parm_mlx.diagnostics import doctor
+from parm_mlx.diagnostics.doctor import check_all_kernels, judge_kernel
 from parm_mlx.errors import ConfigError
 from parm_mlx.kernels import launcher
 from parm_mlx.kernels.check import Verdict
@@ -35,7 +35,7 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
     """A machine with Metal, whose verdicts a test may change."""
     verdicts = list(GOOD)
     monkeypatch.setattr(launcher, "available", lambda: True)
-    monkeypatch.setattr(kernels, "check_kernels", lambda: verdicts)
+    monkeypatch.setattr(doctor, "check_kernels", lambda: verdicts)
     return verdicts
 
 
@@ -43,15 +43,15 @@ def test_where_kernels_do_not_run_nothing_is_checked_or_saved(
     monkeypatch: pytest.MonkeyPatch, own_record: Path
 ) -> None:
     monkeypatch.setattr(launcher, "available", lambda: False)
-    (finding,) = look_at_kernels()
-    assert finding.status == "ok"
-    assert finding.found == ("not used: MLX computes on the CPU" if mx.metal.is_available() else kernels.NONE)
-    assert kernels.NONE.startswith("not available: no Metal")
+    (check,) = check_all_kernels()
+    assert check.status == "ok"
+    assert check.found == ("not used: MLX computes on the CPU" if mx.metal.is_available() else doctor.NO_METAL)
+    assert doctor.NO_METAL.startswith("not available: no Metal")
     assert not own_record.exists()
 
 
 def test_each_kernel_has_a_line_and_those_that_pass_go_on_record(metal: list[Verdict]) -> None:
-    lowrank, mix = look_at_kernels()
+    lowrank, mix = check_all_kernels()
     assert (lowrank.name, lowrank.status, mix.name) == ("kernel lowrank", "ok", "kernel mix")
     assert lowrank.found == (
         "float16 error 4e-04, 2.0 times its twin's speed; float32 error 3e-07, 1.8 times its twin's speed"
@@ -63,7 +63,7 @@ def test_each_kernel_has_a_line_and_those_that_pass_go_on_record(metal: list[Ver
 
 def test_a_kernel_that_is_right_and_slow_is_not_used(metal: list[Verdict]) -> None:
     metal[0] = Verdict("mix", "float32", "1 row", 1e-7, 1e-5, 0.8, typical=True)
-    _, mix = look_at_kernels()
+    _, mix = check_all_kernels()
     assert mix.found == "float32 error 1e-07, 0.8 times its twin's speed, so it is not used"
     assert mix.status == "ok", "nothing is wrong: plain operations run in its place"
     assert not launcher.runs("mix", mx.float32)
@@ -72,7 +72,7 @@ def test_a_kernel_that_is_right_and_slow_is_not_used(metal: list[Verdict]) -> No
 def test_a_kernel_that_is_wrong_is_named_and_not_on_record(metal: list[Verdict]) -> None:
     metal.append(Verdict("lowrank", "float16", "odd", 0.25, 5e-4, 3.0))
     metal.append(Verdict("mix", "bfloat16", "1 row", float("inf"), 4e-3, None, "it does not compile"))
-    lowrank, mix = look_at_kernels()
+    lowrank, mix = check_all_kernels()
     assert (lowrank.status, lowrank.found) == ("failed", "float16, odd: error 2.5e-01, and 5.0e-04 is allowed")
     assert (mix.status, mix.found) == ("failed", "bfloat16, 1 row: it does not compile")
     assert lowrank.hint is not None
@@ -82,27 +82,27 @@ def test_a_kernel_that_is_wrong_is_named_and_not_on_record(metal: list[Verdict])
 
 
 def test_kernels_that_were_not_timed_show_no_speed() -> None:
-    finding = judge("mix", [Verdict("mix", "float32", "1 row", 1e-7, 1e-5)])
-    assert finding.found == "float32 error 1e-07"
+    check = judge_kernel("mix", [Verdict("mix", "float32", "1 row", 1e-7, 1e-5)])
+    assert check.found == "float32 error 1e-07"
 
 
 @pytest.mark.parametrize("content", ["{broken", "[]", '{"passed": []}', "\xff"])
 def test_a_broken_record_is_replaced_where_kernels_run(metal: list[Verdict], own_record: Path, content: str) -> None:
     own_record.parent.mkdir()
     own_record.write_bytes(content.encode("latin-1"))
-    *_, record = look_at_kernels()
+    *_, record = check_all_kernels()
     assert (record.name, record.status) == ("record", "warning")
     assert ("mix", "float32") in read_record()
-    assert [finding.name for finding in look_at_kernels()] == ["kernel lowrank", "kernel mix"]
+    assert [check.name for check in check_all_kernels()] == ["kernel lowrank", "kernel mix"]
 
 
 def test_a_record_of_another_machine_is_not_broken(own_record: Path) -> None:
     own_record.parent.mkdir()
     own_record.write_text('{"made with": {"device": "another"}, "passed": []}', encoding="utf-8")
-    assert not kernels.record_is_broken()
+    assert not doctor.record_is_broken()
 
 
 def test_a_wrong_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launcher.VARIABLE, "maybe")
     with pytest.raises(ConfigError, match="maybe is none of off, auto, on"):
-        look_at_kernels()
+        check_all_kernels()

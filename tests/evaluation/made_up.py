@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parm_mlx.answers.results import Result
+from parm_mlx.answers.store import Result
 from parm_mlx.evaluation.summary import Run, compare, summarise
 from parm_mlx.preference import format_alpha, simplex_grid
 

@@ -69,8 +69,8 @@ def test_no_effect_by_a_small_difference() -> None:
     found = finding("no effect", healthy(corner_difference=differences))
     assert found["found"]
     assert (found["value"], found["threshold"]) == (0.15, 0.2)
-    assert "warmth +0.15 [+0.10, +0.20]" in found["text"]
-    assert "focus +" not in found["text"]
+    assert "warmth 0.15 [0.1, 0.2]" in found["text"]
+    assert "differs by focus" not in found["text"]
     raw = healthy(corner_difference=differences, normalization={"spread": {"warmth": 0.5, "focus": 1.0}})
     assert not finding("no effect", raw)["found"], "0.15 is 0.3 deviations of 0.5"
 
@@ -89,7 +89,7 @@ def test_a_reversed_effect_is_an_effect() -> None:
 
 def test_one_objective_differs_from_the_base() -> None:
     one = healthy(1, ["warmth"])
-    assert "with the guide and without: warmth +1.50" in finding("no effect", one)["text"]
+    assert "with the guide and without: warmth 1.5" in finding("no effect", one)["text"]
     one["corner_difference"] = {"warmth": interval(0.0, 0.1)}
     assert finding("no effect", one)["found"]
 
@@ -138,7 +138,7 @@ def test_a_reversed_objective() -> None:
     found = finding("reversed objective", healthy(spearman=rho))
     assert found["found"]
     assert found["value"] == pytest.approx(-0.7)
-    assert "focus falls as its weight rises (Spearman focus -0.80 [-0.90, -0.70])" in found["text"]
+    assert "focus falls as its weight rises (Spearman focus −0.8 [−0.9, −0.7])" in found["text"]
     rho["focus"] = interval(-0.5, 0.6)
     assert not finding("reversed objective", healthy(spearman=rho))["found"], "may be chance"
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from parm_mlx.evaluation.grid import clusters, indistinguishable, jumps, neighbours, steps
+from parm_mlx.evaluation.metrics import clusters, indistinguishable, jumps, neighbours, steps
 from parm_mlx.preference import simplex_grid
 
 

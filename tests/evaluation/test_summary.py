@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evaluation.made_up import FIXTURES, made_up_run, samples
 
-from parm_mlx.answers.results import Result
+from parm_mlx.answers.store import Result
 from parm_mlx.errors import InputError
 from parm_mlx.evaluation.summary import Run, compare, summarise
 from parm_mlx.preference import Alpha

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parm_mlx.answers.results import Key, Result
+from parm_mlx.answers.store import Key, Result
 from parm_mlx.drawing import can_draw
-from parm_mlx.evaluation.report.formatting import caption, count, intervals, number, unit
+from parm_mlx.evaluation.report.formatting import caption, count, number, timing, unit
 from parm_mlx.evaluation.report.plots import MISSING, inline_svg
 from parm_mlx.files import disk_errors
 from parm_mlx.preference import Alpha, format_alpha
@@ -56,8 +56,8 @@ def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Ma
         facts=_facts(summary),
         unit=unit(summary),
         caption=caption(summary),
-        confidence=_intervals(summary),
-        time=_time(run["time"]) if run else "",
+        confidence=summary["confidence"]["text"],
+        time=timing(run["time"]) if run else "",
         svg=svg,
         no_picture=no_picture,
         data=embed(data) if data else "",
@@ -135,39 +135,6 @@ def _facts(summary: Summary) -> str:
         return f"{count(len(summary['runs']), 'run')} compared · objectives {objectives}"
     size = (count(summary["prompts"], "prompt"), f"{len(summary['points'])} α", count(len(summary["seeds"]), "seed"))
     return f"objectives {objectives} · {' × '.join(size)}"
-
-
-def _intervals(summary: Summary) -> str:
-    found = summary["confidence"]
-    over = f"{found['samples']} bootstrap samples of the {found['over']}"
-    return str(found.get("text") or f"{intervals(summary)} from {over}.")
-
-
-def _time(time: Mapping[str, float]) -> str:
-    """Seconds and milliseconds in words; whatever was not measured is left out."""
-    parts = []
-    if "generating_s" in time:
-        parts.append(f"generating {number(time['generating_s'])} s")
-    if "scoring_s" in time:
-        share = f" ({100 * time['scoring_share']:.1f} %)" if "scoring_share" in time else ""
-        parts.append(f"scoring {number(time['scoring_s'])} s{share}")
-    if "tokens" in time:
-        parts.append(f"{time['tokens']:.0f} tokens")
-    named = {
-        "base_token_ms": "the base",
-        "guide_token_ms": "the guide",
-        "backbone_token_ms": "its backbone without the adapter",
-        "guided_token_ms": "both together",
-    }
-    tokens = [f"{what} {number(time[name])} ms" for name, what in named.items() if name in time]
-    if tokens:
-        parts.append(f"a token takes {', '.join(tokens)}")
-    return _sentence("; ".join(parts)) if parts else ""
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _text(name: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from browser import Browser, find_browser, open_browser
 from evaluation.made_up import made_up_run
 
-from parm_mlx.answers.results import Result
+from parm_mlx.answers.store import Result
 from parm_mlx.errors import RunError
 from parm_mlx.evaluation.report import page
 from parm_mlx.evaluation.report.page import embed, write_page
