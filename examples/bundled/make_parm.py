@@ -29,7 +29,7 @@ from rich.console import Console
 
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.machine import keep_freed_memory
-from parm_mlx.rewards.builtin import score
+from parm_mlx.rewards.builtin import SCORERS
 from parm_mlx.training.checkpoint import CheckpointFolder
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.curves import PICTURE_FILE
@@ -93,7 +93,7 @@ def label(prompt: Prompt, responses: tuple[str, str]) -> dict[str, Any] | None:
     """A row of preference data: each objective names its better response, unless the two score the same."""
     preferred = {}
     for name in OBJECTIVES:
-        first, second = (score(name, text) for text in responses)
+        first, second = (SCORERS[name](text) for text in responses)
         if first != second:
             preferred[name] = 0 if first > second else 1
     if not preferred:

@@ -29,7 +29,7 @@ from parm_mlx.guidance.requests import Request
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
-from parm_mlx.rewards.builtin import score
+from parm_mlx.rewards.builtin import SCORERS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "parm_mlx" / "models"
@@ -113,7 +113,7 @@ def describe(
 ) -> dict[str, Any]:
     """Mean scores and quality of the answers at one preference."""
     return {
-        "scores": {name: statistics.mean(score(name, s.text) for s in samples) for name in model.objectives},
+        "scores": {name: statistics.mean(SCORERS[name](s.text) for s in samples) for name in model.objectives},
         "on_topic": statistics.mean(on_topic(q, s.text) for q, s in zip(questions, samples, strict=True)),
         "ended": statistics.mean(s.ended for s in samples),
         "base_perplexity": base_perplexity(model.base, tokenizer.eos_token_id, prompts, samples),
@@ -128,8 +128,8 @@ def summarise(names: Sequence[str], rows: list[dict[str, Any]], plain: list[Samp
         rows: One per α: ``alpha``, ``scores``.
         plain: The base's own answers; they give the unit (one standard deviation) and the origin of HV and MIP.
     """
-    unit = {name: statistics.stdev(score(name, s.text) for s in plain) for name in names}
-    centre = {name: statistics.mean(score(name, s.text) for s in plain) for name in names}
+    unit = {name: statistics.stdev(SCORERS[name](s.text) for s in plain) for name in names}
+    centre = {name: statistics.mean(SCORERS[name](s.text) for s in plain) for name in names}
     points = [[(row["scores"][name] - centre[name]) / unit[name] for name in names] for row in rows]
     found: dict[str, Any] = {"unguided_sd": unit, "hv_reference": [-2.0, -2.0]}
     for i, name in enumerate(names):

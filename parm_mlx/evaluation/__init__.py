@@ -1,1 +1,1 @@
-"""Scores and metrics of answers."""
+"""Evaluation: answers at a grid of preferences, their scores, metrics and a report."""

@@ -78,12 +78,12 @@ _WORD = re.compile(r"[A-Za-z0-9]+(?:['’][A-Za-z]+)*")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case: runs of letters or digits, with inner apostrophes."""
+    """Returns the words of a text in lower case: runs of letters or digits, with inner apostrophes."""
     return [match.group().lower().replace("’", "'") for match in _WORD.finditer(text)]
 
 
 def count_expressions(text: str, expressions: tuple[str, ...]) -> int:
-    """How often expressions occur as whole words, longest first and without overlap; case does not matter."""
+    """Counts expressions as whole words, longest first, without overlap, in any case."""
     return len(_pattern(expressions).findall(" ".join(words(text))))
 
 
@@ -142,12 +142,3 @@ SCORERS: dict[str, Callable[[str], float]] = {
     "hedging": hedging,
     "reasons": reasons,
 }
-
-
-def score(name: str, text: str) -> float:
-    """The score of a text by the scorer of that name.
-
-    Raises:
-        KeyError: If there is no such scorer; SCORERS lists them.
-    """
-    return SCORERS[name](text)

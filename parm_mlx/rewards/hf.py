@@ -1,4 +1,4 @@
-"""Any sequence classifier of the Hugging Face hub as a reward, through transformers: the extra ``rewards``."""
+"""Sequence classifiers of the Hugging Face hub as rewards, through transformers (the extra ``rewards``)."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -8,22 +8,22 @@ from jinja2 import TemplateError
 
 from parm_mlx.errors import InputError, ModelError, first_line
 from parm_mlx.guidance.templates import Content
-from parm_mlx.rewards.model import conversation
+from parm_mlx.rewards.model import conversation, label_index
 
 
 class Classifier:
     """A classifier; its score is the output before softmax or sigmoid, higher is better.
 
-    It reads the conversation in its tokenizer's chat template or, where there is none, prompt and answer as a pair of
-    texts. What is longer than it reads is cut off.
+    It reads the conversation in its tokenizer's chat template or, if there is none, prompt and answer as a pair of
+    texts. Longer conversations are truncated.
 
     Args:
         source: Directory or hub id.
-        label: Name of the output; may be left out where there is one.
+        label: Name of the output; optional if there is only one.
         answer_alone: Read the answer only.
 
     Raises:
-        InputError: torch or transformers is missing, or the output is not named or not there.
+        InputError: torch or transformers is missing, there is no such output, or there are several and no name.
         ModelError: transformers cannot load it.
     """
 
@@ -51,7 +51,7 @@ class Classifier:
         self.commit: str | None = getattr(model.config, "_commit_hash", None)
         on_gpu = torch.backends.mps.is_available()
         self._model: Any = model.to("mps").eval() if on_gpu else model.float().eval()
-        self._index = _index(source, label, dict(model.config.id2label))
+        self._index = label_index("hf:", source, label, [name for _, name in sorted(model.config.id2label.items())])
         pad = self._tokenizer.pad_token_id
         self._padded = pad is not None and pad == model.config.get_text_config().pad_token_id
         limits = (self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
@@ -84,8 +84,10 @@ class Classifier:
     def _forward(self, rows: Sequence[Any]) -> list[float]:
         import torch
 
-        keys = {"padding": True, "padding_side": "right"} if len(rows) > 1 else {"padding": False}
-        batch = self._tokenizer.pad(list(rows), return_tensors="pt", **keys) if len(rows) > 1 else _single(rows[0])
+        if len(rows) > 1:
+            batch = self._tokenizer.pad(list(rows), return_tensors="pt", padding=True, padding_side="right")
+        else:
+            batch = {key: torch.tensor([values]) for key, values in rows[0].items()}
         with torch.no_grad():
             outputs = self._model(**{key: value.to(self._model.device) for key, value in batch.items()}).logits
         scores: list[float] = outputs[:, self._index].float().tolist()
@@ -93,22 +95,5 @@ class Classifier:
 
 
 def _turns(prompt: Content) -> str:
-    """A prompt as one text, its messages apart by an empty line."""
+    """Joins the messages of a prompt by empty lines."""
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
-
-
-def _single(row: Any) -> dict[str, Any]:
-    import torch
-
-    return {key: torch.tensor([values]) for key, values in row.items()}
-
-
-def _index(source: str, label: str | None, labels: dict[int, str]) -> int:
-    names = [labels[i] for i in sorted(labels)]
-    if label is None and len(names) > 1:
-        raise InputError(
-            f"hf:{source} has several outputs: {', '.join(names)}", hint=f"choose one: hf:{source}#{names[0]}"
-        )
-    if label is not None and label not in names:
-        raise InputError(f"hf:{source} has no output {label}: {', '.join(names)}")
-    return names.index(label) if label is not None else 0

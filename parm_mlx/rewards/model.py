@@ -6,7 +6,7 @@ A directory holds the backbone as an MLX model, the head in float32, and ``rewar
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ class RewardSettings:
     Attributes:
         kind: ``"sequence-classification"``, or ``"score"`` for the score heads of Beaver.
         labels: The names of the outputs.
-        lower_is_better: Whether the outputs are costs, to be negated.
+        lower_is_better: The outputs are costs, to be negated.
         chat_template: Name of a built-in chat template; None is the tokenizer's own.
-        pad_token_id: A token that does not count as the last one; transformers' classifiers skip it.
+        pad_token_id: A token that is skipped when the last one is looked for, as in transformers.
     """
 
     kind: str
@@ -62,12 +62,12 @@ def read_settings(directory: Path) -> RewardSettings:
     """Reads ``reward.json``.
 
     Raises:
-        ModelError: It is missing, of another format, or something in it is wrong.
+        ModelError: It is missing, of another format, or a value in it cannot be used.
     """
     if not (directory / REWARD_FILE).is_file():
         raise ModelError(
-            f"{directory} is no reward model: {REWARD_FILE} is missing",
-            hint=f"`parm-mlx convert {directory}` makes one of a classifier; hf:{directory} uses it as it is",
+            f"{directory} is not a reward model: {REWARD_FILE} is missing",
+            hint=f"`parm-mlx convert {directory}` makes one from a classifier; hf:{directory} uses it unconverted",
         )
     content = read_json(directory / REWARD_FILE, f"reward model {directory}", ModelError)
     if content.pop("format", None) != FORMAT:
@@ -80,7 +80,7 @@ def read_settings(directory: Path) -> RewardSettings:
         key
         for key, good in (
             ("kind", settings.kind in KINDS),
-            ("labels", isinstance(settings.labels, list) and settings.labels and _all_texts(settings.labels)),
+            ("labels", settings.labels and _is_texts(settings.labels)),
             ("lower_is_better", isinstance(settings.lower_is_better, bool)),
             ("chat_template", isinstance(settings.chat_template, str | None)),
             ("pad_token_id", isinstance(settings.pad_token_id, int | None)),
@@ -93,18 +93,18 @@ def read_settings(directory: Path) -> RewardSettings:
     return settings
 
 
-def _all_texts(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 class RewardModel:
-    """A reward model, loaded. Weights are read when the first answer is scored.
+    """A reward model. Its weights are read when the first answer is scored.
 
     Args:
         source: Directory or hub id.
 
     Raises:
-        ModelError: There is no such reward model, it cannot be read, or its numbers are not finite.
+        ModelError: There is no such reward model, it cannot be read, or its weights are not finite.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -120,31 +120,30 @@ class RewardModel:
                 hint=f"set chat_template in {REWARD_FILE} to one of {', '.join(CHAT_TEMPLATES)}",
             )
         self._weight, self._bias = _read_head(path, self.settings, self.backbone(mx.array([[0]])).shape[-1])
-        # Attention does not look at padding to the right. Other kinds of layers read one answer at a time.
+        # Attention ignores padding to the right. Models with other kinds of layers score one answer at a time.
         self._batched = attention_windows(self.backbone) is not None
         self._limit, self._rows = context_length(self.backbone), embedding_rows(self.backbone)
 
-    def output(self, label: str | None) -> "Output":
-        """The reward of one output.
+    def output(self, label: str | None) -> Callable[[Sequence[Content], Sequence[str]], list[float]]:
+        """Returns one output as a reward: from prompts and answers to scores. A cost is negated here and nowhere else.
 
         Args:
-            label: Its name; may be left out where there is one output.
+            label: Name of the output; optional if there is only one.
 
         Raises:
-            InputError: There is no such output, or several and no name.
+            InputError: There is no such output, or there are several and no name.
         """
-        labels = self.settings.labels
-        if label is None and len(labels) > 1:
-            raise InputError(
-                f"reward model {self.source} has several outputs: {', '.join(labels)}",
-                hint=f"choose one: {self.source}#{labels[0]}",
-            )
-        if label is not None and label not in labels:
-            raise InputError(f"reward model {self.source} has no output {label}: {', '.join(labels)}")
-        return Output(self, labels.index(label) if label is not None else 0)
+        index = label_index("reward model ", self.source, label, self.settings.labels)
+        sign = -1.0 if self.settings.lower_is_better else 1.0
+
+        def scores(prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
+            outputs: Any = self.outputs(prompts, answers)[:, index].tolist()
+            return [sign * value for value in outputs]
+
+        return scores
 
     def outputs(self, prompts: Sequence[Content], answers: Sequence[str]) -> mx.array:
-        """All outputs as the model gives them, float32: (N, labels).
+        """Returns the raw outputs, float32 (N, labels).
 
         Raises:
             ModelError: The chat template refuses a conversation.
@@ -184,21 +183,20 @@ class RewardModel:
         return ids or [self.tokenizer.eos_token_id]
 
 
-class Output:
-    """One output of a reward model as a reward: prompts and answers to scores, larger is better."""
-
-    def __init__(self, model: RewardModel, index: int) -> None:
-        self._model, self._index = model, index
-
-    def __call__(self, prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
-        """Scores answers, each to its prompt. A cost is negated here and nowhere else."""
-        sign = -1.0 if self._model.settings.lower_is_better else 1.0
-        outputs: Any = self._model.outputs(prompts, answers)[:, self._index].tolist()
-        return [sign * value for value in outputs]
+def label_index(kind: str, source: str, label: str | None, labels: Sequence[str]) -> int:
+    """Returns the index of the output of that name, which is optional if there is only one output."""
+    names = ", ".join(labels)
+    if label is None and len(labels) > 1:
+        prefix = kind if kind.endswith(":") else ""
+        hint = f"choose one: {prefix}{source}#{labels[0]}"
+        raise InputError(f"{kind}{source} has several outputs: {names}", hint=hint)
+    if label is not None and label not in labels:
+        raise InputError(f"{kind}{source} has no output {label}: {names}")
+    return 0 if label is None else list(labels).index(label)
 
 
 def conversation(tokenizer: Any, prompt: Content, answer: str) -> str:
-    """A prompt and its answer in the tokenizer's own chat template.
+    """Renders a prompt and its answer in the tokenizer's own chat template.
 
     Raises:
         jinja2.TemplateError: The template does not accept these messages.
@@ -210,7 +208,7 @@ def conversation(tokenizer: Any, prompt: Content, answer: str) -> str:
 
 
 def _last(row: Sequence[int], pad: int | None) -> int:
-    """Where the last token stands that is no padding token; 0 if all are, as in transformers."""
+    """Returns the index of the last token that is not padding; 0 if all are, as in transformers."""
     return next((i for i in range(len(row) - 1, 0, -1) if row[i] != pad), 0)
 
 
@@ -225,7 +223,7 @@ def _read_head(directory: Path, settings: RewardSettings, hidden: int) -> tuple[
     weight = tensors.pop("weight", mx.zeros(()))
     if weight.shape != (outputs, hidden) or bias.shape != (outputs,) or tensors:
         raise ModelError(
-            f"reward model {directory}: {HEAD_FILE} must hold weight {(outputs, hidden)} and, if it likes, "
+            f"reward model {directory}: {HEAD_FILE} must hold weight {(outputs, hidden)} and optionally "
             f"bias {(outputs,)}"
         )
     return weight.astype(mx.float32), bias.astype(mx.float32)

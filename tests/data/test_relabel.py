@@ -10,7 +10,7 @@ from parm_mlx.data.dataset import load_data
 from parm_mlx.data.prepare import prepare
 from parm_mlx.data.relabel import Source, Tally, parse_min_margins, relabel
 from parm_mlx.errors import ConfigError, DataError, OutputError, PreferenceError, RunError
-from parm_mlx.rewards.builtin import score
+from parm_mlx.rewards.builtin import SCORERS
 
 Write = Callable[..., Path]
 
@@ -168,7 +168,7 @@ def test_the_result_is_training_data_whose_margins_prepare_keeps(
     write_rows: Write, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "out.jsonl"
-    relabel(Source(write_rows(rows)), {"brief": lambda _, a: [score("brevity", text) / 7 for text in a]}, out)
+    relabel(Source(write_rows(rows)), {"brief": lambda _, a: [SCORERS["brevity"](text) / 7 for text in a]}, out)
     relabelled = {(row["prompt"], *row["responses"]): row for row in written(out)}
     assert len(relabelled) == 24
     assert load_data(out).objectives == ("brief",)

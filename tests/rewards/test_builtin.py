@@ -11,7 +11,6 @@ from parm_mlx.rewards.builtin import (
     focus,
     hedging,
     reasons,
-    score,
     warmth,
     words,
 )
@@ -74,12 +73,6 @@ def test_focus_is_the_share_of_different_informing_words() -> None:
 def test_the_other_scorers_count_their_lists(scorer: object, text: str, expected: int) -> None:
     assert callable(scorer)
     assert scorer(text) == expected
-
-
-def test_score_looks_a_scorer_up_by_name() -> None:
-    assert score("brevity", "one two") == -2
-    with pytest.raises(KeyError):
-        score("charm", "one two")
 
 
 def test_lexicons_are_written_as_words_reads_them() -> None:

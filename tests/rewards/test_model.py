@@ -156,7 +156,7 @@ def setting(**values: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_missing, r"is no reward model: reward\.json is missing"),
+        (spoil_missing, r"is not a reward model: reward\.json is missing"),
         (spoil_head, r"must hold weight \(1, 32\)"),
         (spoil_no_head, r"reward_head\.safetensors cannot be read"),
         (spoil_template, "has no chat template"),

@@ -1,4 +1,4 @@
-"""Labels of points, put where they cover nothing."""
+"""Placement of labels beside points where they cover nothing."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,9 +22,9 @@ def place(axis: Any, wanted: Sequence[tuple[int, str]], points: Sequence[tuple[f
 
     Args:
         axis: The axes, of matplotlib.
-        wanted: Which points, the most important one first, and their labels.
-        points: All points, in the axes' own coordinates; later markers in the axes count as points too.
-        style: Of the text.
+        wanted: Indices of points and their labels, the most important first.
+        points: All points, in data coordinates.
+        style: Style of the text.
     """
     figure = axis.figure
     scale = figure.dpi / 72
@@ -60,7 +60,7 @@ def _best(
     taken: Sequence[Box],
     lines: NDArray[Any],
 ) -> tuple[tuple[float, float], Box, float] | None:
-    """The free place around a point that crosses the fewest lines, the nearer the better."""
+    """Finds the free place around a point that crosses the fewest lines, the nearer the better."""
     best, least = None, float("inf")
     for distance in _DISTANCES:
         for angle in _ANGLES:
@@ -83,7 +83,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _segments(axis: Any) -> NDArray[Any]:
-    """Points along everything drawn as a line, a few pixels apart. (n, 2)"""
+    """Returns points along all drawn lines, a few pixels apart. (n, 2)"""
     paths = [
         line.get_transform().transform(line.get_xydata()) for line in axis.get_lines() if line.get_linestyle() != "None"
     ]
@@ -99,13 +99,13 @@ def _segments(axis: Any) -> NDArray[Any]:
 
 
 def _crossed(box: Box, lines: NDArray[Any]) -> float:
-    """How much of a box is crossed by lines: 1 where a line crosses it once from side to side."""
+    """Returns the share of a box that lines cross: 1 for a line that crosses it once from side to side."""
     inside = (lines[:, 0] > box[0]) & (lines[:, 0] < box[2]) & (lines[:, 1] > box[1]) & (lines[:, 1] < box[3])
     return float(inside.sum()) * 3 / (box[2] - box[0])
 
 
 def _lead(axis: Any, place: NDArray[Any], box: Box, reach: float, colour: str) -> None:
-    """A thin line from a point to a label that stands off."""
+    """Draws a thin line from a point to a distant label."""
     near = np.array([min(max(place[0], box[0]), box[2]), min(max(place[1], box[1]), box[3])])
     away = near - place
     start = place + away / hypot(*away) * reach

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, with figures, picture, and answers at every α under a slider."""
+"""The report: one HTML file without external resources: figures, picture, and answers at every α under a slider."""
 
 import json
 import math
@@ -8,24 +8,23 @@ from typing import Any
 
 from parm_mlx.answers.store import Key, Result
 from parm_mlx.drawing import can_draw
-from parm_mlx.evaluation.report.formatting import caption, count, number, timing, unit
+from parm_mlx.evaluation.report.formatting import caption, count, number, runs_of, timing, unit
 from parm_mlx.evaluation.report.plots import MISSING, inline_svg
 from parm_mlx.files import disk_errors
 from parm_mlx.preference import Alpha, format_alpha
 
 PAGE_FILE = "report.html"
 Summary = Mapping[str, Any]
+AllScores = Mapping[Key, Mapping[str, float]]
 _HERE = Path(__file__).parent
 
 
-def write_page(
-    summary: Summary, results: Sequence[Result], scores: Mapping[Key, Mapping[str, float]], out: Path
-) -> Path:
+def write_page(summary: Summary, results: Sequence[Result], scores: AllScores, out: Path) -> Path:
     """Writes ``report.html`` into a folder.
 
     Args:
-        summary: The metrics of a run or of a comparison, as ``metrics.json`` holds them.
-        results: The answers of the run; without any, as in a comparison, the page shows none.
+        summary: The content of ``metrics.json`` of a run or of a comparison.
+        results: The answers of the run; none for a comparison.
         scores: Their scores, by (id, α, seed).
         out: The folder.
 
@@ -41,7 +40,7 @@ def write_page(
     return page
 
 
-def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Mapping[str, float]]) -> str:
+def _render(summary: Summary, results: Sequence[Result], scores: AllScores) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     run = summary if summary["kind"] == "run" else None
@@ -52,7 +51,7 @@ def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Ma
     return environment.get_template("page.html").render(
         summary=summary,
         run=run,
-        title=run["name"] if run else " and ".join(_names(summary)),
+        title=_title(summary),
         facts=_facts(summary),
         unit=unit(summary),
         caption=caption(summary),
@@ -61,16 +60,16 @@ def _render(summary: Summary, results: Sequence[Result], scores: Mapping[Key, Ma
         svg=svg,
         no_picture=no_picture,
         data=embed(data) if data else "",
-        css=_text("page.css"),
-        js=_text("page.js"),
+        css=(_HERE / "page.css").read_text(encoding="utf-8"),
+        js=(_HERE / "page.js").read_text(encoding="utf-8"),
     )
 
 
 def embed(value: Any) -> str:
-    """JSON that may stand inside a ``<script>`` element, whatever texts are in it.
+    """Returns JSON that is safe inside a ``<script>`` element, whatever texts it holds.
 
-    Outside ASCII, and for ``<``, ``>`` and ``&``, there are escapes only: nothing in it ends the element, opens a
-    comment, or is a line end to JavaScript.
+    ``<``, ``>``, ``&`` and all characters outside ASCII are escaped, so that nothing ends the element, opens a comment
+    or is a line end to JavaScript.
     """
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
@@ -78,8 +77,8 @@ def embed(value: Any) -> str:
     return text
 
 
-def _answers(run: Summary, results: Sequence[Result], scores: Mapping[Key, Mapping[str, float]]) -> dict[str, Any]:
-    """What the script of the page reads; page.js says how it is laid out."""
+def _answers(run: Summary, results: Sequence[Result], scores: AllScores) -> dict[str, Any]:
+    """Returns the data of the page's script; page.js describes them."""
     alphas = [tuple(point["alpha"]) for point in run["points"]]
     rewards, seeds = list(run["rewards"]), list(run["seeds"])
     columns: dict[Alpha | None, int] = {None: 0, **{alpha: 1 + index for index, alpha in enumerate(alphas)}}
@@ -99,15 +98,10 @@ def _answers(run: Summary, results: Sequence[Result], scores: Mapping[Key, Mappi
         "alphas": alphas,
         "seeds": seeds,
         "means": [[_rounded(point["raw"][name]) for name in rewards] for point in every],
-        "first": _evenest(alphas),
+        "first": min(range(len(alphas)), key=lambda index: sum(w**2 for w in alphas[index])),  # the most even α
         "prompts": list(prompts.values()),
         "answers": list(answers.values()),
     }
-
-
-def _evenest(alphas: Sequence[Sequence[float]]) -> int:
-    """The α that weighs all objectives most alike; the page opens there."""
-    return min(range(len(alphas)), key=lambda index: sum(weight**2 for weight in alphas[index]))
 
 
 def _rounded(value: float | None) -> float | None:
@@ -115,18 +109,18 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _picture(summary: Summary) -> tuple[str, str]:
-    """The picture, or why there is none."""
+    """Returns the picture, or the reason why there is none."""
     if not can_draw():
         return "", MISSING
     try:
         return inline_svg(summary), ""
-    except Exception as error:  # the picture is an extra: whatever is wrong with it must not cost the page
+    except Exception as error:  # the picture is optional: its failure must not cost the page
         return "", f"no picture: {error}"
 
 
-def _names(summary: Summary) -> list[str]:
-    names = [str(run["name"]) for run in summary["runs"]]
-    return names if len(names) <= 3 else [f"{len(names)} runs"]
+def _title(summary: Summary) -> str:
+    names = [str(run["name"]) for run in runs_of(summary)]
+    return " and ".join(names) if len(names) <= 3 else f"{len(names)} runs"
 
 
 def _facts(summary: Summary) -> str:
@@ -135,7 +129,3 @@ def _facts(summary: Summary) -> str:
         return f"{count(len(summary['runs']), 'run')} compared · objectives {objectives}"
     size = (count(summary["prompts"], "prompt"), f"{len(summary['points'])} α", count(len(summary["seeds"]), "seed"))
     return f"objectives {objectives} · {' × '.join(size)}"
-
-
-def _text(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")

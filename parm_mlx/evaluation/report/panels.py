@@ -20,7 +20,7 @@ Style = tuple[str, Any, str, str]
 
 
 def styles(runs: Sequence[Run]) -> list[Style]:
-    """Colour, dashes, marker and filling of each run; the second six have hollow markers."""
+    """Returns colour, dashes, marker and filling of each run; the second six have hollow markers."""
     found = []
     for number_, _ in enumerate(runs):
         colour, dashes, marker = STYLES[number_ % len(STYLES)]
@@ -29,19 +29,19 @@ def styles(runs: Sequence[Run]) -> list[Style]:
 
 
 def means(points: Sequence[Point], name: str) -> list[float]:
-    """The mean scores of an objective. (n,)"""
+    """Returns the mean scores of an objective. (n,)"""
     return [point["scores"][name]["mean"] for point in points]
 
 
 def bars(points: Sequence[Point], name: str) -> list[list[float]]:
-    """How far the intervals reach below and above the means. (2, n)"""
+    """Returns how far the intervals reach below and above the means. (2, n)"""
     scores = [point["scores"][name] for point in points]
     below = [max(0.0, score["mean"] - score["low"]) for score in scores]
     return [below, [max(0.0, score["high"] - score["mean"]) for score in scores]]
 
 
 def plane(axis: Any, run: Run, x: str, y: str, panel: int) -> None:
-    """Two objectives of a run: a marker for each α, the darker the less α weighs ``x``."""
+    """Draws two objectives of a run: a marker for each α, the darker the less α weighs ``x``."""
     from matplotlib import colormaps
 
     points, front = run["points"], set(run["front"]["indices"])
@@ -65,7 +65,7 @@ def plane(axis: Any, run: Run, x: str, y: str, panel: int) -> None:
 
 
 def _fade(drawn: Any, alpha: float) -> None:
-    """Makes the bars of an errorbar, not its markers, let through what lies below."""
+    """Makes the bars of an errorbar transparent, not its markers."""
     for part in drawn[2]:
         part.set_alpha(alpha)
 
@@ -90,7 +90,7 @@ def _frame(axis: Any, run: Run, x: str, y: str) -> None:
 
 
 def key(line: bool) -> list[Any]:
-    """Handles of a legend that tells the markers of one run apart."""
+    """Returns the handles of a legend of one run's markers."""
     from matplotlib.lines import Line2D
 
     front = {**_marker(True), "linestyle": "-", "color": INK, "markerfacecolor": SOFT} if line else _marker(True)
@@ -102,7 +102,7 @@ def key(line: bool) -> list[Any]:
 
 
 def shade(axis: Any, label: str) -> None:
-    """The colours of weights from 0 to 1, beside a panel."""
+    """Adds the colours of weights from 0 to 1 beside a panel."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -132,7 +132,7 @@ def label_points(axis: Any, run: Run, x: str, y: str) -> None:
 
 
 def simplex(axis: Any, run: Run, panel: int) -> None:
-    """Three objectives: every α at its place in the triangle, coloured by αᵀr(α)."""
+    """Draws three objectives: every α at its place in the triangle, coloured by αᵀr(α)."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -162,7 +162,7 @@ def simplex(axis: Any, run: Run, panel: int) -> None:
 
 
 def parallel(axis: Any, run: Run) -> None:
-    """More objectives: a line for each α; on every axis the markers are the darker the less α weighs that objective."""
+    """Draws more objectives: a line for each α; on every axis, darker markers weigh the objective less."""
     from matplotlib import colormaps
 
     names, points, front = run["objectives"], run["points"], set(run["front"]["indices"])
@@ -185,7 +185,7 @@ def parallel(axis: Any, run: Run) -> None:
 
 
 def _reached(run: Run) -> tuple[list[float], NDArray[Any]]:
-    """The score of each objective at the α that weighs it most, (k,), and how far the interval reaches, (2, k)."""
+    """Returns each objective's score at the α that weighs it most, (k,), and the reach of its interval, (2, k)."""
     heights, reach = [], []
     for place_, name in enumerate(run["objectives"]):
         weights = [point["alpha"][place_] for point in run["points"]]
@@ -206,7 +206,7 @@ def _coordinates(axis: Any, run: Run) -> None:
 
 
 def planes_of_runs(axis: Any, runs: Sequence[Run], x: str, y: str, line: bool) -> None:
-    """Two objectives of several runs, which differ in colour, marker and dashes."""
+    """Draws two objectives of several runs, which differ in colour, marker and dashes."""
     _frame(axis, runs[0], x, y)
     for run, (colour, dashes, marker, face) in zip(runs, styles(runs), strict=True):
         points = run["points"]
@@ -222,7 +222,7 @@ def planes_of_runs(axis: Any, runs: Sequence[Run], x: str, y: str, line: bool) -
 
 
 def parallel_of_runs(axis: Any, runs: Sequence[Run]) -> None:
-    """More objectives of several runs: what each reaches at the α that weighs the axis's objective most.
+    """Draws more objectives of several runs: the score at the α that weighs the axis's objective most.
 
     A cross in the run's colour is its base alone.
     """
@@ -240,7 +240,7 @@ def parallel_of_runs(axis: Any, runs: Sequence[Run]) -> None:
 
 
 def key_of_runs(runs: Sequence[Run], line: bool) -> list[Any]:
-    """Handles of a legend of runs, with their HV."""
+    """Returns the handles of a legend of runs, with their HV."""
     from matplotlib.lines import Line2D
 
     handles, length = [], 34 if len(runs) < ONE_COLUMN else 20
@@ -255,12 +255,12 @@ def key_of_runs(runs: Sequence[Run], line: bool) -> list[Any]:
 
 
 def rows(axis: Any, values: Sequence[tuple[str, Mapping[str, float], str, Any]], xlabel: str) -> None:
-    """Rows of one figure each with its interval.
+    """Draws rows of one number each with its interval.
 
     Args:
         axis: The axes.
         values: Label, interval, the key of its middle, and colour with marker, from the top.
-        xlabel: What the figures are.
+        xlabel: What the numbers are.
     """
     for height, (_, value, middle, (colour, marker)) in enumerate(values):
         at = value[middle]

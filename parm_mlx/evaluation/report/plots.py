@@ -50,13 +50,13 @@ _SETTINGS: Any = {
 
 
 def add_pictures(summary: Summary, out: Path, note: Callable[[str], None]) -> None:
-    """Draws the pictures into a folder; where that cannot be done, a note says why."""
+    """Draws the pictures into a folder; if that fails, a note says why."""
     if not can_draw():
         note(MISSING)
         return
     try:
         draw(summary, out)
-    except Exception as error:  # the picture is an extra: whatever is wrong with it must not cost the figures
+    except Exception as error:  # the picture is optional: its failure must not cost the figures
         note(f"no picture: {error}")
 
 
@@ -64,7 +64,7 @@ def draw(summary: Summary, out: Path) -> None:
     """Writes ``pareto.png`` and ``pareto.svg``.
 
     Args:
-        summary: The metrics of a run or of a comparison, as ``metrics.json`` holds them.
+        summary: The content of ``metrics.json`` of a run or of a comparison.
         out: The folder.
 
     Raises:
@@ -80,9 +80,9 @@ def draw(summary: Summary, out: Path) -> None:
 
 
 def inline_svg(summary: Summary) -> str:
-    """The picture as an ``<svg>`` element; the page's style gives ``--ink``, ``--soft``, ``--rule`` and ``--paper``.
+    """Returns the picture as an ``<svg>`` element; CSS sets ``--ink``, ``--soft``, ``--rule`` and ``--paper``.
 
-    Markers of point i of a run are groups with ids ``point-i-…``.
+    The markers of point i of a run are groups with ids ``point-i-…``.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -100,7 +100,7 @@ def inline_svg(summary: Summary) -> str:
 
 @contextmanager
 def _matplotlib() -> Iterator[None]:
-    """Our settings, whatever those of the user are; a name with a letter that the font lacks is drawn with a box."""
+    """Applies our settings over those of the user; a letter that the font lacks is drawn as a box."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -111,7 +111,7 @@ def _matplotlib() -> Iterator[None]:
 
 
 def figure(summary: Summary) -> Any:
-    """The picture as a figure of matplotlib."""
+    """Returns the picture as a figure of matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -132,7 +132,7 @@ def _title(summary: Summary) -> str:
 
 
 def _legend(drawn: Any, summary: Summary, handles: list[Any]) -> None:
-    """The legend, above the panels; its title is the picture's."""
+    """Adds the legend above the panels; its title is that of the picture."""
     columns = len(handles) if summary["kind"] == "run" else 1 if len(handles) <= panels.ONE_COLUMN else 2
     font = {"size": 12, "weight": "bold"}
     style = {"ncols": columns, "fontsize": 8.5, "title_fontproperties": font, "alignment": "left"}
