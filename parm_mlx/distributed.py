@@ -47,7 +47,7 @@ class Group:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes and reports."""
+        """True for the process that writes and reports."""
         return self.rank == 0
 
     def watch(self, stop: Stop) -> Stop:

@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Stop:
-    """Says, when called, whether a signal has asked the work to stop.
+    """A request to stop; calling it tells whether a signal has made it.
 
     Attributes:
         signal: The number of that signal, the first one if there were several.
@@ -18,7 +18,7 @@ class Stop:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """Whether the work should stop."""
+        """Returns True once the work should stop."""
         return self.signal is not None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:

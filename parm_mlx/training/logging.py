@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from parm_mlx.errors import ConfigError, RunError
+from parm_mlx.errors import ConfigError, RunError, first_line
 from parm_mlx.files import disk_errors
 from parm_mlx.mlxlm import reporting_callback
 from parm_mlx.outputs import write_file
@@ -229,8 +229,7 @@ def _start_trackers(config: TrainConfig) -> Any:
     try:
         return reporting_callback(trackers, config.project_name, str(directory), config.to_dict())
     except Exception as error:  # each tracker has its own: no account, no network
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunError(f"--report-to {trackers}: {reason[0]}") from error
+        raise RunError(f"--report-to {trackers}: {first_line(error)}") from error
 
 
 def _tracked_report(record: TrainRecord) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import signal
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from parm_mlx.data.dataset import load_data
+from parm_mlx.data.dataset import PreferenceData, load_data
 from parm_mlx.data.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
 from parm_mlx.distributed import Group, join
 from parm_mlx.errors import CheckpointError, ConfigError, DataError, LostError, OutputError
@@ -20,7 +19,7 @@ from parm_mlx.files import flush, resolve
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
-from parm_mlx.mlxlm import embedding_rows
+from parm_mlx.mlxlm import TokenizerWrapper, embedding_rows
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
 from parm_mlx.pblora.adapter import attach, read_adapter, read_config
 from parm_mlx.pblora.config import PBLoRAConfig
@@ -70,7 +69,7 @@ class TrainResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the run has steps left."""
+        """True where the run has steps left."""
         return self.signal is not None
 
     @property
@@ -212,44 +211,19 @@ def prepare(
     """Loads and checks everything that a run reads; see :func:`train`."""
     init, order, choice, alpha, dropout = map(np.random.default_rng, np.random.SeedSequence(config.seed).spawn(5))
     start = read_adapter(resolve(config.start_from, "adapter")) if config.start_from and not checkpoint else None
-    if start and config.objectives and config.objectives[: start[0].k] != start[0].objectives:
-        own = start[0].objectives
-        raise ConfigError(
-            f"objectives {', '.join(config.objectives)} must begin with those of {config.start_from}: {', '.join(own)}",
-            hint=f"--objectives {','.join(dict.fromkeys((*own, *config.objectives)))}",
-        )
-    earlier = read_config(checkpoint.path) if checkpoint else start and start[0]
-    data = load_data(
-        config.data,
-        objectives=config.objectives,
-        first=earlier.objectives if earlier else (),
-        seed=config.seed,
-        hold_out=config.val_batches != 0,
-    )
-    for note in data.notes:
-        progress.note(note)
-    models = models_of(config)
+    data = _load_data(config, read_config(checkpoint.path) if checkpoint else start and start[0], progress)
+    models, k = models_of(config), len(data.objectives)
     changes = changes_since(checkpoint.state, data_files(data), models) if checkpoint else ({}, {})
     if checkpoint:
         if not anyway:
             refuse_changes(checkpoint.path, *changes)
         _check_objectives(checkpoint.path, data.objectives)
-    k = len(data.objectives)
     beta = mx.array(config.betas(k))
 
     progress.note(memory.announce(config))
     model, tokenizer = load_base(config.model)
-    limit, rows = config.max_seq_length, embedding_rows(model)
-    tokenized = []
-    for pairs, split in ((data.train, "training"), (data.valid, "validation")):
-        tracked = progress.track(pairs, f"tokenizing {split}")
-        kept, note = tokenize_pairs(tokenizer, tracked, data.objectives, limit, config.chat_template, rows)
-        if note:
-            progress.note(f"{split}: {note}")
-        if split == "training":
-            _check_labels(config, kept, data.objectives, note)
-        tokenized.append(kept)
-    train, valid = tokenized
+    train = _tokenize(config, data, "training", tokenizer, embedding_rows(model), progress)
+    valid = _tokenize(config, data, "validation", tokenizer, embedding_rows(model), progress)
     steps = config.steps(len(train))
     if config.warmup >= steps:
         progress.note(f"the warm-up of {config.warmup} steps covers the whole run; see --warmup")
@@ -290,20 +264,50 @@ def prepare(
     return trainer
 
 
+def _load_data(config: TrainConfig, earlier: PBLoRAConfig | None, progress: Progress) -> PreferenceData:
+    """Reads the data; the objectives of the adapter that training goes on or begins from come first."""
+    first, given = earlier.objectives if earlier else (), config.objectives
+    if given and given[: len(first)] != first:
+        raise ConfigError(
+            f"objectives {', '.join(given)} must begin with those of {config.start_from}: {', '.join(first)}",
+            hint=f"--objectives {','.join(dict.fromkeys((*first, *given)))}",
+        )
+    hold_out = config.val_batches != 0
+    data = load_data(config.data, objectives=given, first=first, seed=config.seed, hold_out=hold_out)
+    for note in data.notes:
+        progress.note(note)
+    return data
+
+
 def _check_objectives(where: Path, now: tuple[str, ...]) -> None:
     if (before := read_config(where).objectives) != now:
         hint = "--start-from begins a new run from an adapter, and adds objectives"
         raise CheckpointError(f"{where} is for {', '.join(before)}; the data now have {', '.join(now)}", hint=hint)
 
 
-def _check_labels(config: TrainConfig, pairs: TokenPairs, objectives: Sequence[str], note: str | None) -> None:
-    """Checks that every objective has judged a training pair."""
-    labelled = sum((pair.preferred != UNLABELLED for pair in pairs), start=np.zeros(len(objectives)))
-    if missing := [name for name, count in zip(objectives, labelled, strict=True) if not count]:
+def _tokenize(
+    config: TrainConfig,
+    data: PreferenceData,
+    split: str,
+    tokenizer: TokenizerWrapper,
+    rows: int | None,
+    progress: Progress,
+) -> TokenPairs:
+    """Tokenizes a split, and checks that every objective has judged a training pair."""
+    training = split == "training"
+    pairs = progress.track(data.train if training else data.valid, f"tokenizing {split}")
+    limit = config.max_seq_length
+    kept, note = tokenize_pairs(tokenizer, pairs, data.objectives, limit, config.chat_template, rows)
+    if note:
+        progress.note(f"{split}: {note}")
+    labelled = sum((pair.preferred != UNLABELLED for pair in kept), start=np.zeros(len(data.objectives)))
+    if training and not labelled.all():
+        missing = [name for name, count in zip(data.objectives, labelled, strict=True) if not count]
         raise DataError(
             f"{config.data}: no training pair is left for {', '.join(missing)}",
             hint=f"{note}; raise --max-seq-length" if note else "is the name spelled as in the data?",
         )
+    return kept
 
 
 def _adapter_for(config: TrainConfig, model: nn.Module, objectives: tuple[str, ...]) -> tuple[PBLoRAConfig, str]:

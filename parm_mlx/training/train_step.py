@@ -45,7 +45,7 @@ class StepResult:
 
     @property
     def finite(self) -> bool:
-        """Whether neither loss nor gradient is NaN or infinite."""
+        """True where neither loss nor gradient norm is NaN or infinite."""
         return bool(np.isfinite(self.loss) and np.isfinite(self.grad_norm))
 
 

@@ -99,7 +99,7 @@ class Trainer:
 
     @property
     def complete(self) -> bool:
-        """Whether every step is done, and the validation after the last one."""
+        """True once every step is done, and the validation after the last one."""
         return self.done == self.steps and not self._validation_due()
 
     def loop(self, stopped: Callable[[], bool]) -> None:

@@ -23,6 +23,18 @@ from parm_mlx.training.response_logprobs import ResponseScorer
 from parm_mlx.training.train_step import TrainStep
 
 
+@pytest.fixture
+def pictures() -> None:
+    """Lets the runs of a test draw their curves."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the short runs of most tests."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("parm_mlx.training.run.add_picture", lambda *_: None)
+
+
 @dataclass(frozen=True)
 class LossFixture:
     """``expected_loss_k2``: its rows as one batch, its cases, and its gradients under our names."""

@@ -56,6 +56,7 @@ def run(official: Path, tmp_path: Path, write_rows: Write, rows: Rows) -> Callab
     return run_train
 
 
+@pytest.mark.usefixtures("pictures")
 def test_an_adapter_that_can_be_used_and_repeated(run: Callable[..., TrainResult], official: Path) -> None:
     listener = Listener()
     result = run(progress=listener, beta_objective=(0.1, 0.2), iters=5, steps_per_report=2, steps_per_eval=2)
@@ -149,7 +150,7 @@ def test_the_seed_decides_everything(run: Callable[..., TrainResult], tmp_path: 
 
 def test_it_learns_to_follow_alpha(run: Callable[..., TrainResult]) -> None:
     """The objectives contradict each other on every pair, so only the corner of α can decide."""
-    result = run(iters=150, learning_rate=0.02, beta_objective=0.2, batch_size=8, val_batches=-1)
+    result = run(iters=60, learning_rate=0.04, beta_objective=0.5, batch_size=8, val_batches=-1)
     assert isinstance(result.records[-1], ValidRecord)
     long, *_, short = result.records[-1].grid
     assert long.accuracy == {"long": 1.0, "short": 0.0}
