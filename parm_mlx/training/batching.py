@@ -225,7 +225,7 @@ class _Epochs:
     """The members of one set, again and again, in a new order every time."""
 
     def __init__(self, members: NDArray[np.int_], rng: np.random.Generator) -> None:
-        self.members, self.rng = members, rng
+        self.members, self.rng, self._done = members, rng, 0
         self._draw()
 
     @property

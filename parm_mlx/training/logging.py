@@ -152,7 +152,7 @@ class Meter:
     """Adds up steps until the next report."""
 
     def __init__(self, objectives: Sequence[str]) -> None:
-        self.objectives = objectives
+        self.objectives, self._since = objectives, time.perf_counter()
         self.reset()
 
     def reset(self) -> None:
