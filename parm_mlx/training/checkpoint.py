@@ -200,6 +200,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} is broken: it has no marker that lists {STATE_FILE}")
     try:
         for name, facts in marker["files"].items():
+            if facts is None and name != STATE_FILE:  # added later: the picture of a run that was interrupted
+                continue
             if written(path / name)["sha256"] != facts["sha256"]:
                 raise CheckpointError(f"checkpoint {path} is broken: {name} was changed or truncated")
         content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from parm_mlx.errors import CheckpointError, OutputError, RunError
-from parm_mlx.outputs import read_marker
+from parm_mlx.outputs import read_marker, update
 from parm_mlx.training.checkpoint import CheckpointFolder, read_checkpoint
 
 
@@ -39,6 +39,13 @@ def test_what_is_saved_can_be_read(folder: CheckpointFolder) -> None:
         "adapters.safetensors",
         "state.json",
     ]
+
+
+def test_a_picture_may_be_added(folder: CheckpointFolder) -> None:
+    save(folder, 2)
+    with update(folder.at(2)) as directory:
+        (directory / "curves.png").write_bytes(b"picture")
+    assert read_checkpoint(folder.at(2)).step == 2
 
 
 def test_the_newest_and_the_best_are_kept(folder: CheckpointFolder) -> None:
