@@ -44,7 +44,6 @@ check-macos: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
-	$(BIN)/python docs/make_memory.py
 	$(BIN)/python docs/make_performance.py
 	$(BIN)/python docs/make_results.py
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
 from parm_mlx.diagnostics.plan import Size
@@ -24,7 +24,6 @@ from parm_mlx.machine import versions
 from parm_mlx.mlxlm import make_prompt_cache
 from parm_mlx.pblora import PBLoRALinear
 from parm_mlx.pblora.adapter import adapted_layers
-from parm_mlx.training.memory import ModelSize, plain_weights
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip
@@ -35,8 +34,6 @@ OUTPUT, RECORD = FOLDER / "performance.md", FOLDER / "performance.json"
 
 # Gigabytes a second, as Apple gives them; an M3 Max with 30 GPU cores has 300.
 CHIPS = {"M1": 68, "M2 Pro": 200, "M3 Max (40 GPU cores)": 400, "M2 Ultra": 800}
-LLAMA_7B = ModelSize(4096, 32, 32, 32, 128, 11008, 32000, 2, 0)
-TINY_1B = ModelSize(2048, 22, 32, 4, 64, 5632, 32000, 2, 0)
 BITS, CONTEXT, DRAFTED, ACCEPTED, RANK = 4, 1024, 3, (0.6, 0.8), 8
 FLOOR_BUDGET, SHARED_BUDGET = 0.97, 0.85
 
@@ -223,10 +220,32 @@ def budgets_table(bench: dict[str, Any], peers: dict[str, Any]) -> list[str]:
 # --- On paper
 
 
+class ModelSize(NamedTuple):
+    """A Llama, by the names of its config.json; ``itemsize`` is the bytes of a number in its activations."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    itemsize: int
+
+
+LLAMA_7B = ModelSize(4096, 32, 32, 32, 128, 11008, 32000, 2)
+TINY_1B = ModelSize(2048, 22, 32, 4, 64, 5632, 32000, 2)
+
+
 def weights_read(model: ModelSize) -> float:
-    """Bytes of the 4-bit weights that a forward pass reads: all but the embedding, of which it reads a row a token."""
-    table = model.vocabulary * model.hidden
-    return plain_weights(model, False, BITS) - (table * BITS // 8 + table // 64 * 4)
+    """Bytes of the weights that a forward pass reads, quantised in groups of 64 with a 16-bit scale and bias.
+
+    Of the embedding it reads a row a token, which is not counted.
+    """
+    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    block = model.hidden * (2 * q + 2 * kv + 3 * model.intermediate)
+    numbers = model.layers * block + model.vocabulary * model.hidden
+    return numbers * BITS // 8 + numbers // 64 * 4
 
 
 def cache_read(model: ModelSize) -> float:

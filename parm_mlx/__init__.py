@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from parm_mlx.evaluation.evaluate import evaluate
     from parm_mlx.guidance.guided import Guide, GuidedModel
     from parm_mlx.guidance.loading import load, load_guide
+    from parm_mlx.training.run import train
 
 _PUBLIC = {
     "evaluate": "parm_mlx.evaluation.evaluate",
     "load": "parm_mlx.guidance.loading",
     "load_guide": "parm_mlx.guidance.loading",
+    "train": "parm_mlx.training.run",
     "Guide": "parm_mlx.guidance.guided",
     "GuidedModel": "parm_mlx.guidance.guided",
 }
 
-__all__ = ["Guide", "GuidedModel", "evaluate", "load", "load_guide"]
+__all__ = ["Guide", "GuidedModel", "evaluate", "load", "load_guide", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,12 @@
 """Several processes that do one piece of work together over ``mx.distributed``, started with ``mlx.launch``.
 
-Every process reads the model and the data and does its share: of each batch when training, of the answers in a sweep.
+Every process reads the model and the data and computes its share of each batch in training, of the answers in a sweep.
 The main process, rank 0, alone writes results and reports.
 """
 
 import hashlib
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ class Group:
         members: The group of ``mx.distributed``.
 
     Attributes:
-        rank: Number of this process.
+        rank: Rank of this process; rank 0 is the main process.
         size: Number of processes.
         peak_memory: Highest memory use of MLX in any process, in bytes, as of the last reduction.
     """
@@ -48,20 +47,22 @@ class Group:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes and reports."""
+        """True for the process that writes and reports."""
         return self.rank == 0
 
     def watch(self, stop: Stop) -> Stop:
         """From now on, a signal that any process got stops all of them, after the same step.
 
         From now on, too, a process that waits for the others for 10 minutes gives up: a machine that has lost its
-        power or its cable does not say good-bye.
+        power or its cable may vanish without closing the connection. MLX cannot be interrupted while it waits, so that
+        a :class:`LostError` is raised in another thread, where ``threading.excepthook`` gets it; the command line ends
+        the process then.
 
         Args:
-            stop: Says whether this process got a signal.
+            stop: Whether this process got a signal.
 
         Returns:
-            What says so for all of them.
+            Whether any process did, as of the last reduction.
         """
         self._stop, self._agreed, self._patience = stop, Stop() if self.size > 1 else stop, PATIENCE
         return self._agreed
@@ -92,7 +93,7 @@ class Group:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """What is done inside the block fails everywhere if it fails in one process.
+        """Runs the block so that it fails in every process if it fails in one.
 
         Raises:
             ParmError: In the main process, what failed; if that was in another one, with its rank.
@@ -125,7 +126,7 @@ class Group:
 
     @contextmanager
     def reported_once(self) -> Iterator[None]:
-        """An error that all processes meet alike is shown by the main one; a lost connection by all who notice."""
+        """Leaves an error that all processes meet alike to the main one; a lost connection is raised in each."""
         try:
             yield
         except LostError:
@@ -136,7 +137,7 @@ class Group:
             raise QuietError(error.exit_code) from error
 
     def broadcast(self, content: bytes, root: int = 0) -> bytes:
-        """What process ``root`` gives, in all of them."""
+        """Returns the content that process ``root`` gives, in every process."""
         if self.size == 1:
             return content
         own = self.rank == root
@@ -149,17 +150,17 @@ class Group:
         return np.array(self._all_sum(mx.array(words))).view(np.uint8)[:length].tobytes()
 
     def union(self, content: bytes) -> list[bytes]:
-        """What every process gives, in the order of their ranks, in all of them."""
+        """Returns the contents that the processes give, by rank, in every process."""
         return [self.broadcast(content if root == self.rank else b"", root) for root in range(self.size)]
 
     def check_same(self, facts: Mapping[str, Any]) -> None:
         """Checks that the processes agree on what they have read.
 
         Args:
-            facts: Plain values, and what to call them.
+            facts: Plain values by name.
 
         Raises:
-            ConfigError: They do not.
+            ConfigError: They do not; the names are in it.
         """
         if self.size == 1:
             return
@@ -174,13 +175,13 @@ class Group:
             )
 
     def _gather(self, values: Sequence[int]) -> NDArray[np.int32]:
-        """The numbers of every process, (size, len(values))."""
+        """Returns the values of every process, (size, len(values))."""
         table = np.zeros((self.size, len(values)), np.int32)
         table[self.rank] = values
         return np.array(self._all_sum(mx.array(table)))
 
     def _all_sum(self, array: mx.array) -> mx.array:
-        """On the CPU, and with nothing else in flight: a GPU must not wait for another machine."""
+        """Sums on the CPU, with nothing else in flight: a GPU must not wait for another machine."""
         mx.eval(array)
         watchdog = threading.Timer(self._patience, _give_up) if self._patience else None
         if watchdog:
@@ -222,15 +223,13 @@ def join() -> Group:
 
 
 def _no_hosts(hostfile: Path) -> bool:
-    """Whether this is the empty file that ``mlx.launch -n 1`` writes."""
+    """Recognises the empty file that ``mlx.launch -n 1`` writes."""
     return hostfile.is_file() and not hostfile.read_text(encoding="utf-8").strip()
 
 
 def _give_up() -> None:
-    """Ends this process, which is inside MLX and cannot be interrupted."""
-    sys.stderr.write(
-        f"error: no word from the other processes for {PATIENCE:g} seconds\n"
-        "hint: the same command with --resume goes on from the newest checkpoint, with any number of processes\n"
+    """Fails in the thread of the timer: the main thread is inside MLX, and nothing can interrupt it there."""
+    raise LostError(
+        f"no word from the other processes for {PATIENCE:g} seconds",
+        hint="the same command with --resume goes on from the newest checkpoint, with any number of processes",
     )
-    sys.stderr.flush()
-    os._exit(1)

@@ -249,11 +249,25 @@ def lock(handle: int, problem: str) -> None:
         return
 
 
-def flush_files(directory: Path) -> None:
-    """Waits until the files of a directory are on the disk, so that they outlast a power cut after a rename."""
-    for file in directory.iterdir():
-        with file.open("rb+") as opened:
-            os.fsync(opened.fileno())
+def flush(*paths: Path) -> None:
+    """Waits until files are on the disk, or the names in directories, so that they outlast a power cut.
+
+    Where there is F_FULLFSYNC (macOS), the disk's own cache is emptied too, which fsync alone does not do.
+
+    Raises:
+        RunError: The disk failed.
+    """
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    for path in paths:
+        with disk_errors(path):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                if full_sync is None:
+                    os.fsync(handle)
+                else:
+                    fcntl.fcntl(handle, full_sync)
+            finally:
+                os.close(handle)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the piece of work in progress is finished, and what is done can be kept."""
+"""Ctrl-C as a request: the work in progress is finished first, so that its results can be kept."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Stop:
-    """Says, when called, whether a signal has asked the work to stop.
+    """A request to stop; calling it tells whether a signal has made it.
 
     Attributes:
         signal: The number of that signal, the first one if there were several.
@@ -18,7 +18,7 @@ class Stop:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """Whether the work should stop."""
+        """Returns True once the work should stop."""
         return self.signal is not None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
@@ -32,11 +32,11 @@ class Stop:
 def stop_on_interrupt(*signals: int) -> Iterator[Stop]:
     """Yields a function that says whether the work should stop, because Ctrl-C has been pressed or a signal came.
 
-    A second Ctrl-C raises KeyboardInterrupt; other signals may come as often as they like. Outside the main thread,
-    where Python delivers no signals, the answer is always no.
+    A second Ctrl-C raises KeyboardInterrupt; repeated other signals are ignored. Outside the main thread, where Python
+    delivers no signals, the answer is always no.
 
     Args:
-        signals: What asks the work to stop; by default Ctrl-C alone.
+        signals: The signals that ask the work to stop; by default Ctrl-C alone.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

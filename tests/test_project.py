@@ -134,11 +134,6 @@ def test_the_command_line_reference_is_current() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
-def test_the_table_of_memory_is_current() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "make_memory.py"))["page"]()
-    assert (ROOT / "docs" / "memory.md").read_text(encoding="utf-8") == page, "run `make docs`"
-
-
 def test_the_page_of_performance_is_current() -> None:
     record = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))
     page = runpy.run_path(str(ROOT / "docs" / "make_performance.py"))["page"](record)

@@ -32,10 +32,9 @@ from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training.batching import Batch, make_batch
 from parm_mlx.training.loss import token_logprobs
 from parm_mlx.training.optimizer import Optimizer
-from parm_mlx.training.output import chunked_logprobs_with_grad
-from parm_mlx.training.packing import Layout
-from parm_mlx.training.response_logprobs import ResponseScorer
-from parm_mlx.training.train_step import Learner
+from parm_mlx.training.packing import PackedBatch
+from parm_mlx.training.response_logprobs import ResponseScorer, chunked_logprobs_with_grad
+from parm_mlx.training.train_step import TrainStep
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip
@@ -53,21 +52,21 @@ TOKENS = (256, 1024, 4096)
 class Naive(ResponseScorer):
     """Logits of every token."""
 
-    def token_logprobs(self, layout: Layout) -> mx.array:
+    def token_logprobs(self, packed: PackedBatch) -> mx.array:
         """The log-probability of every response token, picked from those of all tokens."""
-        logits = self.model(layout.inputs)
+        logits = self.model(packed.inputs)
         every = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return every.reshape(-1, every.shape[-1])[layout.positions, layout.targets]
+        return every.reshape(-1, every.shape[-1])[packed.positions, packed.targets]
 
 
 class Responses(ResponseScorer):
     """Logits of response tokens, all at once."""
 
-    def token_logprobs(self, layout: Layout) -> mx.array:
+    def token_logprobs(self, packed: PackedBatch) -> mx.array:
         """The log-probability of every response token."""
-        trunk, output_layer = self.parts
-        hidden = trunk(layout.inputs)
-        return token_logprobs(output_layer(hidden.reshape(-1, hidden.shape[-1])[layout.positions]), layout.targets)
+        trunk, head = self.trunk_and_head
+        hidden = trunk(packed.inputs)
+        return token_logprobs(head(hidden.reshape(-1, hidden.shape[-1])[packed.positions]), packed.targets)
 
 
 WAYS: dict[str, Callable[[nn.Module], ResponseScorer]] = {
@@ -103,23 +102,23 @@ def compare(model: nn.Module, batch: Batch, rounds: int) -> dict[str, Any]:
     """Seconds, peak memory and gradient error of every way on one batch."""
     alpha = mx.array(np.random.default_rng(1).dirichlet([0.5, 0.5], len(batch.pairs)).astype(np.float32))
     optimizer = Optimizer(model, peak=5e-4, warmup=0, steps=1, weight_decay=0.0)
-    learners = {name: Learner(way(model), mx.array([0.1, 0.1]), 0.0, optimizer) for name, way in WAYS.items()}
-    times: dict[str, list[float]] = {name: [] for name in learners}
+    steps = {name: TrainStep(way(model), mx.array([0.1, 0.1]), 0.0, optimizer) for name, way in WAYS.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     peaks, errors = {}, {}
     reference: dict[str, mx.array] = {}
-    for name, learner in learners.items():
+    for name, train_step in steps.items():
         mx.clear_cache()
         mx.reset_peak_memory()
-        _, grads = learner.value_and_grad(batch, alpha)
+        _, grads = train_step.value_and_grad(batch, alpha)
         mx.eval(grads)
         peaks[name] = round(mx.get_peak_memory() / 1e6, 1)
         flat = dict(tree_flatten(grads))
         reference = reference or flat
         errors[name] = max((mx.abs(flat[k] - v).max() / mx.abs(v).max()).item() for k, v in reference.items())
     for _ in range(rounds):
-        for name, learner in learners.items():
+        for name, train_step in steps.items():
             start = time.perf_counter()
-            mx.eval(learner.value_and_grad(batch, alpha))
+            mx.eval(train_step.value_and_grad(batch, alpha))
             times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
     return {
@@ -132,7 +131,7 @@ def compare(model: nn.Module, batch: Batch, rounds: int) -> dict[str, Any]:
             "peak_mb": peaks[name],
             "gradient_error": errors[name],
         }
-        for name in learners
+        for name in steps
     }
 
 

@@ -35,7 +35,7 @@ from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training.batching import make_batch
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.response_logprobs import ResponseScorer
-from parm_mlx.training.train_step import Learner
+from parm_mlx.training.train_step import TrainStep
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip
@@ -77,7 +77,7 @@ def ours(options: argparse.Namespace) -> tuple[Step, nn.Module]:
     attach(model, PBLoRAConfig(objectives=("a", "b")))
     model.train()
     optimizer = Optimizer(model, peak=1e-5, warmup=0, steps=10**6, weight_decay=0.01)
-    learner = Learner(ResponseScorer(model, 2), mx.array([0.1, 0.1]), 0.0, optimizer)
+    train_step = TrainStep(ResponseScorer(model, 2), mx.array([0.1, 0.1]), 0.0, optimizer)
     rng = np.random.default_rng(1)
 
     def run() -> list[float]:
@@ -85,7 +85,7 @@ def ours(options: argparse.Namespace) -> tuple[Step, nn.Module]:
         for number in range(options.steps + 1):
             start = time.perf_counter()
             alpha = mx.array(rng.dirichlet([0.5, 0.5], PAIRS).astype(np.float32))
-            learner.step(number, make_batch(pairs), alpha)
+            train_step(number, make_batch(pairs), alpha)
             seconds.append(time.perf_counter() - start)
         return seconds[1:]
 

@@ -33,7 +33,7 @@ from parm_mlx.rewards.builtin import SCORERS
 from parm_mlx.training.checkpoint import CheckpointFolder
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.curves import PICTURE_FILE
-from parm_mlx.training.metrics import METRICS_FILE
+from parm_mlx.training.logging import METRICS_FILE
 from parm_mlx.training.progress import ConsoleProgress
 from parm_mlx.training.run import train
 

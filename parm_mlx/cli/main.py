@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from types import FrameType
 from typing import Annotated
@@ -13,7 +14,7 @@ import typer
 
 from parm_mlx import __version__
 from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, train
-from parm_mlx.errors import ParmError, QuietError
+from parm_mlx.errors import LostError, ParmError, QuietError
 from parm_mlx.machine import NO_BACKEND, lacks_backend
 
 _WRONG_PATH = {
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _end)
+    threading.excepthook = _end_lost
     code = run(sys.argv[1:] if arguments is None else arguments)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python shuts down shows no traceback
@@ -93,6 +95,14 @@ def _prepare_streams() -> None:
 def _end(number: int, _frame: FrameType | None) -> None:
     """Ends the program by its own hand, so that nothing unfinished is left behind."""
     sys.exit(128 + number)
+
+
+def _end_lost(failure: threading.ExceptHookArgs) -> None:
+    """Ends the program where other processes are lost and MLX waits for them in the main thread, for ever."""
+    if isinstance(failure.exc_value, LostError):
+        console.show_error(failure.exc_value)
+        os._exit(failure.exc_value.exit_code)
+    threading.__excepthook__(failure)
 
 
 def run(arguments: list[str]) -> int:

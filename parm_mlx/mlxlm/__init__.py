@@ -26,7 +26,7 @@ from parm_mlx.mlxlm.preference import PreferenceCache
 from parm_mlx.mlxlm.prefix import PrefixCache
 from parm_mlx.mlxlm.saving import save_converted, save_like
 from parm_mlx.mlxlm.settings import config_dtype
-from parm_mlx.mlxlm.tracking import TrainingCallback, reporting_callback
+from parm_mlx.mlxlm.tracking import reporting_callback
 from parm_mlx.mlxlm.weights import check_finite, check_finite_files, safetensors_header, weight_files
 
 # mlx-lm's load_prompt_cache finds the kinds of entries by name in this module.
@@ -39,7 +39,6 @@ __all__ = [
     "PreferenceCache",
     "PrefixCache",
     "TokenizerWrapper",
-    "TrainingCallback",
     "attention_windows",
     "bears_padding",
     "can_batch",

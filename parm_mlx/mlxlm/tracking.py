@@ -1,31 +1,15 @@
-"""mlx-lm's experiment trackers."""
+"""mlx-lm's callback for experiment trackers."""
 
-from typing import Any, Protocol
-
-
-class TrainingCallback(Protocol):
-    """What mlx-lm tells about a training."""
-
-    def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
-        """Takes the numbers of the training; ``iteration`` is the step."""
-        ...
-
-    def on_val_loss_report(self, val_info: dict[str, Any]) -> None:
-        """Takes the numbers of a validation; ``iteration`` is the step."""
-        ...
+from typing import Any
 
 
-def reporting_callback(trackers: str, *, project_name: str, log_dir: str, config: dict[str, Any]) -> TrainingCallback:
-    """Starts experiment trackers.
+def reporting_callback(trackers: str, project_name: str, log_dir: str, config: dict[str, Any]) -> Any:
+    """Starts experiment trackers (wandb, swanlab, comma-separated); the run is named after the last part of log_dir.
 
-    Args:
-        trackers: Their names, comma-separated: wandb, swanlab.
-        project_name: Project that the run is shown in.
-        log_dir: Where their files go; the run is named after its last part.
-        config: The settings of the run.
+    Returns:
+        An object with ``on_train_loss_report`` and ``on_val_loss_report``, which take numbers by name.
     """
     from mlx_lm.tuner.callbacks import get_reporting_callbacks
 
-    started: Any = get_reporting_callbacks
-    callback: TrainingCallback = started(trackers, project_name, log_dir, config)
-    return callback
+    start: Any = get_reporting_callbacks  # its annotation of config is wrong: wandb takes a dictionary
+    return start(trackers, project_name=project_name, log_dir=log_dir, config=config)

@@ -1,41 +1,56 @@
 """Checkpoints of a training run: a folder beside the output, with one directory per checkpoint.
 
 ``OUT.checkpoints/step-00000120`` is an adapter directory that can be used as any other, with two more files:
-``optimizer.safetensors`` and ``state.json``, which holds everything else that the run needs to go on, and the SHA-256
-of the other files. A checkpoint is written beside and renamed, so it is whole or not there. The folder's marker has a
-number for the run, and so has the marker of every checkpoint: only what carries it counts, and is ever removed.
+``optimizer.safetensors``, and ``state.json``, which holds everything else that the run needs to go on. A checkpoint is
+written beside and renamed, so it is whole or not there, and its marker has the SHA-256 of every file. The folder's
+marker names the run, and so does the marker of every checkpoint: only checkpoints that carry it count, and only they
+are ever removed.
 """
 
-import hashlib
 import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import CheckpointError, OutputError, RunError
-from parm_mlx.files import disk_errors, flush_files
+from parm_mlx.files import disk_errors, flush, resolve
+from parm_mlx.fingerprint import changes, fingerprint
 from parm_mlx.outputs import claimed, new_directory, own, read_marker, remove_directory
-from parm_mlx.training.metrics import METRICS_FILE
+from parm_mlx.outputs.marker import written
+from parm_mlx.pblora.adapter import CONFIG_FILE
+from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.logging import METRICS_FILE
 
 STATE_FILE = "state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+AGAIN = "start from the beginning with --force, without --resume"
+# Where things are, how often something is shown or kept: none of it can change a step. Models are compared by their
+# fingerprints, wherever they lie.
+FREE = {
+    "model",
+    "data",
+    "skip_bad",
+    "out",
+    "steps_per_report",
+    "steps_per_save",
+    "keep_checkpoints",
+    "save",
+    "report_to",
+    "project_name",
+}
+START = "start-from"
 _NAME = re.compile(r"step-(\d{8,})")
+Changes = dict[str, tuple[str | None, str | None]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files have been verified.
-
-    Attributes:
-        path: Its directory.
-        step: Steps done.
-        state: What the run stored.
-    """
+    """A checkpoint whose files have been verified: its directory, the steps done, the state that the run stored."""
 
     path: Path
     step: int
@@ -57,54 +72,53 @@ class CheckpointFolder:
 
     @property
     def run(self) -> str | None:
-        """The number of the run that the folder belongs to; None where there is no folder."""
+        """The identifier of the run that the folder belongs to; None where there is no folder."""
         marker = read_marker(self.path)
         return None if marker is None else str(marker.get("run"))
 
     def steps(self) -> list[int]:
         """The steps of the run's checkpoints that are there, readable or not, in ascending order."""
         run = self.run
-        return [step for step, of in self._found().items() if run is not None and of == run]
+        return [step for step, owner in self._found().items() if run is not None and owner == run]
 
     def _found(self) -> dict[int, str | None]:
-        """For each step that something is there of, in ascending order, the run that it is of."""
+        """The run that owns each checkpoint in the folder, by step, in ascending order."""
         paths = list(self.path.iterdir()) if self.path.is_dir() else []
         steps = {int(found[1]): path for path in paths if (found := _NAME.fullmatch(path.name))}
-        return {step: _run_of(steps[step]) for step in sorted(steps)}
+        return {step: _owner(steps[step]) for step in sorted(steps)}
 
     def at(self, step: int) -> Path:
-        """Where the checkpoint of a step is or would be."""
+        """The path of the checkpoint of a step, whether it is there or not."""
         return self.path / f"step-{step:08}"
+
+    def last(self, before: int | None = None) -> Path | None:
+        """The newest checkpoint, or the newest of those before a step."""
+        steps = [step for step in self.steps() if before is None or step < before]
+        return self.at(steps[-1]) if steps else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder, which is made if need be and removed again if there is nothing in it at the end.
+        """Holds the folder for this process; it is made if need be, and removed if there is nothing in it at the end.
 
         Raises:
-            OutputError: Another process trains to the same output, or the folder is not one of a training run, holds
-                checkpoints of others, or cannot be made.
+            OutputError: Another process trains to the same output, or the folder holds anything of others.
         """
         problem = f"{self.path} is in use: another process trains to the same output"
         with claimed(self.path, "checkpoints", problem) as marker:
-            others = [step for step, run in self._found().items() if run != marker["run"]]
+            others = [step for step, owner in self._found().items() if owner != marker["run"]]
             if others:
                 raise OutputError(f"{self.at(others[0])} is not of the run of this folder", hint="move it away")
             own(self.path, [METRICS_FILE])
             yield
 
-    def begin(self, keep: bool) -> None:
-        """Prepares the folder for a run that starts now; ``keep`` says that it goes on from a checkpoint."""
-        for step in [] if keep else self.steps():
-            self._remove(step)
-
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None], best: int | None) -> Path:
-        """Writes a checkpoint, then removes those that need not be kept.
+        """Writes a checkpoint that outlasts a power cut, then removes all but the newest and the best one.
 
         Args:
             step: Steps done.
-            state: What the run needs to go on, as plain values.
+            state: The state that the run needs to go on, as plain values.
             write: Writes the other files into a directory.
-            best: The step with the best validation, which is kept besides the newest.
+            best: The step with the best validation.
 
         Raises:
             RunError: The disk is full or failed. The earlier checkpoints are still there.
@@ -115,11 +129,10 @@ class CheckpointFolder:
                 self._remove(step)
             with new_directory(path, run=self.run) as directory:
                 write(directory)
-                files = {file.name: _sha256(file) for file in sorted(directory.iterdir())}
-                content = {"format_version": FORMAT_VERSION, "step": step, "files": files, "run": state}
-                text = json.dumps({"sha256": _digest(content), "content": content}, indent=1)
-                (directory / STATE_FILE).write_text(text + "\n", encoding="utf-8")
-                flush_files(directory)
+                content = {"format_version": FORMAT_VERSION, "step": step, "run": state}
+                (directory / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                flush(*directory.iterdir(), directory)
+            flush(self.path)
         except RunError as error:
             last = self.last()
             remains = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -148,9 +161,7 @@ class CheckpointFolder:
                 self._remove(newer)
             return checkpoint
         if broken:
-            raise CheckpointError(
-                f"no checkpoint in {self.path} can be read", hint="start from the beginning with --force"
-            )
+            raise CheckpointError(f"no checkpoint in {self.path} can be read", hint=AGAIN)
         return None
 
     def check_unused(self) -> None:
@@ -169,23 +180,44 @@ class CheckpointFolder:
         with disk_errors(self.metrics):
             self.metrics.unlink(missing_ok=True)
 
-    def last(self, before: int | None = None) -> Path | None:
-        """The newest checkpoint, or the newest of those before a step."""
-        steps = [step for step in self.steps() if before is None or step < before]
-        return self.at(steps[-1]) if steps else None
-
     def _remove(self, step: int) -> None:
         remove_directory(self.at(step), self.run)
 
 
-def _run_of(path: Path) -> str | None:
-    """The run that a checkpoint was written by, at this place; None where its marker does not say so."""
+def _owner(path: Path) -> str | None:
+    """The run that wrote a checkpoint to this place; None where its marker does not say so."""
     marker = read_marker(path) or {}
     return marker.get("run") if marker.get("name") == path.name else None
 
 
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint and verifies its files.
+
+    Raises:
+        CheckpointError: A file is missing, truncated or changed.
+    """
+    marker = read_marker(path)
+    if marker is None or STATE_FILE not in marker["files"]:
+        raise CheckpointError(f"checkpoint {path} is broken: it has no marker that lists {STATE_FILE}")
+    try:
+        for name, facts in marker["files"].items():
+            if facts is None and name != STATE_FILE:  # added later: the picture of a run that was interrupted
+                continue
+            if written(path / name)["sha256"] != facts["sha256"]:
+                raise CheckpointError(f"checkpoint {path} is broken: {name} was changed or truncated")
+        content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        if content["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint {path} has the unknown format {content['format_version']}")
+        return Checkpoint(path, content["step"], content["run"])
+    except OSError as error:
+        name = Path(error.filename or STATE_FILE).name
+        raise CheckpointError(f"checkpoint {path} is broken: {name}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"checkpoint {path} is broken: {STATE_FILE} or its marker is not readable") from None
+
+
 def pack_checkpoint(path: Path) -> bytes:
-    """A checkpoint as one piece, for a machine that cannot read it; :func:`unpack_checkpoint` is the inverse."""
+    """Packs a checkpoint for a machine that cannot read it; :func:`unpack_checkpoint` is the inverse."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for file in sorted(path.iterdir()):
@@ -200,37 +232,86 @@ def unpack_checkpoint(packed: bytes, directory: Path) -> Checkpoint:
     return read_checkpoint(directory)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint and verifies its files.
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the steps of a run, as plain values."""
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    return {name: value for name, value in plain.items() if name not in FREE}
 
-    Raises:
-        CheckpointError: A file is missing, truncated or changed.
+
+def check_settings(stored: dict[str, Any], config: TrainConfig, where: Path) -> None:
+    """Raises CheckpointError, which shows every difference, where settings are not those of a checkpoint."""
+    now = settings_of(config)
+    names = [name for name in {**stored, **now} if stored.get(name) != now.get(name)]
+    if names:
+        different = "".join(f"\n  {name}: {_shown(stored, name)} → {_shown(now, name)}" for name in names)
+        hint = f"resume with the old settings, or {AGAIN}"
+        raise CheckpointError(f"{where} was made with other settings:{different}", hint=hint)
+
+
+def models_of(config: TrainConfig) -> dict[str, str]:
+    """The fingerprints of the backbone, and of the adapter that the run begins from.
+
+    A run that goes on does not read that adapter again, so it may be gone by then.
     """
+    found = {f"model: {name}": value for name, value in fingerprint(resolve(config.model)).items()}
+    start = Path(config.start_from or "").expanduser()
+    if config.start_from and start.is_dir():
+        found |= {f"{START}: {name}": value for name, value in fingerprint(start).items()}
+    return found
+
+
+def changes_since(state: Mapping[str, Any], data: list[dict[str, Any]], models: dict[str, str]) -> tuple[Changes, ...]:
+    """Compares data files and fingerprints of models with those in the state of a checkpoint.
+
+    Returns:
+        The changes of the data and those of the models: by name, the digests before and now.
+    """
+    digests = [
+        {file["file"]: str(file.get("sha256") or file.get("fingerprint")) for file in files}
+        for files in (state["data"], data)
+    ]
+    return changes(*digests), _model_changes(state["models"], models)
+
+
+def _model_changes(before: dict[str, str], now: dict[str, str]) -> Changes:
+    """Compares fingerprints; an adapter to begin from that is gone now is not needed any more."""
+    if not any(name.startswith(START) for name in now):
+        before = {name: value for name, value in before.items() if not name.startswith(START)}
+    return changes(before, now)
+
+
+def refuse_changes(where: Path, data: Changes, models: Changes) -> None:
+    """Raises CheckpointError, which shows every difference, where data or models have changed."""
+    if not (found := data | models):
+        return
+    kinds = " and ".join(["data"] * bool(data) + ["models"] * bool(models))
+    lines = "".join(f"\n  {name}: {_short(before)} → {_short(now)}" for name, (before, now) in found.items())
+    raise CheckpointError(
+        f"{where} was made with other {kinds} (SHA-256 of files, fingerprints of hub data sets):{lines}",
+        hint=f"resume with the old {kinds}, {AGAIN}, or go on with --resume-anyway",
+    )
+
+
+def finished_training(out: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The ``training`` entry of the adapter at ``out``, if these settings and models have made it."""
     try:
-        stored = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        content = stored["content"]
-        if stored["sha256"] != _digest(content):
-            raise CheckpointError(f"checkpoint {path} is broken: {STATE_FILE} was changed")
-        if content["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(f"checkpoint {path} has the unknown format {content['format_version']}")
-        for name, digest in content["files"].items():
-            if _sha256(path / name) != digest:
-                raise CheckpointError(f"checkpoint {path} is broken: {name} was changed or truncated")
-        return Checkpoint(path, content["step"], content["run"])
-    except OSError as error:
-        name = Path(error.filename or STATE_FILE).name
-        raise CheckpointError(f"checkpoint {path} is broken: {name}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"checkpoint {path} is broken: {STATE_FILE} is not readable") from None
+        training: dict[str, Any] = json.loads((out / CONFIG_FILE).read_text(encoding="utf-8"))["training"]
+        stored, models = training["settings"], training["models"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    same = all(stored.get(name) == value for name, value in settings_of(config).items())
+    return training if same and not _model_changes(models, models_of(config)) else None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def version_note(stored: dict[str, str], now: dict[str, str]) -> str | None:
+    """A note when other versions made the checkpoint: then the last bits of the result may differ."""
+    found = [f"{name} {stored.get(name)} → {value}" for name, value in now.items() if stored.get(name) != value]
+    return f"versions have changed, so the last bits may differ: {', '.join(found)}" if found else None
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _shown(settings: dict[str, Any], name: str) -> str:
+    return json.dumps(settings[name], ensure_ascii=False) if name in settings else "(not known then)"
+
+
+def _short(digest: str | None) -> str:
+    return f"{digest[:12]}…" if digest else "no such file"

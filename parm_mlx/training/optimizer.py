@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with linear warm-up, cosine decay and a clipped gradient norm.
+"""The optimizer: AdamW with linear warm-up, cosine decay and a clipped gradient norm.
 
 Step for step what PyTorch's AdamW does with the cosine schedule of transformers.
 """
@@ -32,15 +32,7 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
 
 
 class Optimizer:
-    """AdamW (0.9, 0.999, ε = 1e-8, bias-corrected) on the trainable tensors of a model.
-
-    Args:
-        model: Its trainable tensors are updated, all with the same weight decay.
-        peak: Highest learning rate.
-        warmup: Steps of warm-up.
-        steps: Steps in all.
-        weight_decay: Decoupled weight decay.
-    """
+    """AdamW (0.9, 0.999, ε = 1e-8, bias-corrected) on the trainable tensors of a model, on :func:`learning_rate`."""
 
     def __init__(self, model: nn.Module, *, peak: float, warmup: int, steps: int, weight_decay: float) -> None:
         self.model = model
@@ -58,14 +50,10 @@ class Optimizer:
         return dict(tree_flatten(self.adamw.state))
 
     def restore(self, tensors: dict[str, mx.array]) -> None:
-        """Takes up the state that :meth:`tensors` gave.
-
-        Raises:
-            CheckpointError: It is the state of another model.
-        """
+        """Takes the state that :meth:`tensors` gave; raises CheckpointError where it is of another model."""
         expected = {name: tensor.shape for name, tensor in self.tensors().items()}
         if expected != {name: tensor.shape for name, tensor in tensors.items()}:
-            raise CheckpointError("the optimiser's state does not fit the model")
+            raise CheckpointError("the optimizer's state does not fit the model")
         self.adamw.state = tree_map_with_path(lambda name, _: tensors[name], self.adamw.state)
 
     def update(self, step: int, grads: Any) -> tuple[float, mx.array]:

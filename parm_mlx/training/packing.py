@@ -1,4 +1,4 @@
-"""How the pairs of a batch are laid out as arrays, with or without sharing what both responses begin with.
+"""How the pairs of a batch become arrays, with or without sharing what both responses begin with.
 
 Every token of a sequence but the last is an input once. With sharing, the tokens that the two sequences of a pair have
 in common (the prompt, and whatever both responses begin with) are inputs once per pair and not once per response.
@@ -18,10 +18,10 @@ WORTH_SHARING = 0.9
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedBatch:
     """B pairs as arrays: shared prefixes (B, P), then the rest of their 2B sequences (2B, R).
 
-    Rows 0 … B-1 are the first responses, rows B … 2B-1 the second ones of the same pairs. Both parts are padded on the
+    Rows 0 … B-1 are the first responses, rows B … 2B-1 the second ones of the same pairs. Both arrays are padded on the
     right. Only response tokens are predicted; they are listed flat, N of them (padded, with weight 0 on padding).
 
     Attributes:
@@ -49,27 +49,27 @@ class Layout:
         return self.prefixes.size + self.inputs.size
 
 
-def separate_rows(pairs: Sequence[TokenPair]) -> Layout:
-    """The layout that shares nothing: 2B whole sequences."""
-    return _lay_out(pairs, [0] * len(pairs))
+def pack_rows(pairs: Sequence[TokenPair]) -> PackedBatch:
+    """Packs pairs as 2B whole sequences; nothing is shared."""
+    return _pack(pairs, [0] * len(pairs))
 
 
-def shared_prefixes(pairs: Sequence[TokenPair]) -> Layout | None:
-    """The layout that reads what a pair's sequences have in common once.
+def pack_shared(pairs: Sequence[TokenPair]) -> PackedBatch | None:
+    """Packs pairs so that what the two sequences of a pair have in common is read once.
 
     Returns:
-        The layout, or None where it would not save at least a tenth of the input positions.
+        The arrays, or None where that would not save at least a tenth of the input positions.
     """
     lengths = [common_prefix(pair) for pair in pairs]
     rest = max(len(pair) - length for pair, length in zip(pairs, lengths, strict=True)) - 1
     whole = 2 * (max(len(pair) for pair in pairs) - 1)
     if max(lengths) + 2 * rest > WORTH_SHARING * whole:
         return None
-    return _lay_out(pairs, lengths)
+    return _pack(pairs, lengths)
 
 
 def common_prefix(pair: TokenPair) -> int:
-    """How many input tokens the two sequences of a pair begin with in common.
+    """Returns how many input tokens the two sequences of a pair begin with in common.
 
     A tokenizer may join the end of the prompt to the beginning of a response, so that this can be less than the prompt.
     """
@@ -79,16 +79,16 @@ def common_prefix(pair: TokenPair) -> int:
     return int(different[0]) if different.size else length
 
 
-def _lay_out(pairs: Sequence[TokenPair], lengths: Sequence[int]) -> Layout:
+def _pack(pairs: Sequence[TokenPair], lengths: Sequence[int]) -> PackedBatch:
     rows = [pair.rows[side] for side in (0, 1) for pair in pairs]
     shared = [*lengths, *lengths]
     width = max(lengths)
-    rest = round_up(max(len(row) - 1 - skipped for row, skipped in zip(rows, shared, strict=True)), PAD_TOKENS)
+    rest = _round_up(max(len(row) - 1 - skipped for row, skipped in zip(rows, shared, strict=True)), PAD_TOKENS)
     prefixes = np.zeros((len(pairs), width), np.int32)
     for i, (pair, length) in enumerate(zip(pairs, lengths, strict=True)):
         prefixes[i, :length] = pair.rows[0].ids[:length]
 
-    count = round_up(sum(len(row) - row.start for row in rows), PAD_TARGETS)
+    count = _round_up(sum(len(row) - row.start for row in rows), PAD_TARGETS)
     inputs = np.zeros((len(rows), rest), np.int32)
     positions, targets = np.zeros(count, np.int32), np.zeros(count, np.int32)
     members = np.zeros((len(rows), count), np.float32)
@@ -103,7 +103,7 @@ def _lay_out(pairs: Sequence[TokenPair], lengths: Sequence[int]) -> Layout:
         targets[done:end] = row.ids[row.start :]
         members[i, done:end] = 1
         done = end
-    return Layout(
+    return PackedBatch(
         prefixes=mx.array(prefixes),
         lengths=tuple(lengths),
         inputs=mx.array(inputs),
@@ -114,6 +114,5 @@ def _lay_out(pairs: Sequence[TokenPair], lengths: Sequence[int]) -> Layout:
     )
 
 
-def round_up(value: int, multiple: int) -> int:
-    """The next multiple."""
+def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

@@ -1,9 +1,9 @@
-"""A training run on a terminal: a bar with the latest numbers, or one line per report where there is no terminal."""
+"""Listeners of a training run; on a terminal a bar with the latest numbers, elsewhere one line per report."""
 
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,13 +12,52 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from parm_mlx.preference import format_alpha
-from parm_mlx.training.report import Counted, Progress, TrainRecord, ValidRecord
+from parm_mlx.training.logging import TrainRecord, ValidRecord
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SizedIterable(Protocol[T_co]):
+    """Items whose number is known."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+class Progress:
+    """Listens to a training run; this one ignores everything, and is the base of others."""
+
+    def note(self, message: str) -> None:
+        """Takes something that the user should know."""
+
+    def warn(self, message: str) -> None:
+        """Takes something that the user should act on."""
+        self.note(message)
+
+    def track(self, items: SizedIterable[T], label: str) -> Iterable[T]:
+        """Passes on the items of a piece of work that may take a while."""
+        return items
+
+    def begin(self, steps: int, done: int = 0) -> None:
+        """Training starts, or goes on after ``done`` steps."""
+
+    def advance(self, step: int) -> None:
+        """``step`` steps are done."""
+
+    def report(self, record: TrainRecord) -> None:
+        """Takes a report, once per ``steps_per_report``."""
+
+    def validated(self, record: ValidRecord) -> None:
+        """Takes the result of a validation."""
+
+    def end(self) -> None:
+        """Training is over, whether it was completed or not."""
 
 
 class ConsoleProgress(Progress):
-    """Shows a run.
+    """Shows a run on a console.
 
     Args:
         console: Where to write; it knows whether it is a terminal.
@@ -39,7 +78,7 @@ class ConsoleProgress(Progress):
         """Writes a line that stands out."""
         self.console.print(f"[yellow]warning:[/] {escape(message)}")
 
-    def track(self, items: Counted[T], label: str) -> Iterable[T]:
+    def track(self, items: SizedIterable[T], label: str) -> Iterable[T]:
         """Shows a bar while the items are worked on."""
         if not self.console.is_terminal:
             return items
@@ -70,10 +109,9 @@ class ConsoleProgress(Progress):
     def validated(self, record: ValidRecord) -> None:
         """Writes the accuracies at every grid point."""
         self.console.print(f"validation at step {record.step}: loss {record.loss:.4f}; accuracy", markup=False)
-        names = record.objectives
         for point in record.grid:
-            shares = "  ".join(f"{n} {a:.0%}" for n, a in zip(names, point.accuracy, strict=True))
-            self.console.print(f"  at {format_alpha(point.alpha, names)}:  {shares}", markup=False)
+            shares = "  ".join(f"{name} {share:.0%}" for name, share in point.accuracy.items())
+            self.console.print(f"  at {format_alpha(point.alpha, list(point.accuracy))}:  {shares}", markup=False)
 
     def end(self) -> None:
         """Removes the bar."""
@@ -87,7 +125,7 @@ class ConsoleProgress(Progress):
         columns = (MofNCompleteColumn(), BarColumn(10), left, news)
         return Bars(*columns, console=self.console, transient=True)
 
-    def _tracked(self, items: Counted[T], label: str) -> Iterator[T]:
+    def _tracked(self, items: SizedIterable[T], label: str) -> Iterator[T]:
         with nullcontext(self._bars) if self._bars else self._new_bars() as bars:
             task = bars.add_task("", total=len(items), news=label)
             for item in items:

@@ -1,21 +1,29 @@
-"""Log-probabilities of responses under a PARM, with the output layer on response tokens only, chunk by chunk.
+"""Log-probabilities of responses under a PARM: prompts are read once per pair, logits are held chunk by chunk.
 
-The output layer is the largest matrix of many models, and prompt positions and padding do not need it. Where a model's
-attention allows it, the prompt of a pair is read once for both responses.
+Two things save time and memory. Where a model's attention allows it, the prompt of a pair is read once: its keys and
+values serve both responses, at the positions and under the masks of the whole sequences, so that values and gradients
+are those of 2B separate rows (only dropout differs: both rows see a prompt with the same numbers dropped). And the
+output layer, the largest matrix of many models, is applied to response tokens only, a chunk at a time.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
-from parm_mlx.mlxlm import Layer, trunk_and_output_layer
+from parm_mlx.data.tokenize import TokenPair, TokenRow
+from parm_mlx.kernels.logprob import logprobs_and_residual
+from parm_mlx.mlxlm import Layer, PrefixCache, attention_windows, trunk_and_output_layer
 from parm_mlx.pblora.layer import PBLoRALinear, Preferences, conditioned
 from parm_mlx.training.batching import Batch
 from parm_mlx.training.loss import token_logprobs
-from parm_mlx.training.output import chunked_logprobs, chunked_logprobs_with_grad
-from parm_mlx.training.packing import Layout
-from parm_mlx.training.prefix import hidden_states, shares_prefixes
+from parm_mlx.training.packing import PackedBatch, pack_rows, pack_shared
+
+CHUNK = 128
+Trunk = Callable[..., mx.array]
 
 
 class PairPreferences(Preferences):
@@ -44,22 +52,22 @@ class ResponseScorer:
         share: Whether prompts may be read once for both responses where the model allows it.
 
     Attributes:
-        parts: Trunk and output layer, or None where the model does not come apart; it is then run whole.
+        trunk_and_head: The model up to its last hidden states, and its output layer; None where the model does not come
+            apart and is run whole.
         shares: Whether prompts are shared in the batches where that saves enough.
     """
 
     def __init__(self, model: nn.Module, k: int, share: bool = True) -> None:
         self.model = model
-        uniform = mx.full((k,), 1 / k)
         was_training = model.training
         model.eval()
-        with self.conditioned(uniform):
-            self.parts = split_output_layer(model)
-            self.shares = share and self.parts is not None and shares_prefixes(model, self.parts[0])
+        with self.conditioned(mx.full((k,), 1 / k)):
+            self.trunk_and_head = split_output_layer(model)
+            self.shares = share and self.trunk_and_head is not None and can_share(model, self.trunk_and_head[0])
         model.train(was_training)
 
     def conditioned(self, alpha: mx.array) -> AbstractContextManager[None]:
-        """Runs what is inside the block under α: (k,), or (B, k) with one preference vector per pair.
+        """Runs the block under α: (k,), or (B, k) with one preference vector per pair.
 
         A backward pass that computes layers again needs it as much as the forward pass.
         """
@@ -75,42 +83,167 @@ class ResponseScorer:
         Returns:
             (2, B) float32.
         """
-        layout = self.layout(batch)
+        packed = self.pack(batch)
         with self.conditioned(alpha):
-            logprobs = layout.members @ self.token_logprobs(layout)
+            logprobs = packed.members @ self.token_logprobs(packed)
         return logprobs.reshape(2, -1)
 
-    def layout(self, batch: Batch) -> Layout:
+    def pack(self, batch: Batch) -> PackedBatch:
         """The arrays of a batch as they are read: prefixes shared where the model allows it and it saves enough."""
         return (batch.shared if self.shares else None) or batch.rows
 
-    def token_logprobs(self, layout: Layout) -> mx.array:
+    def token_logprobs(self, packed: PackedBatch) -> mx.array:
         """The log-probability of every response token, (N,) float32."""
-        if self.parts is None:
-            logits = self.model(layout.inputs)
-            return token_logprobs(logits.reshape(-1, logits.shape[-1])[layout.positions], layout.targets)
-        trunk, output_layer = self.parts
-        hidden = hidden_states(trunk, layout, len(self.model.layers))[layout.positions]
+        if self.trunk_and_head is None:
+            return token_logprobs(_flat(self.model(packed.inputs))[packed.positions], packed.targets)
+        trunk, head = self.trunk_and_head
+        hidden = hidden_states(trunk, packed, _caches(self.model, packed))[packed.positions]
         score = chunked_logprobs_with_grad if self.model.training else chunked_logprobs
-        return score(output_layer, hidden, layout.targets)
+        return score(head, hidden, packed.targets)
 
 
 def split_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
     """Splits a model into everything up to the last hidden states, and its output layer.
 
-    Families differ in what they do after the output layer (soft caps, scaling), so the two parts are kept only if they
-    reproduce the model's logits on a few tokens.
+    Families differ in what they do after the output layer (soft caps, scaling), so the split is kept only if trunk and
+    head reproduce the model's logits on a few tokens.
 
     Args:
         model: An mlx-lm model with adapters attached, in evaluation mode, under some preference.
 
     Returns:
-        The two parts, or None where the model does not come apart this way.
+        Trunk and head, or None where the model does not come apart this way.
     """
-    if (parts := trunk_and_output_layer(model)) is None:
+    if (found := trunk_and_output_layer(model)) is None:
         return None
-    trunk, output_layer = parts
+    trunk, head = found
     ids = mx.arange(4)[None]
-    whole, joined = model(ids), output_layer(trunk(ids))
+    whole, joined = model(ids), head(trunk(ids))
     same = whole.shape == joined.shape and mx.allclose(whole, joined, rtol=1e-4, atol=1e-4).item()
-    return parts if same else None
+    return found if same else None
+
+
+def hidden_states(trunk: Trunk, packed: PackedBatch, caches: Sequence[PrefixCache]) -> mx.array:
+    """The hidden state after every input, (B · P + 2B · R, H), in the order that ``packed.positions`` counts in.
+
+    Args:
+        trunk: A model up to its last hidden states.
+        packed: The batch.
+        caches: One per layer, for the keys and values of the prefixes.
+    """
+    if not packed.prefixes.size:
+        return _flat(trunk(packed.inputs))
+    prefixes = _flat(trunk(packed.prefixes, cache=list(caches)))
+    if not packed.inputs.size:
+        return prefixes
+    return mx.concatenate([prefixes, _flat(trunk(packed.inputs, cache=[cache.fork() for cache in caches]))])
+
+
+def can_share(model: nn.Module, trunk: Trunk) -> bool:
+    """Returns whether a model gives the same hidden states when prefixes are shared.
+
+    It does if all that its layers keep are keys and values, and if it takes positions and masks from its caches. That
+    is tried out on pairs of different lengths, and every attention window must have been asked of the caches.
+
+    Args:
+        model: An mlx-lm model with adapters attached, in evaluation mode, under some preference.
+        trunk: The model up to its last hidden states.
+    """
+    windows = attention_windows(model)
+    if windows is None:
+        return False
+    pairs = _probe()
+    shared, rows = pack_shared(pairs), pack_rows(pairs)
+    assert shared is not None
+    caches = _caches(model, shared)
+    try:
+        apart = _flat(trunk(rows.inputs))[rows.positions]
+        together = hidden_states(trunk, shared, caches)[shared.positions]
+        same = apart.shape == together.shape and _close(apart, together)
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError):
+        return False
+    asked = set[int | None]().union(*(cache.windows for cache in caches))
+    return same and windows <= asked
+
+
+def chunked_logprobs(head: Layer, hidden: mx.array, targets: mx.array, chunk: int = CHUNK) -> mx.array:
+    """The log-probability of each target, chunk by chunk, without a gradient of its own.
+
+    Args:
+        head: The output layer: linear, plain, tied or quantised, and frozen.
+        hidden: (N, H).
+        targets: (N,).
+        chunk: Tokens whose logits are held at a time.
+
+    Returns:
+        (N,) float32.
+    """
+    done: list[mx.array] = []
+    for h, y in _chunks(hidden, targets, chunk):
+        done.append(token_logprobs(head(_after(h, done)), y))
+    return mx.concatenate(done)
+
+
+def chunked_logprobs_with_grad(head: Layer, hidden: mx.array, targets: mx.array, chunk: int = CHUNK) -> mx.array:
+    """The same numbers, for use inside ``value_and_grad``: d log p / d h is computed along and kept, (N, H).
+
+    With z = W h, log p(y | h) = z_y − log Σ_v exp z_v, and its gradient in h is Wᵀ (1_y − p), as large as h itself. So
+    the logits of a chunk, N × vocabulary numbers, need not outlive the forward pass. It costs as much as a forward and
+    a backward pass of the output layer, also where no gradient is taken.
+    """
+
+    @mx.custom_function
+    def scored(hidden: mx.array) -> tuple[mx.array, mx.array]:
+        done: list[mx.array] = []
+        slopes: list[mx.array] = []
+        for h, y in _chunks(hidden, targets, chunk):
+            h = _after(h, done)
+            logprobs, p_minus_y = logprobs_and_residual(head(h), y)
+            _, (slope,) = mx.vjp(head, [h], [p_minus_y])
+            slopes.append(-slope)
+            done += mx.depends([logprobs], [slopes[-1]])
+        return mx.concatenate(done), mx.concatenate(slopes)
+
+    @scored.vjp
+    def scored_vjp(primals: mx.array, cotangents: list[mx.array], outputs: list[mx.array]) -> mx.array:
+        slope = outputs[1]
+        return cotangents[0][:, None].astype(slope.dtype) * slope
+
+    outputs: Any = scored(hidden)
+    logprobs: mx.array = outputs[0]
+    return logprobs
+
+
+def _chunks(hidden: mx.array, targets: mx.array, chunk: int) -> list[tuple[mx.array, mx.array]]:
+    return [(hidden[i : i + chunk], targets[i : i + chunk]) for i in range(0, hidden.shape[0], chunk)]
+
+
+def _after(h: mx.array, done: list[mx.array]) -> mx.array:
+    """Makes h wait for the chunk before it: MLX would hold the logits of several chunks at once."""
+    return mx.depends([h], [done[-1]])[0] if done else h
+
+
+def _caches(model: nn.Module, packed: PackedBatch) -> list[PrefixCache]:
+    return [PrefixCache(packed.lengths) for _ in model.layers]
+
+
+def _close(a: mx.array, b: mx.array) -> bool:
+    """Compares but for rounding; a wrong position or mask shows as a difference of a tenth and more."""
+    tolerance = 3e-2 if a.dtype in (mx.float16, mx.bfloat16) else 1e-3
+    a, b = a.astype(mx.float32), b.astype(mx.float32)
+    return bool((mx.linalg.norm(a - b) <= tolerance * mx.linalg.norm(a)).item())
+
+
+def _probe() -> list[TokenPair]:
+    """Three pairs whose prefixes and responses differ in length."""
+
+    def row(prefix: int, response: int, first: int) -> TokenRow:
+        ids = [1 + i % 7 for i in range(prefix)] + [first + i % 5 for i in range(response)]
+        return TokenRow(np.array(ids, np.int32), prefix)
+
+    sizes = ((19, 2, 5), (7, 4, 1), (13, 3, 3))
+    return [TokenPair((row(p, a, 8), row(p, b, 9)), np.zeros(1, np.int8), "") for p, a, b in sizes]
+
+
+def _flat(hidden: mx.array) -> mx.array:
+    return hidden.reshape(-1, hidden.shape[-1])

@@ -1,5 +1,6 @@
 """One training step: loss, gradients, update."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -20,7 +21,7 @@ from parm_mlx.training.response_logprobs import ResponseScorer
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured, before its update.
+    """Measurements of a step, before its update.
 
     Attributes:
         loss: The total loss.
@@ -29,8 +30,8 @@ class StepResult:
         learning_rate: Rate of the update.
         pairs: Pairs of the batch.
         tokens: Tokens of both sequences of its pairs.
-        inputs: Positions that the model read, padding left out.
-        cells: Positions that the model read.
+        inputs: Positions that the model read, without padding.
+        cells: Positions that the model read, padding included.
     """
 
     loss: float
@@ -44,11 +45,11 @@ class StepResult:
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are numbers."""
+        """True where neither loss nor gradient norm is NaN or infinite."""
         return bool(np.isfinite(self.loss) and np.isfinite(self.grad_norm))
 
 
-class Learner:
+class TrainStep:
     """Updates the adapters of a model.
 
     Args:
@@ -56,9 +57,9 @@ class Learner:
         beta: (k,) β_i.
         gamma: γ.
         optimizer: Updates the model's trainable tensors.
-        parts: Parts that the batch of a step is computed in, one after another; the result is the same, and the memory
-            is that of one part.
-        group: The processes that share the parts out among them, this one alone by default.
+        micro_batches: The batch of a step is computed in so many micro-batches, one after another, in the memory of
+            one; the result is the same.
+        group: The processes that share the micro-batches out among them, this one alone by default.
         smoothing: μ of the smooth Tchebycheff scalarisation, which needs one α per step; None is the weighted sum.
     """
 
@@ -68,113 +69,22 @@ class Learner:
         beta: mx.array,
         gamma: float,
         optimizer: Optimizer,
-        parts: int = 1,
+        micro_batches: int = 1,
         group: Group | None = None,
         smoothing: float | None = None,
     ) -> None:
         self.scorer, self.beta, self.gamma, self.optimizer = scorer, beta, gamma, optimizer
         self.smoothing = smoothing
         self.group = group or Group()
-        self.parts = -(-parts // self.group.size) * self.group.size
+        self.micro_batches = -(-micro_batches // self.group.size) * self.group.size
         self._value_and_grad = nn.value_and_grad(scorer.model, self.loss)
 
-    def loss(
-        self, batch: Batch, alpha: mx.array, count: mx.array | None = None, weights: mx.array | None = None
-    ) -> tuple[mx.array, mx.array]:
-        """The total loss, and (3, k) summed loss, correct pairs and labelled pairs per objective.
-
-        Args:
-            batch: B pairs.
-            alpha: (k,) or (B, k).
-            count: (k,) labelled pairs of the whole batch, if this is a part of one.
-            weights: (k,) what the losses weigh in the total, if that is not to be computed from this batch.
-        """
-        logprobs = self.scorer(batch, alpha)
-        count = batch.labelled.sum(axis=0) if count is None else count
-        linear = alpha if weights is None else weights
-        loss = preference_loss(logprobs, batch.preferred, batch.labelled, linear, self.beta, self.gamma, count)
-        total = loss.total
-        if self.smoothing is not None and weights is None:
-            total = smooth_tchebycheff(loss.per_objective, alpha, self.smoothing, count > 0)
-        return total, mx.stack([loss.per_objective * count, loss.correct, loss.labelled])
-
-    def share(self, batch: Batch) -> Batch | None:
-        """The pairs of a validation batch that this process measures; None where there are too few for all."""
-        if self.group.size == 1:
-            return batch
-        parts = batch.parts(self.group.size)
-        return parts[self.group.rank][0] if self.group.rank < len(parts) else None
-
-    def measure(self, share: Batch | None, alpha: mx.array) -> mx.array:
-        """(3, k) summed loss, correct pairs and labelled pairs of the batch that :meth:`share` took apart."""
-        sums = self.loss(share, alpha)[1] if share else mx.zeros((3, self.beta.size))
-        total: mx.array = self.group.sum(sums)
-        return total
-
-    def value_and_grad(self, batch: Batch, alpha: mx.array) -> tuple[tuple[mx.array, mx.array], Any]:
-        """What :meth:`loss` returns, and the gradient of the total loss in the trainable tensors.
-
-        Args:
-            batch: B pairs.
-            alpha: (k,) or (B, k).
-        """
-        parts, count = self._parts(batch), batch.labelled.sum(axis=0)
-        weights = self._weights(parts, alpha, count)
-        (total, sums), grads = self.group.sum(self._accumulate(parts, alpha, count, weights))
-        return (self._total(total, sums, alpha, count), sums), grads
-
-    def _parts(self, batch: Batch) -> list[tuple[Batch, slice]]:
-        """The parts that this process computes; each process takes every ``size``-th."""
-        return batch.parts(self.parts)[self.group.rank :: self.group.size]
-
-    def _weights(self, parts: list[tuple[Batch, slice]], alpha: mx.array, count: mx.array) -> mx.array | None:
-        """What the objectives weigh in the parts of a batch; None where that is α, or there is one part only.
-
-        The smooth Tchebycheff loss of a batch is no sum over its parts. Its gradient is, with weights that the losses
-        of the whole batch decide: these are measured first, with the dropout of the pass that follows.
-        """
-        if self.smoothing is None or self.parts == 1:
-            return None
-        key = mx.array(random_state())
-        losses = mx.zeros(self.beta.size)
-        for part, _ in parts:
-            losses = losses + self.loss(part, alpha, count)[1][0]
-            mx.eval(losses)
-        set_random_state(key)
-        return tchebycheff_weights(_means(self.group.sum(losses), count), alpha, self.smoothing, count > 0)
-
-    def _total(self, total: mx.array, sums: mx.array, alpha: mx.array, count: mx.array) -> mx.array:
-        """The total loss of a batch, from the added totals and sums of its parts."""
-        if self.smoothing is None:
-            return total
-        return smooth_tchebycheff(_means(sums[0], count), alpha, self.smoothing, count > 0)
-
-    def _accumulate(
-        self, parts: list[tuple[Batch, slice]], alpha: mx.array, count: mx.array, weights: mx.array | None
-    ) -> Any:
-        if not parts:
-            grads = tree_map(mx.zeros_like, self.scorer.model.trainable_parameters())
-            return (mx.array(0.0), mx.zeros((3, self.beta.size))), grads
-        own = ((part, alpha if alpha.ndim == 1 else alpha[s]) for part, s in parts)
-        return reduce(_add, (self._part(part, own_alpha, count, weights) for part, own_alpha in own))
-
-    def _part(self, part: Batch, alpha: mx.array, count: mx.array, weights: mx.array | None) -> Any:
-        with self.scorer.conditioned(alpha):
-            result = self._value_and_grad(part, alpha, count, weights)
-        mx.eval(result)
-        return result
-
-    def step(self, step: int, batch: Batch, alpha: mx.array) -> StepResult:
+    def __call__(self, step: int, batch: Batch, alpha: mx.array) -> StepResult:
         """Does step ``step`` (from 0) on a batch; α is (k,) or (B, k)."""
-        parts, count = self._parts(batch), batch.labelled.sum(axis=0)
-        own = self._accumulate(parts, alpha, count, self._weights(parts, alpha, count))
-        layouts = [self.scorer.layout(part) for part, _ in parts]
-        read = mx.array([sum(layout.tokens for layout in layouts), sum(layout.cells for layout in layouts)])
-        ((total, sums), grads), read = self.group.sum((own, read))
-        inputs, cells = np.array(read).tolist()
-        total = self._total(total, sums, alpha, count)
+        (total, sums, read), grads = self.value_and_grad(batch, alpha)
         rate, norm = self.optimizer.update(step, grads)
         mx.eval(total, sums, norm, self.scorer.model.trainable_parameters(), self.optimizer.state)
+        inputs, cells = np.array(read).tolist()
         return StepResult(
             loss=float(total),
             sums=np.array(sums),
@@ -185,6 +95,81 @@ class Learner:
             inputs=inputs,
             cells=cells,
         )
+
+    def value_and_grad(self, batch: Batch, alpha: mx.array) -> tuple[tuple[mx.array, mx.array, mx.array], Any]:
+        """Computes loss and gradients of a batch, in micro-batches and on all processes.
+
+        Args:
+            batch: B pairs.
+            alpha: (k,) or (B, k).
+
+        Returns:
+            The total loss, (3, k) sums as :meth:`loss` gives them, (2,) the positions that were read without and with
+            padding; and the gradient of the total loss in the trainable tensors.
+        """
+        count = batch.labelled.sum(axis=0)
+        own = [
+            (micro_batch, alpha if alpha.ndim == 1 else alpha[pairs])
+            for micro_batch, pairs in batch.split(self.micro_batches)[self.group.rank :: self.group.size]
+        ]
+        weights = self._objective_weights([micro_batch for micro_batch, _ in own], alpha, count)
+        computed = (self.compute(micro_batch, own_alpha, count, weights) for micro_batch, own_alpha in own)
+        (total, sums, read), grads = self.group.sum(reduce(_add, computed) if own else self._nothing())
+        if self.smoothing is not None:
+            total = smooth_tchebycheff(_means(sums[0], count), alpha, self.smoothing, count > 0)
+        return (total, sums, read), grads
+
+    def compute(
+        self, micro_batch: Batch, alpha: mx.array, count: mx.array | None = None, weights: mx.array | None = None
+    ) -> Any:
+        """Computes one micro-batch in this process: what :meth:`value_and_grad` returns, evaluated."""
+        packed = self.scorer.pack(micro_batch)
+        with self.scorer.conditioned(alpha):
+            (total, sums), grads = self._value_and_grad(micro_batch, alpha, count, weights)
+        result = (total, sums, mx.array([packed.tokens, packed.cells])), grads
+        mx.eval(result)
+        return result
+
+    def loss(
+        self, batch: Batch, alpha: mx.array, count: mx.array | None = None, weights: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """The total loss, and (3, k) summed loss, correct pairs and labelled pairs per objective.
+
+        Args:
+            batch: B pairs.
+            alpha: (k,) or (B, k).
+            count: (k,) labelled pairs of the whole batch, if this is a micro-batch.
+            weights: (k,) the weights of the losses in the total, if they are not to be computed from this batch.
+        """
+        logprobs = self.scorer(batch, alpha)
+        count = batch.labelled.sum(axis=0) if count is None else count
+        linear = alpha if weights is None else weights
+        loss = preference_loss(logprobs, batch.preferred, batch.labelled, linear, self.beta, self.gamma, count)
+        total = loss.total
+        if self.smoothing is not None and weights is None:
+            total = smooth_tchebycheff(loss.per_objective, alpha, self.smoothing, count > 0)
+        return total, mx.stack([loss.per_objective * count, loss.correct, loss.labelled])
+
+    def _objective_weights(self, own: Sequence[Batch], alpha: mx.array, count: mx.array) -> mx.array | None:
+        """The weights of the objectives in micro-batches; None where they are α, or where there is one micro-batch.
+
+        The smooth Tchebycheff loss of a batch is not a sum over micro-batches. Its gradient is, with weights that the
+        losses of the whole batch decide: these are measured first, with the dropout of the pass that follows.
+        """
+        if self.smoothing is None or self.micro_batches == 1:
+            return None
+        key = mx.array(random_state())
+        losses = mx.zeros(self.beta.size)
+        for micro_batch in own:
+            losses = losses + self.loss(micro_batch, alpha, count)[1][0]
+            mx.eval(losses)
+        set_random_state(key)
+        return tchebycheff_weights(_means(self.group.sum(losses), count), alpha, self.smoothing, count > 0)
+
+    def _nothing(self) -> Any:
+        """The result of a process that got no pairs."""
+        grads = tree_map(mx.zeros_like, self.scorer.model.trainable_parameters())
+        return (mx.array(0.0), mx.zeros((3, self.beta.size)), mx.zeros(2, mx.int32)), grads
 
 
 def _add(a: Any, b: Any) -> Any:

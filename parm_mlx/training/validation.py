@@ -7,31 +7,31 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from parm_mlx.distributed import Group
 from parm_mlx.preference import Alpha, simplex_grid
 from parm_mlx.training.batching import Batch
 from parm_mlx.training.loss import smooth_tchebycheff
-from parm_mlx.training.train_step import Learner
+from parm_mlx.training.train_step import TrainStep
 
 Values = NDArray[np.float64]
 Item = tuple[Batch | None, int]
-Track = Callable[[Sequence[Item]], Iterable[Item]]
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """How the PARM does at one preference vector.
+    """Loss and accuracies of the PARM at one preference vector.
 
     Attributes:
         alpha: The k weights.
         loss: Σ_i α_i · loss of objective i, or the smooth Tchebycheff loss where that is trained.
-        objective_loss: Loss of each objective.
+        objective_loss: Loss of each objective, not weighted by α.
         accuracy: For each objective, the share of pairs whose preferred response is the more likely one.
     """
 
     alpha: Alpha
     loss: float
-    objective_loss: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    objective_loss: dict[str, float]
+    accuracy: dict[str, float]
 
 
 def validation_grid(k: int) -> list[Alpha]:
@@ -40,42 +40,53 @@ def validation_grid(k: int) -> list[Alpha]:
 
 
 def validate(
-    learner: Learner, batches: Sequence[Batch], track: Track = iter, stopped: Callable[[], bool] = lambda: False
+    train_step: TrainStep,
+    batches: Sequence[Batch],
+    objectives: Sequence[str],
+    progress: Callable[[Sequence[Item]], Iterable[Item]] = iter,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[GridPoint] | None:
     """Measures the objective on every batch at every grid point, without dropout.
 
     Args:
-        learner: Holds the model and the objective; the model is in training mode again afterwards.
+        train_step: Holds the model and the objective; the model is in training mode again afterwards.
         batches: The validation batches.
-        track: Passes on the (batch, grid point) pairs, and may show how far it is.
+        objectives: The names of the k objectives.
+        progress: Passes on the (batch, grid point) items, and may show how far it is.
         stopped: Asked between batches; validation ends without a result when it returns True.
     """
-    k = learner.beta.size
+    k, group, model = train_step.beta.size, train_step.group, train_step.scorer.model
     grid = validation_grid(k)
     sums = np.zeros((len(grid), 3, k))
-    model = learner.scorer.model
+    shares = [_share(batch, group) for batch in batches]
     model.eval()
     try:
-        shares = [learner.share(batch) for batch in batches]
-        for share, point in track([(share, point) for share in shares for point in range(len(grid))]):
+        for share, point in progress([(share, point) for share in shares for point in range(len(grid))]):
             if stopped():
                 return None
-            sums[point] += np.array(learner.measure(share, mx.array(grid[point])))
+            own = train_step.loss(share, mx.array(grid[point]))[1] if share else mx.zeros((3, k))
+            sums[point] += np.array(group.sum(own))
     finally:
         model.train()
-    return [_grid_point(alpha, learner.smoothing, *sums[point]) for point, alpha in enumerate(grid)]
+    return [_grid_point(alpha, objectives, train_step.smoothing, *at) for alpha, at in zip(grid, sums, strict=True)]
 
 
-def _grid_point(alpha: Alpha, smoothing: float | None, losses: Values, correct: Values, labelled: Values) -> GridPoint:
+def _share(batch: Batch, group: Group) -> Batch | None:
+    """The pairs of a batch that this process measures; None where there are too few for all."""
+    if group.size == 1:
+        return batch
+    shares = batch.split(group.size)
+    return shares[group.rank][0] if group.rank < len(shares) else None
+
+
+def _grid_point(
+    alpha: Alpha, objectives: Sequence[str], smoothing: float | None, losses: Values, correct: Values, labelled: Values
+) -> GridPoint:
     count = np.where(labelled > 0, labelled, 1)
-    objective_loss = losses / count
-    loss = float(np.dot(alpha, objective_loss))
+    means = losses / count
+    loss = float(np.dot(alpha, means))
     if smoothing is not None:
-        means, judged = mx.array(objective_loss.astype(np.float32)), mx.array(labelled > 0)
-        loss = float(smooth_tchebycheff(means, mx.array(alpha), smoothing, judged))
-    return GridPoint(
-        alpha=alpha,
-        loss=loss,
-        objective_loss=tuple(objective_loss.tolist()),
-        accuracy=tuple((correct / count).tolist()),
-    )
+        judged = mx.array(labelled > 0)
+        loss = float(smooth_tchebycheff(mx.array(means.astype(np.float32)), mx.array(alpha), smoothing, judged))
+    by_name = (dict(zip(objectives, values.tolist(), strict=True)) for values in (means, correct / count))
+    return GridPoint(alpha, loss, *by_name)

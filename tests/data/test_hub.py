@@ -13,7 +13,7 @@ from parm_mlx.data.dataset import load_data
 from parm_mlx.data.inspect import inspect_data
 from parm_mlx.data.sources import is_hub_id
 from parm_mlx.errors import DataError, ParmError, RunError
-from parm_mlx.training.provenance import files
+from parm_mlx.training.trainer import data_files
 
 SAFE = {"prompt": "Q", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1}
 SHA = "0123456789" * 4
@@ -79,7 +79,7 @@ def test_a_data_set_is_read_like_files(hub: Hub) -> None:
     assert data.objectives == ("helpful", "harmless")
     assert [(p.where, p.preferred) for p in data.train] == [("o/safe[train] row 1", {"helpful": 0, "harmless": 1})]
     assert [p.where for p in data.valid] == ["o/safe[validation] row 1"]
-    assert files(data) == [
+    assert data_files(data) == [
         {"file": "o/safe[train]", "revision": SHA, "fingerprint": "f00d", "pairs": 1},
         {"file": "o/safe[validation]", "revision": SHA, "fingerprint": "f00d", "pairs": 2},
     ]

@@ -20,7 +20,19 @@ from parm_mlx.training.batching import Batch, make_batch
 from parm_mlx.training.grad_checkpoint import checkpoint_blocks
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.response_logprobs import ResponseScorer
-from parm_mlx.training.train_step import Learner
+from parm_mlx.training.train_step import TrainStep
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Lets the runs of a test draw their curves."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the short runs of most tests."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("parm_mlx.training.run.add_picture", lambda *_: None)
 
 
 @dataclass(frozen=True)
@@ -73,18 +85,18 @@ def processes() -> Group:
 
 
 @pytest.fixture
-def learner(official: Path, official_parm: Path) -> Callable[..., Learner]:
-    """Makes a learner on the official backbone and adapter; the optimiser's settings are those of train3."""
+def train_step(official: Path, official_parm: Path) -> Callable[..., TrainStep]:
+    """Makes a training step on the official backbone and adapter; the optimiser's settings are those of train3."""
 
     def make(
         beta: Iterable[float] = (0.01, 0.01),
         gamma: float = 0.0,
-        parts: int = 1,
+        micro_batches: int = 1,
         share: bool = True,
         checkpoint: bool = False,
         training: bool = False,
         smoothing: float | None = None,
-    ) -> Learner:
+    ) -> TrainStep:
         model, _ = load_base(official / "arm_base")
         load_into(model, *read_adapter(official_parm))
         model.train(training)
@@ -92,6 +104,6 @@ def learner(official: Path, official_parm: Path) -> Callable[..., Learner]:
             checkpoint_blocks(model)
         optimizer = Optimizer(model, peak=5e-4, warmup=1, steps=3, weight_decay=0.05)
         scorer = ResponseScorer(model, 2, share)
-        return Learner(scorer, mx.array(list(beta)), gamma, optimizer, parts, processes(), smoothing)
+        return TrainStep(scorer, mx.array(list(beta)), gamma, optimizer, micro_batches, processes(), smoothing)
 
     return make

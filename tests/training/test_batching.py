@@ -1,7 +1,17 @@
+import json
+
 import numpy as np
+import pytest
 
 from parm_mlx.data.tokenize import TokenPair, TokenRow
-from parm_mlx.training.batching import TrainingBatches, fixed_batches, make_batch, objective_sets, pair_weights
+from parm_mlx.training.batching import (
+    DataOrder,
+    TrainingBatches,
+    fixed_batches,
+    make_batch,
+    objective_sets,
+    pair_weights,
+)
 
 
 def pair(prompt: int, first: int, second: int, where: str = "x", preferred: tuple[int, ...] = (0, 1)) -> TokenPair:
@@ -23,10 +33,10 @@ def test_a_batch_knows_its_pairs() -> None:
 
 def test_parts_are_nearly_equal_and_hold_every_pair_in_order() -> None:
     batch = make_batch([pair(2, 1, 1, str(i), (i % 2, 1)) for i in range(7)])
-    parts = batch.parts(3)
+    parts = batch.split(3)
     assert ["".join(part.where) for part, _ in parts] == ["01", "23", "456"]
     assert all(part.preferred.tolist() == batch.preferred[s].tolist() for part, s in parts)
-    assert [part.where for part, _ in batch.parts(20)] == [(str(i),) for i in range(7)]
+    assert [part.where for part, _ in batch.split(20)] == [(str(i),) for i in range(7)]
 
 
 def test_every_pair_comes_once_per_epoch_in_full_batches() -> None:
@@ -86,3 +96,69 @@ def test_validation_batches_are_sorted_by_length_and_limited() -> None:
     assert lengths == sorted(lengths)
     assert sum(len(batch.where) for batch in fixed_batches(pairs, 4, 2, np.random.default_rng(0))) == 8
     assert fixed_batches([], 4, -1, np.random.default_rng(0)) == []
+
+
+def order(lengths: list[int], size: int, seed: int = 3, sets: list[list[int]] | None = None) -> DataOrder:
+    members = [np.array(one) for one in sets or [list(range(len(lengths)))]]
+    return DataOrder(lengths, size, np.random.default_rng(seed), members)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sets"),
+    [
+        (7, 3, None),
+        (6, 3, None),
+        (2, 5, None),
+        (1, 1, None),
+        (100, 1, None),
+        (9, 5, [[0, 1, 2, 3, 4, 5], [5, 6, 7, 8]]),
+    ],
+)
+def test_a_restored_position_goes_on_with_the_same_batches(count: int, size: int, sets: list[list[int]] | None) -> None:
+    """Across windows and epochs, also when a batch is larger than an epoch."""
+    lengths = [1 + 7 * i % count for i in range(count)]
+    whole = order(lengths, size, sets=sets)
+    expected = [next(whole) for _ in range(50)]
+    for done in range(50):
+        first = order(lengths, size, sets=sets)
+        for _ in range(done):
+            next(first)
+        state = json.loads(json.dumps(first.state()))
+        second = order(lengths, size, seed=99, sets=sets)
+        second.restore(state)
+        assert [next(second) for _ in range(50 - done)] == expected[done:]
+
+
+def test_batches_hold_pairs_of_similar_length() -> None:
+    """Of 512 lengths from 1 to 512, sorted within 256: eight neighbours are about 16 apart, not 400."""
+    lengths = (1 + np.random.default_rng(1).permutation(512)).tolist()
+    source = order(lengths, 8)
+    batches = [next(source) for _ in range(64)]
+    assert sorted(i for batch in batches for i in batch) == list(range(512))
+    spans = [lengths[batch[-1]] - lengths[batch[0]] for batch in batches]
+    assert max(spans) < 60
+    longest = [lengths[batch[-1]] for batch in batches]
+    assert longest[:32] != sorted(longest[:32])  # the batches themselves are shuffled
+
+
+def test_the_seed_decides_the_order() -> None:
+    lengths = [5, 9, 2, 7, 7, 1, 3]
+
+    def first(seed: int) -> list[list[int]]:
+        batches = order(lengths, 3, seed)
+        return [next(batches) for _ in range(10)]
+
+    assert first(0) == first(0) != first(1)
+
+
+def test_a_batch_may_be_larger_than_an_epoch() -> None:
+    batches = order([1, 2, 3], 7)
+    seen = [i for _ in range(3) for i in next(batches)]
+    assert len(seen) == 21
+    assert all(seen.count(i) == 7 for i in range(3))
+
+
+def test_every_set_has_its_turn_in_batches_smaller_than_their_number() -> None:
+    batches = order([1, 1, 1], 1, sets=[[0], [1], [2]])
+    seen = [next(batches)[0] for _ in range(12)]
+    assert all(seen.count(i) == 4 for i in range(3))

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from parm_mlx.errors import CheckpointError, OutputError, RunError
+from parm_mlx.outputs import read_marker, update
 from parm_mlx.training.checkpoint import CheckpointFolder, read_checkpoint
 
 
@@ -37,6 +39,13 @@ def test_what_is_saved_can_be_read(folder: CheckpointFolder) -> None:
         "adapters.safetensors",
         "state.json",
     ]
+
+
+def test_a_picture_may_be_added(folder: CheckpointFolder) -> None:
+    save(folder, 2)
+    with update(folder.at(2)) as directory:
+        (directory / "curves.png").write_bytes(b"picture")
+    assert read_checkpoint(folder.at(2)).step == 2
 
 
 def test_the_newest_and_the_best_are_kept(folder: CheckpointFolder) -> None:
@@ -79,9 +88,9 @@ def other_shape(path: Path) -> None:
         (truncate, "adapters.safetensors was changed or truncated"),
         (flip, "adapters.safetensors was changed or truncated"),
         (forget, "adapters.safetensors: No such file"),
-        (cut_state, "state.json is not readable"),
-        (change_state, "state.json was changed"),
-        (other_shape, "state.json is not readable"),
+        (cut_state, "state.json was changed or truncated"),
+        (change_state, "state.json was changed or truncated"),
+        (other_shape, "state.json was changed or truncated"),
     ],
 )
 def test_a_broken_checkpoint_gives_way_to_the_one_before(
@@ -100,14 +109,14 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(
     damage(folder.at(2)) if damage is not change_state else truncate(folder.at(2))
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read") as caught:
         folder.newest(notes.append)
-    assert caught.value.hint == "start from the beginning with --force"
+    assert caught.value.hint == "start from the beginning with --force, without --resume"
 
 
 def test_an_unknown_format_is_not_read(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("parm_mlx.training.checkpoint.FORMAT_VERSION", 2)
+        patched.setattr("parm_mlx.training.checkpoint.FORMAT_VERSION", 3)
         save(folder, 2)
-    with pytest.raises(CheckpointError, match="unknown format 2"):
+    with pytest.raises(CheckpointError, match="unknown format 3"):
         read_checkpoint(folder.at(2))
 
 
@@ -211,6 +220,21 @@ def test_a_broken_checkpoint_is_written_again(folder: CheckpointFolder) -> None:
 
 def test_the_state_is_readable_text(folder: CheckpointFolder) -> None:
     save(folder, 2)
-    content = json.loads((folder.at(2) / "state.json").read_text())["content"]
-    assert (content["step"], content["run"], content["format_version"]) == (2, {"n": 2}, 1)
-    assert content["files"].keys() == {"adapter_config.json", "adapters.safetensors"}
+    content = json.loads((folder.at(2) / "state.json").read_text())
+    assert content == {"format_version": 2, "step": 2, "run": {"n": 2}}
+    assert read_marker(folder.at(2))["files"].keys() == {"adapter_config.json", "adapters.safetensors", "state.json"}
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[1]", '{"format_version": 2}', "", "\ud800", '{"step": 1' + "0" * 400 + "}"]
+)
+def test_a_state_that_no_run_has_written_is_one_clear_line(folder: CheckpointFolder, text: str) -> None:
+    """Also where the marker lists it, with the digest of what is there now."""
+    save(folder, 2)
+    state = folder.at(2) / "state.json"
+    state.write_bytes(text.encode(errors="surrogatepass"))
+    marker = json.loads((folder.at(2) / ".parm-mlx").read_text())
+    marker["files"]["state.json"]["sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
+    (folder.at(2) / ".parm-mlx").write_text(json.dumps(marker))
+    with pytest.raises(CheckpointError, match=r"step-00000002 is broken: state\.json .* is not readable"):
+        read_checkpoint(folder.at(2))

@@ -26,18 +26,18 @@ TIMEOUT = 120
 # The command line, in which the process of ENDING1 sends itself that signal after its third step.
 SCRIPT = """
 import os, sys
+from parm_mlx import distributed
 from parm_mlx.cli.main import main
-from parm_mlx import group
-from parm_mlx.training import trainer
+from parm_mlx.training.progress import Progress
 
 how = os.environ.get("ENDING" + os.environ.get("MLX_RANK", ""), "")
-group.PATIENCE = float(os.environ.get("PATIENCE", group.PATIENCE))
-step = trainer.Trainer._step
-def stepped(self):
-    if self.done == 3 and how:
+distributed.PATIENCE = float(os.environ.get("PATIENCE", distributed.PATIENCE))
+
+def advance(self, step):
+    if step == 3 and how:
         os.kill(os.getpid(), int(how))
-    return step(self)
-trainer.Trainer._step = stepped
+
+Progress.advance = advance
 main(sys.argv[1:])
 """
 
@@ -225,8 +225,8 @@ def test_environments_of_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_the_official_gradients_and_steps(processes: Processes) -> None:
-    """Both processes run the tests of the learner, whose batches they share."""
-    tests = Path(__file__).with_name("test_learner.py")
+    """Both processes run the tests of the training step, whose batches they share."""
+    tests = Path(__file__).with_name("test_train_step.py")
     processes.launch(2, ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)], EXPECTED_SIZE="2")
     for code, out, _ in processes.wait():
         assert code == 0, out

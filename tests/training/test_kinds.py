@@ -11,7 +11,7 @@ import pytest
 import parm_mlx
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.report import Progress
+from parm_mlx.training.progress import Progress
 from parm_mlx.training.run import train
 
 Settings = Callable[..., TrainConfig]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from parm_mlx.training.loss import preference_loss, smooth_tchebycheff, tchebycheff_weights, token_logprobs
-from parm_mlx.training.train_step import Learner
+from parm_mlx.training.train_step import TrainStep
 
 
 def test_token_logprobs_by_hand() -> None:
@@ -103,9 +103,9 @@ def cases(fixture: Any) -> list[dict[str, Any]]:
     return [*fixture.content["cases"], *with_gamma]
 
 
-def test_the_official_losses(loss_fixture: Any, learner: Callable[..., Learner]) -> None:
+def test_the_official_losses(loss_fixture: Any, train_step: Callable[..., TrainStep]) -> None:
     """Totals, losses and accuracies per objective, for every α and β of the fixture; α shared or repeated per pair."""
-    scorer, batch = learner().scorer, loss_fixture.batch
+    scorer, batch = train_step().scorer, loss_fixture.batch
     for case in cases(loss_fixture):
         alpha, beta = mx.array(case["alpha"]), mx.array(case["beta_obj"])
         gamma = case.get("set", {}).get("gamma", 0.0)

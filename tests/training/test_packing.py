@@ -2,7 +2,7 @@ import mlx.core as mx
 import numpy as np
 
 from parm_mlx.data.tokenize import TokenPair, TokenRow
-from parm_mlx.training.packing import common_prefix, separate_rows, shared_prefixes
+from parm_mlx.training.packing import common_prefix, pack_rows, pack_shared
 
 
 def pair(prompt: list[int], first: list[int], second: list[int]) -> TokenPair:
@@ -13,33 +13,33 @@ def pair(prompt: list[int], first: list[int], second: list[int]) -> TokenPair:
 PAIRS = [pair([1, 1], [10, 11, 12], [20]), pair([1, 1, 1], [10], [20, 21])]
 
 
-def test_separate_rows() -> None:
+def test_pack_rows() -> None:
     """Pair a: 2 + 3 and 2 + 1 tokens. Pair b: 3 + 1 and 3 + 2. Inputs are padded to 8, targets to 32."""
-    layout = separate_rows(PAIRS)
-    assert layout.prefixes.shape == (2, 0)
-    assert layout.inputs.tolist() == [
+    packed = pack_rows(PAIRS)
+    assert packed.prefixes.shape == (2, 0)
+    assert packed.inputs.tolist() == [
         [1, 1, 10, 11, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
         [1, 1, 1, 20, 0, 0, 0, 0],
     ]
-    assert layout.targets.tolist() == [10, 11, 12, 10, 20, 20, 21] + [0] * 25
-    assert layout.positions.tolist() == [1, 2, 3, 8 + 2, 16 + 1, 24 + 2, 24 + 3] + [0] * 25
-    assert layout.members.sum(axis=1).tolist() == [3, 1, 1, 2]
-    assert (layout.members @ layout.targets.astype(mx.float32)).tolist() == [33, 10, 20, 41]
-    assert layout.cells == 32
+    assert packed.targets.tolist() == [10, 11, 12, 10, 20, 20, 21] + [0] * 25
+    assert packed.positions.tolist() == [1, 2, 3, 8 + 2, 16 + 1, 24 + 2, 24 + 3] + [0] * 25
+    assert packed.members.sum(axis=1).tolist() == [3, 1, 1, 2]
+    assert (packed.members @ packed.targets.astype(mx.float32)).tolist() == [33, 10, 20, 41]
+    assert packed.cells == 32
 
 
-def test_shared_prefixes() -> None:
+def test_pack_shared() -> None:
     """Prefixes of 20 and 19 tokens; what is left is 2, 0, 1 and 2 inputs, from position 2 · 20 on."""
-    layout = shared_prefixes([pair([1] * 20, [10, 11, 12], [20, 21]), pair([2] * 19, [10], [20, 21, 22])])
-    assert layout is not None
-    assert layout.lengths == (20, 19)
-    assert layout.prefixes.tolist() == [[1] * 20, [2] * 19 + [0]]
-    assert layout.inputs[:, :3].tolist() == [[10, 11, 0], [0, 0, 0], [20, 0, 0], [20, 21, 0]]
-    assert layout.targets[:9].tolist() == [10, 11, 12, 10, 20, 21, 20, 21, 22]
-    assert layout.positions[:9].tolist() == [19, 40, 41, 38, 19, 56, 38, 64, 65]
-    assert layout.cells == 2 * 20 + 4 * 8
+    packed = pack_shared([pair([1] * 20, [10, 11, 12], [20, 21]), pair([2] * 19, [10], [20, 21, 22])])
+    assert packed is not None
+    assert packed.lengths == (20, 19)
+    assert packed.prefixes.tolist() == [[1] * 20, [2] * 19 + [0]]
+    assert packed.inputs[:, :3].tolist() == [[10, 11, 0], [0, 0, 0], [20, 0, 0], [20, 21, 0]]
+    assert packed.targets[:9].tolist() == [10, 11, 12, 10, 20, 21, 20, 21, 22]
+    assert packed.positions[:9].tolist() == [19, 40, 41, 38, 19, 56, 38, 64, 65]
+    assert packed.cells == 2 * 20 + 4 * 8
 
 
 def test_a_joined_boundary_shares_what_comes_before_it() -> None:
@@ -54,13 +54,13 @@ def test_responses_that_begin_alike_share_that_too() -> None:
     assert common_prefix(pair([1, 2], [7, 8, 9], [7, 8, 5])) == 4
     assert common_prefix(pair([1, 2], [7, 8], [7, 8, 5])) == 3
     assert common_prefix(pair([1, 2], [7], [7])) == 2
-    layout = shared_prefixes([pair([1, 2], [7, 8], [7, 8])])
-    assert layout is not None
-    assert layout.inputs.shape == (2, 0)
-    assert layout.positions[:4].tolist() == [1, 2, 1, 2]
+    packed = pack_shared([pair([1, 2], [7, 8], [7, 8])])
+    assert packed is not None
+    assert packed.inputs.shape == (2, 0)
+    assert packed.positions[:4].tolist() == [1, 2, 1, 2]
 
 
 def test_short_prompts_are_not_worth_sharing() -> None:
-    assert shared_prefixes([pair([1], list(range(2, 40)), list(range(50, 90)))]) is None
-    assert shared_prefixes([pair([1, 1], [2, 3, 4], [4, 5, 6])]) is not None  # 2 + 2 · 2 positions instead of 8
-    assert shared_prefixes([pair([1], [2, 3, 4, 5], [4, 5, 6, 7]), pair([1] * 5, [2], [3])]) is None
+    assert pack_shared([pair([1], list(range(2, 40)), list(range(50, 90)))]) is None
+    assert pack_shared([pair([1, 1], [2, 3, 4], [4, 5, 6])]) is not None  # 2 + 2 · 2 positions instead of 8
+    assert pack_shared([pair([1], [2, 3, 4, 5], [4, 5, 6, 7]), pair([1] * 5, [2], [3])]) is None

@@ -1,16 +1,10 @@
 import io
-import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from parm_mlx.outputs import mark
-from parm_mlx.training.metrics import History, read_metrics
+from parm_mlx.training.logging import TrainRecord, ValidRecord
 from parm_mlx.training.progress import ConsoleProgress
-from parm_mlx.training.report import Meter, TrainRecord, ValidRecord
-from parm_mlx.training.train_step import StepResult
 from parm_mlx.training.validation import GridPoint
 
 RECORD = TrainRecord(
@@ -25,7 +19,7 @@ RECORD = TrainRecord(
     pairs_per_second=8.0,
     peak_memory_gb=1.234,
 )
-VALID = ValidRecord(10, ("long", "short"), [GridPoint((0.7, 0.3), 0.5, (0.4, 0.6), (0.9, 0.25))])
+VALID = ValidRecord(10, 0.5, (GridPoint((0.7, 0.3), 0.5, {"long": 0.4, "short": 0.6}, {"long": 0.9, "short": 0.25}),))
 
 
 def show(terminal: bool) -> str:
@@ -68,47 +62,3 @@ def test_a_bar_on_a_terminal() -> None:
     assert "tokenizing" in shown
     assert "loss 0.6931  long 50%  short 92%" in shown
     assert "at long=0.7 short=0.3:  long 90%  short 25%" in shown
-
-
-def step(loss: float, norm: float, sums: list[list[float]], tokens: int, pairs: int) -> StepResult:
-    return StepResult(loss, np.array(sums, np.float32), norm, 1e-3, pairs, tokens, inputs=tokens, cells=tokens + 10)
-
-
-def test_a_meter_adds_up_steps() -> None:
-    meter = Meter(("a", "b"))
-    meter.add(step(loss=1.0, norm=2.0, sums=[[4.0, 1.0], [3, 0], [4, 2]], tokens=10, pairs=4))
-    meter.add(step(loss=3.0, norm=4.0, sums=[[2.0, 0.0], [1, 0], [4, 0]], tokens=30, pairs=4))
-    record = meter.record(2, 1e-3)
-    assert (record.step, record.loss, record.grad_norm, record.learning_rate) == (2, 2.0, 3.0, 1e-3)
-    assert record.objective_loss == pytest.approx({"a": 0.75, "b": 0.5})
-    assert record.accuracy == pytest.approx({"a": 0.5, "b": 0.0})
-    assert record.padding == pytest.approx(20 / 60)
-    assert record.tokens_per_second == pytest.approx(5 * record.pairs_per_second)
-    meter.reset()
-    meter.add(step(loss=1.0, norm=1.0, sums=[[1, 1], [1, 1], [1, 1]], tokens=1, pairs=1))
-    assert meter.record(3, 0.0).loss == 1.0
-
-
-def test_a_restored_meter_goes_on() -> None:
-    """Half of the steps before, half after: the same means as in one piece, and both stretches of time."""
-    first = Meter(("a", "b"))
-    first.add(step(loss=1.0, norm=2.0, sums=[[4.0, 1.0], [3, 0], [4, 2]], tokens=10, pairs=4))
-    state = first.state()
-    second = Meter(("a", "b"))
-    second.restore(json.loads(json.dumps(state)))
-    second.add(step(loss=3.0, norm=4.0, sums=[[2.0, 0.0], [1, 0], [4, 0]], tokens=30, pairs=4))
-    record = second.record(2, 1e-3)
-    assert (record.loss, record.grad_norm, record.objective_loss) == (2.0, 3.0, {"a": 0.75, "b": 0.5})
-    assert second.seconds > state["seconds"]
-
-
-def test_metrics_are_read_as_they_were_written(tmp_path: Path) -> None:
-    mark(tmp_path / "run", "checkpoints")
-    history = History(tmp_path / "run" / "metrics.jsonl")
-    history.begin()
-    later = ValidRecord(20, VALID.objectives, [GridPoint((1.0, 0.0), 0.25, (0.25, 0.6), (0.9, 0.25))])
-    start = ValidRecord(0, VALID.objectives, [GridPoint((1.0, 0.0), 0.125, (0.125, 0.6), (0.9, 0.25))])
-    for record in (start, VALID, RECORD, later, RECORD):
-        history.add(record)
-    assert read_metrics(history.path) == history.records
-    assert (history.validated_at, history.best_step) == (20, 20), "the adapter before the first step is no result"

@@ -9,7 +9,7 @@ import pytest
 from parm_mlx.errors import AdapterError, ConfigError, DataError, ModelError
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.report import Progress
+from parm_mlx.training.progress import Progress
 from parm_mlx.training.run import TrainResult, train
 
 Run = Callable[..., TrainResult]

@@ -8,12 +8,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import parm_mlx
 from parm_mlx import load_guide
 from parm_mlx.errors import AdapterError, ConfigError, DataError, ModelError, OutputError, RunError
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.curves import can_draw
-from parm_mlx.training.report import Progress, TrainRecord, ValidRecord
+from parm_mlx.training.logging import TrainRecord, ValidRecord
+from parm_mlx.training.progress import Progress
 from parm_mlx.training.run import TrainResult, train
 
 Write = Callable[..., Path]
@@ -54,6 +56,7 @@ def run(official: Path, tmp_path: Path, write_rows: Write, rows: Rows) -> Callab
     return run_train
 
 
+@pytest.mark.usefixtures("pictures")
 def test_an_adapter_that_can_be_used_and_repeated(run: Callable[..., TrainResult], official: Path) -> None:
     listener = Listener()
     result = run(progress=listener, beta_objective=(0.1, 0.2), iters=5, steps_per_report=2, steps_per_eval=2)
@@ -81,6 +84,30 @@ def test_an_adapter_that_can_be_used_and_repeated(run: Callable[..., TrainResult
     assert {"parm-mlx", "mlx", "mlx-lm", "python"} <= training["versions"].keys()
     guide, _ = load_guide(result.out)  # it records its backbone, relative to itself
     assert guide.objectives == ("long", "short")
+
+
+def test_training_from_python(official: Path, tmp_path: Path, write_rows: Write, rows: Rows) -> None:
+    settings: dict[str, Any] = {"iters": 2, "batch_size": 4, "warmup": 0, "val_batches": 1}
+    data, out = write_rows(rows), tmp_path / "out"
+    result = parm_mlx.train(model=str(official / "arm_base"), data=str(data), out=str(out), **settings)
+    assert (result.out, result.steps, result.interrupted) == (out, 2, False)
+    assert {kind: line["step"] for kind, line in result.metrics.items()} == {"valid": 2, "train": 2}
+    assert json.loads(json.dumps(result.metrics["valid"])) == json.loads(
+        (out / "metrics.jsonl").read_text().splitlines()[-1]
+    )
+    with pytest.raises(ConfigError, match="both given: iters"):
+        parm_mlx.train(TrainConfig(model="m", data="d", out="o"), iters=1)
+
+
+def test_the_largest_batch_comes_first_and_changes_nothing(
+    run: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    listener = Listener()
+    measured = run(progress=listener)
+    assert any("estimated" in note for note in listener.notes)
+    assert any("of the largest batch" in note for note in listener.notes)
+    monkeypatch.setattr("parm_mlx.training.memory.check_largest_batch", lambda *_: None)
+    assert same(tensors_of(measured), tensors_of(run(out=str(tmp_path / "other"))))
 
 
 def test_metrics(run: Callable[..., TrainResult]) -> None:
@@ -125,11 +152,11 @@ def test_the_seed_decides_everything(run: Callable[..., TrainResult], tmp_path: 
 
 def test_it_learns_to_follow_alpha(run: Callable[..., TrainResult]) -> None:
     """The objectives contradict each other on every pair, so only the corner of α can decide."""
-    result = run(iters=150, learning_rate=0.02, beta_objective=0.2, batch_size=8, val_batches=-1)
+    result = run(iters=60, learning_rate=0.04, beta_objective=0.5, batch_size=8, val_batches=-1)
     assert isinstance(result.records[-1], ValidRecord)
     long, *_, short = result.records[-1].grid
-    assert long.accuracy == (1.0, 0.0)
-    assert short.accuracy == (0.0, 1.0)
+    assert long.accuracy == {"long": 1.0, "short": 0.0}
+    assert short.accuracy == {"long": 0.0, "short": 1.0}
 
 
 def test_one_and_three_objectives_and_missing_labels(run: Callable[..., TrainResult], write_rows: Write) -> None:
