@@ -18,7 +18,7 @@ from parm_mlx.evaluation.report.page import write_page
 from parm_mlx.evaluation.report.plots import add_pictures
 from parm_mlx.evaluation.scores import Normalize, Run
 from parm_mlx.evaluation.summary import compare, summarise
-from parm_mlx.files import disk_errors, resolve
+from parm_mlx.files import disk_errors, expanded, read_json, resolve
 from parm_mlx.fingerprint import fingerprint
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import (
@@ -123,7 +123,7 @@ def evaluate(
         RunError: A reward failed, logits were not finite, or the disk is full; what is done stays.
         KeyboardInterrupt: Ctrl-C; the message says how many answers are kept.
     """
-    out, sampling = Path(out).expanduser(), sampling or Sampling()
+    out, sampling = expanded(out), sampling or Sampling()
     seeds = _seeds(sampling, num_samples)
     if grid is not None and alphas is not None:
         raise InputError("a grid and a list of preferences exclude each other")
@@ -375,9 +375,9 @@ def _report_count(total: int, done: int, fresh: int, note: Callable[[str], None]
 def _earlier_timing(folder: Path) -> dict[str, float]:
     """Returns what was measured when the answers were generated; nothing if that cannot be read."""
     try:
-        earlier = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["time"]
+        earlier: Any = read_json(folder / METRICS_FILE, f"run {folder}", InputError)["time"]
         return {name: float(value) for name, value in earlier.items() if name != "scoring_share"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (InputError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
