@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from parm_mlx.errors import InputError, OutputError
-from parm_mlx.files import disk_errors, read_json
+from parm_mlx.files import disk_errors, expanded, is_file, read_json
 from parm_mlx.guidance.templates import Content
 from parm_mlx.outputs import check_claim, claimed, mark, own, read_marker, write_file
 from parm_mlx.preference import Alpha
@@ -75,7 +75,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], anyway: bool = False) -> None:
-        self.path = path.expanduser()
+        self.path = expanded(path, OutputError)
         self.identity = {"format": FORMAT, **json.loads(json.dumps(identity))}
         self._anyway = anyway
         check_claim(self.path, "run")
@@ -207,7 +207,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[Key, Result], dict[Key, S
     Raises:
         InputError: It is not the folder of a run, or it holds no answers or no scores.
     """
-    if not (path / RUN_FILE).is_file():
+    if not is_file(path / RUN_FILE):
         raise InputError(f"{path} is not the folder of a run: {RUN_FILE} is missing")
     identity = read_json(path / RUN_FILE, f"run {path}", InputError)
     results = {result.key: result for result in _read_rows(path / RESULTS_FILE, _as_result)}

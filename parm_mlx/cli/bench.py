@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from parm_mlx.diagnostics.bench import Row
     from parm_mlx.diagnostics.subjects import Subjects
 
-# Load per core above which somebody else is at work.
+# Load per core above which the machine counts as busy.
 BUSY = 0.3
 
 
@@ -202,7 +202,7 @@ def _show(groups: "list[list[Row]]") -> None:
 
 
 def _cells(row: "Row") -> list[str]:
-    """What is compared with itself stays empty."""
+    """Returns the cells of a row; a ratio of a case to itself is left empty."""
     low, high = row["decode_tokens_per_second_spread"]
     alone = row["case"] in ("base", "guide")
     return [

@@ -123,9 +123,10 @@ def evaluate(
         raise InputError("--out is missing, the folder to write", hint="for instance --out run")
     out = out.expanduser()
     point = _reference(reference)
-    from parm_mlx.evaluation.evaluate import METRICS_FILE, compare_runs
+    from parm_mlx.evaluation.evaluate import compare_runs
     from parm_mlx.evaluation.evaluate import evaluate as run
     from parm_mlx.evaluation.report.formatting import table
+    from parm_mlx.evaluation.report.page import METRICS_FILE, PAGE_FILE
     from parm_mlx.guidance.sampling import Sampling
 
     summary: dict[str, Any] | None
@@ -174,7 +175,7 @@ def evaluate(
             console.record(summary)
         else:
             console.echo(table(summary))
-        console.note(f"{out / 'report.html'}  {out / METRICS_FILE}")
+        console.note(f"{out / PAGE_FILE}  {out / METRICS_FILE}")
 
 
 def _no_more_than_compare(context: typer.Context) -> None:

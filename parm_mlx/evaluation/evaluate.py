@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parm_mlx.answers.store import Result, RunFolder, differences, read_run, read_settings
-from parm_mlx.answers.sweep import Progress, Sweep, answer_all, no_progress, plan, score_all
+from parm_mlx.answers.store import RunFolder, differences, read_run, read_settings
+from parm_mlx.answers.sweep import Job, Progress, Sweep, answer_all, no_progress, plan, score_all
 from parm_mlx.data.prompts import check_distinct, read_alphas, read_prompts
-from parm_mlx.distributed import join
+from parm_mlx.distributed import Group, join
 from parm_mlx.errors import InputError
 from parm_mlx.evaluation.cost import token_costs
-from parm_mlx.evaluation.report.page import write_page
-from parm_mlx.evaluation.report.plots import add_pictures
+from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
 from parm_mlx.evaluation.scores import Normalize, Run
 from parm_mlx.evaluation.summary import compare, summarise
-from parm_mlx.files import disk_errors, resolve
+from parm_mlx.files import expanded, read_json, resolve
 from parm_mlx.fingerprint import fingerprint
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import (
@@ -43,7 +42,6 @@ from parm_mlx.ranges import SEED
 from parm_mlx.rewards.builtin import SCORERS
 from parm_mlx.rewards.registry import Function, Reward, load_rewards
 
-METRICS_FILE = "metrics.json"
 GRID_STEPS = {1: 1.0, 2: 0.1, 3: 0.25}  # by number of objectives
 COARSE = 0.5
 
@@ -123,10 +121,14 @@ def evaluate(
         RunError: A reward failed, logits were not finite, or the disk is full; what is done stays.
         KeyboardInterrupt: Ctrl-C; the message says how many answers are kept.
     """
-    out, sampling = Path(out).expanduser(), sampling or Sampling()
+    out, sampling = expanded(out), sampling or Sampling()
     seeds = _seeds(sampling, num_samples)
     if grid is not None and alphas is not None:
         raise InputError("a grid and a list of preferences exclude each other")
+    if draft_model is not None and self_speculation:
+        raise InputError("a draft model and self-speculation exclude each other")
+    if num_draft_tokens is not None and draft_model is None and not self_speculation:
+        raise InputError("a number of draft tokens needs a draft model or self-speculation")
     check_claim(out, "run")
     models = _load_models(model, parm, guide_model, beta, share)
     objectives = models.guided.objectives
@@ -171,32 +173,51 @@ def evaluate(
         with group.agreed():
             if group.main:
                 held.enter_context(folder.locked(group.size))
-        jobs = plan(asked, weights, seeds)
-        began = time.perf_counter()
-        with stop_on_interrupt() as stopped:
-            results, fresh = answer_all(folder, sweep, jobs, group, stopped, progress)
-        generating = time.perf_counter() - began
-        if not group.main:
+        run = _answer_and_score(folder, sweep, plan(asked, weights, seeds), loaded, group, note, progress)
+        if run is None:
             return None
-        _report_count(sum(map(len, jobs)), len(results), len(fresh), note)
-        folder.set_rewards({name: reward.spec for name, reward in loaded.items()})
-        began = time.perf_counter()
-        scores = score_all(folder, results, loaded, progress)
-        timing = _earlier_timing(out)
-        if fresh:
-            timing = {
-                "answers": len(fresh),
-                "tokens": sum(result.tokens for result in fresh),
-                "generating_s": generating,
-                "scoring_s": time.perf_counter() - began,
-                **token_costs(models.guided, prompter(asked[0].content).base, weights[0], drafting is not None),
-            }
-        run = Run(out.name, objectives, folder.rewards, results, scores, timing)
         summary = summarise(run, normalize=normalize, reference=reference, samples=bootstrap)
         summary["settings"] = read_settings(out)
         with update(out) as partial:
-            _write(summary, partial, results, scores, note)
+            write_report(summary, run.results, run.scores, partial, note)
     return summary
+
+
+def _answer_and_score(
+    folder: RunFolder,
+    sweep: Sweep,
+    jobs: Sequence[Sequence[Job]],
+    rewards: Mapping[str, Reward],
+    group: Group,
+    note: Callable[[str], None],
+    progress: Progress[Any],
+) -> Run | None:
+    """Generates and scores what is missing in a folder; returns None in all processes but the main one."""
+    total = sum(map(len, jobs))
+    began = time.perf_counter()
+    with stop_on_interrupt() as stopped:
+        results, fresh = answer_all(folder, sweep, jobs, group, stopped, progress)
+    generating = time.perf_counter() - began
+    if not group.main:
+        return None
+    if len(results) < total:
+        raise KeyboardInterrupt(f"interrupted: {len(results)} of {total} answers are kept; the same command goes on")
+    if len(fresh) < total:
+        note(f"{total - len(fresh)} of {total} answers were there already")
+    folder.set_rewards({name: reward.spec for name, reward in rewards.items()})
+    began = time.perf_counter()
+    scores = score_all(folder, results, rewards, progress)
+    timing = _earlier_timing(folder.path)
+    if fresh:
+        prompt, alpha = next((result.prompt, result.alpha) for result in results if result.alpha is not None)
+        timing = {
+            "answers": len(fresh),
+            "tokens": sum(result.tokens for result in fresh),
+            "generating_s": generating,
+            "scoring_s": time.perf_counter() - began,
+            **token_costs(sweep.model, sweep.prompter(prompt).base, alpha, sweep.drafting is not None),
+        }
+    return Run(folder.path.name, sweep.model.objectives, folder.rewards, results, scores, timing)
 
 
 def compare_runs(
@@ -242,7 +263,7 @@ def compare_runs(
     if len(summary["differences"]) < len(runs) - 1:
         note("the runs have different prompts: their figures are of different questions, and no pairs are drawn")
     with new_directory(out) as partial:
-        _write(summary, partial, [], {}, note)
+        write_report(summary, [], {}, partial, note)
     return summary
 
 
@@ -304,11 +325,7 @@ def _load_models(
 def _load_drafting(
     models: _Models, draft_model: str | Path | None, by_base: bool, tokens: int | None
 ) -> Drafting | None:
-    if draft_model is not None and by_base:
-        raise InputError("a draft model and self-speculation exclude each other")
     if draft_model is None and not by_base:
-        if tokens is not None:
-            raise InputError("a number of draft tokens needs a draft model or self-speculation")
         return None
     draft = load_draft(str(draft_model), models.tokenizer, models.base) if draft_model is not None else None
     return Drafting(draft, tokens or Drafting.tokens)
@@ -364,33 +381,10 @@ def _rewards(given: Rewards | None, objectives: Sequence[str]) -> dict[str, Rewa
     return {name: rewards[name] for name in dict.fromkeys([*objectives, *rewards])}
 
 
-def _report_count(total: int, done: int, fresh: int, note: Callable[[str], None]) -> None:
-    """Ends the run if it was interrupted, and notes how many answers were there before."""
-    if done < total:
-        raise KeyboardInterrupt(f"interrupted: {done} of {total} answers are kept; the same command goes on")
-    if fresh < total:
-        note(f"{total - fresh} of {total} answers were there already")
-
-
 def _earlier_timing(folder: Path) -> dict[str, float]:
     """Returns what was measured when the answers were generated; nothing if that cannot be read."""
     try:
-        earlier = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["time"]
+        earlier: Any = read_json(folder / METRICS_FILE, f"run {folder}", InputError)["time"]
         return {name: float(value) for name, value in earlier.items() if name != "scoring_share"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (InputError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _write(
-    summary: dict[str, Any],
-    out: Path,
-    results: Sequence[Result],
-    scores: Mapping[Any, Mapping[str, float]],
-    note: Callable[[str], None],
-) -> None:
-    """Writes metrics.json, the pictures and the page."""
-    with disk_errors(out):
-        text = json.dumps(summary, indent=1, ensure_ascii=False)
-        (out / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
-        add_pictures(summary, out, note)
-        write_page(summary, results, scores, out)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import InputError, ParmError, RunError, first_line
+from parm_mlx.files import expanded, is_dir
 from parm_mlx.fingerprint import digest, directory_digest
 from parm_mlx.guidance.templates import Content
 from parm_mlx.rewards.builtin import SCORERS
@@ -147,7 +148,7 @@ def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
         function, version = _classifier(*_split_label(rest), kind == "hf-answer")
         return Reward(name, spec, function, digest=version)
     source, label = _split_label(spec)
-    if Path(source).expanduser().is_dir() or (not colon and "/" in source):
+    if is_dir(expanded(source)) or (not colon and "/" in source):
         function, version = _reward_model(source, label, models)
         return Reward(name, spec, function, digest=version)
     if colon:
@@ -174,7 +175,7 @@ def _close(name: str) -> str:
 def _split_label(spec: str) -> tuple[str, str | None]:
     """Splits ``SOURCE#LABEL``; the name of a directory may hold a #."""
     source, sign, label = spec.rpartition("#")
-    return (source, label) if sign and not Path(spec).expanduser().is_dir() else (spec, None)
+    return (source, label) if sign and not is_dir(expanded(spec)) else (spec, None)
 
 
 def _reward_model(source: str, label: str | None, models: dict[str, Any]) -> tuple[Function, str]:
@@ -191,8 +192,8 @@ def _classifier(source: str, label: str | None, answer_alone: bool) -> tuple[Fun
     from parm_mlx.rewards.hf import Classifier
 
     classifier = Classifier(source, label, answer_alone)
-    path = Path(source).expanduser()
-    return classifier, directory_digest(path) if path.is_dir() else classifier.commit
+    path = expanded(source)
+    return classifier, directory_digest(path) if is_dir(path) else classifier.commit
 
 
 def _python(module: str, name: str) -> tuple[Function, str]:

@@ -1,5 +1,5 @@
 """Made-up runs: no model, any number of objectives, the same at every call. ``python tests/evaluation/made_up.py``
-writes tests/fixtures/evaluation anew."""
+rewrites tests/fixtures/evaluation."""
 
 import json
 from pathlib import Path

@@ -2,21 +2,43 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parm_mlx.answers.store import Key, Result
 from parm_mlx.drawing import can_draw
 from parm_mlx.evaluation.report.formatting import caption, count, number, runs_of, timing, unit
-from parm_mlx.evaluation.report.plots import MISSING, inline_svg
+from parm_mlx.evaluation.report.plots import MISSING, add_pictures, inline_svg
 from parm_mlx.files import disk_errors
 from parm_mlx.preference import Alpha, format_alpha
 
-PAGE_FILE = "report.html"
+METRICS_FILE, PAGE_FILE = "metrics.json", "report.html"
 Summary = Mapping[str, Any]
 AllScores = Mapping[Key, Mapping[str, float]]
 _HERE = Path(__file__).parent
+
+
+def write_report(
+    summary: Summary, results: Sequence[Result], scores: AllScores, out: Path, note: Callable[[str], None]
+) -> None:
+    """Writes ``metrics.json``, the pictures and the page into a folder; see :func:`write_page`.
+
+    Args:
+        summary: The content of ``metrics.json``.
+        results: The answers of the run; none for a comparison.
+        scores: Their scores.
+        out: The folder.
+        note: Receives the reason why there is no picture.
+
+    Raises:
+        RunError: A file cannot be written.
+    """
+    with disk_errors(out):
+        text = json.dumps(summary, indent=1, ensure_ascii=False)
+        (out / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
+    add_pictures(summary, out, note)
+    write_page(summary, results, scores, out)
 
 
 def write_page(summary: Summary, results: Sequence[Result], scores: AllScores, out: Path) -> Path:
