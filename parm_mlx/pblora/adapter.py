@@ -18,8 +18,7 @@ from mlx.utils import tree_unflatten
 from parm_mlx.errors import AdapterError
 from parm_mlx.files import read_json
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.core import CORES
-from parm_mlx.pblora.layer import PBLoRALinear, tensor_shapes
+from parm_mlx.pblora.layer import PBLoRALinear, core_shapes, tensor_shapes
 from parm_mlx.pblora.targets import find_targets
 
 CONFIG_FILE = "adapter_config.json"
@@ -141,7 +140,7 @@ def read_adapter(path: Path) -> tuple[PBLoRAConfig, Tensors]:
         found = f"; pickled weights ({', '.join(pickled)}) are refused" if pickled else ""
         raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing{found}")
     tensors = read_safetensors(file)
-    core = {key: shape for key, shape in CORES[config.kind].shapes(config).items() if 0 not in shape}
+    core = {key: shape for key, shape in core_shapes(config).items() if 0 not in shape}
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in {"a", "b", *core})
     expected: dict[str, tuple[int, ...]] = {}
     for name in names:

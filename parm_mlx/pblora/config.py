@@ -32,7 +32,7 @@ class PBLoRAConfig:
         objective_betas: β_i of the training objective, one per objective.
         chat_template: Name of the built-in chat template that it was trained with; None is the tokenizer's own.
         training: Everything else that reproduces the training.
-        kind: What the core matrix is made of; see :mod:`parm_mlx.pblora.core`.
+        kind: The kind of core matrix; see :mod:`parm_mlx.pblora.layer`.
     """
 
     objectives: tuple[str, ...]

@@ -9,7 +9,7 @@ from parm_mlx.errors import AdapterError, ConfigError
 from parm_mlx.files import resolve
 from parm_mlx.pblora.adapter import Tensors, adapter_tensors, read_adapter, set_adapter_tensors
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.extend import extend_objectives
+from parm_mlx.pblora.transform import extend_objectives
 
 HINT = "--adapter, --r1, --r2 and --lora-alpha (scale times r2, or times the rank) must be those of its training"
 

@@ -29,8 +29,8 @@ from parm_mlx.pblora.adapter import (
     set_adapter_tensors,
 )
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.matching import matched, trainable_numbers
 from parm_mlx.pblora.targets import check_rank, default_targets, find_targets
+from parm_mlx.pblora.transform import matched, trainable_numbers
 from parm_mlx.preference import sample_dirichlet
 from parm_mlx.training.batching import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint

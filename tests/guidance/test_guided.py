@@ -224,7 +224,7 @@ def test_loading_into_a_quantised_backbone_matches_its_dequantised_twin() -> Non
 
     twin = tiny_model(seed=1, bits=4)
     load_into(twin, config, adapter_tensors(guide.model))
-    from parm_mlx.pblora.fuse import fuse_model
+    from parm_mlx.pblora.transform import fuse_model
 
     fuse_model(twin, (0.3, 0.7), dequantize=True)
     assert mx.allclose(guide(ids, alpha=alpha), twin(ids), atol=2e-3)
