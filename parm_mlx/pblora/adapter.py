@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from parm_mlx.errors import AdapterError
-from parm_mlx.files import read_json
+from parm_mlx.files import pickled_weights, read_json
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import PBLoRALinear, core_shapes, tensor_shapes
 from parm_mlx.pblora.targets import find_targets
@@ -136,8 +136,8 @@ def read_adapter(path: Path) -> tuple[PBLoRAConfig, Tensors]:
     config = read_config(path)
     file = path / TENSOR_FILE
     if not file.is_file():
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
-        found = f"; pickled weights ({', '.join(pickled)}) are refused" if pickled else ""
+        pickled = pickled_weights(path)
+        found = f"; pickled weights ({pickled}) are refused" if pickled else ""
         raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing{found}")
     tensors = read_safetensors(file)
     core = {key: shape for key, shape in core_shapes(config).items() if 0 not in shape}
