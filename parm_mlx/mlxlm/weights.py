@@ -1,6 +1,5 @@
 """Tensors of a model directory: the files that hold them, which of them a model takes, and whether they are finite."""
 
-import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -11,13 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from parm_mlx.errors import ModelError
-from parm_mlx.files import read_json
+from parm_mlx.errors import ModelError, first_line
+from parm_mlx.files import pickled_weights, read_json
+from parm_mlx.fingerprint import safetensors_header
 
 INDEX_FILE = "model.safetensors.index.json"
 
 _SHARD = re.compile(r"model.*-(\d+)-of-(\d+)\.safetensors")
-_PICKLED = (".bin", ".pt", ".pth", ".gguf")
 _UNREAD_TYPES = ("F64", "F8_E5M2", "F4", "C128")
 _SHOWN = 5
 _OUTPUT_LAYER = re.compile(r"(?:(?:model|language_model)\.)*(?:lm_head|output|embed_out)\.\w+")
@@ -48,9 +47,8 @@ def weight_files(path: Path) -> dict[Path, list[str] | None]:
         return _indexed_files(path)
     found = sorted(file for file in path.iterdir() if file.name.startswith("model") and file.suffix == ".safetensors")
     if not found:
-        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
-        extra = f" (found {_listed(pickled)}, which are not loaded)" if pickled else ""
-        raise ModelError(f"{path} holds no model*.safetensors{extra}")
+        others = ", ".join(filter(None, (pickled_weights(path), *(file.name for file in path.glob("*.gguf")))))
+        raise ModelError(f"{path} holds no model*.safetensors{f' (found {others}, not loaded)' if others else ''}")
     _check_numbering(path, found)
     return dict.fromkeys(found)
 
@@ -111,8 +109,7 @@ def read_weights(path: Path) -> dict[str, mx.array]:
 
 def _read_file(file: Path) -> dict[str, mx.array]:
     header = safetensors_header(file)
-    unread = sorted(name for name, entry in header.items() if entry.get("dtype") in _UNREAD_TYPES)
-    if unread:
+    if unread := sorted(name for name, entry in header.items() if entry.get("dtype") in _UNREAD_TYPES):
         kind = header[unread[0]]["dtype"]
         raise ModelError(
             f"{file} holds tensors of type {kind}, which MLX does not read: {_listed(unread)}",
@@ -121,23 +118,8 @@ def _read_file(file: Path) -> dict[str, mx.array]:
     try:
         tensors: Any = mx.load(str(file))
     except (RuntimeError, OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be loaded: {error}") from error
+        raise ModelError(f"{file} cannot be loaded: {first_line(error)}") from error
     return dict(tensors)
-
-
-def safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: type, shape and place of each tensor, and ``__metadata__``.
-
-    Returns:
-        The entries by name; empty when there is no readable header.
-    """
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, file.stat().st_size)))
-        return {str(name): dict(entry) for name, entry in header.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
 
 
 def has_output_layer(names: Iterable[str]) -> bool:

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from parm_mlx.errors import AdapterError
+from parm_mlx.errors import AdapterError, first_line
 from parm_mlx.files import pickled_weights, read_json
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import PBLoRALinear, core_shapes, tensor_shapes
@@ -188,7 +188,7 @@ def read_safetensors(file: Path) -> Tensors:
         mx.eval(list(loaded.values()))
     except RuntimeError as error:
         raise AdapterError(
-            f"{file} is not a readable safetensors file: {error}", hint="fetch or convert it again"
+            f"{file} is not a readable safetensors file: {first_line(error)}", hint="fetch or convert it again"
         ) from None
     return loaded
 
