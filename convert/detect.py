@@ -7,7 +7,8 @@ from typing import Any
 
 from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.files import read_json
-from parm_mlx.mlxlm import safetensors_header, weight_files
+from parm_mlx.fingerprint import safetensors_header
+from parm_mlx.mlxlm import weight_files
 from parm_mlx.pblora.adapter import CONFIG_FILE as ADAPTER_CONFIG
 from parm_mlx.pblora.config import FINE_TUNE_TYPES
 from parm_mlx.ranges import shown

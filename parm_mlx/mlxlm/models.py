@@ -26,6 +26,7 @@ from parm_mlx.mlxlm.settings import (
     check_ignored,
     check_tokenizer,
     ignored_window,
+    levels,
     read_config,
     settle_output_layer,
 )
@@ -245,8 +246,8 @@ def _hint(config: dict[str, Any], unsaid: bool, error: BaseException) -> str | N
 
 
 def _quantization_method(config: dict[str, Any]) -> str | None:
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    return None if method is None else str(method)
+    settings = config.get("quantization_config")
+    return str(settings["quant_method"]) if isinstance(settings, dict) and "quant_method" in settings else None
 
 
 def _checked(
@@ -296,8 +297,10 @@ def context_length(model: nn.Module) -> int | None:
     If the family attends to everything where the config has a sliding window, that window is the limit.
     """
     arguments: Any = getattr(model, "args", None)
-    texts = getattr(arguments, "text_config", None) or {}
-    length = getattr(arguments, "max_position_embeddings", None) or texts.get("max_position_embeddings")
+    texts = getattr(arguments, "text_config", None)
+    length = getattr(arguments, "max_position_embeddings", None)
+    if not length and isinstance(texts, dict):
+        length = texts.get("max_position_embeddings")
     window = ignored_window(getattr(model, _CONFIG, {}))
     if window is not None and attention_windows(model) != {None}:
         window = None
@@ -314,9 +317,8 @@ def embedding_rows(model: nn.Module) -> int | None:
 
 def config_rows(path: Path) -> int | None:
     """Returns the vocabulary size in the config of a model directory; None if there is none."""
-    config = read_config(path)
-    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-    return rows if isinstance(rows, int) else None
+    sizes = (level.get("vocab_size") for level in levels(read_config(path)))
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def attention_windows(model: nn.Module) -> set[int | None] | None:

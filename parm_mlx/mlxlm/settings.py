@@ -6,6 +6,7 @@ Code in a model directory is never run: only classes of mlx-lm and of transforme
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def levels(config: dict[str, Any]) -> list[dict[str, Any]]:
+def levels(config: Mapping[str, Any]) -> list[Any]:
     """Returns a config and, if it describes several models, that of the one that reads text."""
     inner = (config.get(key) for key in ("text_config", "language_config", "llm_config"))
     return [config, *(each for each in inner if isinstance(each, dict))]

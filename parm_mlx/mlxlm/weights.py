@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from parm_mlx.errors import ModelError, first_line
 from parm_mlx.files import pickled_weights, read_json
 from parm_mlx.fingerprint import safetensors_header
+from parm_mlx.mlxlm.settings import levels
 
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -189,13 +190,15 @@ def _left_out(tensors: Mapping[str, mx.array], used: Mapping[str, mx.array]) -> 
 def _may_be_left_out(name: str, config: Mapping[str, Any]) -> bool:
     if _BUFFERS.fullmatch(name) or _OTHER_PARTS.fullmatch(name):
         return True
-    text = config.get("text_config") or {}
-    count = config.get("num_hidden_layers") or text.get("num_hidden_layers")
+
+    def stated(key: str) -> Any:
+        return next(filter(None, (level.get(key) for level in levels(config))), None)
+
+    count = stated("num_hidden_layers")
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
     if layer and isinstance(count, int) and int(layer[1]) >= count:  # heads that predict several tokens
         return True
-    shares = config.get("num_kv_shared_layers") or text.get("num_kv_shared_layers")
-    return bool(shares) and re.search(r"\.self_attn\.[kv]_(?:proj|norm)\.", name) is not None
+    return bool(stated("num_kv_shared_layers")) and re.search(r"\.self_attn\.[kv]_(?:proj|norm)\.", name) is not None
 
 
 def _is_embedding_again(name: str, tensors: Mapping[str, mx.array]) -> bool:

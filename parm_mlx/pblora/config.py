@@ -129,7 +129,7 @@ class PBLoRAConfig:
             raise AdapterError(f"fine_tune_type is {shown(name)}, not one of {known}: not a PARM adapter", hint=hint)
         if version != FORMAT_VERSION:
             raise AdapterError(f"format_version is {shown(version)}; this parm-mlx reads version {FORMAT_VERSION}")
-        values = {
+        values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in content.items()
             if key not in ("fine_tune_type", "format_version")
