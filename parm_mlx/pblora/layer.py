@@ -95,7 +95,7 @@ class PBLoRALinear(nn.Module):
 
     Args:
         linear: The frozen layer.
-        config: Kind of adapter, ranks, scale, dropout, number of objectives.
+        config: The adapter's settings: kind, ranks, scale, dropout, objectives.
         index: Position among the adapted layers of its model.
         reads: The same value for layers that read the same input; None where that is not known.
     """
@@ -107,19 +107,12 @@ class PBLoRALinear(nn.Module):
         self.linear = linear
         self.index = index
         self.reads = reads
-        self.scale = config.scale
-        self.r1, self.r2 = config.r1, config.r2
         self.dropout = nn.Dropout(p=config.dropout)
-        self._config = config
+        self.config = config
         shapes = tensor_shapes(linear, config)
         self._tensors = frozenset(shapes)
         for name, shape in shapes.items():
             self[name] = _initial(name, shape)
-
-    @property
-    def config(self) -> PBLoRAConfig:
-        """The adapter's settings."""
-        return self._config
 
     @property
     def tensors(self) -> list[str]:
@@ -135,11 +128,11 @@ class PBLoRALinear(nn.Module):
 
     def core(self, alpha: mx.array) -> mx.array:
         """M(α) for α (B, k): (B, r1 + r2, r1 + r2)."""
-        return core_matrix(self, self._config, alpha)
+        return core_matrix(self, self.config, alpha)
 
     def delta(self, alpha: mx.array) -> mx.array:
         """ΔW(α) = s · B · M(α) · A for one α (k,): (out, in). For inspection and fusing only."""
-        delta: mx.array = self.scale * (self.b @ self.core(alpha[None])[0] @ self.a)
+        delta: mx.array = self.config.scale * (self.b @ self.core(alpha[None])[0] @ self.a)
         return delta
 
     def fuse(self, alpha: mx.array, dequantize: bool = False) -> nn.Linear:
@@ -213,7 +206,7 @@ class Preferences(Conditioning):
 
     def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
         """Adds s · B · M(α) · A · x to y; in training with dropout on x."""
-        core = layer.scale * layer.core(self.alpha).swapaxes(-1, -2)
+        core = layer.config.scale * layer.core(self.alpha).swapaxes(-1, -2)
         if core.shape[0] > 1:
             core = mx.tile(core, (x.shape[0] // core.shape[0], 1, 1))
         return lowrank_update(y, layer.dropout(x), layer.a, core, layer.b)
