@@ -22,6 +22,7 @@ class _Factors(NamedTuple):
 
     a: mx.array  # of all layers that read its input
     rows: slice  # of A that are its own
+    gate: mx.array | None  # (B, 1, 1), a factor of A x: a folded core cannot be zero in some rows
     core: mx.array | None  # (B, r, r); None if folded
     b: mx.array  # Bᵀ, or core · Bᵀ if folded
 
@@ -39,7 +40,6 @@ class BoundPreferences(Conditioning):
     def __init__(self, layers: Sequence[PBLoRALinear], alpha: mx.array, paired: bool = False) -> None:
         self._layers = layers
         cores = _cores(layers, alpha)
-        # A folded core cannot be zero in some rows: there A x is multiplied with 0.
         self._gate = mx.array([0.0, 1.0] * alpha.shape[0])[:, None, None] if paired else None
         self._cores = list(cores if self._gate is None else self._gate * mx.repeat(cores, 2, axis=1))
         one_alpha = alpha.shape[0] == 1 or bool(mx.all(alpha == alpha[:1]).item())
@@ -58,16 +58,14 @@ class BoundPreferences(Conditioning):
         if is_fused(y, x, layer.a, core, layer.b):
             return lowrank_update(y, x, layer.a, core, layer.b)
         factors = self._factors(x.dtype)[layer.index]
-        z = self._down(x, factors.a)[..., factors.rows]
+        z = self._down(x, factors)[..., factors.rows]
         return mx.addmm(y, z if factors.core is None else z @ factors.core, factors.b)
 
-    def _down(self, x: mx.array, a: mx.array) -> mx.array:
+    def _down(self, x: mx.array, factors: _Factors) -> mx.array:
         """A x, which the first layer that reads x computes for all of them."""
-        if self._last is None or self._last[0] is not x or self._last[1] is not a:
-            z = x @ a.T
-            if self._folded is not None and self._gate is not None:
-                z = z * self._gate.astype(x.dtype)
-            self._last = x, a, z
+        if self._last is None or self._last[0] is not x or self._last[1] is not factors.a:
+            z = x @ factors.a.T
+            self._last = x, factors.a, z if factors.gate is None else z * factors.gate
         return self._last[2]
 
     def _factors(self, dtype: mx.Dtype) -> dict[int, _Factors]:
@@ -76,12 +74,13 @@ class BoundPreferences(Conditioning):
             groups: dict[object, list[PBLoRALinear]] = {}
             for layer in self._layers:
                 groups.setdefault(layer.reads or layer.index, []).append(layer)
+            gate = None if self._gate is None or self._folded is None else self._gate.astype(dtype)
             factors = {}
             for group in groups.values():
                 a, rank = joined_a(group, dtype), group[0].config.rank
                 for i, layer in enumerate(group):
                     rows = slice(i * rank, (i + 1) * rank)
-                    factors[layer.index] = _Factors(a, rows, *self._core_and_b(layer, dtype))
+                    factors[layer.index] = _Factors(a, rows, gate, *self._core_and_b(layer, dtype))
             mx.eval(factors)
             self._by_dtype[dtype] = factors
         return self._by_dtype[dtype]
