@@ -7,11 +7,13 @@ from typing import Any
 
 from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.files import read_json
-from parm_mlx.mlxlm import safetensors_header, weight_files
+from parm_mlx.fingerprint import safetensors_header
+from parm_mlx.mlxlm import weight_files
+from parm_mlx.pblora.adapter import CONFIG_FILE as ADAPTER_CONFIG
 from parm_mlx.pblora.config import FINE_TUNE_TYPES
+from parm_mlx.ranges import shown
 from parm_mlx.rewards.model import REWARD_FILE
 
-ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
 _OTHER_TASKS = ("ForTokenClassification", "ForMaskedLM", "ForQuestionAnswering")
 _REWARDS = ("ForSequenceClassification", "ForScore")
@@ -28,6 +30,11 @@ class Kind(enum.Enum):
     PEFT_LORA = "PEFT LoRA adapter"
     PARM = "parm-mlx adapter"
 
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a model, and not an adapter."""
+        return self in (Kind.HF_MODEL, Kind.HF_REWARD, Kind.MLX_MODEL, Kind.MLX_REWARD)
+
 
 _ADAPTERS = {
     "fine_tune_type": dict.fromkeys(FINE_TUNE_TYPES.values(), Kind.PARM),
@@ -37,15 +44,27 @@ _ADAPTERS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A directory to convert, what it holds, and the content of its config file."""
+    """A directory to convert.
+
+    Attributes:
+        path: The directory.
+        kind: The kind of its content.
+        config: The content of its config file.
+        name: What the user calls it.
+    """
 
     path: Path
     kind: Kind
     config: dict[str, Any]
+    name: str
 
 
-def detect(path: Path) -> Source:
+def detect(path: Path, name: str | None = None) -> Source:
     """Finds out what a directory holds.
+
+    Args:
+        path: The directory.
+        name: What the user calls it; its path by default.
 
     Raises:
         AdapterError: It holds an adapter without a readable config, or of a kind that cannot be converted.
@@ -53,46 +72,41 @@ def detect(path: Path) -> Source:
             no model and no adapter.
     """
     if (path / ADAPTER_CONFIG).exists() or any(path.glob("adapter*.safetensors")) or any(path.glob("adapter*.bin")):
-        content = read_json(path / ADAPTER_CONFIG, f"adapter {path}", AdapterError)
-        return Source(path, _adapter_kind(path, content), content)
-    if (path / MODEL_CONFIG).exists() or any(path.glob("model*.safetensors")):
-        content = read_json(path / MODEL_CONFIG, f"model {path}", ModelError)
-        return Source(path, _model_kind(path, content), content)
-    raise ModelError(
-        f"{path} holds neither a model ({MODEL_CONFIG}) nor an adapter ({ADAPTER_CONFIG})",
-        hint="give the directory that holds the config file and the *.safetensors files",
-    )
+        config = read_json(path / ADAPTER_CONFIG, f"adapter {path}", AdapterError)
+        kind = _adapter_kind(path, config)
+    elif (path / MODEL_CONFIG).exists() or any(path.glob("model*.safetensors")):
+        config = read_json(path / MODEL_CONFIG, f"model {path}", ModelError)
+        kind = _model_kind(path, config)
+    else:
+        raise ModelError(
+            f"{path} holds neither a model ({MODEL_CONFIG}) nor an adapter ({ADAPTER_CONFIG})",
+            hint="give the directory that holds the config file and the *.safetensors files",
+        )
+    return Source(path, kind, config, name or str(path))
 
 
-def _adapter_kind(path: Path, content: dict[str, Any]) -> Kind:
-    field = next((field for field in _ADAPTERS if field in content), None)
+def _adapter_kind(path: Path, config: dict[str, Any]) -> Kind:
+    field = next((field for field in _ADAPTERS if field in config), None)
     if field is None:
         raise AdapterError(f"adapter {path}: {ADAPTER_CONFIG} names no peft_type, so its kind is unknown")
-    kind = _ADAPTERS[field].get(str(content[field]))
+    kind = _ADAPTERS[field].get(str(config[field]))
     if kind is None:
         raise AdapterError(
-            f"adapter {path}: {field} {content[field]!r} cannot be converted",
-            hint="what can be: peft_type PBLORA (PARM) or LORA (GenARM), and adapters of parm-mlx",
+            f"adapter {path}: {field} {shown(config[field])} cannot be converted",
+            hint="supported: peft_type PBLORA (PARM) or LORA (GenARM), and adapters of parm-mlx",
         )
     return kind
 
 
-def _model_kind(path: Path, content: dict[str, Any]) -> Kind:
+def _model_kind(path: Path, config: dict[str, Any]) -> Kind:
     if (path / REWARD_FILE).exists():
         return Kind.MLX_REWARD
-    architectures = [str(name) for name in content.get("architectures") or []]
+    listed = config.get("architectures")
+    architectures = [str(name) for name in listed] if isinstance(listed, list) else []
     for name in architectures:
         if name.endswith(_OTHER_TASKS):
             raise ModelError(f"model {path} is a {name}, neither a causal language model nor a reward model")
     if any(name.endswith(_REWARDS) for name in architectures):
         return Kind.HF_REWARD
-    return Kind.MLX_MODEL if content.get("quantization") or _written_by_mlx(path) else Kind.HF_MODEL
-
-
-def _written_by_mlx(path: Path) -> bool:
-    return safetensors_metadata(next(iter(weight_files(path)))).get("format") == "mlx"
-
-
-def safetensors_metadata(file: Path) -> dict[str, str]:
-    """The ``__metadata__`` of a safetensors file; empty when there is none, or no readable header."""
-    return safetensors_header(file).get("__metadata__", {})
+    metadata = safetensors_header(next(iter(weight_files(path)))).get("__metadata__", {})
+    return Kind.MLX_MODEL if config.get("quantization") or metadata.get("format") == "mlx" else Kind.HF_MODEL

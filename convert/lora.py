@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.convert import peft
-from parm_mlx.convert.settings import UNSUPPORTED, Settings
 from parm_mlx.pblora.adapter import Tensors
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.preference import default_objectives, parse_objectives
@@ -18,7 +17,6 @@ from parm_mlx.ranges import RANK
 
 LEAVES = {"lora_A.weight": "a", "lora_B.weight": "b"}
 _UNSUPPORTED = {
-    **UNSUPPORTED,
     "alora_invocation_tokens": "activated LoRA is not supported",
     "alpha_pattern": "every layer must have the same lora_alpha",
     "layer_replication": "replicated layers are not supported",
@@ -48,7 +46,7 @@ def read_lora(
     Args:
         path: Its directory.
         content: Its config.
-        objectives: The name of its one objective; objective_1 when left out.
+        objectives: The name of its one objective; objective_1 by default.
 
     Returns:
         Settings and tensors as our format stores them.
@@ -57,30 +55,15 @@ def read_lora(
         AdapterError: Settings are wrong or not supported, or tensors are unknown, missing or of the wrong shape.
         PreferenceError: More than one name is given.
     """
-    what = f"adapter {path}"
-    settings = Settings(content, what)
-    rank = settings.whole("r", RANK)
-    lora_alpha = settings.number("lora_alpha")
-    dropout = settings.dropout("lora_dropout")
-    targets = settings.targets()
-    settings.refuse(_UNSUPPORTED, _KNOWN)
+    settings = peft.Settings(path, content)
+    rank, lora_alpha = settings.whole("r", RANK), settings.number("lora_alpha")
     if content.get("task_type") not in (None, "CAUSAL_LM"):
         settings.problems.append(f"task_type is {content['task_type']!r}: only causal language models can guide")
-    settings.check()
+    settings.check(_UNSUPPORTED, _KNOWN)
     names = default_objectives(1) if objectives is None else parse_objectives(objectives, 1)
-    renamed = peft.rename(peft.read_tensors(path), LEAVES, {"a": (rank, -1), "b": (-1, rank)}, what)
-    config = PBLoRAConfig(
-        kind="lora",
-        objectives=names,
-        r1=rank,
-        r2=0,
-        scale=lora_alpha / (sqrt(rank) if content.get("use_rslora") else rank),
-        dropout=dropout,
-        target_modules=peft.used_targets(targets, renamed.layers, what),
-        base_model=settings.base_model(),
-        training=peft.origin(renamed.prefix, content),
-    )
-    return config, renamed.tensors
+    scale = lora_alpha / (sqrt(rank) if content.get("use_rslora") else rank)
+    shapes = {"a": (rank, -1), "b": (-1, rank)}
+    return peft.read(settings, LEAVES, shapes, kind="lora", objectives=names, r1=rank, r2=0, scale=scale)
 
 
 def write_lora(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_model: str | None = None) -> None:
@@ -90,7 +73,7 @@ def write_lora(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_mod
         directory: An existing directory.
         config: Settings of the adapter.
         tensors: Its tensors.
-        base_model: The backbone to record in place of the one that the adapter records.
+        base_model: The backbone to record; by default the one that the adapter records.
     """
     rooted = bool(peft.recorded_config(config).get("use_rslora"))
     settings = {

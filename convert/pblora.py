@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.convert import peft
-from parm_mlx.convert.settings import UNSUPPORTED, Settings
 from parm_mlx.errors import AdapterError
 from parm_mlx.pblora.adapter import Tensors
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.preference import default_objectives, parse_objectives
 from parm_mlx.ranges import OBJECTIVES, RANK
 
-_UNSUPPORTED = {**UNSUPPORTED, "fan_in_fan_out": "transposed weights are not supported"}
-_KNOWN = {"obj_num", "pref_vec_init", "r1", "r2"}
 LEAVES = {"pblora_A": "a", "pblora_B": "b", "pblora_W1": "w1", "pblora_W2": "w2"}
+_UNSUPPORTED = {"fan_in_fan_out": "transposed weights are not supported"}
+_KNOWN = {"obj_num", "pref_vec_init", "r1", "r2"}
 
 
 def read_pblora(
@@ -28,7 +27,7 @@ def read_pblora(
     Args:
         path: Its directory.
         content: Its config.
-        objectives: Names of the k objectives, in the order of training; objective_1, … when left out.
+        objectives: Names of the k objectives, in the order of training; objective_1, … by default.
 
     Returns:
         Settings and tensors as our format stores them.
@@ -37,28 +36,13 @@ def read_pblora(
         AdapterError: Settings are wrong or not supported, or tensors are unknown, missing or of the wrong shape.
         PreferenceError: The names are not k different ones.
     """
-    what = f"adapter {path}"
-    settings = Settings(content, what)
+    settings = peft.Settings(path, content)
     r1, r2, k = settings.whole("r1", RANK), settings.whole("r2", RANK), settings.whole("obj_num", OBJECTIVES)
     lora_alpha = settings.number("lora_alpha")
-    dropout = settings.dropout("lora_dropout")
-    targets = settings.targets()
-    settings.refuse(_UNSUPPORTED, _KNOWN)
-    settings.check()
-    shapes = {"a": (r1 + r2, -1), "b": (-1, r1 + r2), "w1": (r1, r1), "w2": (k, r2 * r2)}
-    renamed = peft.rename(peft.read_tensors(path), LEAVES, shapes, what)
+    settings.check(_UNSUPPORTED, _KNOWN)
     names = default_objectives(k) if objectives is None else parse_objectives(objectives, k)
-    config = PBLoRAConfig(
-        objectives=names,
-        r1=r1,
-        r2=r2,
-        scale=lora_alpha / r2,
-        dropout=dropout,
-        target_modules=peft.used_targets(targets, renamed.layers, what),
-        base_model=settings.base_model(),
-        training=peft.origin(renamed.prefix, content),
-    )
-    return config, renamed.tensors
+    shapes = {"a": (r1 + r2, -1), "b": (-1, r1 + r2), "w1": (r1, r1), "w2": (k, r2 * r2)}
+    return peft.read(settings, LEAVES, shapes, objectives=names, r1=r1, r2=r2, scale=lora_alpha / r2)
 
 
 def write_pblora(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_model: str | None = None) -> None:
@@ -68,7 +52,7 @@ def write_pblora(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_m
         directory: An existing directory.
         config: Settings of the adapter.
         tensors: Its tensors.
-        base_model: The backbone to record in place of the one that the adapter records.
+        base_model: The backbone to record; by default the one that the adapter records.
 
     Raises:
         AdapterError: It is of another kind, or its ranks have no counterpart in the official format.

@@ -1,4 +1,4 @@
-"""PEFT adapters on disk: their files, and their names for tensors.
+"""PEFT adapters on disk: their settings, their files, and their names for tensors.
 
 PEFT calls a tensor ``base_model.model.model.layers.3.self_attn.q_proj.pblora_A``; here it is
 ``layers.3.self_attn.q_proj.a``. The part before the number of the block differs between model families.
@@ -6,24 +6,50 @@ PEFT calls a tensor ``base_model.model.model.layers.3.self_attn.q_proj.pblora_A`
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from parm_mlx.errors import AdapterError
-from parm_mlx.files import read_json
-from parm_mlx.pblora.adapter import Tensors, check_finite, read_safetensors
+from parm_mlx.files import pickled_weights, read_json
+from parm_mlx.pblora.adapter import CONFIG_FILE, Tensors, check_finite, read_safetensors
 from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.ranges import DROPOUT, SCALE, Real, Whole, shown
 
-CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 INDEX_FILE = "adapter_model.safetensors.index.json"
 PREFIX = "base_model.model.model.layers"
 ORIGIN = "converted_from"
-_COMMON = {
+
+# Settings that do not change what an adapter computes, whatever their value, or that are read here.
+_HARMLESS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "inference_mode",
+    "lora_alpha",
+    "lora_dropout",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+# Ways to begin training that leave the backbone's own weights as they are.
+_KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
+_UNSUPPORTED = {
+    "bias": "trained biases have no place in this format",
+    "init_lora_weights": "that may change the backbone's own weights; save it as plain LoRA with PEFT first",
+    "layers_pattern": "adapters on some layers only are not supported",
+    "layers_to_transform": "adapters on some layers only are not supported",
+    "modules_to_save": "modules trained in full have no place in an adapter",
+}
+_UNKNOWN = "what that changes is not known here, so the adapter is not converted"
+# A config as PEFT writes it.
+_FRESH = {
     "auto_mapping": None,
     "bias": "none",
     "fan_in_fan_out": False,
@@ -37,6 +63,96 @@ _COMMON = {
 _BLOCK = re.compile(r"(?P<prefix>base_model\.model\.[\w.]*?\b(?:layers|h|blocks))\.(?P<layer>\d+\.[\w.]+)")
 
 
+class Settings:
+    """Reads ``adapter_config.json`` of a PEFT adapter and collects all problems with it.
+
+    Args:
+        path: The adapter's directory.
+        content: The content of its config.
+    """
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content = content
+        self.problems: list[str] = []
+        self.dropout = 0.0 if content.get("lora_dropout") is None else self._read("lora_dropout", DROPOUT) or 0.0
+        self.base_model = str(content.get("base_model_name_or_path") or "") or None
+        self.targets = content.get("target_modules")
+        if isinstance(self.targets, list) and not (
+            self.targets and all(isinstance(t, str) and t for t in self.targets)
+        ):
+            self._add("target_modules", "a list of layer names")
+
+    def whole(self, key: str, allowed: Whole) -> int:
+        """Returns a whole number of at least 1."""
+        return self._read(key, Whole(1, allowed.high)) or 1
+
+    def number(self, key: str) -> float:
+        """Returns a number above 0."""
+        return self._read(key, SCALE) or 1.0
+
+    def check(self, unsupported: Mapping[str, str], known: Collection[str]) -> None:
+        """Refuses problems, and settings under which the adapter would compute something else than its tensors say.
+
+        Args:
+            unsupported: Settings that must be off, and why.
+            known: Settings that are read elsewhere, or that change nothing. Any other must be off, too.
+
+        Raises:
+            AdapterError: Lists every problem.
+        """
+        reasons = {**_UNSUPPORTED, **unsupported}
+        for key, value in self.content.items():
+            harmless = key in _HARMLESS or key in known or (key == "init_lora_weights" and value in _KEEPS_BASE)
+            if not harmless and not (value is None or value is False or value in ("none", "", [], {})):
+                self.problems.append(f"{key} is {shown(value)}: {reasons.get(key, _UNKNOWN)}")
+        if self.problems:
+            raise AdapterError(f"adapter {self.path}: {CONFIG_FILE}: {'; '.join(self.problems)}")
+
+    def _read(self, key: str, allowed: Whole | Real) -> Any:
+        value = self.content.get(key)
+        try:
+            return allowed.read(None if isinstance(value, str) else value)
+        except ValueError:
+            self._add(key, str(allowed))
+            return None
+
+    def _add(self, key: str, wanted: str) -> None:
+        known = key in self.content
+        self.problems.append(
+            f"{key} must be {wanted}, got {shown(self.content[key])}" if known else f"{key} is missing"
+        )
+
+
+def read(
+    settings: Settings, leaves: Mapping[str, str], shapes: Mapping[str, Sequence[int]], **own: Any
+) -> tuple[PBLoRAConfig, Tensors]:
+    """Reads a PEFT adapter whose settings are checked.
+
+    Args:
+        settings: Its settings.
+        leaves: PEFT's ending of a tensor's name to ours, ``{"pblora_A": "a"}``.
+        shapes: Our ending of a name to the shape it must have; −1 stands for a size that the backbone decides.
+        own: The settings of our format that this kind of adapter sets.
+
+    Returns:
+        Settings and tensors as our format stores them.
+
+    Raises:
+        AdapterError: Tensors are unknown, missing or of the wrong shape, or settings are wrong.
+    """
+    what = f"adapter {settings.path}"
+    tensors, layers, prefix = _rename(read_tensors(settings.path), leaves, shapes, what)
+    config = PBLoRAConfig(
+        dropout=settings.dropout,
+        target_modules=_used_targets(settings.targets, layers, what),
+        base_model=settings.base_model,
+        training={ORIGIN: {"peft_config": dict(settings.content), "tensor_prefix": prefix}},
+        **own,
+    )
+    return config, tensors
+
+
 def read_tensors(path: Path) -> Tensors:
     """Reads the tensors of a PEFT adapter, in one file or in shards with an index.
 
@@ -47,10 +163,9 @@ def read_tensors(path: Path) -> Tensors:
         return read_safetensors(path / TENSOR_FILE)
     if (path / INDEX_FILE).is_file():
         return _read_shards(path)
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-    if pickled:
+    if pickled := pickled_weights(path):
         raise AdapterError(
-            f"adapter {path} holds pickled weights ({', '.join(pickled)}): refused, since they can run code",
+            f"adapter {path} holds pickled weights ({pickled}): refused, since they can run code",
             hint="save it again with PEFT's save_pretrained(…, safe_serialization=True)",
         )
     raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing")
@@ -72,31 +187,13 @@ def _read_shards(path: Path) -> Tensors:
     return tensors
 
 
-@dataclass(frozen=True)
-class Renamed:
-    """The tensors of a PEFT adapter under our names.
-
-    Attributes:
-        tensors: ``{layer}.{leaf}`` to tensor, float32.
-        layers: The adapted layers, ``3.self_attn.q_proj`` and so on, without the leading ``layers.``
-        prefix: What PEFT has before the number of a block.
-    """
-
-    tensors: Tensors
-    layers: tuple[str, ...]
-    prefix: str
-
-
-def rename(
+def _rename(
     tensors: Mapping[str, mx.array], leaves: Mapping[str, str], shapes: Mapping[str, Sequence[int]], what: str
-) -> Renamed:
-    """Takes the tensors of a PEFT adapter to our names and checks that each layer has all of them, in the right shape.
+) -> tuple[Tensors, Sequence[str], str]:
+    """Takes the tensors of a PEFT adapter to our names, in float32, and checks them; arguments as in :func:`read`.
 
-    Args:
-        tensors: PEFT's names to tensors.
-        leaves: PEFT's ending of a name to ours, ``{"pblora_A": "a"}``.
-        shapes: Our ending of a name to the shape it must have; −1 stands for a size that the backbone decides.
-        what: How errors call the adapter.
+    Returns:
+        The tensors; the adapted layers, ``3.self_attn.q_proj`` and so on; and what PEFT has before the block's number.
 
     Raises:
         AdapterError: Tensors are unknown or missing, have another shape or hold no floating-point numbers, or there are
@@ -133,19 +230,13 @@ def rename(
     if problems:
         raise AdapterError(f"{what}: {len(problems)} tensor problem(s)\n  " + "\n  ".join(problems))
     check_finite(found, what)
-    return Renamed(found, tuple(layers), prefix)
+    return found, tuple(layers), prefix
 
 
-def used_targets(declared: Any, layers: Sequence[str], what: str) -> tuple[str, ...]:
+def _used_targets(declared: Any, layers: Sequence[str], what: str) -> tuple[str, ...]:
     """The name suffixes that stand for the adapted layers.
 
-    Args:
-        declared: ``target_modules`` of the PEFT config: a list of suffixes, or a pattern that only PEFT can read.
-        layers: The adapted layers, ``3.self_attn.q_proj`` and so on.
-        what: How errors call the adapter.
-
-    Raises:
-        AdapterError: A layer is in none of the listed suffixes.
+    ``declared`` is PEFT's ``target_modules``: a list of suffixes, or a pattern that only PEFT can read.
     """
     paths = dict.fromkeys(layer.partition(".")[2] for layer in layers)
     if not isinstance(declared, list):
@@ -162,18 +253,13 @@ def _matches(path: str, suffix: str) -> bool:
     return path == suffix or path.endswith("." + suffix)
 
 
-def origin(prefix: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What our config records of an adapter that comes from PEFT, so that it can be written back as it was."""
-    return {ORIGIN: {"peft_config": dict(content), "tensor_prefix": prefix}}
-
-
 def _recorded(config: PBLoRAConfig) -> dict[str, Any]:
     recorded = config.training.get(ORIGIN)
     return recorded if isinstance(recorded, dict) else {}
 
 
 def recorded_config(config: PBLoRAConfig) -> dict[str, Any]:
-    """The PEFT config that an adapter was converted from; empty when it was trained here."""
+    """Returns the PEFT config that an adapter was converted from; empty if it was trained here."""
     content = _recorded(config).get("peft_config")
     return content if isinstance(content, dict) else {}
 
@@ -191,14 +277,14 @@ def write(
 
     Args:
         directory: An existing directory.
-        defaults: What this kind of PEFT adapter has in its config when nothing else was recorded.
-        settings: What follows from our settings.
+        defaults: Settings of this kind of PEFT adapter, if none were recorded.
+        settings: Settings that follow from ours.
         leaves: PEFT's ending of a tensor's name to ours; tensors with another ending are left out.
-        config: Our settings. What an earlier conversion from PEFT recorded in them is written as it was.
+        config: Our settings. If they record the PEFT config of an earlier conversion, it is written as it was.
         tensors: Our tensors.
         base_model: The backbone to record; by default that of the original, or else of the adapter.
     """
-    fresh = {**_COMMON, **defaults, "base_model_name_or_path": config.base_model}
+    fresh = {**_FRESH, **defaults, "base_model_name_or_path": config.base_model}
     content = {**(recorded_config(config) or fresh), **settings}
     content |= {"lora_dropout": config.dropout, "target_modules": list(config.target_modules)}
     if base_model is not None:
@@ -216,5 +302,5 @@ def write(
 
 
 def integral(value: float) -> int | float:
-    """A whole number as an int: PEFT declares lora_alpha as one."""
+    """Returns a whole number as an int: PEFT declares lora_alpha as one."""
     return round(value) if abs(value - round(value)) < 1e-6 else value

@@ -1,80 +1,74 @@
-"""Reward models: transformers' sequence classifiers of decoders and Beaver's score models to MLX."""
+"""Reward models: transformers' sequence classifiers of decoders, and Beaver's score models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from parm_mlx.convert.detect import Source
-from parm_mlx.convert.model import Quantization, check_numbers, check_request, check_sizes
 from parm_mlx.errors import ModelError
-from parm_mlx.mlxlm import load_backbone, save_converted, weight_files
-from parm_mlx.outputs import new_directory
+from parm_mlx.files import pickled_weights
+from parm_mlx.mlxlm import TokenizerWrapper, load_backbone, weight_files
 from parm_mlx.rewards.model import HEAD_FILE, RewardSettings
 
 _HEADS = ("score", "score_head", "normalizer")
 _DIRECTION = {True: "lower is better, so scores are negated", False: "higher is better"}
 
 
-def convert_reward_model(
-    source: Source,
-    out: Path,
-    *,
-    name: str,
-    lower_is_better: bool | None = None,
-    quantization: Quantization | None = None,
-    dtype: str | None = None,
-    force: bool = False,
-    say: Callable[[str], None],
-) -> None:
-    """Writes a reward model as :mod:`parm_mlx.rewards.model` reads it.
+@dataclass(frozen=True)
+class Head:
+    """The linear head of a reward model and its settings."""
+
+    tensors: Mapping[str, mx.array]
+    settings: RewardSettings
+
+    def save(self, directory: Path) -> None:
+        """Writes both as :mod:`parm_mlx.rewards.model` reads them."""
+        mx.save_safetensors(str(directory / HEAD_FILE), dict(self.tensors), metadata={"format": "mlx"})
+        self.settings.save(directory)
+
+
+def load_reward_model(
+    source: Source, lower_is_better: bool | None, say: Callable[[str], None]
+) -> tuple[nn.Module, TokenizerWrapper, Head]:
+    """Loads a reward model; weights are read when they are used.
 
     Args:
         source: A ``…ForSequenceClassification`` or ``…ForScore``.
-        out: The directory to write.
-        name: What the user calls the source; tells a cost from a reward when nothing else does.
-        lower_is_better: Whether the outputs are costs.
-        quantization: How to quantise the backbone; not at all when left out.
-        dtype: Type of the backbone's plain weights; what its config says when left out. The head stays in float32.
-        force: Replace an existing model.
-        say: Where notes go.
+        lower_is_better: Whether the outputs are costs; its name or its config says if None.
+        say: Takes notes for the user.
+
+    Returns:
+        The backbone without an output layer, its tokenizer, and the head in float32.
 
     Raises:
-        ModelError: The model is not readable, not supported by mlx-lm, or cannot be quantised as asked.
-        OutputError: ``out`` exists or cannot be written.
-        RunError: Writing failed.
+        ModelError: The model is not readable or not supported.
     """
-    check_request(source, quantization, dtype)
     _check_weights(source.path)
     try:
         model, tokenizer, found = load_backbone(source.path, _HEADS, lazy=True)
     except ModelError as error:
-        raise ModelError(
-            str(error), hint=error.hint or f"where transformers can load it, hf:{name} scores with it as it is"
-        ) from None
-    if quantization is not None:
-        check_sizes(model, quantization.effective_group_size(), source.path, say)
+        hint = error.hint or f"where transformers can load it, hf:{source.name} scores with it as it is"
+        raise ModelError(str(error), hint=hint) from None
     is_score = any(key.startswith("score_head.") for key in found)
     prefix = "score_head." if is_score else "score."
-    head = {
+    tensors = {
         key.removeprefix(prefix): value.astype(mx.float32) for key, value in found.items() if key.startswith(prefix)
     }
-    if "weight" not in head or not head.keys() <= {"weight", "bias"} or head["weight"].ndim != 2:
-        raise ModelError(f"model {source.path} has no linear score head: {', '.join(sorted(head)) or 'no'} tensors")
-    settings = _settings(source, is_score, head["weight"].shape[0], name, lower_is_better, say)
-    dtype = check_numbers(source, dtype, say)
-    given = (quantization.mode, quantization.bits, quantization.group_size) if quantization is not None else None
-    with new_directory(out, force, [source.path]) as partial:
-        mx.save_safetensors(str(partial / HEAD_FILE), head, metadata={"format": "mlx"})
-        settings.save(partial)
-        save_converted(partial, model, tokenizer, source.path, dtype, given)
+    if "weight" not in tensors or not tensors.keys() <= {"weight", "bias"} or tensors["weight"].ndim != 2:
+        listed = ", ".join(sorted(tensors)) or "no"
+        raise ModelError(f"model {source.path} has no linear score head: {listed} tensors")
+    return model, tokenizer, Head(tensors, _settings(source, is_score, tensors, lower_is_better, say))
 
 
 def _check_weights(path: Path) -> None:
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    pickled = pickled_weights(path)
     if pickled and not any(path.glob("*.safetensors")):
         raise ModelError(
-            f"model {path} holds no model*.safetensors (found {', '.join(pickled)}): pickled weights can run any code "
+            f"model {path} holds no model*.safetensors (found {pickled}): pickled weights can run any code "
             "and are not read",
             hint="docs/rewards.md shows how to write them as safetensors",
         )
@@ -82,16 +76,22 @@ def _check_weights(path: Path) -> None:
 
 
 def _settings(
-    source: Source, is_score: bool, outputs: int, name: str, lower_is_better: bool | None, say: Callable[[str], None]
+    source: Source,
+    is_score: bool,
+    head: Mapping[str, mx.array],
+    lower_is_better: bool | None,
+    say: Callable[[str], None],
 ) -> RewardSettings:
     config = source.config
     if config.get("do_normalize"):
         raise ModelError(f"model {source.path} normalises its scores (do_normalize), which is not supported")
-    lower = _is_cost(name, str(config.get("score_type")), lower_is_better, say)
+    lower = _is_cost(source, say) if lower_is_better is None else lower_is_better
+    outputs = head["weight"].shape[0]
     if is_score and outputs == 1:
         labels: tuple[str, ...] = ("cost" if lower else "reward",)
     else:
-        names = config.get("id2label") or {}
+        names: Any = config.get("id2label")
+        names = names if isinstance(names, dict) else {}
         labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(outputs))
     say(f"outputs {', '.join(labels)}; {_DIRECTION[lower]}")
     return RewardSettings(
@@ -103,12 +103,10 @@ def _settings(
     )
 
 
-def _is_cost(name: str, score_type: str, given: bool | None, say: Callable[[str], None]) -> bool:
-    """Whether lower is better: what is given, else what the name says, else what Beaver's config says."""
-    if given is not None:
-        return given
-    last = Path(name).name.lower()
-    for text, what in ((last, "its name"), (score_type, "its config")):
+def _is_cost(source: Source, say: Callable[[str], None]) -> bool:
+    """Whether lower is better: its name says it, or else Beaver's config."""
+    name, score_type = Path(source.name).name.lower(), str(source.config.get("score_type"))
+    for text, what in ((name, "its name"), (score_type, "its config")):
         cost, reward = "cost" in text, "reward" in text
         if cost != reward:
             other = "--higher-is-better" if cost else "--lower-is-better"

@@ -283,3 +283,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         if "[write]" not in str(error):
             raise
         raise RunError(f"{path} was not written: {first_line(error)}", hint="the disk may be full") from error
+
+
+def pickled_weights(directory: Path) -> str:
+    """Returns the names of the files with pickled weights, which can run code and are never read; comma-separated."""
+    return ", ".join(sorted(file.name for file in directory.iterdir() if file.suffix in (".bin", ".pt", ".pth")))

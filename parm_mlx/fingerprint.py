@@ -1,7 +1,7 @@
-"""Fingerprints of models and adapters on disk: whether they are still what a run began with.
+"""Fingerprints of models and adapters on disk: they tell whether those are still the same as when a run began.
 
-Settings, tokenizer and templates are told by all their bytes, wherever the directory lies. Weights are told by the
-header of each file and a sample of every tensor, at most 64 KiB spread over it. That takes less than a second for
+Of settings, tokenizer and templates all bytes count, wherever the directory lies. Of weights the header of each file
+counts, and a sample of every tensor, at most 64 KiB spread over it. That takes less than a second for
 hundreds of tensors, and finds weights that were trained, scaled, cast, quantised or fused. A few numbers changed in the
 middle of a large tensor may go unnoticed.
 """
@@ -10,7 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from parm_mlx.files import parse_json
 
 BLOCK = 4096
 BLOCKS = 16  # of a tensor
@@ -36,7 +38,7 @@ _SETTINGS = (
 
 
 def fingerprint(directory: Path) -> dict[str, str]:
-    """The fingerprint of a model or adapter directory.
+    """Returns the fingerprint of a model or adapter directory.
 
     Args:
         directory: A directory that holds safetensors files, or else pickled weights.
@@ -51,17 +53,17 @@ def fingerprint(directory: Path) -> dict[str, str]:
 
 
 def directory_digest(directory: Path) -> str:
-    """The fingerprint of a directory in one: 16 hexadecimal digits."""
+    """Returns the fingerprint of a directory as one text: 16 hexadecimal digits."""
     return digest(json.dumps(fingerprint(directory), sort_keys=True).encode())
 
 
 def digest(content: bytes) -> str:
-    """16 hexadecimal digits of a SHA-256."""
+    """Returns 16 hexadecimal digits of a SHA-256."""
     return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
-    """What differs between two fingerprints: by name, the digests before and now, None where there is none."""
+    """Returns the differences of two fingerprints: by name, the digests before and now, or None."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return {name: (before.get(name), now.get(name)) for name in names}
 
@@ -71,24 +73,44 @@ def _weights(files: list[Path]) -> str:
     for path in files:
         with path.open("rb") as file:
             size = path.stat().st_size
-            for start, end, blocks in _spans(file, size):
+            for start, end, blocks in _spans(path, size):
                 whole.update(f"{start} {end}\n".encode())
                 for block in _sample(file, start, end, blocks):
                     whole.update(block)
     return whole.hexdigest()[:_DIGITS]
 
 
-def _spans(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
-    """The parts of a file, each with the number of blocks to read of it: a header whole, then every tensor."""
-    header = 8 + int.from_bytes(file.read(8), "little")
+def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads the header of a safetensors file: type, shape and place of each tensor, and ``__metadata__``.
+
+    Returns:
+        The entries by name; empty if there is no readable header.
+    """
     try:
-        entries = json.loads(file.read(header - 8) if header <= size else b"")
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = parse_json(file.read(min(length, path.stat().st_size)).decode())
+        return {str(name): dict(entry) for name, entry in entries.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _spans(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
+    """The parts of a file, each with the number of blocks to read of it: a header whole, then every tensor."""
+    entries = safetensors_header(path)
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+    try:
         offsets = sorted(entry["data_offsets"] for name, entry in entries.items() if name != "__metadata__")
-        spans = [(header + start, header + end, BLOCKS) for start, end in offsets]
-    except (ValueError, AttributeError, KeyError, TypeError):
+        spans = [(start + first, start + last, BLOCKS) for first, last in offsets]
+        whole = all(type(first) is type(last) is int for first, last in offsets)
+        readable = bool(entries) and whole and all(start <= first <= last <= size for first, last, _ in spans)
+    except (ValueError, KeyError, TypeError):
+        readable = False
+    if not readable:
         yield 0, size, BLOCKS_WITHOUT_HEADER
         return
-    yield 0, header, header // BLOCK + 1
+    yield 0, start, start // BLOCK + 1
     yield from spans
 
 

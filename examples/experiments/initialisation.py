@@ -39,13 +39,13 @@ def equal_rows(layer: PBLoRALinear) -> None:
 
 def identity(layer: PBLoRALinear) -> None:
     """W1 and every row of W2 begin as the identity: the adapter begins as a plain LoRA."""
-    layer.w1 = mx.eye(layer.r1)
-    layer.w2 = mx.broadcast_to(mx.eye(layer.r2).reshape(1, -1), layer.w2.shape) + 0.0
+    layer.w1 = mx.eye(layer.config.r1)
+    layer.w2 = mx.broadcast_to(mx.eye(layer.config.r2).reshape(1, -1), layer.w2.shape) + 0.0
 
 
 def equal_halves(layer: PBLoRALinear) -> None:
     """The two halves of A begin alike; those of B do already, at zero."""
-    layer.a = mx.concatenate([layer.a[: layer.r1], layer.a[: layer.r1]])
+    layer.a = mx.concatenate([layer.a[: layer.config.r1], layer.a[: layer.config.r1]])
 
 
 def tied(*names: str) -> Callable[[Tensors], Tensors]:

@@ -70,6 +70,14 @@ def convert(
             show_default="what the adapter records, unchecked",
         ),
     ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template",
+            help="Built-in chat template that an adapter was trained with; the adapter records it.",
+            show_default="the tokenizer's own",
+        ),
+    ] = None,
     lower_is_better: Annotated[
         bool | None,
         typer.Option(
@@ -111,6 +119,7 @@ def convert(
         dtype=dtype.value if dtype else None,
         objectives=objectives,
         guide_model=guide_model,
+        chat_template=chat_template,
         lower_is_better=lower_is_better,
     )
     run(request, console.note)

@@ -35,7 +35,7 @@ def fuse(
     console.blas_hint()
     from parm_mlx.guidance.loading import load_guide, recorded_backbone
     from parm_mlx.mlxlm import save_like
-    from parm_mlx.pblora.fuse import fuse_model
+    from parm_mlx.pblora.transform import fuse_model
 
     guide, _ = load_guide(parm, guide_model)
     weights = parse_alpha(alpha, guide.objectives)

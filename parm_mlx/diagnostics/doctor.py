@@ -23,7 +23,7 @@ from parm_mlx.guidance.requests import Answer, Request
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.kernels import launcher
 from parm_mlx.kernels.check import Verdict, check_kernels, passed
-from parm_mlx.kernels.record import record_path, save_record
+from parm_mlx.kernels.launcher import record_path, save_record
 from parm_mlx.machine import BLAS_HINT, device_name, has_metal, physical_memory, usable_memory, versions
 from parm_mlx.preference import Alpha
 from parm_mlx.rewards.builtin import SCORERS

@@ -9,7 +9,7 @@ from parm_mlx.errors import RunError
 from parm_mlx.guidance.guided import Cache, GuidedModel
 from parm_mlx.guidance.prefill import read
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.kernels.source import widened
+from parm_mlx.kernels import widened
 from parm_mlx.mlxlm import make_prompt_cache
 from parm_mlx.preference import Alpha
 

@@ -16,9 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.errors import PreferenceError
-from parm_mlx.kernels.launcher import runs
-from parm_mlx.kernels.mix import guided_logits_ops, guided_logprobs
-from parm_mlx.kernels.source import widened
+from parm_mlx.kernels import widened
+from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import PreferenceCache, context_length, embedding_rows, make_prompt_cache
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.config import PBLoRAConfig
@@ -215,21 +214,7 @@ class GuidedModel(nn.Module):
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Guided logits, (B, L) token ids → (B, L, V) float32."""
         base_cache, guide_cache = self.split_cache(cache) if cache else (None, None)
-        return mix(self.base(inputs, cache=base_cache), self.guide(inputs, cache=guide_cache), self.beta)
-
-
-def mix(base: mx.array, guide: mx.array, beta: float) -> mx.array:
-    """Eq. 13 on logits: base + guide / β, over the tokens that both know.
-
-    Args:
-        base: (…, V_base).
-        guide: (…, V_guide).
-        beta: β.
-
-    Returns:
-        (…, min(V_base, V_guide)) float32; normalised where the kernel runs.
-    """
-    return guided_logprobs(base, guide, beta) if runs("mix", base.dtype) else guided_logits_ops(base, guide, 1 / beta)
+        return combine_logits(self.base(inputs, cache=base_cache), self.guide(inputs, cache=guide_cache), self.beta)
 
 
 def _padded(model: nn.Module, length: int) -> list[Any]:

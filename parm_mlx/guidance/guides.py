@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from parm_mlx.errors import AdapterError
 from parm_mlx.guidance.guided import Cache, Guide
-from parm_mlx.kernels.mix import over_common_tokens
+from parm_mlx.kernels.combine import over_common_tokens
 from parm_mlx.mlxlm import PreferenceCache
 from parm_mlx.pblora.layer import Conditioning
 from parm_mlx.preference import Alpha, AlphaSpec, check_beta, parse_alpha, parse_objectives

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from parm_mlx.errors import ConfigError
-from parm_mlx.kernels.source import widened
+from parm_mlx.kernels import widened
 from parm_mlx.mlxlm import filter_logprobs
 from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, Real, Whole
 

@@ -10,7 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from parm_mlx.guidance.guided import Cache, Guide, GuidedModel, mix
+from parm_mlx.guidance.guided import Cache, Guide, GuidedModel
+from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import PairCache, PreferenceCache, make_prompt_cache
 from parm_mlx.pblora.inference import BoundPreferences
 from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, Unconditioned, conditioned
@@ -105,14 +106,14 @@ class SharedModel(GuidedModel):
         preference: PreferenceCache = cache[-1]
         if not PairCache.join(pairs):
             base, guide = self.split_cache(cache)
-            return mix(self.base(inputs, cache=base), self.guide(inputs, cache=guide), self.beta)
+            return combine_logits(self.base(inputs, cache=base), self.guide(inputs, cache=guide), self.beta)
         bound = preference.bound(self._bind)
         return self._both(inputs, preference.take_inputs(inputs), [pair.together for pair in pairs], bound)
 
     def _both(self, base: mx.array, guide: mx.array, cache: Cache | None, conditioning: Conditioning) -> mx.array:
         rows = mx.stack([base, guide], axis=1).reshape(-1, base.shape[1])
         logits = self.guide.run(rows, cache, conditioning)
-        return mix(logits[0::2], logits[1::2], self.beta)
+        return combine_logits(logits[0::2], logits[1::2], self.beta)
 
     def _bind(self, alpha: mx.array) -> Conditioning:
         return BoundPreferences(self.guide.adapted, alpha, paired=True)

@@ -18,8 +18,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 
-from parm_mlx.guidance.guided import Cache, GuidedModel, mix
+from parm_mlx.guidance.guided import Cache, GuidedModel
 from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling
+from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import Checkpoint, embedding_rows, wired_limit
 
 
@@ -194,7 +195,7 @@ class Speculation:
         logits, drafts, q = self._drafts(model.base, self._base, last, n)
         read = mx.concatenate([last, drafts[:-1]])
         guide = model.guide(read[None], cache=self._guide)[0]
-        kept, tokens = self._chooser.judge(mix(logits, guide, model.beta), drafts, q)
+        kept, tokens = self._chooser.judge(combine_logits(logits, guide, model.beta), drafts, q)
         keep = min(kept + 1, n)
         _take_back(before[0], model.base, self._base, read, keep)
         _take_back(before[1], model.guide, self._guide, read, keep)

@@ -1,8 +1,8 @@
 """Every kernel against its twin on this machine: the check that comes before a kernel is trusted.
 
-Both get the same numbers. The twin computes with them in float64 on the CPU: what is measured is the kernel's error
-alone, and not how MLX adds 32,000 float32 numbers. A kernel computes in float32, and rounds once if its result has 16
-bits.
+Both get the same numbers. The twin computes with them in float64 on the CPU, so that the kernel's error alone is
+measured, and not how MLX adds 32,000 float32 numbers. A kernel computes in float32, and rounds once if its result has
+16 bits.
 """
 
 import statistics
@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from parm_mlx.errors import RunError
-from parm_mlx.kernels import launcher, logprob, lowrank, mix
+from parm_mlx.kernels import combine, launcher, logprob, lowrank
 from parm_mlx.kernels.launcher import DTYPES
 
 LIMIT = 1e-5
@@ -27,15 +27,15 @@ LOWRANK_TYPICAL = (2, 1, 4096, 4096, 8)
 # (N, V), and (N, V_base, V_guide).
 LOGPROB = ((1, 1), (2, 31), (3, 33), (5, 9001))
 LOGPROB_TYPICAL = (128, 32000)
-MIX = ((1, 1, 1), (2, 31, 33), (3, 33, 7), (2, 9001, 9002))
-MIX_TYPICAL = (2, 32000, 32000)
+COMBINE = ((1, 1, 1), (2, 31, 33), (3, 33, 7), (2, 9001, 9002))
+COMBINE_TYPICAL = (2, 32000, 32000)
 
 Function = Callable[..., mx.array]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One launch of a kernel and what it should give.
+    """One launch of a kernel and its twin.
 
     Attributes:
         kernel: The launcher's name of it.
@@ -58,7 +58,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a case.
+    """The outcome of a case.
 
     Attributes:
         kernel: The launcher's name of it.
@@ -66,7 +66,7 @@ class Verdict:
         size: The shapes, in words.
         error: Largest |kernel − twin| / max(1, |twin|), less one rounding where the result has 16 bits.
         limit: The error that is allowed.
-        ratio: The twin's time on this device over the kernel's; above 1 the kernel is faster. None where not timed.
+        ratio: The twin's time on this device over the kernel's; above 1 the kernel is faster. None if not timed.
         problem: Why the kernel did not run, or an empty text.
         typical: Whether it is of the size that the kernel is made for.
     """
@@ -93,11 +93,11 @@ def check_kernels(
 
     Args:
         cases: By default :func:`all_cases`.
-        execute: Called with a launch and its arrays, gives what the kernel writes. By default Metal does, and both
-            kernel and twin are timed.
+        execute: Takes a launch and its arrays and returns the outputs of the kernel. By default Metal executes, and
+            both kernel and twin are timed.
 
     Raises:
-        RunError: MLX does not compute on a Metal GPU, and nothing else was given to execute with.
+        RunError: MLX does not compute on a Metal GPU, and ``execute`` is not given.
     """
     if execute is None and not launcher.available():
         raise RunError("kernels can be checked where MLX computes on a Metal GPU, and here it does not")
@@ -105,7 +105,7 @@ def check_kernels(
 
 
 def passed(verdicts: Iterable[Verdict]) -> set[tuple[str, str]]:
-    """The (kernel, dtype) that go on record: all their cases have passed.
+    """Returns the (kernel, dtype) of which all cases have passed, and which are worth their launch.
 
     At the size that the kernel is made for it must not be slower than its twin, by the median of those cases.
     """
@@ -121,17 +121,17 @@ def _is_slow(verdicts: Iterable[Verdict]) -> bool:
 
 
 def all_cases(typical: bool = True) -> Iterator[Case]:
-    """Every kernel and dtype at small, odd sizes, and at the size it is made for."""
+    """Yields every kernel and dtype at small, odd sizes, and at the size it is made for."""
     for dtype in DTYPES:
         for size in LOWRANK:
             yield from lowrank_cases(dtype, *size)
         for rows, vocabulary in LOGPROB:
             yield from logprob_cases(dtype, rows, vocabulary)
-        for sizes in MIX:
-            yield mix_case(dtype, *sizes)
+        for sizes in COMBINE:
+            yield combine_case(dtype, *sizes)
         if typical:
             of_use = chain(lowrank_cases(dtype, *LOWRANK_TYPICAL), logprob_cases(dtype, *LOGPROB_TYPICAL))
-            yield from (replace(case, typical=True) for case in (*of_use, mix_case(dtype, *MIX_TYPICAL)))
+            yield from (replace(case, typical=True) for case in (*of_use, combine_case(dtype, *COMBINE_TYPICAL)))
 
 
 def lowrank_cases(dtype: mx.Dtype, rows: int, length: int, width: int, out: int, rank: int) -> Iterator[Case]:
@@ -149,10 +149,9 @@ def lowrank_cases(dtype: mx.Dtype, rows: int, length: int, width: int, out: int,
             core = mx.concatenate([mx.zeros_like(core[:1]), core[1:]])
         cores = "one core" if one else f"{rows} cores"
         size = f"{rows}×{length} rows, {width} → {out}, rank {rank}, {cores}, adapter {DTYPES[adapter]}"
+        gradient = f"{size}, gradient"
         yield Case("lowrank", dtype, size, lowrank.launch, lowrank.lowrank_update_ops, (y, x, a, core, b))
-        yield Case(
-            "lowrank", dtype, f"{size}, gradient", lowrank.launch_slope, lowrank.lowrank_slope_ops, (g, a, core, b)
-        )
+        yield Case("lowrank", dtype, gradient, lowrank.launch_slope, lowrank.lowrank_slope_ops, (g, a, core, b))
 
 
 def logprob_cases(dtype: mx.Dtype, rows: int, vocabulary: int) -> Iterator[Case]:
@@ -161,30 +160,24 @@ def logprob_cases(dtype: mx.Dtype, rows: int, vocabulary: int) -> Iterator[Case]
     logits = _normal(draw, dtype, rows, vocabulary, scale=3.0)
     targets = mx.array(draw.integers(vocabulary, size=rows), dtype=mx.int32)
     size = f"{rows} rows, {vocabulary} tokens"
-    yield Case(
-        "logprob",
-        dtype,
-        size,
-        lambda logits, targets: logprob.launch(logits, targets)[0],
-        logprob.target_logprobs_ops,
-        (logits, targets),
-    )
+    twin = logprob.target_logprobs_ops
+    yield Case("logprob", dtype, size, lambda *arrays: logprob.launch(*arrays)[0], twin, (logits, targets))
     with mx.stream(mx.cpu):
         z = logits.astype(mx.float64)
         largest = z.max(axis=-1)
         total = mx.exp(z - largest[:, None]).sum(axis=-1).astype(mx.float32)
         largest = largest.astype(mx.float32)
-    weight = _normal(draw, mx.float32, rows)
-    arrays = (logits, targets, largest, total, weight)
+    arrays = (logits, targets, largest, total, _normal(draw, mx.float32, rows))
     yield Case("logprob", dtype, f"{size}, gradient", logprob.launch_slope, logprob.weighted_slope_ops, arrays)
 
 
-def mix_case(dtype: mx.Dtype, rows: int, base_vocabulary: int, guide_vocabulary: int) -> Case:
+def combine_case(dtype: mx.Dtype, rows: int, base_vocabulary: int, guide_vocabulary: int) -> Case:
     """β = 0.7, and vocabularies that need not be equal."""
     draw = np.random.default_rng(rows + base_vocabulary + guide_vocabulary)
     base, guide = (_normal(draw, dtype, rows, n, scale=3.0) for n in (base_vocabulary, guide_vocabulary))
     size = f"{rows} rows, {base_vocabulary} and {guide_vocabulary} tokens"
-    return Case("mix", dtype, size, mix.launch, mix.scaled_logprobs_ops, (base, guide, mx.array([1 / 0.7])))
+    arrays = (base, guide, mx.array([1 / 0.7]))
+    return Case("combine", dtype, size, combine.launch, combine.guided_logprobs_ops, arrays)
 
 
 def _judge(case: Case, execute: Callable[..., Sequence[mx.array]] | None) -> Verdict:

@@ -1,34 +1,78 @@
-"""Whether a kernel or its twin of plain operations runs.
+"""Kernels are made here, and here it is decided whether a kernel or its twin of plain operations runs.
 
-The environment variable ``PARM_MLX_KERNELS`` says it:
+The environment variable ``PARM_MLX_KERNELS`` decides:
 
 * ``off``: the twins, always.
-* ``auto``, the default: a kernel where MLX computes on a Metal GPU and the check of that kernel and dtype has passed on
-  this machine, with this MLX and these texts (:mod:`parm_mlx.kernels.record`).
+* ``auto``, the default: a kernel where MLX computes on a Metal GPU and the check of that kernel and dtype has passed.
 * ``on``: the kernels, checked or not.
+
+The passed checks are recorded in the user's cache folder. A record holds for the machine, operating system, MLX and
+kernel files that it was made with; any other, or one that cannot be read, counts as none.
 """
 
+import hashlib
+import json
 import os
+import platform
+import tempfile
+from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
-from parm_mlx.errors import ConfigError
-from parm_mlx.kernels.record import read_record
+from parm_mlx.errors import ConfigError, RunError
 
 VARIABLE = "PARM_MLX_KERNELS"
 MODES = ("off", "auto", "on")
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+STRIP = 4
+"""Neighbouring logits that a thread takes at a time: one exponential for the rescaling, not one per logit."""
+_FOLDER = Path(__file__).parent
+
+
+@cache
+def load(name: str, inputs: Sequence[str], outputs: Sequence[str], header: str | None = None) -> Any:
+    """Makes the kernel of ``name``.metal, once.
+
+    Args:
+        name: The file without its suffix.
+        inputs: Names of its inputs, in order.
+        outputs: Names of its outputs, in order.
+        header: The file of the functions it uses.
+
+    Returns:
+        The result of ``mx.fast.metal_kernel``. Only a call of it needs Metal.
+    """
+    return mx.fast.metal_kernel(
+        name=f"parm_{name}",
+        input_names=inputs,
+        output_names=outputs,
+        source=text(name),
+        header=text(header) if header else "",
+    )
+
+
+def text(name: str) -> str:
+    """Returns the text of ``name``.metal: the body of a kernel, or functions that several bodies use."""
+    return (_FOLDER / f"{name}.metal").read_text(encoding="utf-8")
+
+
+def threads_for(vocabulary: int, most: int) -> int:
+    """Returns how many threads share a row of logits: whole simdgroups, and none that has nothing to read."""
+    return min(most, 32 * -(-vocabulary // (32 * STRIP)))
 
 
 def runs(kernel: str, dtype: mx.Dtype) -> bool:
-    """Whether a kernel runs on arrays of this dtype, here and now.
+    """Decides whether a kernel runs on arrays of this dtype.
 
     The variable and the record are read once per process, the device at every call.
 
     Args:
-        kernel: ``lowrank``, ``logprob`` or ``mix``.
-        dtype: Of the array that the kernel is about: y, or logits.
+        kernel: ``lowrank``, ``logprob`` or ``combine``.
+        dtype: Of y or the logits.
 
     Raises:
         ConfigError: The variable has another value, or asks for kernels where MLX does not compute on a Metal GPU.
@@ -44,12 +88,12 @@ def runs(kernel: str, dtype: mx.Dtype) -> bool:
 
 
 def available() -> bool:
-    """Whether MLX computes on a Metal GPU."""
+    """Returns whether MLX computes on a Metal GPU."""
     return mx.default_device() == mx.gpu and mx.metal.is_available()
 
 
 def forget() -> None:
-    """Reads the variable and the record anew at the next question, after either has changed."""
+    """Has the variable and the record read again, after either has changed."""
     _mode.cache_clear()
     _passed.cache_clear()
 
@@ -62,11 +106,6 @@ def _mode() -> str:
     return value
 
 
-@cache
-def _passed() -> frozenset[tuple[str, str]]:
-    return read_record()
-
-
 def _refuse() -> None:
     if not mx.metal.is_available():
         raise ConfigError(
@@ -75,3 +114,62 @@ def _refuse() -> None:
     raise ConfigError(
         f"{VARIABLE}=on, but MLX computes on the CPU", hint=f"kernels run on the GPU alone; unset {VARIABLE}"
     )
+
+
+@cache
+def _passed() -> frozenset[tuple[str, str]]:
+    return read_record()
+
+
+def record_path() -> Path:
+    """Returns the file of the record: ``$XDG_CACHE_HOME/parm-mlx/kernels.json``, or below ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "parm-mlx" / "kernels.json"
+
+
+def circumstances() -> dict[str, str]:
+    """Returns everything that a record depends on."""
+    return {
+        "device": str(mx.device_info().get("device_name", "")),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "mlx": version("mlx"),
+        "kernels": fingerprint(),
+    }
+
+
+@cache
+def fingerprint() -> str:
+    """Returns a SHA-256 over all files of this folder: the kernels, and the modules that launch them."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in _FOLDER.iterdir() if path.suffix in (".metal", ".py")):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def save_record(passed: Iterable[tuple[str, str]]) -> Path:
+    """Records which (kernel, dtype) have passed here, and returns the file.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    path = record_path()
+    record = {"made with": circumstances(), "passed": sorted(map(list, passed))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as partial:
+            json.dump(record, partial, indent=2)
+        Path(partial.name).replace(path)
+    except OSError as error:
+        raise RunError(f"the record of the kernels' check could not be written to {path}: {error.strerror}") from error
+    return path
+
+
+def read_record() -> frozenset[tuple[str, str]]:
+    """Returns which (kernel, dtype) have passed here; none if no record holds."""
+    try:
+        record = json.loads(record_path().read_text(encoding="utf-8"))
+        if record["made with"] != circumstances():
+            return frozenset()
+        return frozenset((str(kernel), str(dtype)) for kernel, dtype in record["passed"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return frozenset()

@@ -1,21 +1,21 @@
 """Log-probabilities of tokens from their logits: log p(y) = z_y − log Σ_v exp z_v, with gradient 1_y − softmax(z).
 
-The kernel reads the logits once as they are, where plain operations convert them to float32 and write what they find
-between one another; the gradient is one more pass.
+The kernel reads the logits once as they are, where plain operations convert them to float32 and write intermediate
+results; the gradient is one more pass.
 """
 
 from typing import cast
 
 import mlx.core as mx
 
-from parm_mlx.kernels.launcher import runs
-from parm_mlx.kernels.source import STRIP, load, threads_for, widened
+from parm_mlx.kernels import widened
+from parm_mlx.kernels.launcher import STRIP, load, runs, threads_for
 
 THREADS = 512
 
 
 def target_logprobs(logits: mx.array, targets: mx.array) -> mx.array:
-    """The log-probability of each target, differentiable in the logits.
+    """Computes the log-probability of each target, differentiable in the logits.
 
     Args:
         logits: (N, V), of any floating type.
@@ -30,13 +30,13 @@ def target_logprobs(logits: mx.array, targets: mx.array) -> mx.array:
 
 
 def target_logprobs_ops(logits: mx.array, targets: mx.array) -> mx.array:
-    """The same in plain operations; arguments and result are those of :func:`target_logprobs`."""
+    """The same in plain operations."""
     logits = widened(logits)
     return mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
 
 
 def logprobs_and_residual(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """The log-probability of each target, and softmax − 1_y: less their gradient in the logits.
+    """Computes the log-probability of each target, and the negative of its gradient in the logits, softmax − 1_y.
 
     Args:
         logits: (N, V), of any floating type.

@@ -1,15 +1,16 @@
-"""The update of an adapted layer, y + ((x aᵀ) core) bᵀ: the y = W x + s·B·M(α)·A·x of PARM after W x.
+"""The update of an adapted layer: the s · B · M(α) · A · x of PARM after W x, in row vectors.
 
-The kernel is for decoding, where a few rows meet matrices that are thin, and the time goes into launching three
-operations one after the other. For many rows the products are large, and MLX's own are better.
+    y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
+
+The kernel is for decoding, where a few rows meet thin matrices, and the time goes into launching three operations one
+after the other. For many rows the products are large, and MLX's own are better.
 """
 
 from typing import Any, cast
 
 import mlx.core as mx
 
-from parm_mlx.kernels.launcher import runs
-from parm_mlx.kernels.source import load
+from parm_mlx.kernels.launcher import load, runs
 
 MAX_ROWS = 16
 MAX_RANK = 32
@@ -18,7 +19,7 @@ TILE = 512
 
 
 def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
-    """Computes y + ((x aᵀ) core) bᵀ, differentiable in all five.
+    """Computes y + ((x Aᵀ) · core) Bᵀ, differentiable in all five.
 
     A row whose core is zero is that row of y.
 
@@ -26,7 +27,7 @@ def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.
         y: (B, L, out).
         x: (B, L, in).
         a: (r, in).
-        core: (B, r, r) with one matrix per row, or (1, r, r); acts on row vectors, and holds the scale s.
+        core: s · M(α)ᵀ, (B, r, r) with one matrix per row, or (1, r, r).
         b: (out, r).
 
     Returns:
@@ -38,17 +39,17 @@ def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.
 
 
 def lowrank_update_ops(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
-    """The same in plain operations; arguments and result are those of :func:`lowrank_update`."""
+    """The equation: W x + s · B · M(α) · A · x for y = W x; arguments and result of :func:`lowrank_update`."""
     return mx.addmm(y, x @ a.T @ core, b.T).astype(y.dtype)
 
 
 def lowrank_slope_ops(g: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
-    """The gradient of :func:`lowrank_update` in x, ((g b) coreᵀ) a, for g (B, L, out) that of its result."""
+    """The gradient of :func:`lowrank_update` in x, ((g b) coreᵀ) a, for the gradient g (B, L, out) of its result."""
     return g @ b @ core.swapaxes(-1, -2) @ a
 
 
 def is_fused(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> bool:
-    """Whether :func:`lowrank_update` is one launch of the kernel for these arrays, here and now."""
+    """Returns whether :func:`lowrank_update` is one launch of the kernel for these arrays."""
     adapter = {a.dtype, core.dtype, b.dtype}
     return (
         runs("lowrank", y.dtype)

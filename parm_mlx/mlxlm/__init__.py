@@ -27,7 +27,7 @@ from parm_mlx.mlxlm.prefix import PrefixCache
 from parm_mlx.mlxlm.saving import save_converted, save_like
 from parm_mlx.mlxlm.settings import config_dtype
 from parm_mlx.mlxlm.tracking import reporting_callback
-from parm_mlx.mlxlm.weights import check_finite, check_finite_files, safetensors_header, weight_files
+from parm_mlx.mlxlm.weights import check_finite, check_finite_files, weight_files
 
 # mlx-lm's load_prompt_cache finds the kinds of entries by name in this module.
 _mlx_cache.PairCache, _mlx_cache.PreferenceCache = PairCache, PreferenceCache  # type: ignore[attr-defined]
@@ -57,7 +57,6 @@ __all__ = [
     "reporting_callback",
     "rewind",
     "row_of",
-    "safetensors_header",
     "save_converted",
     "save_like",
     "trunk_and_output_layer",

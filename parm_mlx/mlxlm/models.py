@@ -1,4 +1,4 @@
-"""Models and tokenizers of mlx-lm: loading, saving, and what is read off them."""
+"""Models and tokenizers of mlx-lm: loading, and properties of the loaded."""
 
 import copy
 import json
@@ -26,6 +26,7 @@ from parm_mlx.mlxlm.settings import (
     check_ignored,
     check_tokenizer,
     ignored_window,
+    levels,
     read_config,
     settle_output_layer,
 )
@@ -81,7 +82,7 @@ def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
 
 
 def template_beside(path: Path) -> Any:
-    """The chat template of ``chat_template.json``, which transformers reads for models of several senses only."""
+    """Reads the chat template of ``chat_template.json``, which transformers reads for multimodal models only."""
     if not (path / _TEMPLATE_FILE).is_file() or (path / "chat_template.jinja").is_file():
         return None
     own = path / "tokenizer_config.json"
@@ -95,7 +96,7 @@ def template_beside(path: Path) -> Any:
 
 
 def _refuse_unnamed_template(path: Path, tokenizer: TokenizerWrapper) -> None:
-    """Lets a tokenizer with several chat templates and no default say so when one is asked for."""
+    """Makes a tokenizer with several chat templates and no default raise when it is to render one."""
     templates = tokenizer.chat_template
     if not isinstance(templates, dict) or "default" in templates:
         return
@@ -130,12 +131,12 @@ def load_backbone(
 
     Returns:
         The model as a function of token ids (B, L) to last hidden states (B, L, hidden); its tokenizer; and the tensors
-        of ``heads`` by name. Every other tensor must be the model's, and the model may miss none.
+        of ``heads`` by name. Every other tensor must be one of the model, and none may be missing.
 
     Raises:
-        ModelError: The directory holds no model that mlx-lm can load, or mlx-lm does not give its hidden states.
+        ModelError: The directory holds no model that mlx-lm can load, or mlx-lm hides its last hidden states.
     """
-    found: dict[str, mx.array] = {}  # what the model leaves to its caller
+    found: dict[str, mx.array] = {}  # filled by sanitize, when the weights are loaded
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         family, arguments = _get_classes(config)
@@ -196,16 +197,16 @@ def _load(
 def _load_model(
     path: Path, config: dict[str, Any], lazy: bool, classes: Classes, aside: dict[str, mx.array] | None
 ) -> Any:
-    """Makes a model of a config and the tensors that belong to it, and nothing else that lies beside them.
+    """Makes a model of a config and its tensors alone, whatever else lies in the directory.
 
-    mlx-lm sees a directory with the config alone, and the tensors when it hands over what it found there.
+    mlx-lm gets a folder with the config and no weights; :func:`_checked` gives it the tensors in ``sanitize``.
 
     Args:
         path: The model's directory.
         config: Its config, from :func:`read_config`.
         lazy: Read weights only when they are used.
         classes: Chooses the family's classes.
-        aside: Tensors that ``sanitize`` leaves to the caller; None for a model with its output layer.
+        aside: Tensors that ``sanitize`` sets aside for the caller; None for a model with its output layer.
     """
     tensors = read_weights(path)
     unsaid = config.get("tie_word_embeddings") is None
@@ -245,14 +246,14 @@ def _hint(config: dict[str, Any], unsaid: bool, error: BaseException) -> str | N
 
 
 def _quantization_method(config: dict[str, Any]) -> str | None:
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    return None if method is None else str(method)
+    settings = config.get("quantization_config")
+    return str(settings["quant_method"]) if isinstance(settings, dict) and "quant_method" in settings else None
 
 
 def _checked(
     path: Path, family: Any, config: dict[str, Any], tensors: dict[str, mx.array], aside: dict[str, mx.array] | None
 ) -> type[nn.Module]:
-    """A subclass that takes these tensors and no others, and every one of them."""
+    """A subclass that loads exactly these tensors."""
 
     def sanitize(self: nn.Module, _: dict[str, mx.array]) -> dict[str, mx.array]:
         weights = dict(tensors)
@@ -271,7 +272,7 @@ def _checked(
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, and where it announces a list, the first of that."""
+    """The first line of an error, with the first items of a list that it introduces."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     if not first.rstrip().endswith(":") or not rest:
         return first
@@ -279,7 +280,7 @@ def _reason(error: BaseException) -> str:
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """A copy of the config that a model was made of, in the keys that plain mlx-lm reads."""
+    """Returns a copy of the config that a model was made of, in the keys that plain mlx-lm reads."""
     return copy.deepcopy(getattr(model, _CONFIG))
 
 
@@ -291,13 +292,15 @@ def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Most tokens that a model computes as it was made to, as its config says; None where it does not.
+    """Returns the most tokens that a model was made for, or None if its config does not say.
 
-    That is the window of its attention where the family attends to everything instead.
+    If the family attends to everything where the config has a sliding window, that window is the limit.
     """
     arguments: Any = getattr(model, "args", None)
-    texts = getattr(arguments, "text_config", None) or {}
-    length = getattr(arguments, "max_position_embeddings", None) or texts.get("max_position_embeddings")
+    texts = getattr(arguments, "text_config", None)
+    length = getattr(arguments, "max_position_embeddings", None)
+    if not length and isinstance(texts, dict):
+        length = texts.get("max_position_embeddings")
     window = ignored_window(getattr(model, _CONFIG, {}))
     if window is not None and attention_windows(model) != {None}:
         window = None
@@ -305,7 +308,7 @@ def context_length(model: nn.Module) -> int | None:
 
 
 def embedding_rows(model: nn.Module) -> int | None:
-    """Number of token ids that a model has an embedding for; None where its embedding is not found."""
+    """Returns the number of token ids that have an embedding; None if the embedding is not found."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in _EMBEDDINGS and isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
             return int(module.weight.shape[0])
@@ -313,14 +316,13 @@ def embedding_rows(model: nn.Module) -> int | None:
 
 
 def config_rows(path: Path) -> int | None:
-    """The same of a model directory, from its config alone; None where it does not say."""
-    config = read_config(path)
-    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-    return rows if isinstance(rows, int) else None
+    """Returns the vocabulary size in the config of a model directory; None if there is none."""
+    sizes = (level.get("vocab_size") for level in levels(read_config(path)))
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def attention_windows(model: nn.Module) -> set[int | None] | None:
-    """The window sizes of a model's attention layers, None standing for no window.
+    """Returns the window sizes of a model's attention layers, where None is a layer without a window.
 
     Returns:
         The sizes, or None if some layer keeps anything but keys and values.
@@ -337,11 +339,11 @@ def attention_windows(model: nn.Module) -> set[int | None] | None:
 
 
 def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
-    """The part of a model up to its last hidden states, and its output layer, tied or not.
+    """Finds the part of a model up to its last hidden states, and its output layer, tied or not.
 
     Returns:
-        The two parts by the names that most families use, or None. A family may do more after the output layer, so that
-        the parts together need not be the model.
+        The two parts by the names that most families use, or None. A family may do more after the output layer, so the
+        parts together need not be the model.
     """
     trunk = getattr(model, "model", None)
     if not isinstance(trunk, nn.Module) or not callable(trunk):

@@ -1,4 +1,4 @@
-"""Rotary positions: what a config says of them, in the keys that mlx-lm's families know, and what a model does.
+"""Rotary positions: those that a config states, and those that a model computes.
 
 Transformers 5 writes ``rope_parameters``, one set or one for each kind of layer; older configs have ``rope_theta`` and
 ``rope_scaling``, and families have keys of their own. A family that does not know a key computes with its default, so
@@ -31,9 +31,9 @@ class Rope:
     """Rotary positions of some layers, as a config states them.
 
     Attributes:
-        theta: The base; None where the config does not say.
+        theta: The base; None if the config does not say.
         scaling: Type and numbers of a scaling; None is none.
-        partial: The share of a head's dimensions that is turned; None where the config does not say.
+        partial: The share of a head's dimensions that is rotated; None if the config does not say.
     """
 
     theta: float | None
@@ -42,7 +42,7 @@ class Rope:
 
 
 def write_older_keys(level: dict[str, Any]) -> None:
-    """Puts ``rope_parameters`` where families that do not know the key look for its content, in place."""
+    """Copies ``rope_parameters`` into the older keys, for families that know only those, in place."""
     parameters = level.get("rope_parameters")
     if not isinstance(parameters, dict) or not parameters:
         return
@@ -63,7 +63,7 @@ def write_older_keys(level: dict[str, Any]) -> None:
 
 
 def _write_pattern(level: dict[str, Any]) -> None:
-    """How many layers follow before one with full attention, where ``layer_types`` are regular."""
+    """Writes ``sliding_window_pattern``, the period of layers with full attention, if ``layer_types`` are regular."""
     types = level.get("layer_types")
     if not isinstance(types, list) or "full_attention" not in types or level.get("sliding_window_pattern") is not None:
         return
@@ -77,7 +77,7 @@ def check_positions(path: Path, model: nn.Module, config: Mapping[str, Any]) -> 
     """Checks that a model computes its positions as its config says.
 
     Raises:
-        ModelError: It does not, or there is no telling.
+        ModelError: It does not, or that cannot be told.
     """
     inner: list[Any] = [config.get(key) for key in ("text_config", "language_config", "llm_config")]
     level = {**_assumed(model), **config, **next((each for each in inner if isinstance(each, dict)), {})}
@@ -87,7 +87,11 @@ def check_positions(path: Path, model: nn.Module, config: Mapping[str, Any]) -> 
         return
     stated = _stated(level)
     modules = list(_rotary_modules(model))
-    wrong = [name for name, layer, module in modules if not _agrees(module, _candidates(layer, stated, level), level)]
+    wrong = [
+        name
+        for name, layer, module in modules
+        if not any(_computes(module, rope, level) for rope in _candidates(layer, stated, level))
+    ]
     unread = not modules and any(rope.scaling for rope in stated.values())
     if wrong or unread:
         keys = [
@@ -101,7 +105,7 @@ def check_positions(path: Path, model: nn.Module, config: Mapping[str, Any]) -> 
 
 
 def _assumed(model: Any) -> dict[str, Any]:
-    """What a family takes for granted where its config does not say."""
+    """The defaults of a family, for what its config does not say."""
     found: dict[str, Any] = {}
     while model is not None:
         args = getattr(model, "args", None)
@@ -147,7 +151,7 @@ def _type(parameters: Mapping[str, Any]) -> str:
 
 
 def _candidates(layer: int | None, stated: Mapping[str, Rope], level: Mapping[str, Any]) -> list[Rope]:
-    """What the positions of a layer may be: that of its kind, where the config tells."""
+    """The positions that a layer may have: that of its kind, if the config tells the kind."""
     types = level.get("layer_types")
     kind = str(types[layer]) if isinstance(types, list) and layer is not None and layer < len(types) else ""
     if kind and kind in stated:
@@ -166,15 +170,11 @@ def _rotary_modules(model: nn.Module) -> Iterator[tuple[str, int | None, Any]]:
             yield name, int(layer[1]) if layer else None, module
 
 
-def _agrees(module: Any, candidates: list[Rope], level: Mapping[str, Any]) -> bool:
-    return any(_is(module, rope, level) for rope in candidates)
-
-
-def _is(module: Any, rope: Rope, level: Mapping[str, Any]) -> bool:
-    if type(module).__module__ not in _GENERAL:  # of the family itself, made for the positions that it has
+def _computes(module: Any, rope: Rope, level: Mapping[str, Any]) -> bool:
+    if type(module).__module__ not in _GENERAL:  # the family's own, made for its positions
         return True
     dims = int(module.dims) if hasattr(module, "dims") else 2 * module._freqs.size
-    if not _turns_share(dims, rope, level):
+    if not _rotates_share(dims, rope, level):
         return False
     if rope.theta is None:
         return True
@@ -204,8 +204,8 @@ def _same_as_plain(module: Any, theta: float, dims: int) -> Any:
     return plain.shape == module._freqs.shape and mx.allclose(plain, module._freqs, rtol=1e-4).item()
 
 
-def _turns_share(dims: int, rope: Rope, level: Mapping[str, Any]) -> bool:
-    """Whether the turned dimensions are the stated share of a head's."""
+def _rotates_share(dims: int, rope: Rope, level: Mapping[str, Any]) -> bool:
+    """Whether the rotated dimensions are the stated share of a head's."""
     heads, size = level.get("num_attention_heads"), level.get("hidden_size")
     sizes = {value for key, value in level.items() if key.endswith("head_dim") and isinstance(value, int)}
     if "head_dim" not in level and isinstance(size, int) and isinstance(heads, int):

@@ -1,4 +1,4 @@
-"""Models as directories that plain mlx-lm loads, and computes the same with."""
+"""Writes models as directories with which plain mlx-lm computes the same."""
 
 import shutil
 import sys
@@ -38,17 +38,14 @@ def save_like(path: Path, model: nn.Module, source: Path) -> None:
     save_model(path, model)
     _save_config(config, model, path)
     for file in source.iterdir():
-        if file.suffix in _COPIED and not _is_of_weights(file) and not (path / file.name).exists():
+        of_weights = file.name.endswith(".index.json") or file.name == "hf_quant_config.json"
+        if file.suffix in _COPIED and not of_weights and not (path / file.name).exists():
             shutil.copy(file, path)
     if (source / _MORE_TEMPLATES).is_dir():
         shutil.copytree(source / _MORE_TEMPLATES, path / _MORE_TEMPLATES)
     template = template_beside(source)
     if isinstance(template, str):
         (path / "chat_template.jinja").write_text(template, encoding="utf-8")
-
-
-def _is_of_weights(file: Path) -> bool:
-    return file.name.endswith(".index.json") or file.name == "hf_quant_config.json"
 
 
 def save_converted(
@@ -66,7 +63,7 @@ def save_converted(
         model: A model from :mod:`parm_mlx.mlxlm`, with or without its output layer.
         tokenizer: Its tokenizer.
         source: The directory that it was loaded from.
-        dtype: Type of the weights that are not quantised; what the config says when left out, or else their own.
+        dtype: Type of the weights that are not quantised; by default that of the config, or else their own.
         quantization: Mode, bits and group size; MLX's default for the mode where one is None.
 
     Raises:
@@ -98,7 +95,7 @@ def _save_config(config: dict[str, object], model: nn.Module, path: Path) -> Non
 
 
 def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
-    """Casts the weights of a model, but for those that its family keeps in their type."""
+    """Casts the weights of a model, except those that its family keeps in their type."""
     may_cast = getattr(model, "cast_predicate", lambda name: True)
 
     def cast(name: str, weight: mx.array) -> mx.array:

@@ -1,11 +1,12 @@
-"""Configs of model directories: read as their authors meant them, and refused where mlx-lm would take them otherwise.
+"""Configs of model directories: read as their authors meant them, and refused if mlx-lm would read them otherwise.
 
-Nothing of a model directory is ever run: mlx-lm's own classes and those of transformers are all there is.
+Code in a model directory is never run: only classes of mlx-lm and of transformers are used.
 """
 
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ _DECODED = ("bitnet", "mxfp4", "mxfp8", "fp8")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config of a model, with null as absent and positions in the keys that mlx-lm's families know.
+    """Reads the config of a model, with null as absent and positions in the keys that mlx-lm's families know.
 
     Raises:
-        ModelError: It is missing or no JSON object, asks for code of the model's own, or says that the weights are in a
-            format that mlx-lm does not decode.
+        ModelError: It is missing or not a JSON object, asks for code of the model's own, or says that the weights are
+            in a format that mlx-lm does not decode.
     """
     if not (path / CONFIG_FILE).is_file():
         raise ModelError(f"{path} is not a model directory: {CONFIG_FILE} is missing")
@@ -50,23 +51,26 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def levels(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """A config and, where it describes several models, that of the one that reads text."""
-    return [config, *(config[key] for key in ("text_config", "language_config", "llm_config") if _is_dict(config, key))]
+def levels(config: Mapping[str, Any]) -> list[Any]:
+    """Returns a config and, if it describes several models, that of the one that reads text."""
+    inner = (config.get(key) for key in ("text_config", "language_config", "llm_config"))
+    return [config, *(each for each in inner if isinstance(each, dict))]
 
 
-def _is_dict(config: dict[str, Any], key: str) -> bool:
-    return isinstance(config.get(key), dict)
+def _transformers_default(level: dict[str, Any], key: str, default: Any = None) -> Any:
+    """The value that transformers takes for granted of a family; ``default`` if it does not know the family."""
+    model_type = str(level.get("model_type"))
+    return getattr(CONFIG_MAPPING[model_type], key, default) if model_type in CONFIG_MAPPING else default
 
 
 def config_dtype(config: dict[str, Any]) -> str | None:
-    """The type that a config names for its weights; None where it names none that MLX computes in.
+    """Returns the type that a config names for its weights; None if it names none that MLX computes in.
 
     Transformers 4 calls it ``torch_dtype``, transformers 5 ``dtype``.
     """
     for level in levels(config):
         for key in ("dtype", "torch_dtype"):
-            if level.get(key) in _DTYPES:
+            if isinstance(level.get(key), str) and level[key] in _DTYPES:
                 return str(level[key])
     return None
 
@@ -78,31 +82,23 @@ def record_dtype(config: dict[str, Any], dtype: str) -> None:
 
 
 def settle_output_layer(config: dict[str, Any], has_output_layer: bool) -> None:
-    """Says in a config whether embedding and output layer are one, where it leaves that open.
+    """Completes a config that does not say whether embedding and output layer are one, in place.
 
     mlx-lm's defaults are not those of transformers, which wrote the config. An output layer in the files counts.
     """
     outer, *inner = levels(config)
     said = outer.get("tie_word_embeddings")
     for level in (*inner, outer):
-        tied = said if said is not None else (False if has_output_layer else _tied_by_default(level))
+        by_default = False if has_output_layer else _transformers_default(level, "tie_word_embeddings")
+        tied = said if said is not None else by_default if isinstance(by_default, bool) else None
         if level.get("tie_word_embeddings") is None and tied is not None:
             level["tie_word_embeddings"] = tied
 
 
-def _tied_by_default(level: dict[str, Any]) -> bool | None:
-    """What transformers takes for granted of a family; None for families that it does not know."""
-    model_type = str(level.get("model_type"))
-    if model_type not in CONFIG_MAPPING:
-        return None
-    tied = getattr(CONFIG_MAPPING[model_type], "tie_word_embeddings", None)
-    return tied if isinstance(tied, bool) else None
-
-
 def check_ignored(path: Path, config: dict[str, Any], arguments: Any) -> None:
-    """Checks that a config does not ask for what mlx-lm's family does not do, and would leave undone silently.
+    """Checks that a config does not ask for something that mlx-lm's family does not do and would silently ignore.
 
-    A family that has no argument of a name computes what is usual for it, which is transformers' default.
+    A family without an argument of a name computes the usual, which is transformers' default.
 
     Args:
         path: The model's directory.
@@ -114,9 +110,8 @@ def check_ignored(path: Path, config: dict[str, Any], arguments: Any) -> None:
     """
     known = getattr(arguments, "__dataclass_fields__", {})
     for level in levels(config):
-        family = CONFIG_MAPPING[level["model_type"]] if level.get("model_type") in CONFIG_MAPPING else None
         for key in _FIXED:
-            usual, wanted = getattr(family, key, None), level.get(key)
+            usual, wanted = _transformers_default(level, key), level.get(key)
             if key not in known and None not in (usual, wanted) and _activation(usual) != _activation(wanted):
                 raise ModelError(
                     f"model {path}: config.json says {key} {json.dumps(wanted)}, and mlx-lm's {config['model_type']} "
@@ -130,17 +125,16 @@ def check_ignored(path: Path, config: dict[str, Any], arguments: Any) -> None:
 
 
 def _activation(value: Any) -> Any:
-    """Names of one activation as one: the ways to compute a GELU differ by less than 16 bits can tell."""
+    """Takes the names of one activation to one: the ways to compute a GELU differ by less than 16 bits can tell."""
     name = str(value)
     return "gelu" if name.startswith("gelu") else "silu" if name == "swish" else value
 
 
 def ignored_window(config: dict[str, Any]) -> int | None:
-    """The window of a config's sliding attention; None where no layer has one."""
+    """Returns the window of a config's sliding attention; None if no layer has one."""
     level = levels(config)[-1]
     window, types = level.get("sliding_window"), level.get("layer_types")
-    family = CONFIG_MAPPING[level["model_type"]] if level.get("model_type") in CONFIG_MAPPING else None
-    used = level.get("use_sliding_window", getattr(family, "use_sliding_window", True))
+    used = level.get("use_sliding_window", _transformers_default(level, "use_sliding_window", True))
     slides = "sliding_attention" in types if isinstance(types, list) else True
     return window if isinstance(window, int) and used and slides else None
 
@@ -214,7 +208,7 @@ def _settle_quantization(path: Path, config: dict[str, Any]) -> None:
 
 
 def _undecoded(quantization: dict[str, Any]) -> str | None:
-    """What of a quantisation mlx-lm does not decode; None where it decodes it."""
+    """The detail of a quantisation that mlx-lm does not decode; None if it decodes it."""
     method = quantization.get("quant_method")
     if method == "awq":
         version, bits = quantization.get("version", "gemm"), quantization.get("bits", 4)

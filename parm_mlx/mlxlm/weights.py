@@ -1,6 +1,5 @@
-"""Tensors of a model directory: the files that hold them, which of them a model takes, and whether they are finite."""
+"""The tensors of a model directory: their files, the ones that a model takes, and whether they are finite."""
 
-import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -11,14 +10,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from parm_mlx.errors import ModelError
-from parm_mlx.files import read_json
+from parm_mlx.errors import ModelError, first_line
+from parm_mlx.files import pickled_weights, read_json
+from parm_mlx.fingerprint import safetensors_header
+from parm_mlx.mlxlm.settings import levels
 
 INDEX_FILE = "model.safetensors.index.json"
 
 _SHARD = re.compile(r"model.*-(\d+)-of-(\d+)\.safetensors")
-_PICKLED = (".bin", ".pt", ".pth", ".gguf")
 _UNREAD_TYPES = ("F64", "F8_E5M2", "F4", "C128")
+_MAX_SHARDS = 100_000  # a name may say any number
 _SHOWN = 5
 _OUTPUT_LAYER = re.compile(r"(?:(?:model|language_model)\.)*(?:lm_head|output|embed_out)\.\w+")
 _EMBEDDING = re.compile(r".*(?:embed_tokens|wte|tok_embeddings|embed_in|word_embeddings|embedding)\.weight")
@@ -34,12 +35,10 @@ _OTHER_PARTS = re.compile(
 
 
 def weight_files(path: Path) -> dict[Path, list[str] | None]:
-    """The files that hold a model's tensors.
-
-    The index counts where there is one: nothing else in the directory is read then.
+    """Finds the files that hold a model's tensors; if there is an index, it alone counts.
 
     Returns:
-        The files, each with the names of the tensors to read from it; None stands for all of them.
+        The files, each with the names of the tensors to read from it, or None for all of them.
 
     Raises:
         ModelError: There is none, one is missing, or the index cannot be used.
@@ -48,9 +47,8 @@ def weight_files(path: Path) -> dict[Path, list[str] | None]:
         return _indexed_files(path)
     found = sorted(file for file in path.iterdir() if file.name.startswith("model") and file.suffix == ".safetensors")
     if not found:
-        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
-        extra = f" (found {_listed(pickled)}, which are not loaded)" if pickled else ""
-        raise ModelError(f"{path} holds no model*.safetensors{extra}")
+        others = ", ".join(filter(None, (pickled_weights(path), *(file.name for file in path.glob("*.gguf")))))
+        raise ModelError(f"{path} holds no model*.safetensors{f' (found {others}, not loaded)' if others else ''}")
     _check_numbering(path, found)
     return dict.fromkeys(found)
 
@@ -79,7 +77,8 @@ def _check_numbering(path: Path, files: Iterable[Path]) -> None:
     for match in filter(None, map(_SHARD.fullmatch, names)):
         number, count = match.groups()
         stem = match.string[: match.start(1)]
-        every = (f"{stem}{i:0{len(number)}}-of-{count}.safetensors" for i in range(1, int(count) + 1))
+        numbers = range(1, min(int(count), _MAX_SHARDS) + 1)
+        every = (f"{stem}{i:0{len(number)}}-of-{count}.safetensors" for i in numbers)
         missing |= set(every) - names
     _refuse_missing(path, sorted(missing))
 
@@ -90,7 +89,7 @@ def _refuse_missing(path: Path, missing: list[str]) -> None:
 
 
 def read_weights(path: Path) -> dict[str, mx.array]:
-    """The tensors of a model by name; none is read before it is used.
+    """Returns the tensors of a model by name; none is read before it is used.
 
     Raises:
         ModelError: A file is missing or cannot be read, two files hold one tensor, or MLX has no such type.
@@ -111,8 +110,7 @@ def read_weights(path: Path) -> dict[str, mx.array]:
 
 def _read_file(file: Path) -> dict[str, mx.array]:
     header = safetensors_header(file)
-    unread = sorted(name for name, entry in header.items() if entry.get("dtype") in _UNREAD_TYPES)
-    if unread:
+    if unread := sorted(name for name, entry in header.items() if entry.get("dtype") in _UNREAD_TYPES):
         kind = header[unread[0]]["dtype"]
         raise ModelError(
             f"{file} holds tensors of type {kind}, which MLX does not read: {_listed(unread)}",
@@ -121,32 +119,17 @@ def _read_file(file: Path) -> dict[str, mx.array]:
     try:
         tensors: Any = mx.load(str(file))
     except (RuntimeError, OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be loaded: {error}") from error
+        raise ModelError(f"{file} cannot be loaded: {first_line(error)}") from error
     return dict(tensors)
 
 
-def safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: type, shape and place of each tensor, and ``__metadata__``.
-
-    Returns:
-        The entries by name; empty when there is no readable header.
-    """
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, file.stat().st_size)))
-        return {str(name): dict(entry) for name, entry in header.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
 def has_output_layer(names: Iterable[str]) -> bool:
-    """Whether one of these tensors is the weight of an output layer."""
+    """Returns whether one of these tensors is the weight of an output layer."""
     return any(_OUTPUT_LAYER.fullmatch(name) and name.endswith(".weight") for name in names)
 
 
 def without_buffers(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """The weights less those that are computed from the config, where the model has no place for them."""
+    """Drops weights that are computed from the config and for which the model has no place."""
     own = dict(tree_flatten(model.parameters()))
     return {name: value for name, value in weights.items() if name in own or not _BUFFERS.fullmatch(name)}
 
@@ -154,22 +137,25 @@ def without_buffers(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[s
 def check_used(
     path: Path, tensors: Mapping[str, mx.array], used: Mapping[str, mx.array], config: Mapping[str, Any], head: bool
 ) -> None:
-    """Checks that what a family's ``sanitize`` left out has no say in what the model computes.
+    """Checks that the tensors which a family's ``sanitize`` left out do not change what the model computes.
 
     Args:
         path: The model's directory.
-        tensors: What its files hold; nothing of it evaluated yet.
-        used: What ``sanitize`` made of it.
+        tensors: The content of its files, not evaluated yet.
+        used: The result of ``sanitize``.
         config: The model's config.
         head: Whether the model has an output layer.
 
     Raises:
         ModelError: A tensor that counts was left out.
     """
-    left = [name for name in _left_out(tensors, used) if not _may_be_left_out(name, config)]
-    if not head:
-        left = [name for name in left if not _OUTPUT_LAYER.fullmatch(name)]
-    lost = [name for name in left if not _is_embedding_again(name, tensors)]
+    lost = [
+        name
+        for name in _left_out(tensors, used)
+        if not _may_be_left_out(name, config)
+        and (head or not _OUTPUT_LAYER.fullmatch(name))
+        and not _is_embedding_again(name, tensors)
+    ]
     if not lost:
         return
     if any(_OUTPUT_LAYER.fullmatch(name) for name in lost):
@@ -181,10 +167,9 @@ def check_used(
 
 
 def _left_out(tensors: Mapping[str, mx.array], used: Mapping[str, mx.array]) -> list[str]:
-    """The tensors that nothing in ``used`` is, or is computed from.
+    """Names the tensors from which nothing in ``used`` is computed.
 
-    MLX draws the graph of arrays that are not evaluated: a tensor that is left out keeps its name there and leads
-    nowhere.
+    MLX draws the graph of arrays that are not evaluated: there, a tensor that was left out has a name and no edge.
     """
     kept, held = ({id(value) for value in each.values()} for each in (used, tensors))
     rest = {name: value for name, value in tensors.items() if id(value) not in kept}
@@ -205,13 +190,15 @@ def _left_out(tensors: Mapping[str, mx.array], used: Mapping[str, mx.array]) -> 
 def _may_be_left_out(name: str, config: Mapping[str, Any]) -> bool:
     if _BUFFERS.fullmatch(name) or _OTHER_PARTS.fullmatch(name):
         return True
-    text = config.get("text_config") or {}
-    count = config.get("num_hidden_layers") or text.get("num_hidden_layers")
+
+    def stated(key: str) -> Any:
+        return next(filter(None, (level.get(key) for level in levels(config))), None)
+
+    count = stated("num_hidden_layers")
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
     if layer and isinstance(count, int) and int(layer[1]) >= count:  # heads that predict several tokens
         return True
-    shares = config.get("num_kv_shared_layers") or text.get("num_kv_shared_layers")
-    return bool(shares) and re.search(r"\.self_attn\.[kv]_(?:proj|norm)\.", name) is not None
+    return bool(stated("num_kv_shared_layers")) and re.search(r"\.self_attn\.[kv]_(?:proj|norm)\.", name) is not None
 
 
 def _is_embedding_again(name: str, tensors: Mapping[str, mx.array]) -> bool:
@@ -231,7 +218,7 @@ def _is_embedding_again(name: str, tensors: Mapping[str, mx.array]) -> bool:
 
 
 def check_types(path: Path, model: nn.Module, weights: Mapping[str, mx.array], method: str | None) -> None:
-    """Checks that where a model computes with numbers, the files hold numbers and not codes for numbers.
+    """Checks that the files hold numbers where the model computes with numbers, and not codes for numbers.
 
     Raises:
         ModelError: They hold integers or 8-bit floats.
@@ -253,8 +240,8 @@ def check_types(path: Path, model: nn.Module, weights: Mapping[str, mx.array], m
 def check_finite(path: Path, tensors: Mapping[str, mx.array]) -> None:
     """Checks that the numbers of tensors in memory are finite.
 
-    The sum of a tensor is the cheapest pass over it, along its first axis most of all: a finite sum has finite terms.
-    Only where it is not are the terms looked at, for finite numbers may have a sum that is not.
+    A sum along the first axis is the cheapest pass over a tensor, and a finite sum has finite terms. The sum of finite
+    numbers may overflow, so the terms are checked if it is not finite.
 
     Raises:
         ModelError: Some are not.
@@ -264,7 +251,11 @@ def check_finite(path: Path, tensors: Mapping[str, mx.array]) -> None:
         return
     good = mx.isfinite(mx.stack([_sum(value) for value in floats.values()])).tolist()
     doubtful = [name for name, ok in zip(floats, good, strict=True) if not ok]  # type: ignore[arg-type]
-    _refuse_numbers(path, [name for name in doubtful if not mx.isfinite(floats[name]).all().item()])
+    if wrong := [name for name in doubtful if not mx.isfinite(floats[name]).all().item()]:
+        raise ModelError(
+            f"model {path} holds numbers that are not finite (NaN or infinity): {_listed(wrong)}",
+            hint="its files are damaged, or its training failed",
+        )
 
 
 def _sum(value: mx.array) -> mx.array:
@@ -273,7 +264,7 @@ def _sum(value: mx.array) -> mx.array:
 
 
 def check_finite_files(path: Path, dtype: str | None = None) -> None:
-    """Checks that the numbers in a model's files are finite; a tensor at a time is in memory.
+    """Checks that the numbers in a model's files are finite, one tensor at a time.
 
     Args:
         path: The model's directory.
@@ -297,14 +288,6 @@ def check_finite_files(path: Path, dtype: str | None = None) -> None:
     if large:
         wider = "--dtype bfloat16 or --dtype float32 keeps" if dtype == "float16" else "--dtype float32 keeps"
         raise ModelError(f"model {path} holds numbers that {dtype} cannot hold: {_listed(large)}", hint=f"{wider} them")
-
-
-def _refuse_numbers(path: Path, names: list[str]) -> None:
-    if names:
-        raise ModelError(
-            f"model {path} holds numbers that are not finite (NaN or infinity): {_listed(names)}",
-            hint="its files are damaged, or its training failed",
-        )
 
 
 def _listed(names: list[str]) -> str:

@@ -2,8 +2,8 @@
 
 from parm_mlx.pblora.adapter import adapter_tensors, attach, load_into, read_adapter, save_adapter
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.extend import extend_objectives
 from parm_mlx.pblora.layer import PBLoRALinear
+from parm_mlx.pblora.transform import extend_objectives
 
 __all__ = [
     "PBLoRAConfig",

@@ -1,8 +1,8 @@
 """Adapters on models and on disk: attach, load, save.
 
 A directory holds ``adapter_config.json`` and ``adapters.safetensors``. Tensors are named
-``layers.{number}.{path inside the block}.{a|b|w1|w2}``, where other kinds of adapter than PBLoRA have other tensors in
-place of w1 and w2; tensors without elements are not stored.
+``layers.{number}.{path inside the block}.{a|b|w1|w2}``; other kinds of adapter than PBLoRA have other tensors in place
+of w1 and w2. Tensors without elements are not stored.
 """
 
 import json
@@ -15,11 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from parm_mlx.errors import AdapterError
-from parm_mlx.files import read_json
+from parm_mlx.errors import AdapterError, first_line
+from parm_mlx.files import pickled_weights, read_json
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.core import CORES
-from parm_mlx.pblora.layer import PBLoRALinear, tensor_shapes
+from parm_mlx.pblora.layer import PBLoRALinear, core_shapes, tensor_shapes
 from parm_mlx.pblora.targets import find_targets
 
 CONFIG_FILE = "adapter_config.json"
@@ -29,7 +28,7 @@ Tensors = dict[str, mx.array]
 
 
 def attach(model: nn.Module, config: PBLoRAConfig) -> list[str]:
-    """Puts fresh adapters on a model, in place, and freezes everything else.
+    """Attaches fresh adapters to a model, in place, and freezes everything else.
 
     Args:
         model: An mlx-lm model, quantised or not.
@@ -52,7 +51,7 @@ def attach(model: nn.Module, config: PBLoRAConfig) -> list[str]:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, PBLoRALinear]:
-    """The adapted layers of a model by name, in the order of their index."""
+    """Returns the adapted layers of a model by name, in the order of their index."""
     return {
         f"layers.{number}.{path}": module
         for number, block in enumerate(model.layers)
@@ -62,7 +61,7 @@ def adapted_layers(model: nn.Module) -> dict[str, PBLoRALinear]:
 
 
 def adapter_tensors(model: nn.Module) -> Tensors:
-    """The adapter of a model, as it is stored."""
+    """Returns the tensors of a model's adapter, under the names of :func:`save_adapter`."""
     return {
         f"{name}.{key}": layer[key]
         for name, layer in adapted_layers(model).items()
@@ -72,7 +71,7 @@ def adapter_tensors(model: nn.Module) -> Tensors:
 
 
 def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.array]) -> None:
-    """Puts a stored adapter on a model, in place.
+    """Attaches a stored adapter to a model, in place.
 
     Raises:
         AdapterError: The targets match no layer, or tensors are unknown, missing or of the wrong shape for this model;
@@ -92,7 +91,7 @@ def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.a
 
 
 def set_adapter_tensors(model: nn.Module, tensors: Mapping[str, mx.array]) -> None:
-    """Puts tensors into the adapter that a model has already; the inverse of :func:`adapter_tensors`."""
+    """Replaces tensors of a model's adapter; the inverse of :func:`adapter_tensors`."""
     for name, layer in adapted_layers(model).items():
         for key in layer.tensors:
             if (tensor := tensors.get(f"{name}.{key}")) is not None:
@@ -100,7 +99,7 @@ def set_adapter_tensors(model: nn.Module, tensors: Mapping[str, mx.array]) -> No
 
 
 def backbone_reference(model: str, out: Path) -> str:
-    """How an adapter at ``out`` records its backbone: a hub id as it is, a directory relative to the adapter."""
+    """Returns the record of a backbone in an adapter at ``out``: a hub id as it is, a directory as a relative path."""
     path = Path(model).expanduser()
     return os.path.relpath(path.resolve(), out.expanduser().resolve()) if path.is_dir() else model
 
@@ -112,7 +111,7 @@ def find_backbone(path: Path, reference: str) -> str | Path:
 
 
 def save_adapter(path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:
-    """Writes config and tensors into an existing directory; see :func:`parm_mlx.files.new_directory`."""
+    """Writes config and tensors into an existing directory; see :func:`parm_mlx.outputs.new_directory`."""
     text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False)
     (path / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     mx.save_safetensors(str(path / TENSOR_FILE), tensors, metadata={"format": "mlx"})
@@ -137,11 +136,11 @@ def read_adapter(path: Path) -> tuple[PBLoRAConfig, Tensors]:
     config = read_config(path)
     file = path / TENSOR_FILE
     if not file.is_file():
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
-        found = f"; pickled weights ({', '.join(pickled)}) are refused" if pickled else ""
+        pickled = pickled_weights(path)
+        found = f"; pickled weights ({pickled}) are refused" if pickled else ""
         raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing{found}")
     tensors = read_safetensors(file)
-    core = {key: shape for key, shape in CORES[config.kind].shapes(config).items() if 0 not in shape}
+    core = {key: shape for key, shape in core_shapes(config).items() if 0 not in shape}
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in {"a", "b", *core})
     expected: dict[str, tuple[int, ...]] = {}
     for name in names:
@@ -162,7 +161,7 @@ def check_finite(tensors: Mapping[str, mx.array], what: str) -> None:
 
     Args:
         tensors: The tensors, under our names.
-        what: How the error calls the adapter.
+        what: The adapter, as the error should call it.
 
     Raises:
         AdapterError: Some are not; their layers are named.
@@ -181,7 +180,7 @@ def read_safetensors(file: Path) -> Tensors:
     """Reads a safetensors file.
 
     Raises:
-        AdapterError: It is truncated, or no safetensors file.
+        AdapterError: It is truncated, or not a safetensors file.
     """
     try:
         loaded = mx.load(str(file), format="safetensors")
@@ -189,7 +188,7 @@ def read_safetensors(file: Path) -> Tensors:
         mx.eval(list(loaded.values()))
     except RuntimeError as error:
         raise AdapterError(
-            f"{file} is not a readable safetensors file: {error}", hint="fetch or convert it again"
+            f"{file} is not a readable safetensors file: {first_line(error)}", hint="fetch or convert it again"
         ) from None
     return loaded
 

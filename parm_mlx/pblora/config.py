@@ -1,7 +1,7 @@
 """What an adapter is: objectives, ranks, scale, targets; and its ``adapter_config.json``."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ class PBLoRAConfig:
         objective_betas: β_i of the training objective, one per objective.
         chat_template: Name of the built-in chat template that it was trained with; None is the tokenizer's own.
         training: Everything else that reproduces the training.
-        kind: What the core matrix is made of; see :mod:`parm_mlx.pblora.core`.
+        kind: The kind of core matrix; see :mod:`parm_mlx.pblora.layer`.
     """
 
     objectives: tuple[str, ...]
@@ -48,44 +48,52 @@ class PBLoRAConfig:
     kind: Kind = "pblora"
 
     def __post_init__(self) -> None:
-        problems = list(self._problems())
-        if problems:
+        if problems := list(self._problems()):
             raise AdapterError("adapter settings: " + "; ".join(problems))
 
-    def _problems(self) -> list[str]:
-        problems = []
-        try:
-            parse_objectives(self.objectives)
-        except PreferenceError as error:
-            problems.append(str(error))
+    def _problems(self) -> Iterator[str]:
+        ranks_are_known = True
         for name in ("r1", "r2"):
             rank = getattr(self, name)
             if not _is_int(rank) or not RANK.low <= rank <= RANK.high:
-                problems.append(f"{name} must be {RANK}, got {shown(rank)}")
-        if not problems and self.r1 + self.r2 < 1:
-            problems.append("r1 + r2 must be at least 1")
-        fixed = {"lora": 0, "svd-lora": len(self.objectives)}.get(self.kind, self.r2)
-        if not problems and self.r2 != fixed:
-            problems.append(f"r2 of {self.kind} must be {fixed}, got {self.r2}")
-        for name, allowed in (("scale", SCALE), ("dropout", DROPOUT)):
+                ranks_are_known = False
+                yield f"{name} must be {RANK}, got {shown(rank)}"
+        if not _are_names(self.objectives):
+            yield "objectives must be a list of names"
+        else:
             try:
-                allowed.read(getattr(self, name) if _is_number(getattr(self, name)) else None)
+                parse_objectives(self.objectives)
+            except PreferenceError as error:
+                yield str(error)
+            if ranks_are_known:
+                yield from self._rank_problems()
+        for name, allowed in (("scale", SCALE), ("dropout", DROPOUT)):
+            value = getattr(self, name)
+            try:
+                allowed.read(value if _is_number(value) else None)
             except ValueError:
-                problems.append(f"{name} must be {allowed}, got {shown(getattr(self, name))}")
-        if not self.target_modules or not all(isinstance(t, str) and t for t in self.target_modules):
-            problems.append(f"target_modules must name at least one layer, got {list(self.target_modules)!r}")
-        if self.base_model is not None and not isinstance(self.base_model, str):
-            problems.append(f"base_model must be a path or hub id, got {self.base_model!r}")
-        if self.objective_betas is not None and (
-            len(self.objective_betas) != len(self.objectives)
-            or not all(_is_number(b) and b > 0 for b in self.objective_betas)
-        ):
-            problems.append(f"objective_betas must hold one number above 0 per objective, got {self.objective_betas!r}")
-        if self.chat_template is not None and not isinstance(self.chat_template, str):
-            problems.append(f"chat_template must be a name, got {self.chat_template!r}")
+                yield f"{name} must be {allowed}, got {shown(value)}"
+        if not self.target_modules or not _are_names(self.target_modules):
+            yield f"target_modules must be a list that names at least one layer, got {shown(self.target_modules)}"
+        if not isinstance(self.base_model, str | None):
+            yield f"base_model must be a path or hub id, got {shown(self.base_model)}"
+        if self.objective_betas is not None and not self._are_betas(self.objective_betas):
+            yield f"objective_betas must hold one number above 0 per objective, got {shown(self.objective_betas)}"
+        if not isinstance(self.chat_template, str | None):
+            yield f"chat_template must be a name, got {shown(self.chat_template)}"
         if not isinstance(self.training, dict):
-            problems.append("training must be a JSON object")
-        return problems
+            yield "training must be a JSON object"
+
+    def _rank_problems(self) -> Iterator[str]:
+        if self.r1 + self.r2 < 1:
+            yield "r1 + r2 must be at least 1"
+        fixed = {"lora": 0, "svd-lora": len(self.objectives)}.get(self.kind, self.r2)
+        if self.r2 != fixed:
+            yield f"r2 of {self.kind} must be {fixed}, got {self.r2}"
+
+    def _are_betas(self, betas: Any) -> bool:
+        one_each = isinstance(betas, tuple) and len(betas) == len(self.objectives)
+        return one_each and all(_is_number(beta) and beta > 0 for beta in betas)
 
     @property
     def k(self) -> int:
@@ -98,7 +106,7 @@ class PBLoRAConfig:
         return self.r1 + self.r2
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of ``adapter_config.json``; a chat template is named only if there is one."""
+        """Returns the content of ``adapter_config.json``; a chat template is named only if there is one."""
         content = {"fine_tune_type": FINE_TUNE_TYPES[self.kind], "format_version": FORMAT_VERSION, **asdict(self)}
         del content["kind"]
         if self.chat_template is None:
@@ -110,31 +118,32 @@ class PBLoRAConfig:
         """Reads the content of ``adapter_config.json``.
 
         Raises:
-            AdapterError: It is another kind of adapter, a newer format, a setting is missing, unknown or wrong; every
-                problem is listed.
+            AdapterError: It is another kind of adapter or a newer format, or settings are missing, unknown or wrong;
+                every problem is listed.
         """
         name, version = content.get("fine_tune_type"), content.get("format_version")
         kind = next((kind for kind, known in FINE_TUNE_TYPES.items() if name == known), None)
         if kind is None:
             hint = "convert it first: parm-mlx convert" if "peft_type" in content else None
             known = ", ".join(FINE_TUNE_TYPES.values())
-            raise AdapterError(f"fine_tune_type is {name!r}, not one of {known}: no PARM adapter", hint=hint)
+            raise AdapterError(f"fine_tune_type is {shown(name)}, not one of {known}: not a PARM adapter", hint=hint)
         if version != FORMAT_VERSION:
-            raise AdapterError(f"format_version is {version!r}; this parm-mlx reads version {FORMAT_VERSION}")
-        values = {key: value for key, value in content.items() if key not in ("fine_tune_type", "format_version")}
+            raise AdapterError(f"format_version is {shown(version)}; this parm-mlx reads version {FORMAT_VERSION}")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in content.items()
+            if key not in ("fine_tune_type", "format_version")
+        }
         names = {f.name for f in fields(cls)} - {"kind"}
         problems = [f"unknown setting {key!r}" for key in sorted(values.keys() - names)]
         problems += [f"{key} is missing" for key in ("objectives", "r1", "r2", "scale") if key not in values]
-        for key in ("objectives", "target_modules", "objective_betas"):
-            if isinstance(values.get(key), list):
-                values[key] = tuple(values[key])
-            elif values.get(key) is not None:
-                problems.append(f"{key} must be a list")
-        if "objectives" in values and not all(isinstance(name, str) for name in values["objectives"] or ()):
-            problems.append("objectives must be a list of names")
         if problems:
             raise AdapterError("adapter settings: " + "; ".join(problems))
         return cls(**values, kind=kind)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
 
 
 def _is_int(value: Any) -> bool:

@@ -1,116 +1,117 @@
-"""α bound for generation: what depends on α alone is computed once, the rest with few operations per token.
+"""α bound for generation: all that depends on α alone is computed once, the rest with few operations per token.
 
     y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
 
-A of layers that read the same input (query, key and value) are one matrix. For one α in all rows, the core is folded
-into Bᵀ. Where :mod:`parm_mlx.kernels` has a kernel for all of it, that runs instead.
+The A of layers that read the same input (query, key and value) are one matrix. For one α in all rows, the core is
+folded into Bᵀ. Where :mod:`parm_mlx.kernels` has a kernel for all of it, that runs instead.
 """
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from parm_mlx.kernels.lowrank import is_fused, lowrank_update
-from parm_mlx.pblora.core import CORES
-from parm_mlx.pblora.layer import PBLoRALinear
+from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, core_matrix, core_shapes
 
 
-class BoundPreferences:
+class _Factors(NamedTuple):
+    """The matrices of one layer in the dtype of its input."""
+
+    a: mx.array  # of all layers that read its input
+    rows: slice  # of A that are its own
+    gate: mx.array | None  # (B, 1, 1), a factor of A x: a folded core cannot be zero in some rows
+    core: mx.array | None  # (B, r, r); None if folded
+    b: mx.array  # Bᵀ, or core · Bᵀ if folded
+
+
+class BoundPreferences(Conditioning):
     """Conditioning on α for generation; no gradient reaches the adapter.
 
     Args:
         layers: Every adapted layer of the model, in the order of their index.
         alpha: (B, k), one preference vector per row.
-        paired: Whether two rows stand for each preference vector, 2i for the plain model and 2i + 1 for the guide. The
-            core of a plain row is zero.
+        paired: Whether each preference vector has two rows, 2i for the plain model and 2i + 1 for the guide. The core
+            of a plain row is zero.
     """
 
     def __init__(self, layers: Sequence[PBLoRALinear], alpha: mx.array, paired: bool = False) -> None:
+        self._layers = layers
         cores = _cores(layers, alpha)
-        fold = alpha.shape[0] == 1 or bool(mx.all(alpha == alpha[:1]).item())
-        gate = mx.array([0.0, 1.0] * alpha.shape[0])[:, None, None] if paired else None
-        rows = cores if gate is None else gate * mx.repeat(cores, 2, axis=1)
-        members: dict[object, list[_Member]] = {}
-        for i, layer in enumerate(layers):
-            out = cores[i, 0] @ layer.b.T if fold else layer.b.T
-            members.setdefault(layer.reads or layer.index, []).append(_Member(layer, rows[i], out, fold))
-        self._groups: dict[int, _Group] = {}
-        for together in members.values():
-            group = _Group(together, gate if fold else None)
-            self._groups.update((member.layer.index, group) for member in together)
+        self._gate = mx.array([0.0, 1.0] * alpha.shape[0])[:, None, None] if paired else None
+        self._cores = list(cores if self._gate is None else self._gate * mx.repeat(cores, 2, axis=1))
+        one_alpha = alpha.shape[0] == 1 or bool(mx.all(alpha == alpha[:1]).item())
+        self._folded = cores[:, 0] if one_alpha else None
+        mx.eval(self._cores, self._folded, self._gate)  # here, for another thread cannot evaluate what this one built
+        self._by_dtype: dict[mx.Dtype, dict[int, _Factors]] = {}
+        self._last: tuple[mx.array, mx.array, mx.array] | None = None
+
+    def begin(self) -> "BoundPreferences":
+        """Returns a copy for one pass: what layers share (``_last``) belongs to the pass, and so to one thread."""
+        return copy(self)
 
     def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
         """Adds s · B · M(α) · A · x for x (B, L, in) to y (B, L, out)."""
-        return self._groups[layer.index].add_update(layer.index, x, y)
+        core = self._cores[layer.index]
+        if is_fused(y, x, layer.a, core, layer.b):
+            return lowrank_update(y, x, layer.a, core, layer.b)
+        factors = self._factors(x.dtype)[layer.index]
+        z = self._down(x, factors)[..., factors.rows]
+        return mx.addmm(y, z if factors.core is None else z @ factors.core, factors.b)
+
+    def _down(self, x: mx.array, factors: _Factors) -> mx.array:
+        """A x, which the first layer that reads x computes for all of them."""
+        if self._last is None or self._last[0] is not x or self._last[1] is not factors.a:
+            z = x @ factors.a.T
+            self._last = x, factors.a, z if factors.gate is None else z * factors.gate
+        return self._last[2]
+
+    def _factors(self, dtype: mx.Dtype) -> dict[int, _Factors]:
+        """The matrices of every layer by index, evaluated like the cores."""
+        if dtype not in self._by_dtype:
+            groups: dict[object, list[PBLoRALinear]] = {}
+            for layer in self._layers:
+                groups.setdefault(layer.reads or layer.index, []).append(layer)
+            gate = None if self._gate is None or self._folded is None else self._gate.astype(dtype)
+            factors = {}
+            for group in groups.values():
+                a, rank = joined_a(group, dtype), group[0].config.rank
+                for i, layer in enumerate(group):
+                    rows = slice(i * rank, (i + 1) * rank)
+                    factors[layer.index] = _Factors(a, rows, gate, *self._core_and_b(layer, dtype))
+            mx.eval(factors)
+            self._by_dtype[dtype] = factors
+        return self._by_dtype[dtype]
+
+    def _core_and_b(self, layer: PBLoRALinear, dtype: mx.Dtype) -> tuple[mx.array | None, mx.array]:
+        if self._folded is not None:
+            return None, (self._folded[layer.index] @ layer.b.T).astype(dtype)
+        return self._cores[layer.index].astype(dtype), layer.b.T.astype(dtype)
 
 
-class _Member:
-    """One layer: its cores (B, r, r), and Bᵀ or, folded, core · Bᵀ."""
+@dataclass(frozen=True)
+class _JoinedA:
+    """A matrix and the A that it was made of."""
 
-    def __init__(self, layer: PBLoRALinear, core: mx.array, out: mx.array, folded: bool) -> None:
-        self.layer = layer
-        self.core = core
-        self.out = out
-        self.folded = folded
-
-    def use_dtype(self, dtype: mx.Dtype) -> None:
-        self.core, self.out = self.core.astype(dtype), self.out.astype(dtype)
+    parts: list[mx.array]
+    whole: mx.array
 
 
-class _Group:
-    """The adapters of layers that read one input.
-
-    Args:
-        members: The layers.
-        gate: (B, 1, 1), what A x is multiplied with, for cores that are folded and still zero in some rows.
-    """
-
-    def __init__(self, members: Sequence[_Member], gate: mx.array | None) -> None:
-        layers = [member.layer for member in members]
-        rank = layers[0].a.shape[0]
-        self._members = {member.layer.index: member for member in members}
-        self._parts = {layer.index: slice(i * rank, (i + 1) * rank) for i, layer in enumerate(layers)}
-        self._a = layers[0].a if len(layers) == 1 else mx.concatenate([layer.a for layer in layers])
-        self._gate = gate
-        self._x: mx.array | None = None
-        self._z: mx.array | None = None
-        self._left = 0
-
-    def add_update(self, index: int, x: mx.array, y: mx.array) -> mx.array:
-        member = self._members[index]
-        layer = member.layer
-        if is_fused(y, x, layer.a, member.core, layer.b):
-            return lowrank_update(y, x, layer.a, member.core, layer.b)
-        z = self._down(x)
-        if len(self._parts) > 1:
-            z = z[..., self._parts[index]]
-        if not member.folded:
-            z = z @ member.core
-        return mx.addmm(y, z, member.out)
-
-    def _down(self, x: mx.array) -> mx.array:
-        """A x of all layers, computed when the first of them asks; it is not kept longer than they need it."""
-        if x is not self._x or self._z is None:
-            self._use_dtype(x.dtype)
-            z = x @ self._a.T
-            self._x, self._z, self._left = x, z if self._gate is None else z * self._gate, len(self._members)
-        z = self._z
-        self._left -= 1
-        if self._left == 0:
-            self._x = self._z = None
-        return z
-
-    def _use_dtype(self, dtype: mx.Dtype) -> None:
-        if self._a.dtype != dtype or any(member.out.dtype != dtype for member in self._members.values()):
-            self._a = self._a.astype(dtype)
-            self._gate = None if self._gate is None else self._gate.astype(dtype)
-            for member in self._members.values():
-                member.use_dtype(dtype)
+def joined_a(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> mx.array:
+    """Returns the A of layers that read one input as one matrix; the first layer keeps it until one of them changes."""
+    kept: _JoinedA | None = getattr(layers[0], "_joined_a", None)
+    parts = [layer.a for layer in layers]
+    same = kept is not None and kept.whole.dtype == dtype and len(kept.parts) == len(parts)
+    if kept is None or not same or any(a is not b for a, b in zip(kept.parts, parts, strict=True)):
+        kept = layers[0]._joined_a = _JoinedA(parts, mx.concatenate(parts).astype(dtype))
+    return kept.whole
 
 
 def _cores(layers: Sequence[PBLoRALinear], alpha: mx.array) -> mx.array:
     """The cores of every layer and row, s · M(α)ᵀ: (layers, B, r1 + r2, r1 + r2)."""
     config = layers[0].config
-    tensors = {name: mx.stack([layer[name] for layer in layers]) for name in CORES[config.kind].shapes(config)}
-    cores = config.scale * CORES[config.kind].matrix(tensors, config, alpha).swapaxes(-1, -2)
+    tensors = {name: mx.stack([layer[name] for layer in layers]) for name in core_shapes(config)}
+    cores = config.scale * core_matrix(tensors, config, alpha).swapaxes(-1, -2)
     return mx.broadcast_to(cores, (len(layers), *cores.shape[-3:]))

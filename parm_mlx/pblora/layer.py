@@ -4,73 +4,90 @@ For a frozen weight W (out, in), ranks r1 and r2, and a preference vector α (k,
 
     y = W x + s · B · M(α) · A · x
 
-:mod:`parm_mlx.pblora.core` has the M(α) of each kind of adapter. ΔW = s · B · M(α) · A is never built while the model
-runs. A row whose core is zero is a row of the plain model.
+The kinds of adapter differ in M(α) alone:
+
+    pblora      M(α) = blockdiag(W1, W2(α)),  W2(α) = reshape(αᵀ W2, (r2, r2))       PARM
+    lora        M = I, whatever α is; r2 = 0                                          plain LoRA, GenARM
+    svd-lora    M(α) = diag(σ_1, …, σ_r1, c · α_1, …, c · α_k), r2 = k                Panacea (arXiv 2402.02030)
+
+σ and c, a factor that brings α to the size of σ, are learned in every layer; they start at 1. ΔW = s · B · M(α) · A is
+never built while the model runs. A row whose core is zero is a row of the plain model.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.errors import InputError, PreferenceError
+from parm_mlx.kernels.lowrank import lowrank_update
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.core import CORES, uniform
 from parm_mlx.pblora.targets import linear_dims
 
-
-class Conditioning(Protocol):
-    """What a forward pass runs under: it gives every layer its update."""
-
-    def add_update(self, layer: "PBLoRALinear", x: mx.array, y: mx.array) -> mx.array:
-        """Adds s · B · M(α) · A · x for x (B, L, in) to y (B, L, out)."""
-        ...
+Shape = tuple[int, ...]
 
 
-_active: ContextVar[Conditioning | None] = ContextVar("parm_mlx_conditioning", default=None)
+def core_shapes(config: PBLoRAConfig) -> dict[str, Shape]:
+    """Returns the shapes of the tensors that M(α) is made of, by name."""
+    match config.kind:
+        case "pblora":
+            return {"w1": (config.r1, config.r1), "w2": (config.k, config.r2**2)}
+        case "lora":
+            return {}
+        case "svd-lora":
+            return {"sigma": (config.r1,), "factor": (1,)}
 
 
-@contextmanager
-def conditioned(conditioning: Conditioning) -> Iterator[None]:
-    """Runs the forward passes inside the block under one conditioning; nests, and is private to its thread."""
-    token = _active.set(conditioning)
-    try:
-        yield
-    finally:
-        _active.reset(token)
-
-
-class Unconditioned:
-    """The plain model: no layer has an update."""
-
-    def add_update(self, layer: "PBLoRALinear", x: mx.array, y: mx.array) -> mx.array:
-        """Returns y."""
-        return y
-
-
-class Preferences:
-    """Conditioning on α that stays differentiable in all tensors of the adapter.
+def core_matrix(tensors: Mapping[str, mx.array], config: PBLoRAConfig, alpha: mx.array) -> mx.array:
+    """Computes M(α).
 
     Args:
-        alpha: (k,) for all rows, or (B, k) with one preference vector per row.
+        tensors: The tensors of :func:`core_shapes`; leading axes stand for several layers.
+        config: The adapter's settings.
+        alpha: (B, k).
+
+    Returns:
+        (…, B, r1 + r2, r1 + r2).
     """
+    match config.kind:
+        case "pblora":
+            w2 = alpha.astype(tensors["w2"].dtype) @ tensors["w2"]
+            return _block_diagonal(tensors["w1"][..., None, :, :], w2.reshape(*w2.shape[:-1], config.r2, config.r2))
+        case "lora":
+            return mx.broadcast_to(mx.eye(config.r1), (alpha.shape[0], config.r1, config.r1))
+        case "svd-lora":
+            sigma, factor = tensors["sigma"][..., None, :], tensors["factor"][..., None, :]
+            scaled = factor * alpha.astype(factor.dtype)
+            diagonal = mx.concatenate([mx.broadcast_to(sigma, (*scaled.shape[:-1], config.r1)), scaled], axis=-1)
+            return diagonal[..., None, :] * mx.eye(config.rank, dtype=diagonal.dtype)
 
-    def __init__(self, alpha: mx.array) -> None:
-        self.alpha = alpha if alpha.ndim == 2 else alpha[None]
 
-    def add_update(self, layer: "PBLoRALinear", x: mx.array, y: mx.array) -> mx.array:
-        """Adds s · B · M(α) · A · x to y; in training with dropout on x."""
-        z = layer.dropout(x).astype(layer.a.dtype) @ layer.a.T
-        return y + self.update(layer, z).astype(y.dtype)
+def _block_diagonal(upper: mx.array, lower: mx.array) -> mx.array:
+    """(…, m, m) and (…, n, n) to (…, m + n, m + n); the leading axes of ``upper`` may be 1."""
+    batch, m, n = lower.shape[:-2], upper.shape[-1], lower.shape[-1]
+    left = mx.pad(mx.broadcast_to(upper, (*batch, m, m)), [(0, 0)] * len(batch) + [(0, 0), (0, n)])
+    return mx.concatenate([left, mx.pad(lower, [(0, 0)] * len(batch) + [(0, 0), (m, 0)])], axis=-2)
 
-    def update(self, layer: "PBLoRALinear", z: mx.array) -> mx.array:
-        """Maps z = A x to s · B · M(α) · z."""
-        z = z @ layer.core(self.alpha).swapaxes(-1, -2)
-        update: mx.array = layer.scale * (z @ layer.b.T)
-        return update
+
+def tensor_shapes(linear: nn.Module, config: PBLoRAConfig) -> dict[str, Shape]:
+    """Returns the shapes of A, B and the tensors of the core for a linear layer."""
+    out_dims, in_dims = linear_dims(linear)
+    return {"a": (config.rank, in_dims), "b": (out_dims, config.rank), **core_shapes(config)}
+
+
+def _initial(name: str, shape: Shape) -> mx.array:
+    """A, W1 and W2 are uniform in ± 1/√(length of their rows); B is zero, σ and c are one."""
+    match name:
+        case "b":
+            return mx.zeros(shape)
+        case "sigma" | "factor":
+            return mx.ones(shape)
+    if 0 in shape:
+        return mx.zeros(shape)
+    return mx.random.uniform(-1 / math.sqrt(shape[1]), 1 / math.sqrt(shape[1]), shape)
 
 
 class PBLoRALinear(nn.Module):
@@ -78,9 +95,9 @@ class PBLoRALinear(nn.Module):
 
     Args:
         linear: The frozen layer.
-        config: Kind of adapter, ranks, scale, dropout, number of objectives.
+        config: The adapter's settings: kind, ranks, scale, dropout, objectives.
         index: Position among the adapted layers of its model.
-        reads: Layers that read the same input have the same value here; None where that is not known.
+        reads: The same value for layers that read the same input; None where that is not known.
     """
 
     def __init__(
@@ -90,48 +107,40 @@ class PBLoRALinear(nn.Module):
         self.linear = linear
         self.index = index
         self.reads = reads
-        self.scale = config.scale
-        self.r1, self.r2 = config.r1, config.r2
         self.dropout = nn.Dropout(p=config.dropout)
-        self._config = config
+        self.config = config
         shapes = tensor_shapes(linear, config)
         self._tensors = frozenset(shapes)
-        self.a, self.b = uniform(shapes["a"], shapes["a"][1]), mx.zeros(shapes["b"])
-        for name in CORES[config.kind].shapes(config):
-            self[name] = CORES[config.kind].start(shapes[name])
-
-    @property
-    def config(self) -> PBLoRAConfig:
-        """The adapter's settings."""
-        return self._config
+        for name, shape in shapes.items():
+            self[name] = _initial(name, shape)
 
     @property
     def tensors(self) -> list[str]:
-        """Names of the tensors of the adapter: a, b and what the core is made of."""
+        """Names of the tensors of the adapter: a, b and those of the core."""
         return sorted(self._tensors)
 
+    def __call__(self, x: mx.array) -> mx.array:
+        """Computes W x + s · B · M · A · x for x (B, L, in), under the conditioning of the running pass."""
+        conditioning = _active.get()
+        if conditioning is None:
+            raise PreferenceError("a model with a PARM adapter was run without a preference vector")
+        return conditioning.add_update(self, x, self.linear(x))
+
     def core(self, alpha: mx.array) -> mx.array:
-        """M(α).
-
-        Args:
-            alpha: (B, k).
-
-        Returns:
-            (B, r1 + r2, r1 + r2).
-        """
-        return CORES[self._config.kind].matrix(self, self._config, alpha)
+        """M(α) for α (B, k): (B, r1 + r2, r1 + r2)."""
+        return core_matrix(self, self.config, alpha)
 
     def delta(self, alpha: mx.array) -> mx.array:
-        """ΔW(α) = s · B · M(α) · A, for one α (k,): (out, in). For inspection and fusing only."""
-        delta: mx.array = self.scale * (self.b @ self.core(alpha[None])[0] @ self.a)
+        """ΔW(α) = s · B · M(α) · A for one α (k,): (out, in). For inspection and fusing only."""
+        delta: mx.array = self.config.scale * (self.b @ self.core(alpha[None])[0] @ self.a)
         return delta
 
     def fuse(self, alpha: mx.array, dequantize: bool = False) -> nn.Linear:
-        """The plain linear layer with weight W + ΔW(α).
+        """Returns the plain linear layer with weight W + ΔW(α).
 
         Args:
             alpha: (k,).
-            dequantize: Allow a quantised layer, which then becomes a plain one. Quantising the sum again would swallow
+            dequantize: Allow a quantised layer, which becomes a plain one. Quantising the sum again would swallow
                 updates smaller than a quantisation step, so that is not offered.
 
         Raises:
@@ -144,20 +153,6 @@ class PBLoRALinear(nn.Module):
         if "bias" in self.linear:
             fused.bias = self.linear.bias
         return fused
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Computes W x + s · B · M · A · x for x (B, L, in), under the conditioning of the running pass."""
-        conditioning = _active.get()
-        if conditioning is None:
-            raise PreferenceError("a model with a PARM adapter was run without a preference vector")
-        y: mx.array = self.linear(x)
-        return conditioning.add_update(self, x, y)
-
-
-def tensor_shapes(linear: nn.Module, config: PBLoRAConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of A, B and the tensors of the core for a linear layer."""
-    out_dims, in_dims = linear_dims(linear)
-    return {"a": (config.rank, in_dims), "b": (out_dims, config.rank), **CORES[config.kind].shapes(config)}
 
 
 def _plain_weight(linear: nn.Module, dequantize: bool) -> mx.array:
@@ -177,3 +172,55 @@ def _plain_weight(linear: nn.Module, dequantize: bool) -> mx.array:
         bits=linear.bits,
         mode=linear.mode,
     )
+
+
+class Conditioning:
+    """What a forward pass runs under: it gives every layer its update."""
+
+    def begin(self) -> "Conditioning":
+        """Returns the conditioning of one forward pass: a copy if it keeps state during a pass."""
+        return self
+
+    def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
+        """Adds s · B · M(α) · A · x for x (B, L, in) to y (B, L, out)."""
+        raise NotImplementedError
+
+
+class Unconditioned(Conditioning):
+    """The plain model: no layer has an update."""
+
+    def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
+        """Returns y."""
+        return y
+
+
+class Preferences(Conditioning):
+    """Conditioning on α that stays differentiable in all tensors of the adapter.
+
+    Args:
+        alpha: (k,) for all rows; or (n, k), where row i of the input has preference vector i mod n.
+    """
+
+    def __init__(self, alpha: mx.array) -> None:
+        self.alpha = alpha if alpha.ndim == 2 else alpha[None]
+
+    def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
+        """Adds s · B · M(α) · A · x to y; in training with dropout on x."""
+        core = layer.config.scale * layer.core(self.alpha).swapaxes(-1, -2)
+        if core.shape[0] > 1:
+            core = mx.tile(core, (x.shape[0] // core.shape[0], 1, 1))
+        return lowrank_update(y, layer.dropout(x), layer.a, core, layer.b)
+
+
+# mlx-lm's models call their layers with x alone, so what a pass runs under reaches them through the context.
+_active: ContextVar[Conditioning | None] = ContextVar("parm_mlx_conditioning", default=None)
+
+
+@contextmanager
+def conditioned(conditioning: Conditioning) -> Iterator[None]:
+    """Runs the forward pass inside the block under a conditioning; nests, and is private to its thread."""
+    token = _active.set(conditioning.begin())
+    try:
+        yield
+    finally:
+        _active.reset(token)

@@ -1,4 +1,4 @@
-"""Which linear layers an adapter sits on: by name suffix, in any mlx-lm model."""
+"""The linear layers that an adapter is attached to: found by name suffix, in any mlx-lm model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class Target:
 
     @property
     def reads(self) -> tuple[object, ...] | None:
-        """The same for layers of one block that usually read one input."""
+        """Equal for layers of one block that usually read one input."""
         parent, _, own = self.path.rpartition(".")
         return next(((self.number, parent, names) for names in SHARED_INPUTS if own in names), None)
 
 
 def linear_dims(linear: nn.Module) -> tuple[int, int]:
-    """(out, in) of a plain or quantised linear layer."""
+    """Returns (out, in) of a plain or quantised linear layer."""
     out_dims, in_dims = linear.weight.shape
     if isinstance(linear, nn.QuantizedLinear):
         in_dims = in_dims * 32 // linear.bits
@@ -88,7 +88,7 @@ def check_rank(config: PBLoRAConfig, targets: Sequence[Target]) -> None:
     """Checks that no layer is smaller than the rank of its adapter, which would be more than a full update.
 
     Raises:
-        AdapterError: One is; it is named.
+        AdapterError: Names the smallest layer.
     """
     smallest = min(targets, key=lambda target: min(linear_dims(target.linear)))
     out_dims, in_dims = linear_dims(smallest.linear)
@@ -101,7 +101,7 @@ def check_rank(config: PBLoRAConfig, targets: Sequence[Target]) -> None:
 
 
 def default_targets(model: nn.Module) -> tuple[str, ...]:
-    """Query, key and value projections, or the fused projection in families that have one.
+    """Returns the query, key and value projections, or the fused projection in families that have one.
 
     Raises:
         AdapterError: The family names its attention otherwise; the candidates are listed.
@@ -114,5 +114,5 @@ def default_targets(model: nn.Module) -> tuple[str, ...]:
     for fused in FUSED_ATTENTION:
         if fused in names:
             return (fused,)
-    find_targets(model, DEFAULT_TARGETS)
+    find_targets(model, DEFAULT_TARGETS)  # raises, and lists the candidates
     return DEFAULT_TARGETS

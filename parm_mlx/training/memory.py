@@ -7,8 +7,9 @@ import mlx.core as mx
 from parm_mlx.data.tokenize import TokenPair
 from parm_mlx.errors import RunError
 from parm_mlx.files import resolve
+from parm_mlx.fingerprint import safetensors_header
 from parm_mlx.machine import usable_memory
-from parm_mlx.mlxlm import config_rows, safetensors_header, weight_files
+from parm_mlx.mlxlm import config_rows, weight_files
 from parm_mlx.training.batching import longest_batch
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.progress import Progress

@@ -17,30 +17,13 @@ import numpy as np
 from parm_mlx.data.tokenize import TokenPair, TokenRow
 from parm_mlx.kernels.logprob import logprobs_and_residual
 from parm_mlx.mlxlm import Layer, PrefixCache, attention_windows, trunk_and_output_layer
-from parm_mlx.pblora.layer import PBLoRALinear, Preferences, conditioned
+from parm_mlx.pblora.layer import Preferences, conditioned
 from parm_mlx.training.batching import Batch
 from parm_mlx.training.loss import token_logprobs
 from parm_mlx.training.packing import PackedBatch, pack_rows, pack_shared
 
 CHUNK = 128
 Trunk = Callable[..., mx.array]
-
-
-class PairPreferences(Preferences):
-    """Conditioning on one α per pair, for rows that are the pairs (B), or both sequences of each (2B).
-
-    Args:
-        alpha: (k,) for all, or (B, k).
-    """
-
-    def update(self, layer: PBLoRALinear, z: mx.array) -> mx.array:
-        """Maps z = A x (B or 2B, L, r1 + r2) to s · B · M(α) · z."""
-        pairs, rows = self.alpha.shape[0], z.shape[0]
-        if pairs in (rows, 1):
-            return super().update(layer, z)
-        z = z.reshape(-1, pairs, *z.shape[1:]) @ layer.core(self.alpha).swapaxes(-1, -2)
-        update: mx.array = layer.scale * (z.reshape(rows, *z.shape[2:]) @ layer.b.T)
-        return update
 
 
 class ResponseScorer:
@@ -71,7 +54,7 @@ class ResponseScorer:
 
         A backward pass that computes layers again needs it as much as the forward pass.
         """
-        return conditioned(PairPreferences(alpha))
+        return conditioned(Preferences(alpha))
 
     def __call__(self, batch: Batch, alpha: mx.array) -> mx.array:
         """Σ_t log π_θ(α)(y_t | x, y_<t) of every response, its end of sequence included.

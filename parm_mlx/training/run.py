@@ -23,8 +23,8 @@ from parm_mlx.mlxlm import TokenizerWrapper, embedding_rows
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
 from parm_mlx.pblora.adapter import attach, read_adapter, read_config
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.matching import matched, trainable_numbers
 from parm_mlx.pblora.targets import check_rank, default_targets, find_targets
+from parm_mlx.pblora.transform import matched, trainable_numbers
 from parm_mlx.training import memory
 from parm_mlx.training.batching import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import (

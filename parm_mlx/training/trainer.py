@@ -25,7 +25,7 @@ from parm_mlx.pblora.adapter import (
     set_adapter_tensors,
 )
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.extend import extend_objectives
+from parm_mlx.pblora.transform import extend_objectives
 from parm_mlx.preference import sample_dirichlet
 from parm_mlx.training.batching import Batch, TrainingBatches
 from parm_mlx.training.checkpoint import (

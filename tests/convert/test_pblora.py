@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from parm_mlx.convert.detect import detect
 from parm_mlx.convert.pblora import read_pblora, write_pblora
 from parm_mlx.convert.run import Request, convert
-from parm_mlx.errors import AdapterError, PreferenceError
+from parm_mlx.errors import AdapterError, InputError, PreferenceError
 from parm_mlx.pblora.adapter import Tensors, read_adapter
 from parm_mlx.pblora.config import PBLoRAConfig
 
@@ -78,6 +78,28 @@ def test_an_adapter_trained_here_gets_a_config_with_the_official_settings(offici
         "target_modules": ["q_proj", "k_proj", "v_proj"],
     }
     assert content == official_settings | expected
+
+
+def test_a_chat_template_is_recorded(official: Path, tmp_path: Path) -> None:
+    convert(Request(str(official / "parm_k2"), tmp_path / "ours", chat_template="beaver"), print)
+    assert read_adapter(tmp_path / "ours")[0].chat_template == "beaver"
+    assert read(official / "parm_k2")[0].chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "reason"),
+    [
+        ("parm_k2", {"chat_template": "beavers"}, "beavers"),
+        ("arm_base", {"chat_template": "beaver"}, "--chat-template cannot be used here"),
+        ("parm", {"chat_template": "beaver", "to_peft": True}, "--chat-template cannot be used with --to peft"),
+    ],
+)
+def test_a_chat_template_that_has_no_place_is_refused(
+    official: Path, official_parm: Path, tmp_path: Path, source: str, options: dict[str, Any], reason: str
+) -> None:
+    path = official_parm if source == "parm" else official / source
+    with pytest.raises(InputError, match=reason):
+        convert(Request(str(path), tmp_path / "out", **options), print)
 
 
 def test_objectives_are_numbered_when_nobody_names_them(official: Path) -> None:

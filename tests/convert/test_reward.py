@@ -10,8 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from parm_mlx.convert.detect import detect
-from parm_mlx.convert.model import Quantization
-from parm_mlx.convert.reward import convert_reward_model
+from parm_mlx.convert.model import Quantization, convert_model
 from parm_mlx.convert.run import Request, convert
 from parm_mlx.errors import InputError, ModelError
 from parm_mlx.mlxlm import load_backbone, load_weights_and_tokenizer
@@ -21,7 +20,7 @@ Copy = Callable[..., Path]
 
 def run(source: Path, out: Path, **options: Any) -> list[str]:
     notes: list[str] = []
-    convert_reward_model(detect(source), out, **{"name": str(source), "say": notes.append, **options})
+    convert_model(detect(source, options.pop("name", None)), out, **{"say": notes.append, **options})
     return notes
 
 

@@ -10,10 +10,10 @@ from parm_mlx.diagnostics.doctor import check_all_kernels, judge_kernel
 from parm_mlx.errors import ConfigError
 from parm_mlx.kernels import launcher
 from parm_mlx.kernels.check import Verdict
-from parm_mlx.kernels.record import read_record, record_path
+from parm_mlx.kernels.launcher import read_record, record_path
 
 GOOD = [
-    Verdict("mix", "float32", "1 row", 1e-7, 1e-5, 1.5, typical=True),
+    Verdict("combine", "float32", "1 row", 1e-7, 1e-5, 1.5, typical=True),
     Verdict("lowrank", "float32", "small", 3e-7, 1e-5, 0.5),
     Verdict("lowrank", "float32", "large", 2e-7, 1e-5, 1.5, typical=True),
     Verdict("lowrank", "float32", "large, gradient", 2e-7, 1e-5, 2.0, typical=True),
@@ -51,38 +51,38 @@ def test_where_kernels_do_not_run_nothing_is_checked_or_saved(
 
 
 def test_each_kernel_has_a_line_and_those_that_pass_go_on_record(metal: list[Verdict]) -> None:
-    lowrank, mix = check_all_kernels()
-    assert (lowrank.name, lowrank.status, mix.name) == ("kernel lowrank", "ok", "kernel mix")
+    combine, lowrank = check_all_kernels()
+    assert (lowrank.name, lowrank.status, combine.name) == ("kernel lowrank", "ok", "kernel combine")
     assert lowrank.found == (
         "float16 error 4e-04, 2.0 times its twin's speed; float32 error 3e-07, 1.8 times its twin's speed"
     )
-    assert read_record() == {("lowrank", "float16"), ("lowrank", "float32"), ("mix", "float32")}
-    assert launcher.runs("mix", mx.float32), "the process that has checked uses the kernels, too"
+    assert read_record() == {("lowrank", "float16"), ("lowrank", "float32"), ("combine", "float32")}
+    assert launcher.runs("combine", mx.float32), "the process that has checked uses the kernels, too"
     assert not launcher.runs("logprob", mx.float32)
 
 
 def test_a_kernel_that_is_right_and_slow_is_not_used(metal: list[Verdict]) -> None:
-    metal[0] = Verdict("mix", "float32", "1 row", 1e-7, 1e-5, 0.8, typical=True)
-    _, mix = check_all_kernels()
-    assert mix.found == "float32 error 1e-07, 0.8 times its twin's speed, so it is not used"
-    assert mix.status == "ok", "nothing is wrong: plain operations run in its place"
-    assert not launcher.runs("mix", mx.float32)
+    metal[0] = Verdict("combine", "float32", "1 row", 1e-7, 1e-5, 0.8, typical=True)
+    combine, _ = check_all_kernels()
+    assert combine.found == "float32 error 1e-07, 0.8 times its twin's speed, so it is not used"
+    assert combine.status == "ok", "nothing is wrong: plain operations run in its place"
+    assert not launcher.runs("combine", mx.float32)
 
 
 def test_a_kernel_that_is_wrong_is_named_and_not_on_record(metal: list[Verdict]) -> None:
     metal.append(Verdict("lowrank", "float16", "odd", 0.25, 5e-4, 3.0))
-    metal.append(Verdict("mix", "bfloat16", "1 row", float("inf"), 4e-3, None, "it does not compile"))
-    lowrank, mix = check_all_kernels()
+    metal.append(Verdict("combine", "bfloat16", "1 row", float("inf"), 4e-3, None, "it does not compile"))
+    combine, lowrank = check_all_kernels()
     assert (lowrank.status, lowrank.found) == ("failed", "float16, odd: error 2.5e-01, and 5.0e-04 is allowed")
-    assert (mix.status, mix.found) == ("failed", "bfloat16, 1 row: it does not compile")
+    assert (combine.status, combine.found) == ("failed", "bfloat16, 1 row: it does not compile")
     assert lowrank.hint is not None
-    assert read_record() == {("lowrank", "float32"), ("mix", "float32")}
-    cases = json.loads(json.dumps(mix.to_dict(), allow_nan=False))["data"]["cases"]
+    assert read_record() == {("lowrank", "float32"), ("combine", "float32")}
+    cases = json.loads(json.dumps(combine.to_dict(), allow_nan=False))["data"]["cases"]
     assert [(case["passed"], case["error"]) for case in cases] == [(False, None), (True, 1e-7)]
 
 
 def test_kernels_that_were_not_timed_show_no_speed() -> None:
-    check = judge_kernel("mix", [Verdict("mix", "float32", "1 row", 1e-7, 1e-5)])
+    check = judge_kernel("combine", [Verdict("combine", "float32", "1 row", 1e-7, 1e-5)])
     assert check.found == "float32 error 1e-07"
 
 
@@ -92,8 +92,8 @@ def test_a_broken_record_is_replaced_where_kernels_run(metal: list[Verdict], own
     own_record.write_bytes(content.encode("latin-1"))
     *_, record = check_all_kernels()
     assert (record.name, record.status) == ("record", "warning")
-    assert ("mix", "float32") in read_record()
-    assert [check.name for check in check_all_kernels()] == ["kernel lowrank", "kernel mix"]
+    assert ("combine", "float32") in read_record()
+    assert [check.name for check in check_all_kernels()] == ["kernel combine", "kernel lowrank"]
 
 
 def test_a_record_of_another_machine_is_not_broken(own_record: Path) -> None:

@@ -23,7 +23,7 @@ from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting, Speculation, Track
 from parm_mlx.mlxlm import can_batch
-from parm_mlx.pblora.fuse import fuse_model
+from parm_mlx.pblora.transform import fuse_model
 
 PLAIN = [("llama", None), ("llama", 4), ("qwen2", None), ("gemma", None), ("phi3", None)]
 PLAIN += [("gpt_neox", None), ("gpt2", None), ("mixtral", None)]

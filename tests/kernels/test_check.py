@@ -5,6 +5,8 @@ from parm_mlx.errors import RunError
 from parm_mlx.kernels import launcher
 from parm_mlx.kernels.check import Case, Verdict, all_cases, check_kernels, passed
 
+KERNELS = ("lowrank", "logprob", "combine")
+
 
 def case(launch: object = None, dtype: mx.Dtype = mx.float32) -> Case:
     """A kernel that should double its numbers: 0, 1/2 and 100."""
@@ -62,8 +64,8 @@ def test_a_kernel_passes_if_all_its_cases_do() -> None:
     def verdict(kernel: str, dtype: str, error: float) -> Verdict:
         return Verdict(kernel, dtype, "", error, 1e-5)
 
-    verdicts = [verdict("mix", "float32", 0), verdict("mix", "float32", 1), verdict("mix", "float16", 0)]
-    assert passed(verdicts) == {("mix", "float16")}
+    verdicts = [verdict("combine", "float32", 0), verdict("combine", "float32", 1), verdict("combine", "float16", 0)]
+    assert passed(verdicts) == {("combine", "float16")}
     assert passed([]) == set()
 
 
@@ -71,12 +73,12 @@ def test_a_kernel_that_is_slower_where_it_matters_does_not_go_on_record() -> Non
     """The median over the typical cases counts: 0.5 of (0.4, 0.5, 3), 2 of (0.4, 2, 3); others do not."""
 
     def timed(*ratios: float, typical: bool = True) -> list[Verdict]:
-        return [Verdict("mix", "float32", "", 0, 1e-5, ratio, typical=typical) for ratio in ratios]
+        return [Verdict("combine", "float32", "", 0, 1e-5, ratio, typical=typical) for ratio in ratios]
 
     assert passed(timed(0.4, 0.5, 3)) == set()
-    assert passed(timed(0.4, 2, 3)) == {("mix", "float32")}
-    assert passed(timed(0.4, 0.5, typical=False)) == {("mix", "float32")}
-    assert {case.kernel for case in all_cases() if case.typical} == {"lowrank", "logprob", "mix"}
+    assert passed(timed(0.4, 2, 3)) == {("combine", "float32")}
+    assert passed(timed(0.4, 0.5, typical=False)) == {("combine", "float32")}
+    assert {case.kernel for case in all_cases() if case.typical} == set(KERNELS)
 
 
 def test_without_metal_there_is_nothing_to_check_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +96,7 @@ def test_where_metal_is_kernel_and_twin_are_timed(metal: None) -> None:
 
 def test_every_kernel_is_checked_in_every_dtype() -> None:
     found = {(case.kernel, launcher.DTYPES[case.dtype]) for case in all_cases(typical=False)}
-    assert found == {(kernel, name) for kernel in ("lowrank", "logprob", "mix") for name in launcher.DTYPES.values()}
+    assert found == {(kernel, name) for kernel in KERNELS for name in launcher.DTYPES.values()}
 
 
 @pytest.mark.skipif(not launcher.available(), reason="needs a Mac, and PARM_MLX_TEST_DEVICE=gpu")

@@ -1,20 +1,21 @@
+from math import log
+
 import mlx.core as mx
 import pytest
 
 from parm_mlx.errors import ConfigError
 from parm_mlx.kernels import launcher
-from parm_mlx.kernels.launcher import runs
+from parm_mlx.kernels.combine import combine_logits
+from parm_mlx.kernels.launcher import runs, save_record
 from parm_mlx.kernels.logprob import target_logprobs
 from parm_mlx.kernels.lowrank import lowrank_update
-from parm_mlx.kernels.mix import guided_logprobs
-from parm_mlx.kernels.record import save_record
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
 CALLS = {
     "lowrank": lambda: lowrank_update(*map(mx.ones, ((1, 1, 4), (1, 1, 4), (2, 4), (1, 2, 2), (4, 2)))),
     "logprob": lambda: target_logprobs(mx.ones((1, 4)), mx.array([0])),
-    "mix": lambda: guided_logprobs(mx.ones((1, 4)), mx.ones((1, 4)), 1.0),
+    "combine": lambda: combine_logits(mx.ones((1, 4)), mx.ones((1, 4)), 1.0),
 }
 
 
@@ -26,15 +27,15 @@ def set_mode(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
 def test_nothing_runs_without_metal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even what has passed: the record may be that of a GPU that is not in use now."""
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    save_record([("mix", "float32")])
-    assert not runs("mix", mx.float32)
+    save_record([("combine", "float32")])
+    assert not runs("combine", mx.float32)
 
 
 def test_auto_runs_what_has_passed(metal: None) -> None:
-    save_record([("mix", "float32"), ("lowrank", "bfloat16")])
-    assert runs("mix", mx.float32)
+    save_record([("combine", "float32"), ("lowrank", "bfloat16")])
+    assert runs("combine", mx.float32)
     assert runs("lowrank", mx.bfloat16)
-    assert not runs("mix", mx.bfloat16)
+    assert not runs("combine", mx.bfloat16)
     assert not runs("logprob", mx.float32)
 
 
@@ -42,24 +43,24 @@ def test_auto_runs_nothing_without_a_record(metal: None) -> None:
     assert not any(runs(kernel, dtype) for kernel in CALLS for dtype in launcher.DTYPES)
 
 
-def test_a_new_record_counts_once_it_is_asked_for_anew(metal: None) -> None:
-    assert not runs("mix", mx.float32)
-    save_record([("mix", "float32")])
-    assert not runs("mix", mx.float32)
+def test_a_new_record_counts_once_it_is_asked_for_again(metal: None) -> None:
+    assert not runs("combine", mx.float32)
+    save_record([("combine", "float32")])
+    assert not runs("combine", mx.float32)
     launcher.forget()
-    assert runs("mix", mx.float32)
+    assert runs("combine", mx.float32)
 
 
 def test_on_runs_what_has_not_been_checked(metal: None, monkeypatch: pytest.MonkeyPatch) -> None:
     set_mode(monkeypatch, "on")
-    assert runs("mix", mx.bfloat16)
-    assert not runs("mix", mx.float64), "there is no kernel for it"
+    assert runs("combine", mx.bfloat16)
+    assert not runs("combine", mx.float64), "there is no kernel for it"
 
 
 def test_off_runs_nothing(metal: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_record([("mix", "float32")])
+    save_record([("combine", "float32")])
     set_mode(monkeypatch, "off")
-    assert not runs("mix", mx.float32)
+    assert not runs("combine", mx.float32)
 
 
 @pytest.mark.parametrize("kernel", CALLS)
@@ -67,9 +68,10 @@ def test_off_runs_nothing(metal: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_twin_answers_where_no_kernel_runs(
     mode: str, kernel: str, metal: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A launch would fail here, where only the launcher believes in Metal."""
+    """On ones: 1 + 16 of two ranks of 8 each; one of four tokens; 1 + 1. A launch would fail without Metal."""
     set_mode(monkeypatch, mode)
-    mx.eval(CALLS[kernel]())
+    expected = {"lowrank": 17, "logprob": -log(4), "combine": 2}[kernel]
+    assert CALLS[kernel]().flatten()[0].item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kernel", CALLS)
@@ -88,7 +90,7 @@ def test_on_where_mlx_computes_on_the_cpu_is_another(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
     set_mode(monkeypatch, "on")
     with pytest.raises(ConfigError, match="PARM_MLX_KERNELS=on, but MLX computes on the CPU"):
-        runs("mix", mx.float32)
+        runs("combine", mx.float32)
 
 
 @pytest.mark.parametrize("value", ["", "yes", "ON", "1"])

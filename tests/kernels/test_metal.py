@@ -13,8 +13,8 @@ import mlx.core as mx
 import pytest
 from metal.emulator import HAVE_COMPILER, EmulatorError, address_space_problems, run
 
-from parm_mlx.kernels import launcher, source
-from parm_mlx.kernels.check import Case, all_cases, check_kernels, logprob_cases, lowrank_cases, mix_case
+from parm_mlx.kernels import launcher
+from parm_mlx.kernels.check import Case, all_cases, check_kernels, combine_case, logprob_cases, lowrank_cases
 
 pytestmark = pytest.mark.skipif(not HAVE_COMPILER, reason="the emulator needs g++ on Linux")
 
@@ -46,10 +46,10 @@ def logprob() -> Iterator[Case]:
             yield from logprob_cases(dtype, rows, vocabulary)
 
 
-def mix() -> Iterator[Case]:
+def combine() -> Iterator[Case]:
     for dtype, _ in DTYPES:
         for sizes in PAIRS:
-            yield mix_case(dtype, *sizes)
+            yield combine_case(dtype, *sizes)
 
 
 def large(kernel: str) -> Case:
@@ -59,13 +59,13 @@ def large(kernel: str) -> Case:
         return case
     if kernel == "lowrank_cores":
         return next(lowrank_cases(mx.float32, 2, 2, 1031, 1034, 3))
-    if kernel == "mix":
-        return mix_case(mx.float32, 2, 9001, 9002)
+    if kernel == "combine":
+        return combine_case(mx.float32, 2, 9001, 9002)
     value, slope = logprob_cases(mx.float32, 2, 9001)
     return value if kernel == "logprob" else slope
 
 
-@pytest.mark.parametrize("case", named(chain(all_cases(typical=False), lowrank(), logprob(), mix())))
+@pytest.mark.parametrize("case", named(chain(all_cases(typical=False), lowrank(), logprob(), combine())))
 def test_the_kernel_is_its_twin(case: Case) -> None:
     for schedule, round_up in RUNS:
         (verdict,) = check_kernels([case], execute=partial(run, schedule=schedule, round_up=round_up))
@@ -78,7 +78,7 @@ def test_the_kernel_is_its_twin(case: Case) -> None:
         *named(case for dtype, _ in DTYPES for case in lowrank_cases(dtype, 1, 1, 1, 1, 1)),
         *named(case for dtype, _ in DTYPES for case in lowrank_cases(dtype, 3, 2, 33, 31, 4)),
         *named(case for dtype, _ in DTYPES for sizes in ((1, 1), (9, 33)) for case in logprob_cases(dtype, *sizes)),
-        *named(mix_case(dtype, *sizes) for dtype, _ in DTYPES for sizes in ((1, 1, 1), (2, 33, 31))),
+        *named(combine_case(dtype, *sizes) for dtype, _ in DTYPES for sizes in ((1, 1, 1), (2, 33, 31))),
     ],
 )
 def test_pointers_have_their_address_spaces(case: Case) -> None:
@@ -104,10 +104,10 @@ FAULTS = [
     ("logprob", "logprob", "z[targets[row]]", "logits[targets[row]]"),
     ("logprob_grad", "logprob_grad", "metal::min(start + STRIP, V)", "start + STRIP"),
     ("logprob_grad", "logprob_grad", "i == target ?", "i == start ?"),
-    ("mix", "softmax", BARRIER, "\n"),
-    ("mix", "mix", "i < V ?", "i <= V ?"),
-    ("mix", "mix", "guide + row * GUIDE_V", "guide + row * V"),
-    ("mix", "mix", "i += THREADS) {", "i += 2 * THREADS) {"),
+    ("combine", "softmax", BARRIER, "\n"),
+    ("combine", "combine", "i < V ?", "i <= V ?"),
+    ("combine", "combine", "guide + row * GUIDE_V", "guide + row * V"),
+    ("combine", "combine", "i += THREADS) {", "i += 2 * THREADS) {"),
 ]
 
 
@@ -118,18 +118,18 @@ def test_a_fault_in_the_text_is_found(
     """The tests above fail where a barrier, a bound or a factor is missing; without the fault they pass."""
 
     def verdict() -> bool:
-        source.load.cache_clear()
+        launcher.load.cache_clear()
         try:
             return check_kernels([large(kernel)], execute=run)[0].passed
         except EmulatorError:
             return False
 
-    genuine = source.text
+    genuine = launcher.text
     assert genuine(text).count(right) == 1
     assert verdict()
     monkeypatch.setattr(
-        source, "text", lambda name: genuine(name).replace(right, wrong) if name == text else genuine(name)
+        launcher, "text", lambda name: genuine(name).replace(right, wrong) if name == text else genuine(name)
     )
     assert not verdict()
     monkeypatch.undo()
-    source.load.cache_clear()
+    launcher.load.cache_clear()

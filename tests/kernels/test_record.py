@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from parm_mlx.errors import RunError
-from parm_mlx.kernels import record, source
-from parm_mlx.kernels.record import circumstances, read_record, record_path, save_record
+from parm_mlx.kernels import launcher
+from parm_mlx.kernels.launcher import circumstances, read_record, record_path, save_record
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
-PASSED = {("mix", "float32"), ("lowrank", "bfloat16")}
+PASSED = {("combine", "float32"), ("lowrank", "bfloat16")}
 
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_the_default_folder_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("what", ["device", "system", "mlx", "kernels"])
 def test_a_record_of_other_circumstances_is_ignored(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     save_record(PASSED)
-    monkeypatch.setattr(record, "circumstances", lambda: circumstances() | {what: "another"})
+    monkeypatch.setattr(launcher, "circumstances", lambda: circumstances() | {what: "another"})
     assert read_record() == set()
 
 
@@ -53,7 +53,9 @@ def test_a_broken_file_is_ignored(text: bytes) -> None:
     assert read_record() == set()
 
 
-@pytest.mark.parametrize("passed", [None, 1, "mix", ["mix"], [["mix"]], [["mix", "float32", 1]], {"mix": "float32"}])
+@pytest.mark.parametrize(
+    "passed", [None, 1, "combine", ["combine"], [["combine"]], [["combine", "float32", 1]], {"combine": "float32"}]
+)
 def test_so_is_one_whose_list_is_no_list_of_pairs(passed: Any) -> None:
     record_path().parent.mkdir(parents=True)
     record_path().write_text(json.dumps({"made with": circumstances(), "passed": passed}))
@@ -68,14 +70,14 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(monkeypatch: pytest.M
     assert read_record() == set()
 
 
-@pytest.mark.parametrize("name", ["mix.metal", "mix.py"])
+@pytest.mark.parametrize("name", ["combine.metal", "combine.py"])
 def test_another_text_is_another_fingerprint(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for path in source._FOLDER.iterdir():
+    for path in launcher._FOLDER.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(source, "_FOLDER", tmp_path)
-    fingerprint = source.fingerprint.__wrapped__
+    monkeypatch.setattr(launcher, "_FOLDER", tmp_path)
+    fingerprint = launcher.fingerprint.__wrapped__
     before = fingerprint()
-    assert before == source.fingerprint()
+    assert before == launcher.fingerprint()
     (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
     assert fingerprint() != before

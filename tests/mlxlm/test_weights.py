@@ -265,3 +265,10 @@ def test_loaded_models_are_of_mlx_lm_itself(write_model: Write) -> None:
     model, _ = load_weights_and_tokenizer(write_model("m"))
     assert type(model).__module__ == "mlx_lm.models.qwen2"
     assert all(name in dict(tree_flatten(model.parameters())) for name in (EMBEDDING, "model.norm.weight"))
+
+
+def test_a_name_that_counts_billions_of_shards_is_refused_at_once(write_model: Callable[..., Path]) -> None:
+    path = write_model("m")
+    (path / "model.safetensors").rename(path / "model-00001-of-99999999999.safetensors")
+    with pytest.raises(ModelError, match=r"incomplete: model-00002-of-99999999999\.safetensors, .* missing"):
+        load_weights_and_tokenizer(path)

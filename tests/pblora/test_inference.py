@@ -1,11 +1,13 @@
 """α bound for generation: the same numbers as the layer's ΔW(α), whichever way it is computed."""
 
+from threading import Thread
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
 from parm_mlx.pblora import PBLoRAConfig, PBLoRALinear
-from parm_mlx.pblora.inference import BoundPreferences
+from parm_mlx.pblora.inference import BoundPreferences, joined_a
 from parm_mlx.pblora.layer import conditioned
 
 CONFIG = PBLoRAConfig(objectives=("a", "b"), r1=3, r2=2, scale=1.5)
@@ -68,6 +70,41 @@ def test_one_product_serves_all_layers_that_read_one_input() -> None:
         mx.export_function(collect, lambda x: [layer(x) for layer in made], x)
     products = [name for name in names if name in ("Matmul", "AddMM")]
     assert len(products) == 3 + 1 + 3
+
+
+def test_a_is_joined_once_for_every_alpha_and_again_after_a_change() -> None:
+    made = layers(8, 4, 4)
+    whole = joined_a(made, mx.float32)
+    x = mx.random.normal((1, 2, 16))
+    for alpha in ([1.0, 0.0], [0.0, 1.0]):
+        with conditioned(BoundPreferences(made, mx.array([alpha]))):
+            made[0](x)
+    assert joined_a(made, mx.float32) is whole
+    made[1].a = mx.zeros_like(made[1].a)
+    assert joined_a(made, mx.float32).tolist() == mx.concatenate([layer.a for layer in made]).tolist()
+
+
+@pytest.mark.parametrize("alphas", [ALPHAS["one"], ALPHAS["mixed"]])
+def test_what_one_thread_has_bound_another_uses(alphas: list[list[float]]) -> None:
+    """Of the first pass only q is evaluated, as the keys and values of a prefilled cache are; the second needs all."""
+    q, k, v = layers(8, 4, 4)
+    for layer in (q, k, v):
+        layer.linear.set_dtype(mx.bfloat16)
+    x = mx.random.normal((len(alphas), 2, 16)).astype(mx.bfloat16)
+    bound = BoundPreferences([q, k, v], mx.array(alphas))
+    mx.eval(x, [layer.parameters() for layer in (q, k, v)])
+
+    def prefill() -> None:
+        with conditioned(bound):
+            mx.eval(q(x))
+
+    other = Thread(target=prefill)
+    other.start()
+    other.join()
+    with conditioned(bound):
+        for layer in (q, k, v):
+            y, whole = layer(x).astype(mx.float32), expected(layer, x, alphas, False).astype(mx.float32)
+            assert mx.abs(y - whole).max() < 0.02 * mx.abs(whole).max()
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])

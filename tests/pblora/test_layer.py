@@ -73,6 +73,17 @@ def test_every_row_keeps_its_own_preference_bound_or_not() -> None:
         assert mx.allclose(layer(x[1:2]), expected[1:2], rtol=1e-4, atol=1e-4)
 
 
+def test_fewer_preferences_than_rows_are_taken_in_turns() -> None:
+    """Both responses of two pairs: rows 0 and 2 are of the first pair, rows 1 and 3 of the second."""
+    layer = random_layer(nn.Linear(16, 8))
+    alphas = mx.array([[1.0, 0.0], [0.3, 0.7]])
+    x = mx.random.normal((4, 3, 16))
+    with conditioned(Preferences(alphas)):
+        y = layer(x)
+    for row, alpha in zip(range(4), [*alphas, *alphas], strict=True):
+        assert mx.allclose(y[row], layer.linear(x[row]) + x[row] @ layer.delta(alpha).T, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("mode", "bits", "group_size"), QUANTISATIONS)
 def test_quantised_layers_of_every_width_and_mode(mode: str, bits: int, group_size: int) -> None:
     mx.random.seed(0)

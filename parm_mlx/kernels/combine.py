@@ -1,4 +1,4 @@
-"""Guided log-probabilities (PARM, Eq. 13): log π̃ = log π_base + (1/β) · log π_θ(α) − log Z, from the two logits.
+"""Base and guide as one distribution (PARM, Eq. 13): log π̃ = log π_base + (1/β) · log π_θ(α) − log Z, from logits.
 
 Constants in the logits of a row cancel in Z, so neither needs to be normalised first.
 """
@@ -8,14 +8,14 @@ from typing import cast
 
 import mlx.core as mx
 
-from parm_mlx.kernels.launcher import DTYPES, runs
-from parm_mlx.kernels.source import STRIP, load, threads_for, widened
+from parm_mlx.kernels import widened
+from parm_mlx.kernels.launcher import DTYPES, STRIP, load, runs, threads_for
 
 THREADS = 1024
 
 
-def guided_logprobs(base: mx.array, guide: mx.array, beta: float) -> mx.array:
-    """log-softmax(base + guide / β), over the tokens that both know. For decoding: it has no gradient.
+def combine_logits(base: mx.array, guide: mx.array, beta: float) -> mx.array:
+    """Computes Eq. 13 up to a constant per row: base + guide / β. For decoding: the kernel has no gradient.
 
     Args:
         base: Logits (…, V_base), of any floating type.
@@ -23,28 +23,17 @@ def guided_logprobs(base: mx.array, guide: mx.array, beta: float) -> mx.array:
         beta: β > 0.
 
     Returns:
-        (…, min(V_base, V_guide)) float32.
+        (…, min(V_base, V_guide)) float32, over the tokens that both know; normalised where the kernel runs.
     """
-    if runs("mix", base.dtype) and guide.dtype in DTYPES:
+    if runs("combine", base.dtype) and guide.dtype in DTYPES:
         rows = (base.reshape(-1, base.shape[-1]), guide.reshape(-1, guide.shape[-1]))
-        mixed = launch(*rows, _scale(beta))
-        return mixed.reshape(*base.shape[:-1], mixed.shape[-1])
-    return guided_logprobs_ops(base, guide, beta)
+        guided = launch(*rows, _scale(beta))
+        return guided.reshape(*base.shape[:-1], guided.shape[-1])
+    return combine_logits_ops(base, guide, 1 / beta)
 
 
-def guided_logprobs_ops(base: mx.array, guide: mx.array, beta: float) -> mx.array:
-    """The same in plain operations; arguments and result are those of :func:`guided_logprobs`."""
-    return scaled_logprobs_ops(base, guide, 1 / beta)
-
-
-def scaled_logprobs_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
-    """log-softmax(base + scale · guide), for scale 1/β."""
-    mixed = guided_logits_ops(base, guide, scale)
-    return mixed - mx.logsumexp(mixed, axis=-1, keepdims=True)
-
-
-def guided_logits_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
-    """Eq. 13 up to a constant per row: base + scale · guide over the tokens that both know, summed in float32.
+def combine_logits_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
+    """Computes base + scale · guide over the tokens that both know, in float32.
 
     In 16 bits the sum would round away what tells the likeliest tokens apart.
     """
@@ -52,8 +41,14 @@ def guided_logits_ops(base: mx.array, guide: mx.array, scale: mx.array | float) 
     return base + (guide if isinstance(scale, float) and scale == 1 else guide * scale)
 
 
+def guided_logprobs_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
+    """The kernel's twin: Eq. 13 with log Z, for scale 1/β."""
+    combined = combine_logits_ops(base, guide, scale)
+    return combined - mx.logsumexp(combined, axis=-1, keepdims=True)
+
+
 def over_common_tokens(*logits: mx.array) -> list[mx.array]:
-    """Logits (…, V_i) in float32, cut to the smallest V_i: what the others have more is padding."""
+    """Returns logits (…, V_i) in float32, cut to the smallest V_i: what the others have more is padding."""
     vocabulary = min(x.shape[-1] for x in logits)
     return [widened(x if x.shape[-1] == vocabulary else x[..., :vocabulary]) for x in logits]
 
@@ -68,7 +63,7 @@ def launch(base: mx.array, guide: mx.array, scale: mx.array) -> mx.array:
     rows = base.shape[0]
     vocabulary = min(base.shape[-1], guide.shape[-1])
     threads = threads_for(vocabulary, THREADS)
-    kernel = load("mix", ("base", "guide", "scale"), ("guided",), header="softmax")
+    kernel = load("combine", ("base", "guide", "scale"), ("guided",), header="softmax")
     (guided,) = kernel(
         inputs=[base, guide, scale],
         template=[

@@ -2,14 +2,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from parm_mlx.kernels import mix
-from parm_mlx.kernels.mix import guided_logprobs, guided_logprobs_ops, scaled_logprobs_ops
+from parm_mlx.kernels import combine
+from parm_mlx.kernels.combine import combine_logits, guided_logprobs_ops
 
 
 def test_a_row_by_hand() -> None:
     """Weights 1 and 3 times 1 and 2 to the power 1/β = 2: 1 and 12, so 1/13 and 12/13."""
     base, guide = mx.log(mx.array([1.0, 3.0])), mx.log(mx.array([1.0, 2.0]))
-    assert mx.exp(guided_logprobs(base, guide, 0.5)).tolist() == pytest.approx([1 / 13, 12 / 13])
+    assert mx.softmax(combine_logits(base, guide, 0.5)).tolist() == pytest.approx([1 / 13, 12 / 13])
+    assert mx.exp(guided_logprobs_ops(base, guide, 2)).tolist() == pytest.approx([1 / 13, 12 / 13])
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
@@ -21,11 +22,9 @@ def test_values_are_those_of_float64_over_the_smaller_vocabulary(
     mx.random.seed(0)
     base, guide = (mx.random.normal((2, 3, v)).astype(dtype) for v in (v_base, v_guide))
     rows = [np.array(z.astype(mx.float32)).astype(np.float64)[..., :11] for z in (base, guide)]
-    weights = np.exp(rows[0] + rows[1] / beta)
-    expected = np.log(weights / weights.sum(axis=-1, keepdims=True))
-    found = guided_logprobs(base, guide, beta)
+    found = combine_logits(base, guide, beta)
     assert found.dtype == mx.float32
-    np.testing.assert_allclose(np.array(found), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.array(found), rows[0] + rows[1] / beta, rtol=1e-5, atol=1e-5)
 
 
 def test_shapes_around_the_kernel(metal: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,11 +33,11 @@ def test_shapes_around_the_kernel(metal: None, monkeypatch: pytest.MonkeyPatch) 
 
     def launch(base: mx.array, guide: mx.array, scale: mx.array) -> mx.array:
         seen.append((base.shape, guide.shape, scale.tolist()))
-        return scaled_logprobs_ops(base, guide, scale)
+        return guided_logprobs_ops(base, guide, scale)
 
     monkeypatch.setenv("PARM_MLX_KERNELS", "on")
-    monkeypatch.setattr(mix, "launch", launch)
+    monkeypatch.setattr(combine, "launch", launch)
     base, guide = mx.random.normal((2, 3, 8)), mx.random.normal((2, 3, 7))
-    found = guided_logprobs(base, guide, 0.5)
+    found = combine_logits(base, guide, 0.5)
     assert seen == [((6, 8), (6, 7), [2.0])]
-    np.testing.assert_allclose(np.array(found), np.array(guided_logprobs_ops(base, guide, 0.5)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(np.array(found), np.array(guided_logprobs_ops(base, guide, 2)), rtol=1e-6, atol=1e-6)

@@ -1,6 +1,7 @@
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from tiny import OBJECTIVES, randomise, tiny_model
@@ -8,6 +9,7 @@ from tiny import OBJECTIVES, randomise, tiny_model
 from parm_mlx.errors import AdapterError
 from parm_mlx.pblora import PBLoRAConfig, adapter_tensors, attach, extend_objectives, load_into
 from parm_mlx.pblora.adapter import Tensors, adapted_layers
+from parm_mlx.pblora.transform import matched, trainable_numbers
 
 
 def adapter(**settings: Any) -> tuple[PBLoRAConfig, Tensors]:
@@ -57,3 +59,30 @@ def test_what_cannot_be_extended() -> None:
         extend_objectives(*adapter(kind="svd-lora", r1=3, r2=2), ["humour"])
     with pytest.raises(AdapterError, match="objective 'helpful' is named twice"):
         extend_objectives(*adapter(), ["helpful"])
+
+
+def test_matched_numbers_by_hand() -> None:
+    """A layer of 10 inputs and 6 outputs; PBLoRA with r1 = r2 = 1, k = 2 has 2 · 16 + 1 + 2 = 35 numbers.
+
+    LoRA of rank 2 has 32; SVD-LoRA of rank 2 has 32 + 0 + 1 = 33. With r1 = r2 = 4 the cores have 16 + 32 = 48 numbers,
+    three more ranks: LoRA of rank 11 has 176 = 8 · 16 + 48, and SVD-LoRA of rank 11 has 176 + 9 + 1 = 186, of rank 10
+    169, which is nearer.
+    """
+    linears = [nn.Linear(10, 6)]
+    small, large = (PBLoRAConfig(objectives=OBJECTIVES, r1=r, r2=r) for r in (1, 4))
+    found = {
+        (config.r1, kind): matched(config, kind, 8.0, linears)  # type: ignore[arg-type]
+        for config in (small, large)
+        for kind in ("pblora", "lora", "svd-lora")
+    }
+    assert found[1, "pblora"] is small
+    ranks = {key: (c.r1, c.r2, trainable_numbers(c, linears)) for key, c in found.items()}
+    assert ranks == {
+        (1, "pblora"): (1, 1, 35),
+        (1, "lora"): (2, 0, 32),
+        (1, "svd-lora"): (0, 2, 33),
+        (4, "pblora"): (4, 4, 176),
+        (4, "lora"): (11, 0, 176),
+        (4, "svd-lora"): (8, 2, 169),
+    }
+    assert found[4, "lora"].scale == 8 / 11

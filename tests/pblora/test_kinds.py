@@ -11,10 +11,9 @@ from tiny import OBJECTIVES, tiny_guide, tiny_model
 
 from parm_mlx.errors import AdapterError
 from parm_mlx.pblora import PBLoRAConfig, PBLoRALinear, adapter_tensors, attach, load_into, read_adapter, save_adapter
-from parm_mlx.pblora.fuse import fuse_model
 from parm_mlx.pblora.inference import BoundPreferences
 from parm_mlx.pblora.layer import Preferences, conditioned
-from parm_mlx.pblora.matching import matched, trainable_numbers
+from parm_mlx.pblora.transform import fuse_model
 
 KINDS: dict[str, dict[str, Any]] = {
     "pblora": {"kind": "pblora", "r1": 2, "r2": 3},
@@ -113,30 +112,3 @@ def test_an_adapter_comes_back_as_it_was_and_loading_is_strict(kind: str, tmp_pa
 def test_ranks_that_a_kind_does_not_have(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(AdapterError, match=reason):
         PBLoRAConfig(objectives=OBJECTIVES, **settings)
-
-
-def test_matched_numbers_by_hand() -> None:
-    """A layer of 10 inputs and 6 outputs; PBLoRA with r1 = r2 = 1, k = 2 has 2 · 16 + 1 + 2 = 35 numbers.
-
-    LoRA of rank 2 has 32; SVD-LoRA of rank 2 has 32 + 0 + 1 = 33. With r1 = r2 = 4 the cores have 16 + 32 = 48 numbers,
-    three more ranks: LoRA of rank 11 has 176 = 8 · 16 + 48, and SVD-LoRA of rank 11 has 176 + 9 + 1 = 186, of rank 10
-    169, which is nearer.
-    """
-    linears = [nn.Linear(10, 6)]
-    small, large = (PBLoRAConfig(objectives=OBJECTIVES, r1=r, r2=r) for r in (1, 4))
-    found = {
-        (config.r1, kind): matched(config, kind, 8.0, linears)  # type: ignore[arg-type]
-        for config in (small, large)
-        for kind in KINDS
-    }
-    assert found[1, "pblora"] is small
-    ranks = {key: (c.r1, c.r2, trainable_numbers(c, linears)) for key, c in found.items()}
-    assert ranks == {
-        (1, "pblora"): (1, 1, 35),
-        (1, "lora"): (2, 0, 32),
-        (1, "svd-lora"): (0, 2, 33),
-        (4, "pblora"): (4, 4, 176),
-        (4, "lora"): (11, 0, 176),
-        (4, "svd-lora"): (8, 2, 169),
-    }
-    assert found[4, "lora"].scale == 8 / 11

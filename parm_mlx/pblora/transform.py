@@ -1,0 +1,95 @@
+"""Adapters as something else: fused into a plain model, with more objectives, or another kind of the same size."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from parm_mlx.errors import AdapterError
+from parm_mlx.pblora.adapter import Tensors
+from parm_mlx.pblora.config import Kind, PBLoRAConfig
+from parm_mlx.pblora.layer import PBLoRALinear, tensor_shapes
+from parm_mlx.preference import Alpha
+
+
+def fuse_model(model: nn.Module, alpha: Alpha, dequantize: bool = False) -> None:
+    """Replaces every adapted layer by the plain layer W + ΔW(α), in place.
+
+    Args:
+        model: A model with adapters attached.
+        alpha: k weights.
+        dequantize: Allow quantised layers; they become plain ones.
+
+    Raises:
+        InputError: A layer is quantised and ``dequantize`` is not set.
+    """
+    weights = mx.array(alpha, dtype=mx.float32)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, PBLoRALinear)]
+    model.update_modules(tree_unflatten([(name, layer.fuse(weights, dequantize)) for name, layer in layers]))
+
+
+def extend_objectives(
+    config: PBLoRAConfig, tensors: Mapping[str, mx.array], names: Sequence[str]
+) -> tuple[PBLoRAConfig, Tensors]:
+    """Adds objectives after those of an adapter; for α without weight on them it is the same adapter.
+
+    A new objective i gets a row W2_i in every layer, the mean of the rows that are there. With all weight on it, the
+    adapter does what it did with equal weights: a start for training, where a zero row would lack the part that depends
+    on α. A plain LoRA has no tensor that depends on the number of objectives, and keeps its tensors.
+
+    Args:
+        config: The adapter's settings.
+        tensors: The adapter as it is stored.
+        names: The new objectives.
+
+    Returns:
+        The settings, without β_i if there are new objectives, and the tensors.
+
+    Raises:
+        AdapterError: The adapter already has a name or cannot have it, or it is an SVD-LoRA: its rank is tied to the
+            number of objectives.
+    """
+    if not names:
+        return config, dict(tensors)
+    if config.kind == "svd-lora":
+        raise AdapterError(
+            f"an svd-lora for {', '.join(config.objectives)} cannot get more objectives: they set its rank"
+        )
+
+    def extended(w2: mx.array) -> mx.array:
+        return mx.concatenate([w2, mx.repeat(w2.mean(axis=0, keepdims=True), len(names), axis=0)])
+
+    more = replace(config, objectives=(*config.objectives, *names), objective_betas=None)
+    return more, {name: extended(tensor) if name.endswith(".w2") else tensor for name, tensor in tensors.items()}
+
+
+def trainable_numbers(config: PBLoRAConfig, linears: Sequence[nn.Module]) -> int:
+    """Counts the numbers that an adapter on these layers trains."""
+    return sum(prod(shape) for linear in linears for shape in tensor_shapes(linear, config).values())
+
+
+def matched(config: PBLoRAConfig, kind: Kind, lora_alpha: float, linears: Sequence[nn.Module]) -> PBLoRAConfig:
+    """Returns an adapter of another kind with nearly as many trainable numbers, for a fair comparison.
+
+    Its rank is r1 + r2, unless the cores of the PBLoRA adapter, r1² + k · r2² numbers in each layer, are worth another.
+
+    Args:
+        config: The PBLoRA adapter.
+        kind: The kind wanted.
+        lora_alpha: The update is scaled by lora_alpha / rank, or by lora_alpha / r2 for PBLoRA itself.
+        linears: The layers to adapt.
+    """
+    if kind == "pblora":
+        return config
+    r2 = {"lora": 0, "svd-lora": config.k}[kind]
+
+    def of_rank(rank: int) -> PBLoRAConfig:
+        return replace(config, kind=kind, r1=rank - r2, r2=r2, scale=lora_alpha / rank)
+
+    lowest = max(1, r2)
+    smallest, next_one = (trainable_numbers(of_rank(rank), linears) for rank in (lowest, lowest + 1))
+    missing = trainable_numbers(config, linears) - smallest
+    return of_rank(lowest + max(0, round(missing / (next_one - smallest))))
