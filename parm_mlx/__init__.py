@@ -14,14 +14,15 @@ except PackageNotFoundError:
 
 if TYPE_CHECKING:
     from parm_mlx.evaluation.evaluate import evaluate
-    from parm_mlx.guidance.guided import Guide, GuidedModel
+    from parm_mlx.guidance.guide import Guide
+    from parm_mlx.guidance.guided import GuidedModel
     from parm_mlx.guidance.loading import load, load_guide
 
 _PUBLIC = {
     "evaluate": "parm_mlx.evaluation.evaluate",
     "load": "parm_mlx.guidance.loading",
     "load_guide": "parm_mlx.guidance.loading",
-    "Guide": "parm_mlx.guidance.guided",
+    "Guide": "parm_mlx.guidance.guide",
     "GuidedModel": "parm_mlx.guidance.guided",
 }
 

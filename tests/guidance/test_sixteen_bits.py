@@ -11,11 +11,10 @@ from mlx_lm.generate import generate_step
 from tiny import tiny_guide, tiny_model
 
 from parm_mlx.guidance.generate import generate_batch
-from parm_mlx.guidance.guided import Guide, GuidedModel, mix
-from parm_mlx.guidance.guides import Guides
+from parm_mlx.guidance.guide import Guide, Guides
+from parm_mlx.guidance.guided import GuidedModel, combine_logits
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.requests import Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Chooser
 from parm_mlx.mlxlm import make_prompt_cache
@@ -127,7 +126,7 @@ def test_drafts_are_judged_in_float32(dtype: mx.Dtype) -> None:
     bases, guides = model.base(tokens).reshape(-1, VOCABULARY), model.guide(tokens).reshape(-1, VOCABULARY)
     best = (wide(bases) + wide(guides) / BETA).argmax(-1)
     drafts = mx.array(best, mx.uint32)
-    assert Chooser(Sampling(), 0, VOCABULARY).judge(mix(bases, guides, BETA), drafts, bases) == (
+    assert Chooser(Sampling(), 0, VOCABULARY).judge(combine_logits(bases, guides, BETA), drafts, bases) == (
         len(best),
         best.tolist(),
     )

@@ -6,7 +6,7 @@ import pytest
 from tiny import FAMILIES, VOCABULARY, randomise, targets, tiny_model
 
 from parm_mlx.data.tokenize import TokenPair, TokenRow
-from parm_mlx.guidance.guided import Guide
+from parm_mlx.guidance.guide import Guide
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training.batching import make_batch
 from parm_mlx.training.response_logprobs import ResponseScorer
