@@ -14,7 +14,8 @@ except PackageNotFoundError:
 
 if TYPE_CHECKING:
     from parm_mlx.evaluation.evaluate import evaluate
-    from parm_mlx.guidance.guided import Guide, GuidedModel
+    from parm_mlx.guidance.guide import Guide
+    from parm_mlx.guidance.guided import GuidedModel
     from parm_mlx.guidance.loading import load, load_guide
     from parm_mlx.training.run import train
 
@@ -23,7 +24,7 @@ _PUBLIC = {
     "load": "parm_mlx.guidance.loading",
     "load_guide": "parm_mlx.guidance.loading",
     "train": "parm_mlx.training.run",
-    "Guide": "parm_mlx.guidance.guided",
+    "Guide": "parm_mlx.guidance.guide",
     "GuidedModel": "parm_mlx.guidance.guided",
 }
 

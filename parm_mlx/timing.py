@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import generate_step, generation_stream
+
+from parm_mlx.mlxlm import generate_step, generation_stream
 
 TURN = 8  # tokens
 

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import pytest
 from tiny import tiny_guide, tiny_model
 
-from parm_mlx.guidance.guided import Guide
+from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.shared import SharedModel
 
 PAGE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "make_performance.py"))

@@ -1,15 +1,17 @@
 """The project itself: what is packaged, what is declared, who may import whom, and documents that must be current."""
 
 import ast
+import graphlib
 import json
 import re
 import runpy
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+import mlx_lm
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -47,11 +49,16 @@ LAYERS = {
 
 def imports(source: Path) -> Iterator[str]:
     """The modules that a file imports, wherever in the file it does so."""
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+    yield from imports_of(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
+
+
+def imports_of(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """What import statements name: modules, and what is imported from them."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{source} uses a relative import"
+            assert node.level == 0, f"line {node.lineno}: relative import of {node.module}"
             yield node.module or ""
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
@@ -113,13 +120,39 @@ def test_third_party_imports_are_declared_and_all_declared_are_imported() -> Non
     assert third_party == declared
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_layers_point_one_way(source: Path) -> None:
-    own = part(module_name(source))
-    used = {part(name) for name in imports(source) if name.startswith("parm_mlx.")} & LAYERS.keys()
-    if module_name(source) == "parm_mlx.__init__":
-        return
-    assert used - {own} <= LAYERS.get(own, set())
+def test_layers_point_one_way() -> None:
+    wrong = set()
+    for source in SOURCES:
+        module = module_name(source)
+        used = {part(name) for name in imports(source) if name.startswith("parm_mlx.")} & LAYERS.keys()
+        if module != "parm_mlx.__init__":  # the public API, which is above all layers
+            wrong |= {(module, other) for other in used - {part(module)} - LAYERS.get(part(module), set())}
+    assert wrong == set()
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """Imports at the top of a module; a package is imported before the modules in it."""
+    modules = {module_name(source).removesuffix(".__init__"): source for source in SOURCES}
+    graph = {}
+    for module, source in modules.items():
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        graph[module] = {name for name in imports_of(tree.body) if name in modules} - {module}
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
+
+
+def test_mlx_lm_is_imported_in_one_package() -> None:
+    """Elsewhere only its public names are: those of ``mlx_lm.__all__``, from the top."""
+    allowed = {"mlx_lm", *(f"mlx_lm.{name}" for name in mlx_lm.__all__)}
+    wrong = {
+        (module_name(source), name)
+        for source in SOURCES
+        for name in imports(source)
+        if name.split(".")[0] == "mlx_lm" and name not in allowed and part(module_name(source)) != "mlxlm"
+    }
+    assert wrong == set()
 
 
 def test_the_changelog_describes_this_version() -> None:

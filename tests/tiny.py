@@ -9,7 +9,8 @@ import numpy as np
 from mlx.utils import tree_map
 
 from parm_mlx.data.tokenize import TokenPair, TokenRow
-from parm_mlx.guidance.guided import Guide, GuidedModel
+from parm_mlx.guidance.guide import Guide
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.pblora.adapter import adapted_layers

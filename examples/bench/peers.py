@@ -31,10 +31,9 @@ from parm_mlx.diagnostics.bench import BASE, GUIDE, GUIDED, SHARED, BatchGenerat
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import GUIDE_SEED, Subjects, random_llama, random_subjects
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.prefix_caches import Beginnings
+from parm_mlx.guidance.prefill import PrefixCaches
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.requests import Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.shared import weights_differ
 from parm_mlx.machine import describe_machine, load_per_core
 from parm_mlx.preference import Alpha, simplex_grid
@@ -183,8 +182,7 @@ def sweep(subjects: Subjects, peer: Peer, options: argparse.Namespace) -> dict[s
     def ours() -> tuple[float, list[list[int]]]:
         began = time.perf_counter()
         requests = [Request(PromptTokens(prompt, prompt), alpha, Sampling()) for prompt, alpha in pairs]
-        begin = Beginnings(model, requests)
-        unread, caches = zip(*map(begin, requests), strict=True)
+        unread, caches = zip(*PrefixCaches(model, requests)(requests), strict=True)
         run = BatchGeneration(model, unread, list(caches))
         run.read()
         decoded = run.decode(options.sweep_tokens - 1)

@@ -25,8 +25,7 @@ import world
 
 from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
-from parm_mlx.guidance.requests import Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
 from parm_mlx.rewards.builtin import SCORERS

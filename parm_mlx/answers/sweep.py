@@ -30,8 +30,7 @@ from parm_mlx.errors import InputError, RunError
 from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens
-from parm_mlx.guidance.requests import Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Content
 from parm_mlx.mlxlm import TokenizerWrapper

@@ -39,6 +39,7 @@ def chat(
     seed: options.Seed = 0,
     system_prompt: options.SystemPrompt = None,
     chat_template: options.ChatTemplate = None,
+    allow_special: options.AllowSpecial = False,
     share: options.Share = "auto",
     draft_model: options.DraftModel = None,
     self_speculation: options.SelfSpeculation = False,
@@ -56,7 +57,7 @@ def chat(
       echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
     """
     drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
-    session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts)
+    session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts, allow_special)
     weights = session.alpha(alpha)
 
     from parm_mlx.guidance.chat import Conversation
@@ -153,7 +154,7 @@ class Chat:
 
     def _compare(self, specs: list[str]) -> None:
         from parm_mlx.guidance.generate import generate_batch, in_order
-        from parm_mlx.guidance.requests import Request
+        from parm_mlx.guidance.sampling import Request
 
         question = self._conversation.last_question
         if question is None:

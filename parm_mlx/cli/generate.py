@@ -36,6 +36,7 @@ def generate(
     seed: options.Seed = 0,
     system_prompt: options.SystemPrompt = None,
     chat_template: options.ChatTemplate = None,
+    allow_special: options.AllowSpecial = False,
     share: options.Share = "auto",
     draft_model: options.DraftModel = None,
     self_speculation: options.SelfSpeculation = False,
@@ -63,7 +64,9 @@ def generate(
     if ignore_chat_template and chat_template:
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
     drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
-    session = open_session(model, parm, guide_model, beta, not ignore_chat_template, chat_template, share, drafts)
+    session = open_session(
+        model, parm, guide_model, beta, not ignore_chat_template, chat_template, share, drafts, allow_special
+    )
     alphas, betas = session.alphas(alpha), session.betas
 
     from parm_mlx.guidance.sampling import Sampling
@@ -106,7 +109,7 @@ def answers(
 ) -> Iterator[tuple[Job, Any]]:
     """Generates an answer for every (prompt number, prompt, α), in that order, as soon as each is known."""
     from parm_mlx.guidance.generate import generate_batch, in_order
-    from parm_mlx.guidance.requests import Request
+    from parm_mlx.guidance.sampling import Request
 
     requests = []
     for number, text, weights in jobs:

@@ -118,4 +118,11 @@ TrainedTemplate = Annotated[
     Literal["beaver", "alpaca", "hh", "plain"] | None,
     typer.Option("--chat-template", help="Built-in chat template to train with.", show_default="the tokenizer's own"),
 ]
+AllowSpecial = Annotated[
+    bool,
+    typer.Option(
+        "--allow-special",
+        help="Read control tokens that are written out in prompts as tokens, not as text.",
+    ),
+]
 SystemPrompt = Annotated[str | None, typer.Option("--system-prompt", help="System message put before the prompt.")]

@@ -85,6 +85,7 @@ def open_session(
     chat_template: str | None = None,
     share: "Share" = "auto",
     drafts: Drafts | None = None,
+    allow_special: bool = False,
 ) -> Session:
     """Loads what ``--model``, ``--parm`` (once or more), ``--guide-model`` and ``--draft-model`` name.
 
@@ -116,7 +117,10 @@ def open_session(
         limit=guided.context_length,
         rows=guided.rows,
         draft_rows=drafting.rows if drafting else None,
+        allow_special=allow_special,
     )
+    if prompter.note:
+        console.note(prompter.note)
     return Session(guided, tokenizer, prompter, betas, drafting)
 
 

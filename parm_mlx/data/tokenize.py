@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from parm_mlx.data.pairs import Pair, Problems, RowError
 from parm_mlx.errors import ModelError
-from parm_mlx.guidance.prompts import lone_token, render_prompt, split_response
+from parm_mlx.guidance.encoding import lone_token, split_response
+from parm_mlx.guidance.prompts import render_prompt
 from parm_mlx.guidance.templates import render_answer
 from parm_mlx.mlxlm import TokenizerWrapper
 
@@ -62,7 +63,7 @@ def tokenize(tokenizer: TokenizerWrapper, prompt: str, response: str) -> TokenRo
         prompt: As :func:`parm_mlx.guidance.prompts.render_prompt` returns it.
         response: The response, without a turn's end.
     """
-    ids, start = split_response(tokenizer, prompt, response)
+    ids, start = split_response(tokenizer, prompt, response.removesuffix(tokenizer.eos_token or ""))
     if len(ids) == start or ids[-1] != tokenizer.eos_token_id:
         ids = [*ids, tokenizer.eos_token_id]
     return TokenRow(np.array(ids, np.int32), start)

@@ -13,19 +13,19 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, generation_stream
 
 from parm_mlx.diagnostics.plan import Plan
 from parm_mlx.diagnostics.subjects import Subjects, weight_bytes
 from parm_mlx.drawing import STYLES
 from parm_mlx.errors import InputError
 from parm_mlx.files import disk_errors
-from parm_mlx.guidance.guided import Cache, GuidedModel
-from parm_mlx.guidance.prefill import prefill, read
+from parm_mlx.guidance.guide import Cache
+from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.prefill import prefill
 from parm_mlx.guidance.sampling import Sampling
-from parm_mlx.guidance.speculation import Drafting, Speculation, Track
+from parm_mlx.guidance.speculation import Drafting, Speculation
 from parm_mlx.machine import weights_kept_in_memory
-from parm_mlx.mlxlm import can_batch, make_prompt_cache
+from parm_mlx.mlxlm import BatchGenerator, can_batch, generation_stream, make_prompt_cache
 from parm_mlx.preference import Alpha
 from parm_mlx.timing import TURN, Generation, Sample, SingleGeneration, Start, time_in_turns
 
@@ -113,10 +113,8 @@ class DraftedGeneration:
     def read(self) -> None:
         """Reads the prompt, up to the tokens of the first check."""
         last = prefill(self._model, self._cache, self._prompt, self._prompt)
-        draft = None
-        if self._drafting.model is not None:
-            draft = Track(make_prompt_cache(self._drafting.model))
-            read(self._drafting.model, self._prompt[:-1], draft.cache)
+        draft = self._drafting.make_cache()
+        self._drafting.prefill(draft, self._prompt)
         self._speculation = Speculation(self._model, self._cache, last, self._drafting, Sampling(), draft=draft)
         self._tokens = iter(self._speculation)
         self.decode(1)

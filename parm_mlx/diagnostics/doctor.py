@@ -15,12 +15,11 @@ import mlx.core as mx
 
 import parm_mlx
 from parm_mlx.errors import ParmError
-from parm_mlx.guidance.generate import generate_batch
+from parm_mlx.guidance.generate import Answer, generate_batch
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import BUNDLED, load
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
-from parm_mlx.guidance.requests import Answer, Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.kernels import launcher
 from parm_mlx.kernels.check import Verdict, check_kernels, passed
 from parm_mlx.kernels.launcher import record_path, save_record

@@ -8,16 +8,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models import llama
 
 from parm_mlx.diagnostics.plan import HEAD, Size
 from parm_mlx.errors import InputError
-from parm_mlx.guidance.guided import Guide, GuidedModel
+from parm_mlx.guidance.encoding import encode
+from parm_mlx.guidance.guide import Guide
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import load_draft, load_with_tokenizers, recorded_backbone
-from parm_mlx.guidance.prompts import encode
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.machine import usable_memory
+from parm_mlx.mlxlm import llama
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.preference import Alpha, sample_dirichlet

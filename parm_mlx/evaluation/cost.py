@@ -6,8 +6,8 @@ from functools import partial
 
 import mlx.nn as nn
 
+from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.guides import Guides
 from parm_mlx.guidance.shared import Backbone, SharedModel, weights_differ
 from parm_mlx.mlxlm import make_prompt_cache
 from parm_mlx.preference import Alpha

@@ -65,6 +65,7 @@ def evaluate(
     num_samples: int = 1,
     system_prompt: str | None = None,
     chat_template: str | None = None,
+    allow_special: bool = False,
     share: Share = "auto",
     draft_model: str | Path | None = None,
     self_speculation: bool = False,
@@ -101,6 +102,7 @@ def evaluate(
         num_samples: Answers to each prompt at each preference.
         system_prompt: System message before every prompt.
         chat_template: Name of a built-in chat template of the base.
+        allow_special: Read control tokens that are written out in prompts as tokens, not as text.
         share: Whether base and guide share a forward pass; see :func:`parm_mlx.load`.
         draft_model: Directory or hub id of a model that drafts tokens.
         self_speculation: Let the base draft.
@@ -141,7 +143,9 @@ def evaluate(
     keep_freed_memory()
     group = join()
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    prompter = models.prompter(chat_template, drafting)
+    prompter = models.prompter(chat_template, drafting, allow_special)
+    if prompter.note and group.main:
+        note(prompter.note)
     sweep = Sweep(models.guided, models.tokenizer, prompter, sampling, max_tokens, batch_size, system, drafting)
     with group.reported_once(), group.agreed():
         sweep.check(asked)
@@ -155,6 +159,7 @@ def evaluate(
             "seeds": seeds,
             "system_prompt": system_prompt,
             "chat_template": chat_template,
+            **({"allow_special": True} if allow_special else {}),
             "alphas": [list(alpha) for alpha in weights],
             "prompts": {prompt.id: content_id(prompt.content) for prompt in asked},
         }
@@ -280,7 +285,7 @@ class _Models:
     guide_model: str | None
     names: dict[str, Any]
 
-    def prompter(self, chat_template: str | None, drafting: Drafting | None) -> Prompter:
+    def prompter(self, chat_template: str | None, drafting: Drafting | None, allow_special: bool) -> Prompter:
         return Prompter(
             self.tokenizer,
             self.guide_tokenizer,
@@ -289,6 +294,7 @@ class _Models:
             limit=self.guided.context_length,
             rows=self.guided.rows,
             draft_rows=drafting.rows if drafting else None,
+            allow_special=allow_special,
         )
 
     def paths(self) -> dict[str, Path]:

@@ -1,19 +1,18 @@
 """A conversation with a guided model: the prompt cache is kept from turn to turn, and α can change between turns."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step
 
-from parm_mlx.guidance.finite import not_finite
-from parm_mlx.guidance.guided import Cache, GuidedModel
-from parm_mlx.guidance.prefill import prefill, read
+from parm_mlx.guidance.generate import Piece, not_finite, pieces
+from parm_mlx.guidance.guide import Cache
+from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.prefill import CachedTokens, prefill
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.sampling import NOT_FINITE, Sampling
-from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
-from parm_mlx.guidance.stream import Piece, pieces
-from parm_mlx.mlxlm import TokenizerWrapper, make_prompt_cache, rewind, wired_limit
+from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation
+from parm_mlx.mlxlm import TokenizerWrapper, generate_step, make_prompt_cache, wired_limit
 from parm_mlx.preference import Alpha
 
 
@@ -25,12 +24,17 @@ class Conversation:
         tokenizer: The base's tokenizer.
         prompter: Renders the conversation for base and guide.
         alpha: The preference to start with.
-        system_prompt: System message, if any.
-        drafting: Who drafts tokens, if anyone.
+        system_prompt: System message, optional.
+        drafting: The drafter, optional.
 
     Attributes:
         drafts: How the drafted tokens fared so far.
+        last_question: The prompt that ends in the last question; None before the first.
     """
+
+    _base: CachedTokens
+    _guide: CachedTokens
+    _draft: CachedTokens
 
     def __init__(
         self,
@@ -48,7 +52,6 @@ class Conversation:
         self._drafting = drafting
         self._alpha = alpha
         self.drafts = DraftCount()
-        self._draft = Track([])
         self.reset()
 
     @property
@@ -60,25 +63,20 @@ class Conversation:
     def alpha(self, alpha: Alpha) -> None:
         if alpha != self._alpha:
             self._alpha = alpha
-            self._guide = self._fresh_guide()
-
-    @property
-    def last_question(self) -> PromptTokens | None:
-        """The prompt that ends in the last question, or None before the first."""
-        return self._asked
+            self._guide = self._empty_guide()
 
     def reset(self) -> None:
         """Forgets everything said so far."""
         self._messages: list[dict[str, str]] = list(self._system)
-        self._asked: PromptTokens | None = None
+        self.last_question: PromptTokens | None = None
         self._answered: list[int] = []
         self._forget_caches()
 
     def ask(self, question: str, sampling: Sampling, max_tokens: int) -> Generator[Piece, None, None]:
         """Answers a question, piece by piece.
 
-        Closing the iterator early keeps the answer as far as it came, and an error drops the question. The next
-        question follows the tokens of the answer as they were generated.
+        Closing the iterator early keeps the answer so far; an error drops the question. The next question follows the
+        tokens of the answer as they were generated.
 
         Raises:
             InputError: The conversation is longer than the models can read.
@@ -86,27 +84,27 @@ class Conversation:
             RunError: The logits are not finite.
         """
         messages = [*self._messages, {"role": "user", "content": question}]
-        if self._asked is None:
+        if self.last_question is None:
             prompt = self._prompter(messages)
         else:
-            prompt = self._prompter.after_answer(messages, self._asked, self._answered)
+            prompt = self._prompter.after_answer(messages, self.last_question, self._answered)
         text, tokens = "", list[int]()
         try:
             with closing(self._tokens(prompt, tokens, sampling)) as produced:
                 for piece in pieces(produced, self._tokenizer, max_tokens):
                     text += piece.text
                     yield piece
-        except BaseException as error:
-            if not isinstance(error, GeneratorExit):
-                self._forget_caches()
-                raise
+        except GeneratorExit:
+            pass
+        except BaseException:
+            self._forget_caches()
+            raise
         self._messages = [*messages, {"role": "assistant", "content": text}]
-        self._asked, self._answered = prompt, tokens
+        self.last_question, self._answered = prompt, tokens
 
     def _tokens(self, prompt: PromptTokens, answer: list[int], sampling: Sampling) -> Generator[int, None, None]:
-        """The tokens of the answer to a prompt, without end; those before its end are added to ``answer``."""
-        last = self._read(prompt)
-        cache = self._model.join_cache(self._base.cache, self._guide.cache)
+        """Yields the tokens of the answer to a prompt, without end; those before its end are added to ``answer``."""
+        last, cache = self._read(prompt)
         produce = self._generated if self._drafting is None else self._drafted
         with closing(produce(prompt, last, cache, sampling)) as produced:
             for token in produced:
@@ -119,74 +117,56 @@ class Conversation:
     def _generated(
         self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling
     ) -> Generator[int, None, None]:
-        sampler = sampling.sampler(self._number)
+        sampler = sampling.sampler(self._seed_offset)
         steps = generate_step(mx.array([last]), self._model, max_tokens=-1, sampler=sampler, prompt_cache=cache)
-        read: list[int] = []
+        generated: list[int] = []
         try:
             with wired_limit(self._model):
                 for token, _ in steps:
-                    read.append(int(token))
-                    yield read[-1]
+                    generated.append(int(token))
+                    yield generated[-1]
         finally:
-            self._has_read(cache, prompt, read)
+            self._keep(cache, prompt, generated)
 
     def _drafted(self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling) -> Generator[int, None, None]:
         assert self._drafting is not None
-        speculation = Speculation(self._model, cache, last, self._drafting, sampling, self._number, self._draft)
+        speculation = Speculation(self._model, cache, last, self._drafting, sampling, self._seed_offset, self._draft)
         try:
             yield from speculation
         finally:
-            self._has_read(speculation.cache, prompt, speculation.read)
+            self._keep(speculation.cache, prompt, speculation.read)
             self.drafts.add(speculation.count)
 
     @property
-    def _number(self) -> int:
+    def _seed_offset(self) -> int:
         """Tells the answers of the conversation apart."""
         return len(self._messages) + 1
 
-    def _has_read(self, cache: Cache, prompt: PromptTokens, generated: list[int]) -> None:
+    def _read(self, prompt: PromptTokens) -> tuple[int, Cache]:
+        """Reads a prompt after what is kept of earlier turns; returns its last token and the cache before it."""
+        if not self._base.rewind(prompt.base):
+            self._base = self._empty_base()
+        if not self._guide.rewind(prompt.guide):
+            self._guide = self._empty_guide()
+        if self._drafting is not None:
+            if not self._draft.rewind(self._drafting.readable(prompt.base)):
+                self._draft = self._drafting.make_cache()
+            self._drafting.prefill(self._draft, prompt.base)
+        cache = self._model.join_cache(self._base.cache, self._guide.cache)
+        base_left, guide_left = prompt.base[len(self._base.tokens) :], prompt.guide[len(self._guide.tokens) :]
+        return prefill(self._model, cache, base_left, guide_left), cache
+
+    def _keep(self, cache: Cache, prompt: PromptTokens, generated: list[int]) -> None:
         base, guide = self._model.split_cache(cache)
-        self._base, self._guide = Track(base, prompt.base + generated), Track(guide, prompt.guide + generated)
+        self._base = CachedTokens(base, prompt.base + generated)
+        self._guide = CachedTokens(guide, prompt.guide + generated)
 
-    def _read(self, prompt: PromptTokens) -> int:
-        """Brings all caches to the end of the prompt, but for its last token."""
-        self._base, base_left = _reuse(self._base, prompt.base, self._fresh_base)
-        self._guide, guide_left = _reuse(self._guide, prompt.guide, self._fresh_guide)
-        try:
-            if self._drafting is not None and self._drafting.model is not None:
-                wanted = self._drafting.readable(prompt.base)
-                self._draft, left = _reuse(self._draft, wanted, self._fresh_draft)
-                read(self._drafting.model, left[:-1], self._draft.cache)
-                self._draft.tokens = wanted[:-1]
-            cache = self._model.join_cache(self._base.cache, self._guide.cache)
-            token = prefill(self._model, cache, base_left, guide_left)
-            self._has_read(cache, prompt, [])
-        except BaseException:
-            self._forget_caches()
-            raise
-        return token
+    def _empty_base(self) -> CachedTokens:
+        return CachedTokens(make_prompt_cache(self._model.base))
 
-    def _fresh_base(self) -> Track:
-        return Track(make_prompt_cache(self._model.base))
-
-    def _fresh_guide(self) -> Track:
-        return Track(self._model.guide.make_cache(self._alpha))
-
-    def _fresh_draft(self) -> Track:
-        drafting = self._drafting
-        return Track([] if drafting is None or drafting.model is None else make_prompt_cache(drafting.model))
+    def _empty_guide(self) -> CachedTokens:
+        return CachedTokens(self._model.guide.make_cache(self._alpha))
 
     def _forget_caches(self) -> None:
-        self._base, self._guide, self._draft = self._fresh_base(), self._fresh_guide(), self._fresh_draft()
-
-
-def _reuse(track: Track, wanted: Sequence[int], fresh: Callable[[], Track]) -> tuple[Track, list[int]]:
-    """Trims a cache to what it shares with the wanted tokens; returns it with the tokens still to be read."""
-    cached = track.tokens
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(cached, wanted, strict=False)) if a != b), min(len(cached), len(wanted))
-    )
-    shared = min(shared, len(wanted) - 1)
-    if shared and rewind(track.cache, len(cached) - shared):
-        return track, list(wanted[shared:])
-    return fresh(), list(wanted)
+        self._base, self._guide = self._empty_base(), self._empty_guide()
+        self._draft = CachedTokens([]) if self._drafting is None else self._drafting.make_cache()

@@ -1,27 +1,72 @@
-"""Many answers: prompts under different preferences in one continuous batch, or one after the other."""
+"""Answers: prompts under different preferences in one continuous batch, or one after the other."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, generate_step
+import mlx.nn as nn
 
 from parm_mlx.errors import RunError
-from parm_mlx.guidance.finite import not_finite
+from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.prefill import prefill, read
-from parm_mlx.guidance.prefix_caches import Beginnings
-from parm_mlx.guidance.requests import Answer, Request
-from parm_mlx.guidance.sampling import NOT_FINITE
-from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation, Track
-from parm_mlx.mlxlm import TokenizerWrapper, can_batch, make_prompt_cache, wired_limit
+from parm_mlx.guidance.prefill import PrefixCaches, prefill, read
+from parm_mlx.guidance.prompts import PromptTokens
+from parm_mlx.guidance.sampling import NOT_FINITE, Request
+from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation
+from parm_mlx.kernels import widened
+from parm_mlx.mlxlm import BatchGenerator, TokenizerWrapper, can_batch, generate_step, make_prompt_cache, wired_limit
+from parm_mlx.preference import Alpha
 
 BROKEN = "broken"
 """The finish reason of an answer whose logits are not finite; it leaves this module as an error."""
 
 JOIN = 8  # answers that join a running batch together: reading prompts and joining caches is cheaper for several
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer.
+
+    Attributes:
+        index: Index of its request.
+        text: The answer.
+        tokens: Its token ids, without the end-of-sequence token.
+        finish_reason: ``"stop"`` at the end of the sequence, ``"length"`` at the limit.
+        drafts: How drafted tokens fared; None where none were drafted.
+    """
+
+    index: int
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    drafts: DraftCount | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer. The last one has the finish reason, ``"stop"`` or ``"length"``."""
+
+    text: str
+    finish_reason: str | None
+
+
+def pieces(tokens: Iterator[int], tokenizer: TokenizerWrapper, max_tokens: int) -> Iterator[Piece]:
+    """Decodes tokens as they come, up to an end-of-sequence token or ``max_tokens``."""
+    detokenizer = tokenizer.detokenizer
+    reason = "length"
+    for count, token in enumerate(tokens, 1):
+        if token in tokenizer.eos_token_ids:
+            reason = "stop"
+            break
+        detokenizer.add_token(token)
+        if count == max_tokens:
+            break
+        yield Piece(detokenizer.last_segment, None)
+    detokenizer.finalize()
+    yield Piece(detokenizer.last_segment, reason)
 
 
 def generate_batch(
@@ -42,31 +87,31 @@ def generate_batch(
         tokenizer: The base's tokenizer.
         requests: What to answer; guided and unguided requests run in a batch each.
         max_tokens: Longest answer.
-        batch_size: Most answers that run, and most prompt caches that live, at the same time.
+        batch_size: Most answers that run, and most of their prompt caches that live, at the same time.
         stopped: Asked at every token; when it returns True, the unfinished answers are dropped.
-        drafting: Who drafts tokens for guided answers, if anyone.
+        drafting: The drafter for guided answers, optional.
 
     Raises:
         RunError: The logits of an answer are not finite; raised when all other answers are done.
     """
     guided = [i for i, request in enumerate(requests) if request.alpha is not None]
     plain = [i for i, request in enumerate(requests) if request.alpha is None]
-    ended: list[Answer] = []
+    broken: list[Answer] = []
     for alone, runs, indices in ((model, model, guided), (model.base, model.base_logits, plain)):
         if not indices:
             continue
         if (drafting and alone is model) or not can_batch(make_prompt_cache(alone)):
             answers = _one_by_one(model, tokenizer, requests, indices, max_tokens, stopped, drafting)
         else:
-            answers = _run(runs, model, tokenizer, requests, indices, max_tokens, batch_size, stopped)
+            answers = _together(runs, model, tokenizer, requests, indices, max_tokens, batch_size, stopped)
         for answer in answers:
             if answer.finish_reason == BROKEN:
-                ended.append(answer)
+                broken.append(answer)
             else:
                 yield answer
-    if ended:
-        request = requests[ended[0].index]
-        raise not_finite(model, request.prompt, request.alpha, ended[0].tokens, len(ended) - 1)
+    if broken:
+        request = requests[broken[0].index]
+        raise not_finite(model, request.prompt, request.alpha, broken[0].tokens, len(broken) - 1)
 
 
 def in_order(answers: Iterable[Answer]) -> Iterator[Answer]:
@@ -88,7 +133,7 @@ def in_order(answers: Iterable[Answer]) -> Iterator[Answer]:
         raise
 
 
-def _run(
+def _together(
     runs: Any,
     model: GuidedModel,
     tokenizer: TokenizerWrapper,
@@ -98,31 +143,36 @@ def _run(
     batch_size: int,
     stopped: Callable[[], bool],
 ) -> Iterator[Answer]:
-    together = min(JOIN, batch_size)
+    at_once = min(JOIN, batch_size)
     generator = BatchGenerator(
         runs,
         max_tokens=max_tokens,
         stop_tokens=[[token] for token in tokenizer.eos_token_ids],
         completion_batch_size=batch_size,
-        prefill_batch_size=together,
+        prefill_batch_size=at_once,
     )
-    begin = Beginnings(model, [requests[index] for index in indices])
+    prefix_caches = PrefixCaches(model, [requests[index] for index in indices])
     waiting, running = deque(indices), dict[int, tuple[int, list[int]]]()
 
     def join() -> None:
-        joining = [waiting.popleft() for _ in range(min(together, len(waiting)))]
-        prompts, caches = zip(*(begin(requests[index]) for index in joining), strict=True)
-        samplers = [requests[index].sampling.sampler(requests[index].number) for index in joining]
+        indices = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
+        joining = [requests[index] for index in indices]
+        prompts, caches = zip(*prefix_caches(joining), strict=True)
+        samplers = [request.sampling.sampler(request.seed_offset) for request in joining]
         uids = generator.insert(list(prompts), caches=list(caches), samplers=samplers)
-        running.update((uid, (index, [])) for uid, index in zip(uids, joining, strict=True))
+        running.update((uid, (index, [])) for uid, index in zip(uids, indices, strict=True))
 
     try:
         while (waiting or running) and not stopped():
-            while waiting and len(running) + together <= batch_size:
+            while waiting and len(running) + at_once <= batch_size:
                 join()
             for response in generator.next_generated():
                 index, tokens = running[response.uid]
-                reason = _reason(response, generator)
+                reason = response.finish_reason
+                if response.token == NOT_FINITE:
+                    if reason is None:
+                        generator.remove([response.uid])
+                    reason = BROKEN
                 if reason in (None, "length"):
                     tokens.append(response.token)
                 if reason is not None:
@@ -130,16 +180,6 @@ def _run(
                     yield Answer(index, tokenizer.decode(tokens), tokens, reason)
     finally:
         generator.close()
-
-
-def _reason(response: Any, generator: BatchGenerator) -> str | None:
-    """Why a sequence of the generator ended, None where it goes on. One that cannot go on leaves the batch here."""
-    if response.token != NOT_FINITE:
-        reason: str | None = response.finish_reason
-        return reason
-    if response.finish_reason is None:
-        generator.remove([response.uid])
-    return BROKEN
 
 
 def _one_by_one(
@@ -151,9 +191,15 @@ def _one_by_one(
     stopped: Callable[[], bool],
     drafting: Drafting | None,
 ) -> Iterator[Answer]:
-    """Answers, each by itself, up to the one that is stopped."""
+    """Yields answers, each generated by itself, up to the one that is stopped."""
     for index in indices:
-        produced, drafts = _tokens(model, requests[index], drafting)
+        request = requests[index]
+        drafts = None
+        if request.alpha is None or drafting is None:
+            produced = _plain_tokens(model, request)
+        else:
+            speculation = _speculation(model, request, drafting)
+            produced, drafts = iter(speculation), speculation.count
         tokens: list[int] = []
         reason = "length"
         for token in islice(produced, max_tokens):
@@ -166,24 +212,49 @@ def _one_by_one(
         yield Answer(index, tokenizer.decode(tokens), tokens, reason, drafts)
 
 
-def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> tuple[Iterator[int], DraftCount | None]:
-    prompt, sampling = request.prompt, request.sampling
-    if request.alpha is None or drafting is None:
-        return _plain_tokens(model, request), None
+def _speculation(model: GuidedModel, request: Request, drafting: Drafting) -> Speculation:
+    prompt, draft = request.prompt, drafting.make_cache()
     cache = model.make_cache(request.alpha)
     last = prefill(model, cache, prompt.base, prompt.guide)
-    draft = None
-    if drafting.model is not None:
-        draft = Track(make_prompt_cache(drafting.model))
-        read(drafting.model, drafting.readable(prompt.base[:-1]), draft.cache)
-    speculation = Speculation(model, cache, last, drafting, sampling, request.number, draft)
-    return iter(speculation), speculation.count
+    drafting.prefill(draft, prompt.base)
+    return Speculation(model, cache, last, drafting, request.sampling, request.seed_offset, draft)
 
 
 def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
     runs: Any = model.base_logits if request.alpha is None else model
-    tokens, cache = Beginnings(model, [request])(request)
-    sampler = request.sampling.sampler(request.number)
+    ((tokens, cache),) = PrefixCaches(model, [request])([request])
+    sampler = request.sampling.sampler(request.seed_offset)
     with wired_limit(model):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
             yield int(token)
+
+
+def not_finite(
+    model: GuidedModel, prompt: PromptTokens, alpha: Alpha | None, tokens: Sequence[int], others: int = 0
+) -> RunError:
+    """The error of an answer that cannot go on. It reads the answer once more, to tell whose logits are not finite.
+
+    Args:
+        model: The guided model.
+        prompt: The prompt's tokens for base and guide.
+        alpha: The preference; None where the base answers alone.
+        tokens: The answer so far.
+        others: Number of other answers that ended in the same way.
+    """
+    names = []
+    if _is_broken(model.base, make_prompt_cache(model.base), [*prompt.base, *tokens]):
+        names.append("the base")
+    if alpha is not None and _is_broken(model.guide, model.guide.make_cache(alpha), [*prompt.guide, *tokens]):
+        names.append("the guide")
+    whose = " and ".join(names) or "base and guide together"
+    more = f" (and {others} more)" if others else ""
+    return RunError(
+        f"the logits of {whose} are not finite: an answer ended after {len(tokens)} tokens{more}",
+        hint="the weights may be damaged, or their 16-bit type too narrow: try the model in float32",
+    )
+
+
+def _is_broken(model: nn.Module, cache: Cache, tokens: Sequence[int]) -> bool:
+    read(model, tokens[:-1], cache)
+    logits = widened(model(mx.array([tokens[-1:]]), cache=cache))
+    return not mx.isfinite(mx.logsumexp(logits)).item()

@@ -10,8 +10,8 @@ from mlx.utils import tree_map
 
 from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.files import resolve
-from parm_mlx.guidance.guided import Guide, GuidedModel
-from parm_mlx.guidance.guides import Guides
+from parm_mlx.guidance.guide import Guide, Guides
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.mlxlm import TokenizerWrapper, load_weights_and_tokenizer
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
@@ -39,7 +39,7 @@ def load_base(source: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
     """
     model, tokenizer = load_weights_and_tokenizer(resolve(source))
     widen_on_cpu(model)
-    mx.eval(model.parameters())
+    _evaluate(model)
     return model, tokenizer
 
 
@@ -81,7 +81,7 @@ def load(
         guide_model: Backbone of the adapters; what each records when left out.
         alpha: The default preference: k weights, ``"0.7,0.3"``, ``"helpful=0.7,harmless=0.3"`` or a mapping.
         beta: β of Eq. 13, or one β_i for each of several adapters. Smaller β, stronger guide.
-        share: Whether base and guide are computed in one forward pass: ``"auto"`` where they stand on the same weights,
+        share: If base and guide are computed in one forward pass: ``"auto"`` where they share weights,
             ``"on"`` to insist on it, ``"off"`` never.
 
     Returns:
@@ -112,33 +112,28 @@ def load_with_tokenizers(
     adapters = [parm] if isinstance(parm, (str, Path)) else list(parm)
     betas = parse_betas(beta, len(adapters))
     alone = alpha if len(adapters) == 1 else None
-    loaded = [_load_guide(adapter, guide_model, alone, held) for adapter in adapters]
-    for _, guide_tokenizer, path in loaded:
+    guides, tokenizers, paths = zip(*(_load_guide(each, guide_model, alone, held) for each in adapters), strict=True)
+    for guide_tokenizer, path in zip(tokenizers, paths, strict=True):
         check_vocabularies(tokenizer, guide_tokenizer, base_path, path)
-    for _, guide_tokenizer, _ in loaded:
+    for guide_tokenizer in tokenizers:
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | guide_tokenizer.eos_token_ids
-    guides = [guide for guide, _, _ in loaded]
-    guide_tokenizer = loaded[0][1]
-    if guides[0].chat_template is None and len({str(each.chat_template) for _, each, _ in loaded}) > 1:
-        raise ModelError("the backbones of adapters that guide together have different chat templates")
-    if len(guides) == 1:
-        path = loaded[0][2]
-        return _guided(base, guides[0], betas[0], share, base_path, path), tokenizer, guide_tokenizer
-    if share == "on":
-        raise ModelError("several adapters cannot share one forward pass", hint="leave out --share on")
-    if len(betas) > 1:
-        return GuidedModel(base, Guides(guides, alpha, betas)), tokenizer, guide_tokenizer
-    return GuidedModel(base, Guides(guides, alpha), betas[0]), tokenizer, guide_tokenizer
-
-
-def _guided(base: nn.Module, guide: Guide, beta: float, share: Share, base_path: Path, path: Path) -> GuidedModel:
-    difference = None if share == "off" else weights_differ(base, guide.model)
+    if len(guides) > 1:
+        if share == "on":
+            raise ModelError("several adapters cannot share one forward pass", hint="leave out --share on")
+        if guides[0].chat_template is None and len({str(each.chat_template) for each in tokenizers}) > 1:
+            raise ModelError("the backbones of adapters that guide together have different chat templates")
+        own = len(betas) > 1  # one β for each, which is part of the guide then
+        guide = Guides(guides, alpha, betas if own else None)
+        return GuidedModel(base, guide, 1.0 if own else betas[0]), tokenizer, tokenizers[0]
+    difference = None if share == "off" else weights_differ(base, guides[0].model)
     if share == "on" and difference:
         raise ModelError(
-            f"base {base_path} and guide model {path} cannot share one forward pass: {difference}",
+            f"base {base_path} and guide model {paths[0]} cannot share one forward pass: {difference}",
             hint="leave out --share on, or name one model for both",
         )
-    return GuidedModel(base, guide, beta) if difference or share == "off" else SharedModel(guide, beta)
+    if difference or share == "off":
+        return GuidedModel(base, guides[0], betas[0]), tokenizer, tokenizers[0]
+    return SharedModel(guides[0], betas[0]), tokenizer, tokenizers[0]
 
 
 def load_draft(source: str | Path, base: TokenizerWrapper, model: str | Path) -> nn.Module:
@@ -161,7 +156,7 @@ def load_draft(source: str | Path, base: TokenizerWrapper, model: str | Path) ->
 def _load_guide(
     parm: str | Path, model: str | Path | None, alpha: AlphaSpec | None, held: dict[Path, Any]
 ) -> tuple[Guide, TokenizerWrapper, Path]:
-    """Loads one guide; ``held`` has the weights of the models in memory by path, which are not loaded again."""
+    """Loads one guide; the weights of ``held``, by path, are in memory and not loaded again."""
     adapter = resolve(parm, "adapter")
     config, tensors = read_adapter(adapter)
     path = _backbone(adapter, config.base_model, model)
@@ -171,9 +166,9 @@ def _load_guide(
         backbone.update(weights)
     else:
         widen_on_cpu(backbone)
-        mx.eval(backbone.parameters())
         held[path.resolve()] = backbone.parameters()
     load_into(backbone, config, tensors)
+    _evaluate(backbone)
     return Guide(backbone, config, alpha), tokenizer, path
 
 
@@ -207,23 +202,28 @@ def widen_on_cpu(model: nn.Module) -> None:
         model.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype in halves else x, model.parameters()))
 
 
+def _evaluate(model: nn.Module) -> None:
+    """Computes all arrays of a model, also those that are not parameters: the thread that generates may be another."""
+    mx.eval([[value for value in module.values() if isinstance(value, mx.array)] for module in model.modules()])
+
+
 def check_vocabularies(
     base: TokenizerWrapper, other: TokenizerWrapper, base_path: Path, other_path: Path, role: str = "guide"
 ) -> None:
-    """Checks that two tokenizers give every token the same number, special tokens in one of them aside.
+    """Checks that two tokenizers give every token the same id, special tokens in one of them aside.
 
     Args:
         base: The base's tokenizer.
         other: The tokenizer of the guide, or of a draft model.
-        base_path: Where the base lies.
-        other_path: Where the other model lies.
-        role: What the other model is.
+        base_path: Directory of the base.
+        other_path: Directory of the other model.
+        role: Role of the other model.
 
     Raises:
         ModelError: They differ; the error shows how.
     """
     a, b = base.get_vocab(), other.get_vocab()
-    by_id_a, by_id_b = ({number: token for token, number in vocab.items()} for vocab in (a, b))
+    by_id_a, by_id_b = ({i: token for token, i in vocab.items()} for vocab in (a, b))
     clash = sorted(i for i in by_id_a.keys() & by_id_b.keys() if by_id_a[i] != by_id_b[i])
     special = {**base.get_added_vocab(), **other.get_added_vocab()}
     lone = sorted(token for token in a.keys() ^ b.keys() if token not in special)

@@ -1,23 +1,34 @@
-"""Reading prompts into the caches of base and guide, each its own."""
+"""Reading prompts into the caches of base and guide, each its own, and prefixes that several answers begin with.
 
+The caches that leave this module are evaluated: a lazy array belongs to the thread that made it, and another thread may
+decode.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from parm_mlx.guidance.guided import Cache, GuidedModel
-from parm_mlx.mlxlm import PreferenceCache, joined, row_of
-from parm_mlx.preference import Alpha
+from parm_mlx.guidance.guide import Cache
+from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.prompts import PromptTokens
+from parm_mlx.guidance.sampling import Request
+from parm_mlx.mlxlm import PreferenceCache, bears_padding, joined, make_prompt_cache, rewind, row_of
 
-STEP = 2048
+STEP = 2048  # tokens read at a time, as in mlx-lm
+
+Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequence[int]) -> int:
     """Reads two prompts into one guided cache, up to their last tokens.
 
     The prompts may differ, even in length and in their last token: the cache then has the guide read its own last token
-    where the base reads the returned one. What both generate after that is the same.
+    where the base reads the returned one. The tokens generated after that are the same for both.
 
     Args:
         model: The guided model.
@@ -30,37 +41,123 @@ def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequen
     """
     if list(base) == list(guide):
         read(model, base[:-1], cache)
-        return base[-1]
-    base_cache, guide_cache = model.split_cache(cache)
-    read(model.base, base[:-1], base_cache)
-    read(model.guide, guide[:-1], guide_cache)
-    _go_on(guide_cache, base, guide)
+    else:
+        base_cache, guide_cache = model.split_cache(cache)
+        read(model.base, base[:-1], base_cache)
+        read(model.guide, guide[:-1], guide_cache)
+        _replace_last_token(guide_cache, base, guide)
+    _evaluate(cache)
     return base[-1]
 
 
-def read_guides(model: GuidedModel, alphas: Sequence[Alpha], base: Sequence[int], guide: Sequence[int]) -> list[Cache]:
-    """Reads one guide's prompt under several preferences at once, up to its last token; see :func:`prefill`.
+def read(model: nn.Module, tokens: Sequence[int], cache: Cache, rows: int = 1) -> None:
+    """Reads tokens into a model's cache, the same into each of its rows."""
+    for start in range(0, len(tokens), STEP):
+        model(mx.array([tokens[start : start + STEP]] * rows), cache=cache)
+        _evaluate(cache)
+        mx.clear_cache()
 
-    Returns:
-        The guide's cache for each preference.
+
+@dataclass
+class CachedTokens:
+    """A prompt cache and the tokens that it has read."""
+
+    cache: Cache
+    tokens: list[int] = field(default_factory=list)
+
+    def rewind(self, wanted: Sequence[int]) -> bool:
+        """Takes back the tokens after those that ``wanted`` begins with; its last token is left to be read.
+
+        Returns:
+            False if nothing can be used again; the cache is left as it was then.
+        """
+        pairs = enumerate(zip(self.tokens, wanted[:-1], strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(self.tokens), len(wanted) - 1))
+        if not shared or not rewind(self.cache, len(self.tokens) - shared):
+            return not self.tokens
+        del self.tokens[shared:]
+        return True
+
+
+class PrefixCaches:
+    """Makes the caches that answers begin with.
+
+    A prompt that several guided requests have, under different preferences, is read by the base once, and by the guide
+    once for all that start together. A prompt that comes once is left to the batch to read, with others.
+
+    Args:
+        model: The guided model.
+        requests: All that will be asked for.
     """
-    *columns, preferences = zip(*(model.guide.make_cache(alpha) for alpha in alphas), strict=True)
-    entries, preference = [joined(column) for column in columns], PreferenceCache.merge(preferences)
-    read(model.guide, guide[:-1], [*entries, preference], rows=len(alphas))
-    caches = [[*(row_of(entry, i) for entry in entries), preference.extract(i)] for i in range(len(alphas))]
-    for cache in caches:
-        _go_on(cache, base, guide)
-    return caches
+
+    def __init__(self, model: GuidedModel, requests: Sequence[Request]) -> None:
+        self._model = model
+        asked = Counter(_key(request.prompt) for request in requests if request.alpha is not None)
+        self._left = {key: count for key, count in asked.items() if count > 1}
+        self._base_caches: dict[Key, Cache] = {}
+
+    def __call__(self, requests: Sequence[Request]) -> list[tuple[list[int], Cache]]:
+        """Starts requests together.
+
+        Returns:
+            For each, the tokens that are still to be read, and the cache to read them into.
+        """
+        sharing: dict[Key, list[Request]] = {}
+        for request in requests:
+            if self._is_shared(request):
+                sharing.setdefault(_key(request.prompt), []).append(request)
+        caches = {key: iter(self._read_shared(key, several)) for key, several in sharing.items()}
+        return [
+            (request.prompt.base[-1:], next(caches[_key(request.prompt)]))
+            if self._is_shared(request)
+            else self._read_alone(request)
+            for request in requests
+        ]
+
+    def _read_alone(self, request: Request) -> tuple[list[int], Cache]:
+        model, prompt = self._model, request.prompt
+        cache = make_prompt_cache(model.base) if request.alpha is None else model.make_cache(request.alpha)
+        if bears_padding(cache) and (request.alpha is None or prompt.base == prompt.guide):
+            return prompt.base, cache
+        if request.alpha is None:
+            read(model.base, prompt.base[:-1], cache)
+            return prompt.base[-1:], cache
+        return [prefill(model, cache, prompt.base, prompt.guide)], cache
+
+    def _is_shared(self, request: Request) -> bool:
+        return request.alpha is not None and _key(request.prompt) in self._left
+
+    def _read_shared(self, key: Key, requests: Sequence[Request]) -> list[Cache]:
+        """Reads one prompt for requests of different preferences, up to its last token."""
+        model, (base, guide) = self._model, key
+        if key not in self._base_caches:
+            self._base_caches[key] = make_prompt_cache(model.base)
+            read(model.base, base[:-1], self._base_caches[key])
+        *columns, preferences = zip(*(model.guide.make_cache(request.alpha) for request in requests), strict=True)
+        entries, preference = [joined(column) for column in columns], PreferenceCache.merge(preferences)
+        read(model.guide, guide[:-1], [*entries, preference], rows=len(requests))
+        caches = []
+        for i in range(len(requests)):
+            guide_cache = [*(row_of(entry, i) for entry in entries), preference.extract(i)]
+            _replace_last_token(guide_cache, base, guide)
+            caches.append(model.join_cache(deepcopy(self._base_caches[key]), guide_cache))
+            _evaluate(caches[-1])
+        self._left[key] -= len(requests)
+        if not self._left[key]:
+            del self._base_caches[key]
+        return caches
 
 
-def _go_on(guide_cache: Cache, base: Sequence[int], guide: Sequence[int]) -> None:
+def _key(prompt: PromptTokens) -> Key:
+    return tuple(prompt.base), tuple(prompt.guide)
+
+
+def _replace_last_token(guide_cache: Cache, base: Sequence[int], guide: Sequence[int]) -> None:
     if base[-1] != guide[-1]:
         preference: PreferenceCache = guide_cache[-1]
         preference.replace_first_token(guide[-1])
 
 
-def read(model: nn.Module, tokens: Sequence[int], cache: list[Any], rows: int = 1) -> None:
-    """Reads tokens into a model's cache, the same into each of its rows."""
-    for start in range(0, len(tokens), STEP):
-        model(mx.array([tokens[start : start + STEP]] * rows), cache=cache)
-        mx.eval([entry.state for entry in cache])
+def _evaluate(cache: Cache) -> None:
+    states: list[Any] = [entry.state for entry in cache]
+    mx.eval(states)

@@ -2,27 +2,32 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import datetime
+from typing import Any
 
 from jinja2 import TemplateError
 
-from parm_mlx.errors import InputError, ModelError
+from parm_mlx.errors import InputError, ModelError, ParmError, first_line
+from parm_mlx.guidance.encoding import encode, escape, lone_token, unescape
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Content, Message, check_template, render
 from parm_mlx.mlxlm import TokenizerWrapper
 
-_MARK = "Answer0Mark"  # stands for an answer while its place in a rendered conversation is looked for
+_ANSWER = "Answer0Mark"  # stands for an answer while its place in a rendered conversation is looked for
+_DATE = re.compile(r"""strftime_now\(\s*(['"])(?P<format>.*?)\1\s*\)""")
+_STARTED = datetime.now()  # the date that templates write, the same all through a run
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked.
+    """A question.
 
     Attributes:
         id: Tells prompts apart; by default made of the content.
         content: A user's text, or the messages of a conversation that an assistant is to continue.
-        line: Where it stands in its file.
+        line: Its line in its file.
     """
 
     id: str
@@ -49,13 +54,19 @@ class Prompter:
     Args:
         base: The base's tokenizer.
         guide: The guide's tokenizer.
-        template: Whether chat templates are applied; without, a prompt is plain text to continue.
+        template: Applies chat templates; without, a prompt is plain text to continue.
         base_template: Name of the base's chat template. By default its tokenizer's own, or, where it has none,
             the guide's.
-        guide_template: Name of the chat template that the guide was trained with; None is its tokenizer's own.
+        guide_template: Name of the chat template that the guide was trained with. By default its tokenizer's own, or,
+            where it has none, the base's.
         limit: Most tokens that both models can read; None is no limit.
         rows: Rows of the embeddings of base and guide; None is not checked.
         draft_rows: Rows of the embedding of a draft model, which reads the base's prompt.
+        allow_special: Reads control tokens that are written out in a prompt as those tokens.
+
+    Attributes:
+        note: What is used in place of a chat template that a tokenizer does not have, for the user; None where nothing
+            is missing.
 
     Raises:
         ModelError: There is no chat template of such a name.
@@ -72,14 +83,27 @@ class Prompter:
         limit: int | None = None,
         rows: tuple[int | None, int | None] = (None, None),
         draft_rows: int | None = None,
+        allow_special: bool = False,
     ) -> None:
         check_template(guide_template)
         check_template(base_template)
+        lacking = []
         if base_template is None and not base.has_chat_template:
-            base_template = guide_template
-        self._readers = ((base, base_template), (guide, guide_template))
+            lacking.append("base")
+        if guide_template is None and not guide.has_chat_template:
+            lacking.append("guide")
+        used = guide_template if "base" in lacking else base_template
+        self.note: str | None = None
+        if template and lacking:
+            how = f"with the template {used}" if used else "as plain text (--chat-template names a template)"
+            whose = "tokenizers of base and guide have" if len(lacking) == 2 else f"{lacking[0]}'s tokenizer has"
+            self.note = f"the {whose} no chat template: prompts are read {how}"
+        self._readers = (
+            (base, used if "base" in lacking else base_template),
+            (guide, used if "guide" in lacking else guide_template),
+        )
         self._rows, self._draft_rows = rows, draft_rows
-        self._template = template
+        self._template, self._allow_special = template, allow_special
         self._limit = limit
 
     def __call__(self, prompt: Content) -> PromptTokens:
@@ -131,8 +155,8 @@ class Prompter:
 
     def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> str:
         try:
-            as_it_is = isinstance(prompt, str) and not self._template
-            return render(PLAIN, prompt) if as_it_is else render_prompt(tokenizer, prompt, name)
+            name = PLAIN if isinstance(prompt, str) and not self._template else name
+            return render_prompt(tokenizer, prompt, name, self._allow_special)
         except TemplateError as error:
             raise ModelError(f"the chat template does not accept this conversation: {error}") from error
 
@@ -146,29 +170,34 @@ class Prompter:
         *earlier, answer, question = messages
         text = self._render(tokenizer, name, messages)
         asked = self._render(tokenizer, name, earlier)
-        marked = self._render(tokenizer, name, [*earlier, {**answer, "content": _MARK}, question])
-        before, _, after = marked.partition(_MARK)
+        marked = self._render(tokenizer, name, [*earlier, {**answer, "content": _ANSWER}, question])
+        before, _, after = marked.partition(_ANSWER)
         as_asked = before.startswith(asked) and not before[len(asked) :].strip()
         shown = text.removeprefix(asked).removesuffix(after)
-        head, whole = encode(tokenizer, before + _MARK), encode(tokenizer, marked)
-        if not as_asked or shown.strip() != answer["content"].strip() or whole[: len(head)] != head:
+        head, whole = encode(tokenizer, before + _ANSWER), encode(tokenizer, marked)
+        if not as_asked or unescape(shown).strip() != answer["content"].strip() or whole[: len(head)] != head:
             return encode(tokenizer, text)
         return said + whole[len(head) :]
 
 
-def render_prompt(tokenizer: TokenizerWrapper, prompt: Content, chat_template: str | None = None) -> str:
-    """The text that the model continues with its response.
+def render_prompt(
+    tokenizer: TokenizerWrapper, prompt: Content, chat_template: str | None = None, allow_special: bool = False
+) -> str:
+    """The text that the model continues with its response, for :func:`parm_mlx.guidance.encoding.encode`.
 
     Args:
         tokenizer: An mlx-lm tokenizer.
         prompt: A user's text or a list of messages.
         chat_template: Name of a built-in chat template; by default the tokenizer's own. Where there is none, a text
             stays as it is.
+        allow_special: Lets control tokens that are written out in the prompt be those tokens.
 
     Raises:
         ModelError: The prompt is a list of messages and there is no chat template, or none of that name.
         jinja2.TemplateError: The template does not accept these messages.
     """
+    if not allow_special:
+        prompt = escape(tokenizer, prompt)
     if chat_template is not None:
         return render(chat_template, prompt, tokenizer.eos_token or "")
     if isinstance(prompt, str):
@@ -180,71 +209,40 @@ def render_prompt(tokenizer: TokenizerWrapper, prompt: Content, chat_template: s
             "the model's tokenizer has no chat template, so it cannot read a conversation",
             hint=f"name one with --chat-template: {', '.join(CHAT_TEMPLATES)}",
         )
-    text: str = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+    return apply_template(tokenizer, prompt)
+
+
+def apply_template(tokenizer: TokenizerWrapper, messages: Sequence[Message], answered: bool = False) -> str:
+    """The text of a conversation by the tokenizer's own chat template.
+
+    Args:
+        tokenizer: An mlx-lm tokenizer with a chat template.
+        messages: The conversation.
+        answered: Its last message is the answer; else the beginning of an answer is added.
+
+    Raises:
+        jinja2.TemplateError: The template does not accept these messages.
+    """
+    last = messages[-1]["content"].strip() if messages else ""
+    text = _apply(tokenizer, messages, answered)
+    if last not in text:  # templates of models that also see images read content in parts
+        parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+        in_parts = _apply(tokenizer, parts, answered)
+        text = in_parts if last in in_parts else text
     return text
 
 
-def encode(tokenizer: TokenizerWrapper, text: str) -> list[int]:
-    """Tokenises a rendered text; BOS comes first if the tokenizer puts it there and the text does not begin with it."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    begin = _beginning(tokenizer)
-    return ids if ids[: len(begin)] == begin else [*begin, *ids]
-
-
-@lru_cache(maxsize=8)
-def _beginning(tokenizer: TokenizerWrapper) -> list[int]:
-    """The special tokens that a tokenizer puts before a text: BOS, or none."""
-    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
-    whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
-    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
-
-
-@dataclass(frozen=True)
-class LoneToken:
-    """A token for which a model's embedding has no row: MLX would read beyond its end, without an error.
-
-    Attributes:
-        id: The token's id.
-        text: The token as text.
-        rows: Rows of the embedding.
-        role: The model.
-    """
-
-    id: int
-    text: str
-    rows: int
-    role: str
-
-    def __str__(self) -> str:
-        return f"token {self.text!r} (id {self.id}); the {self.role} has embeddings for ids below {self.rows} only"
-
-
-def lone_token(
-    tokenizer: TokenizerWrapper, ids: Sequence[int], rows: int | None, role: str = "model"
-) -> LoneToken | None:
-    """The first token for which an embedding of so many rows has none, if there is any; None rows are not checked."""
-    if rows is None or max(ids, default=0) < rows:
-        return None
-    lone = next(token for token in ids if token >= rows)
-    return LoneToken(lone, tokenizer.decode([lone]), rows, role)
-
-
-def split_response(tokenizer: TokenizerWrapper, prompt: str, response: str) -> tuple[list[int], int]:
-    """The boundary between prompt and response; it is decided here and nowhere else.
-
-    Both are tokenised together, because a tokenizer may join the last characters of the one to the first of the other
-    (a template that ends in a space: "▁" and "▁Yes"). The response starts at the first token that the prompt alone does
-    not have.
-
-    Args:
-        tokenizer: An mlx-lm tokenizer.
-        prompt: As :func:`render_prompt` returns it.
-        response: The response, without a turn's end.
-
-    Returns:
-        The token ids of [BOS] prompt response, and the index of the first response token; the number of tokens when
-        the response has none.
-    """
-    alone, ids = encode(tokenizer, prompt), encode(tokenizer, prompt + response)
-    start = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
-    return ids, start
+def _apply(tokenizer: TokenizerWrapper, messages: Sequence[dict[str, Any]], answered: bool) -> str:
+    settings: dict[str, Any] = {"add_generation_prompt": not answered, "tokenize": False}
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template and _DATE.search(template):
+        settings["chat_template"] = _DATE.sub(lambda call: repr(_STARTED.strftime(call["format"])), template)
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), **settings)
+    except (TemplateError, ParmError):
+        raise
+    except Exception as error:  # a template is a program, and may fail as one
+        raise TemplateError(f"{type(error).__name__}: {first_line(error)}") from error
+    return text

@@ -1,4 +1,7 @@
-"""Samplers that belong to one answer each: the same seed gives the same answer, alone or in a batch."""
+"""What is asked for, and samplers that belong to one answer each.
+
+The same seed gives the same answer, alone or in a batch.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,8 +9,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from parm_mlx.errors import ConfigError
+from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.kernels import widened
 from parm_mlx.mlxlm import filter_logprobs
+from parm_mlx.preference import Alpha
 from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, Real, Whole
 
 _RANGES: dict[str, Whole | Real] = {"temp": TEMP, "top_p": SHARE, "top_k": TOP_K, "min_p": SHARE, "seed": SEED}
@@ -47,12 +52,12 @@ class Sampling:
         if problems:
             raise ConfigError(f"sampling: {'; '.join(problems)}")
 
-    def sampler(self, number: int = 0) -> Callable[[mx.array], mx.array]:
-        """A fresh sampler for mlx-lm; ``number`` tells answers with the same seed apart.
+    def sampler(self, seed_offset: int = 0) -> Callable[[mx.array], mx.array]:
+        """Makes a sampler for mlx-lm; ``seed_offset`` tells answers with the same seed apart.
 
         At temperature 0 it is the same function for all, which mlx-lm calls once for all rows of a batch.
         """
-        return Sampler(self, number) if self.temp else likeliest
+        return Sampler(self, seed_offset) if self.temp else likeliest
 
     def scores(self, logprobs: mx.array) -> mx.array:
         """Logits of the distribution that tokens are drawn from, after filters and temperature: (…, V) → (…, V)."""
@@ -92,9 +97,10 @@ def _normalised(logits: mx.array) -> mx.array:
 class Sampler:
     """Draws the tokens of one answer; mlx-lm calls it with log-probabilities (1, V)."""
 
-    def __init__(self, settings: Sampling, number: int) -> None:
+    def __init__(self, settings: Sampling, seed_offset: int) -> None:
         self._settings = settings
-        self._key = mx.random.split(mx.random.key(settings.seed), number + 1)[number]
+        self._key = mx.random.split(mx.random.key(settings.seed), seed_offset + 1)[seed_offset]
+        mx.eval(self._key)  # a lazy array belongs to its thread, and the answer may be decoded in another one
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """Token ids (1,), or ``NOT_FINITE``."""
@@ -110,3 +116,20 @@ class Sampler:
         """A fresh random key of this answer."""
         self._key, key = mx.random.split(self._key)
         return key
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to generate.
+
+    Attributes:
+        prompt: Its tokens for base and guide.
+        alpha: The preference; None asks the base alone.
+        sampling: How its tokens are chosen.
+        seed_offset: Tells answers with the same seed apart.
+    """
+
+    prompt: PromptTokens
+    alpha: Alpha | None
+    sampling: Sampling
+    seed_offset: int = 0

@@ -10,7 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from parm_mlx.guidance.guided import Cache, Guide, GuidedModel
+from parm_mlx.guidance.guide import Cache, Guide
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import PairCache, PreferenceCache, make_prompt_cache
 from parm_mlx.pblora.inference import BoundPreferences
@@ -43,7 +44,7 @@ class Backbone(nn.Module):
         return cast("list[Any]", self.model.layers)
 
     def make_cache(self) -> Cache:
-        """A prompt cache."""
+        """Makes a prompt cache."""
         return make_prompt_cache(self.model)
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
@@ -53,7 +54,7 @@ class Backbone(nn.Module):
 
 
 class SharedModel(GuidedModel):
-    """A base model guided by a PARM on the same weights.
+    """A base model guided by a PARM that shares its weights.
 
     Every sequence is two rows of the backbone, held by a :class:`PairCache` in every layer. Where mlx-lm cannot hold
     the two rows together (entries that cannot be padded, after prompts of different lengths) they run one after the
@@ -80,7 +81,7 @@ class SharedModel(GuidedModel):
         return self.guide.layers
 
     def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
-        """A prompt cache for one sequence under one preference: a pair for every entry of the backbone, then α.
+        """Makes a prompt cache for one sequence under one preference: a pair for every entry of the backbone, then α.
 
         Raises:
             PreferenceError: α does not fit the objectives.
@@ -120,21 +121,22 @@ class SharedModel(GuidedModel):
 
 
 def weights_differ(base: nn.Module, adapted: nn.Module) -> str | None:
-    """Why a model cannot take the place of another one; None where they are the same, adapters aside.
+    """Compares the weights of two models, adapters aside.
 
     Args:
         base: A plain model.
         adapted: A model with adapters attached.
+
+    Returns:
+        The reason why one cannot take the other's place; None if it can.
     """
     if type(base) is not type(adapted) or getattr(base, "args", None) != getattr(adapted, "args", None):
         return "they are models of different settings"
-    ours = _plain_parameters(base)
-    theirs = _plain_parameters(adapted)
+    ours, theirs = _plain_parameters(base), _plain_parameters(adapted)
     if lone := sorted(ours.keys() ^ theirs.keys()):
         return f"only one of them has {lone[0]}"
     for name, weight in ours.items():
-        other = theirs[name]
-        if weight is other:
+        if weight is (other := theirs[name]):
             continue
         if weight.shape != other.shape or weight.dtype != other.dtype:
             return f"{name} is {weight.dtype} {weight.shape} and {other.dtype} {other.shape}"

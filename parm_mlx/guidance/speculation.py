@@ -1,8 +1,8 @@
 """Speculative guided decoding: several tokens are drafted cheaply and checked in one pass.
 
-It is exact: greedy answers are those of plain decoding, and sampled ones have its distribution. A draft model drafts,
-and the guided model reads all drafts at once; or the base itself drafts, and the guide, which else would run at every
-token, reads all drafts at once. The base's passes are not wasted then: guidance needs its logits at every position.
+It is exact: greedy answers are those of plain decoding, and sampled ones have its distribution. Either a draft model
+drafts and the guided model reads all drafts at once; or the base itself drafts and the guide, which would otherwise run
+at every token, reads all drafts at once. The base's passes are not wasted: guidance needs its logits at every position.
 
 A drafted token d ~ q is kept with probability min(1, p(d) / q(d)); in place of the first one that is not kept, a token
 is drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). p is the guided distribution after
@@ -10,26 +10,27 @@ temperature and filters, q the drafter's.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import generation_stream
 
-from parm_mlx.guidance.guided import Cache, GuidedModel
+from parm_mlx.guidance.guide import Cache
+from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.prefill import CachedTokens, read
 from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling
 from parm_mlx.kernels.combine import combine_logits
-from parm_mlx.mlxlm import Checkpoint, embedding_rows, wired_limit
+from parm_mlx.mlxlm import Snapshot, embedding_rows, generation_stream, make_prompt_cache, wired_limit
 
 
 @dataclass(frozen=True)
 class Drafting:
-    """Who drafts, and how far ahead.
+    """The drafter, and how far ahead it drafts.
 
     Attributes:
-        model: A draft model with the base's vocabulary; None has the base draft.
+        model: A draft model with the base's vocabulary. If None, the base drafts.
         tokens: Tokens drafted at a time.
     """
 
@@ -42,8 +43,19 @@ class Drafting:
         return None if self.model is None else embedding_rows(self.model)
 
     def readable(self, tokens: Sequence[int]) -> list[int]:
-        """Tokens as the draft model reads them: the last one it knows stands for those that only the base knows."""
+        """Replaces tokens that only the base knows by the last one that the draft model knows."""
         return [token if self.rows is None else min(token, self.rows - 1) for token in tokens]
+
+    def make_cache(self) -> CachedTokens:
+        """Makes an empty cache of the draft model; one without entries if the base drafts."""
+        return CachedTokens([] if self.model is None else make_prompt_cache(self.model))
+
+    def prefill(self, cached: CachedTokens, prompt: Sequence[int]) -> None:
+        """Reads the rest of a prompt into the draft model's cache, up to its last token."""
+        if self.model is not None:
+            tokens = self.readable(prompt[:-1])
+            read(self.model, tokens[len(cached.tokens) :], cached.cache)
+            cached.tokens = tokens
 
 
 @dataclass
@@ -66,26 +78,18 @@ class DraftCount:
         self.passes += other.passes
 
 
-@dataclass
-class Track:
-    """A prompt cache and the tokens that it has read."""
-
-    cache: Cache
-    tokens: list[int] = field(default_factory=list)
-
-
 class Chooser:
     """Draws drafts and judges them, for one answer.
 
     Args:
         sampling: How tokens are chosen.
-        number: Tells answers with the same seed apart.
+        seed_offset: Tells answers with the same seed apart.
         vocabulary: V, the tokens that base and guide both know.
     """
 
-    def __init__(self, sampling: Sampling, number: int, vocabulary: int) -> None:
+    def __init__(self, sampling: Sampling, seed_offset: int, vocabulary: int) -> None:
         self._sampling = sampling
-        self._sampler = Sampler(sampling, number)
+        self._sampler = Sampler(sampling, seed_offset)
         self._vocabulary = vocabulary
 
     def draft(self, logits: mx.array) -> tuple[mx.array, mx.array]:
@@ -100,7 +104,7 @@ class Chooser:
         return self._sampler.draw(q), q
 
     def judge(self, target: mx.array, drafts: mx.array, q: mx.array) -> tuple[int, list[int]]:
-        """Which drafts are kept.
+        """Decides which drafts are kept.
 
         Args:
             target: (m, V) guided logits at the positions of the n drafts, and at the one after them where m = n + 1.
@@ -108,7 +112,7 @@ class Chooser:
             q: (n, V) log q that each was drawn from.
 
         Returns:
-            How many drafts are kept, and the tokens to go on with: the kept ones, then one more unless all n of m = n
+            The number of kept drafts, and the tokens to go on with: the kept ones, then one more unless m = n and all
             are kept. That one is ``NOT_FINITE`` where the logits that it would come from are not finite.
         """
         n = drafts.size
@@ -137,10 +141,13 @@ class Speculation:
         model: The guided model.
         cache: A prompt cache of one sequence that has read its prompts but for the last token.
         token: That last token.
-        drafting: Who drafts.
+        drafting: The drafter.
         sampling: How tokens are chosen.
-        number: Tells answers with the same seed apart.
-        draft: Where a draft model drafts, its cache, which has read the base's prompt but for the last token.
+        seed_offset: Tells answers with the same seed apart.
+        draft: The draft model's cache, which has read the base's prompt but for the last token.
+
+    Attributes:
+        count: How drafted tokens fared so far.
     """
 
     def __init__(
@@ -150,16 +157,16 @@ class Speculation:
         token: int,
         drafting: Drafting,
         sampling: Sampling,
-        number: int = 0,
-        draft: Track | None = None,
+        seed_offset: int = 0,
+        draft: CachedTokens | None = None,
     ) -> None:
         self.count = DraftCount()
         self._generated: list[int] = []
         self._model = model
         self._drafting = drafting
-        self._chooser = Chooser(sampling, number, model.vocabulary)
+        self._chooser = Chooser(sampling, seed_offset, model.vocabulary)
         self._last = token
-        self._draft = draft or Track([])
+        self._draft = draft or drafting.make_cache()
         self._unread_by_draft = mx.array(drafting.readable([token]), mx.uint32)
         if drafting.model is None:
             self._base, self._guide = model.split_cache(cache)
@@ -168,7 +175,7 @@ class Speculation:
 
     @property
     def cache(self) -> Cache:
-        """The prompt cache as far as it came."""
+        """The prompt cache after the last check."""
         return self._cache if self._drafting.model is not None else self._model.join_cache(self._base, self._guide)
 
     @property
@@ -177,8 +184,8 @@ class Speculation:
         return self._generated[:-1]
 
     def __iter__(self) -> Iterator[int]:
-        """Yields tokens, without end; ``NOT_FINITE`` says that there are no more."""
-        advance = self._advance_base if self._drafting.model is None else self._advance_draft_model
+        """Yields tokens, without end; ``NOT_FINITE`` is the last one where logits are not finite."""
+        advance = self._draft_by_base if self._drafting.model is None else self._draft_by_model
         with wired_limit(self._model):
             while True:
                 with mx.stream(generation_stream):
@@ -188,34 +195,34 @@ class Speculation:
                 self._last = tokens[-1]
                 yield from tokens
 
-    def _advance_base(self, last: mx.array, n: int) -> tuple[int, list[int]]:
+    def _draft_by_base(self, last: mx.array, n: int) -> tuple[int, list[int]]:
         """The base reads one token after the other and drafts; the guide reads them at once."""
         model = self._model
-        before = Checkpoint(self._base, n), Checkpoint(self._guide, n)
+        before = Snapshot(self._base, n), Snapshot(self._guide, n)
         logits, drafts, q = self._drafts(model.base, self._base, last, n)
-        read = mx.concatenate([last, drafts[:-1]])
-        guide = model.guide(read[None], cache=self._guide)[0]
+        tokens_read = mx.concatenate([last, drafts[:-1]])
+        guide = model.guide(tokens_read[None], cache=self._guide)[0]
         kept, tokens = self._chooser.judge(combine_logits(logits, guide, model.beta), drafts, q)
         keep = min(kept + 1, n)
-        _take_back(before[0], model.base, self._base, read, keep)
-        _take_back(before[1], model.guide, self._guide, read, keep)
+        _take_back(before[0], model.base, self._base, tokens_read, keep)
+        _take_back(before[1], model.guide, self._guide, tokens_read, keep)
         return kept, tokens
 
-    def _advance_draft_model(self, last: mx.array, n: int) -> tuple[int, list[int]]:
+    def _draft_by_model(self, last: mx.array, n: int) -> tuple[int, list[int]]:
         """The draft model drafts; base and guide read the drafts at once."""
-        drafter, track, unread = self._drafting.model, self._draft, self._unread_by_draft
+        drafter, draft, unread = self._drafting.model, self._draft, self._unread_by_draft
         assert drafter is not None
-        before, before_draft = Checkpoint(self._cache, n + 1), Checkpoint(track.cache, unread.size + n - 1)
-        _, drafts, q = self._drafts(drafter, track.cache, unread, n)
-        read = mx.concatenate([last, drafts])
-        kept, tokens = self._chooser.judge(self._model(read[None], cache=self._cache)[0], drafts, q)
+        before, before_draft = Snapshot(self._cache, n + 1), Snapshot(draft.cache, unread.size + n - 1)
+        _, drafts, q = self._drafts(drafter, draft.cache, unread, n)
+        tokens_read = mx.concatenate([last, drafts])
+        kept, tokens = self._chooser.judge(self._model(tokens_read[None], cache=self._cache)[0], drafts, q)
         if tokens[-1] == NOT_FINITE:
             return kept, tokens
-        _take_back(before, self._model, self._cache, read, kept + 1)
-        read = mx.concatenate([unread, drafts[:-1]])
+        _take_back(before, self._model, self._cache, tokens_read, kept + 1)
+        tokens_read = mx.concatenate([unread, drafts[:-1]])
         keep = unread.size + min(kept, n - 1)
-        _take_back(before_draft, drafter, track.cache, read, keep)
-        track.tokens += _list(read)[:keep]
+        _take_back(before_draft, drafter, draft.cache, tokens_read, keep)
+        draft.tokens += _list(tokens_read)[:keep]
         # When all were kept, the drafter has not read its own last token yet.
         next_unread = tokens[-1:] if kept < n else tokens[-2:]
         self._unread_by_draft = mx.array(self._drafting.readable(next_unread), mx.uint32)
@@ -236,7 +243,7 @@ class Speculation:
 
 
 def _finite(logprobs: mx.array) -> mx.array:
-    """Whether each row of normalised (n, V) comes from finite logits: (n,)."""
+    """Tells which rows of normalised (n, V) come from finite logits: (n,)."""
     return mx.max(logprobs, axis=-1) > -mx.inf  # false for NaN
 
 
@@ -244,8 +251,8 @@ def _list(numbers: mx.array) -> list[int]:
     return cast("list[int]", numbers.tolist())
 
 
-def _take_back(before: Checkpoint, model: nn.Module, cache: Cache, read: mx.array, keep: int) -> None:
-    """Leaves the first ``keep`` of the read tokens in a cache."""
-    again = before.restore(cache, read.size, keep)
+def _take_back(before: Snapshot, model: nn.Module, cache: Cache, tokens_read: mx.array, keep: int) -> None:
+    """Leaves the first ``keep`` of the tokens that were read in a cache."""
+    again = before.restore(cache, tokens_read.size, keep)
     if again:
-        model(read[None, :again], cache=cache)
+        model(tokens_read[None, :again], cache=cache)

@@ -4,22 +4,28 @@ tests/mlxlm/ is the contract for what is used here, so that an mlx-lm upgrade fa
 """
 
 from mlx_lm.models import cache as _mlx_cache
+from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from parm_mlx.mlxlm.caches import Checkpoint, bears_padding, can_batch, joined, rewind, row_of
+from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, rewind, row_of
+from parm_mlx.mlxlm.generation import (
+    BatchGenerator,
+    filter_logprobs,
+    generate_step,
+    generation_stream,
+    wired_limit,
+)
 from parm_mlx.mlxlm.models import (
     Layer,
     attention_windows,
     config_rows,
     context_length,
     embedding_rows,
-    filter_logprobs,
     load_backbone,
     load_tokenizer_alone,
     load_weights_and_tokenizer,
     trunk_and_output_layer,
-    wired_limit,
 )
 from parm_mlx.mlxlm.pair import PairCache
 from parm_mlx.mlxlm.preference import PreferenceCache
@@ -33,11 +39,12 @@ from parm_mlx.mlxlm.weights import check_finite, check_finite_files, weight_file
 _mlx_cache.PairCache, _mlx_cache.PreferenceCache = PairCache, PreferenceCache  # type: ignore[attr-defined]
 
 __all__ = [
-    "Checkpoint",
+    "BatchGenerator",
     "Layer",
     "PairCache",
     "PreferenceCache",
     "PrefixCache",
+    "Snapshot",
     "TokenizerWrapper",
     "attention_windows",
     "bears_padding",
@@ -49,7 +56,10 @@ __all__ = [
     "context_length",
     "embedding_rows",
     "filter_logprobs",
+    "generate_step",
+    "generation_stream",
     "joined",
+    "llama",
     "load_backbone",
     "load_tokenizer_alone",
     "load_weights_and_tokenizer",

@@ -1,4 +1,4 @@
-"""Entries of mlx-lm's prompt caches, one per layer: taking tokens back, and rows in and out, for every kind of them."""
+"""Entries of mlx-lm's prompt caches, one per layer: taking back tokens, taking out rows and joining them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy, deepcopy
@@ -30,7 +30,7 @@ def rewind(cache: list[Any], tokens: int) -> bool:
     """Removes the last tokens from a prompt cache, in place.
 
     Returns:
-        Whether all of them were removed; a cache that cannot be trimmed is left as it was.
+        True if all of them were removed; a cache that cannot be trimmed is left as it was.
     """
     if tokens == 0:
         return True
@@ -40,10 +40,10 @@ def rewind(cache: list[Any], tokens: int) -> bool:
     return bool(trimmed == tokens)
 
 
-class Checkpoint:
-    """A prompt cache before some tokens are read, so that the last of them can be taken back, whatever its entries are.
+class Snapshot:
+    """A prompt cache before some tokens are read, so that the last of them can be taken back.
 
-    Entries that only grow are trimmed. Of the others (recurrent states, windows that would slide on) a copy is kept.
+    Entries that only grow are trimmed. Others (recurrent states, sliding windows) are copied.
 
     Args:
         cache: The cache.
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def exact(self) -> bool:
-        """Whether trimming alone takes tokens back."""
+        """True if trimming alone takes tokens back."""
         return all(entry is None for entry in self._copies)
 
     def restore(self, cache: list[Any], read: int, keep: int) -> int:
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 def leaves(entries: Iterable[Any]) -> Iterator[Any]:
-    """The entries that hold something themselves, inside lists and pairs."""
+    """The entries that hold arrays themselves, inside lists and pairs."""
     for entry in entries:
         inside = entry.caches if isinstance(entry, CacheList) else getattr(entry, "parts", None)
         if inside is None:
@@ -89,7 +89,7 @@ def leaves(entries: Iterable[Any]) -> Iterator[Any]:
 
 
 def _can_trim_after(entry: Any, tokens: int) -> bool:
-    """Whether trimming takes back so many tokens exactly, once they are read."""
+    """Tells whether trimming takes back so many tokens exactly, once they are read."""
     if isinstance(entry, PreferenceCache):
         return entry.first_token is None
     if isinstance(entry, RotatingKVCache):
@@ -102,14 +102,14 @@ def _can_trim_after(entry: Any, tokens: int) -> bool:
 
 
 def can_batch(cache: Sequence[Any]) -> bool:
-    """Whether mlx-lm can put several sequences with prompt caches of this kind into one batch."""
+    """Tells whether mlx-lm can put several sequences with prompt caches of this kind into one batch."""
     return all(hasattr(entry, "merge") for entry in leaves(cache))
 
 
 def bears_padding(cache: Sequence[Any]) -> bool:
-    """Whether prompts of different lengths may be read into a batch of such caches, padded.
+    """Tells whether prompts of different lengths may be read into a batch of such caches, padded.
 
-    Recurrent states may not: some families of mlx-lm read padding into them.
+    Recurrent states do not allow it: some families of mlx-lm read padding into them.
     """
     return not any(isinstance(entry, ArraysCache) for entry in leaves(cache))
 

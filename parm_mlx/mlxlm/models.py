@@ -4,17 +4,13 @@ import copy
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.generate import generation_stream
-from mlx_lm.generate import wired_limit as mlx_wired_limit
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer
 
@@ -284,13 +280,6 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     return copy.deepcopy(getattr(model, _CONFIG))
 
 
-def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
-    """Lets a Mac keep a model's weights in memory while the block generates with it; elsewhere nothing happens."""
-    limit: Any = mlx_wired_limit
-    limited: AbstractContextManager[None] = limit(model, [generation_stream])
-    return limited
-
-
 def context_length(model: nn.Module) -> int | None:
     """Returns the most tokens that a model was made for, or None if its config does not say.
 
@@ -352,19 +341,3 @@ def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
     if output_layer is None:
         output_layer = getattr(trunk.get("embed_tokens"), "as_linear", None)
     return None if output_layer is None else (trunk, output_layer)
-
-
-def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: int) -> mx.array:
-    """Applies nucleus, minimum-probability and top-k filters, in mlx-lm's order.
-
-    mlx-lm refuses a ``top_k`` that keeps every token; here it filters nothing. Its nucleus filter drops every token
-    where ``top_p`` is smaller than the rounding of a sum of probabilities; here the likeliest one always stays.
-    """
-    if 0 < top_p < 1:
-        likeliest = logprobs >= logprobs.max(axis=-1, keepdims=True)
-        logprobs = mx.where(likeliest, logprobs, apply_top_p(logprobs, top_p))
-    if min_p > 0:
-        logprobs = apply_min_p(logprobs, min_p)
-    if 0 < top_k < logprobs.shape[-1]:
-        logprobs = apply_top_k(logprobs, top_k)
-    return logprobs

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from threading import Thread, current_thread
 from typing import Any
 
 import mlx.core as mx
@@ -19,23 +20,27 @@ class PreferenceCache(_BaseCache):
         alpha: (B, k), one preference vector per sequence.
     """
 
+    first_token: mx.array | None
+    _bound: dict[Any, Any]
+    _bound_in: Thread | None
+
     def __init__(self, alpha: mx.array) -> None:
-        self.alpha = alpha
-        self.first_token: mx.array | None = None
-        self._bound: dict[Any, Any] = {}
+        self._set(alpha, None)
 
     def bound(self, bind: Callable[[mx.array], Any]) -> Any:
-        """What ``bind`` makes of α; computed once and kept until the batch changes."""
+        """What ``bind`` makes of α; computed once and kept until the batch or the thread changes."""
+        if self._bound_in is not (thread := current_thread()):  # lazy arrays belong to the thread that made them
+            self._bound, self._bound_in = {}, thread
         if bind not in self._bound:
             self._bound[bind] = bind(self.alpha)
         return self._bound[bind]
 
     def replace_first_token(self, token: int) -> None:
-        """Has the guide read ``token`` in place of the next input token.
+        """Makes the guide read ``token`` in place of the next input token.
 
         Prompts of base and guide may end in different tokens; the generated tokens that follow are the same.
         """
-        self.first_token = mx.full((self.alpha.shape[0],), token, dtype=mx.int32)
+        self.first_token = mx.array([token] * self.alpha.shape[0], dtype=mx.int32)
 
     def take_inputs(self, inputs: mx.array) -> mx.array:
         """The tokens that the guide reads where the base reads ``inputs`` (B, L)."""
@@ -45,8 +50,9 @@ class PreferenceCache(_BaseCache):
         first = mx.where(token == mx.array(NO_TOKEN).astype(inputs.dtype), inputs[:, :1], token)
         return mx.concatenate([first, inputs[:, 1:]], axis=1)
 
-    def _take(self, alpha: mx.array, first_token: mx.array | None) -> None:
-        self.alpha, self.first_token, self._bound = alpha, first_token, {}
+    def _set(self, alpha: mx.array, first_token: mx.array | None) -> None:
+        self.alpha, self.first_token = alpha, first_token
+        self._bound, self._bound_in = {}, None
 
     def _first_tokens(self) -> mx.array:
         if self.first_token is not None:
@@ -60,25 +66,25 @@ class PreferenceCache(_BaseCache):
 
     @state.setter
     def state(self, value: Sequence[mx.array]) -> None:
-        self._take(value[0], value[1] if len(value) > 1 else None)
+        self._set(value[0], value[1] if len(value) > 1 else None)
 
     def is_trimmable(self) -> bool:
         """A preference holds for any number of tokens."""
         return True
 
     def trim(self, n: int) -> int:
-        """Takes part in trimming the other entries; says that all n tokens went."""
+        """Returns n, as if all n tokens were taken back: there are none here."""
         return n
 
     def filter(self, batch_indices: Any) -> None:
         """Keeps the sequences at these indices, in place."""
         rows = mx.array(batch_indices)
-        self._take(self.alpha[rows], None if self.first_token is None else self.first_token[rows])
+        self._set(self.alpha[rows], None if self.first_token is None else self.first_token[rows])
 
     def extend(self, other: "PreferenceCache") -> None:
         """Adds the sequences of another entry, in place."""
         merged = self.merge([self, other])
-        self._take(merged.alpha, merged.first_token)
+        self._set(merged.alpha, merged.first_token)
 
     def extract(self, idx: int) -> "PreferenceCache":
         """The entry of one sequence."""
@@ -95,13 +101,13 @@ class PreferenceCache(_BaseCache):
         return merged
 
     def prepare(self, **_: Any) -> None:
-        """Padding does not concern the preference."""
+        """Does nothing: padding has no preference."""
 
     def finalize(self) -> None:
-        """Padding does not concern the preference."""
+        """Does nothing: padding has no preference."""
 
     def empty(self) -> bool:
-        """Never: there is always a preference."""
+        """False: there is always a preference."""
         return False
 
     @property

@@ -16,8 +16,9 @@ from jinja2 import TemplateError
 
 from parm_mlx.errors import InputError, ModelError, RunError
 from parm_mlx.files import read_json, resolve
+from parm_mlx.guidance.encoding import encode, escape, lone_token, token_ids
 from parm_mlx.guidance.loading import widen_on_cpu
-from parm_mlx.guidance.prompts import encode, lone_token
+from parm_mlx.guidance.prompts import apply_template
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, Content, check_template, render_answered
 from parm_mlx.mlxlm import (
     attention_windows,
@@ -166,12 +167,13 @@ class RewardModel:
 
     def _tokens(self, prompt: Content, answer: str) -> list[int]:
         name = self.settings.chat_template
+        prompt, answer = escape(self.tokenizer, prompt), escape(self.tokenizer, answer)
         try:
             if name is not None:
                 text = render_answered(name, prompt, answer, self.tokenizer.eos_token or "")
                 ids = encode(self.tokenizer, text)
             else:
-                ids = self.tokenizer.encode(conversation(self.tokenizer, prompt, answer), add_special_tokens=False)
+                ids = token_ids(self.tokenizer, conversation(self.tokenizer, prompt, answer))
         except TemplateError as error:
             raise ModelError(
                 f"the chat template of reward model {self.source} does not accept a conversation: {error}"
@@ -203,8 +205,7 @@ def conversation(tokenizer: Any, prompt: Content, answer: str) -> str:
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     messages = [*messages, {"role": "assistant", "content": answer}]
-    text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
-    return text
+    return apply_template(tokenizer, messages, answered=True)
 
 
 def _last(row: Sequence[int], pad: int | None) -> int:

@@ -11,7 +11,8 @@ from parm_mlx.answers import sweep as sweep_module
 from parm_mlx.answers.store import Result, RunFolder
 from parm_mlx.answers.sweep import Job, Sweep, answer_all, answer_seed, plan, score_all
 from parm_mlx.errors import RunError
-from parm_mlx.guidance.guided import Guide, GuidedModel
+from parm_mlx.guidance.guide import Guide
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompt, Prompter
 from parm_mlx.guidance.sampling import Sampling

@@ -129,7 +129,7 @@ def test_logits_that_are_not_finite_are_an_error_line_and_the_conversation_goes_
     """The guide breaks while it answers the second question."""
     import mlx.core as mx
 
-    from parm_mlx.guidance.guided import Guide
+    from parm_mlx.guidance.guide import Guide
 
     expected = chat("Hi\nTell me a joke.\n", "--quiet")[1].splitlines()
     original, broken = Guide.run, [False]

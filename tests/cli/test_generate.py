@@ -19,7 +19,7 @@ def test_logits_that_are_not_finite_are_one_line_and_exit_1(
     """One of two prompts: the other's answer is printed."""
     import mlx.core as mx
 
-    from parm_mlx.guidance.guided import Guide
+    from parm_mlx.guidance.guide import Guide
 
     original = Guide.run
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from parm_mlx.cli.session import open_session
+from parm_mlx.guidance.encoding import encode
 from parm_mlx.guidance.loading import load_base
-from parm_mlx.guidance.prompts import encode, render_prompt
+from parm_mlx.guidance.prompts import render_prompt
 from parm_mlx.training.progress import ConsoleProgress
 
 RunCli = Callable[..., tuple[int, str, str]]

@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -116,7 +116,8 @@ class _Letters:
 
     has_chat_template = False
     bos_token_id = None
-    eos_token_id = 0
+    eos_token, eos_token_id = "\0", 0
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [1 if part == "!" else ord(part) for part in text.replace("xyz", "!")]

@@ -12,7 +12,8 @@ from parm_mlx.diagnostics.bench import BatchGeneration, Case, DraftedGeneration,
 from parm_mlx.diagnostics.plan import Plan
 from parm_mlx.diagnostics.subjects import Subjects, weight_bytes
 from parm_mlx.errors import InputError, RunError
-from parm_mlx.guidance.guided import Guide, GuidedModel
+from parm_mlx.guidance.guide import Guide
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.timing import Sample

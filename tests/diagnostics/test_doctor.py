@@ -39,9 +39,9 @@ def test_finite_log_probabilities_are_told_from_others() -> None:
     import mlx.core as mx
     from tiny import tiny_guided
 
+    from parm_mlx.guidance.generate import Answer
     from parm_mlx.guidance.prompts import PromptTokens
-    from parm_mlx.guidance.requests import Answer, Request
-    from parm_mlx.guidance.sampling import Sampling
+    from parm_mlx.guidance.sampling import Request, Sampling
 
     model = tiny_guided()
     request = Request(PromptTokens([1, 2], [1, 2]), (0.5, 0.5), Sampling())

@@ -6,16 +6,15 @@ import mlx.core as mx
 import pytest
 
 from parm_mlx.errors import RunError
+from parm_mlx.guidance import chat
 from parm_mlx.guidance.chat import Conversation
-from parm_mlx.guidance.generate import generate_batch
+from parm_mlx.guidance.generate import generate_batch, pieces
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
-from parm_mlx.guidance.requests import Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
-from parm_mlx.guidance.stream import pieces
 from parm_mlx.mlxlm import TokenizerWrapper
 
 GREEDY = Sampling()
@@ -170,6 +169,22 @@ def test_an_error_drops_the_question_and_leaves_a_usable_conversation(
             talk(conversation, "Tell me a joke.")
     assert conversation.last_question is None
     assert talk(conversation, "Hi") == reference(loaded, prompter("Hi"), (0.5, 0.5))[0]
+
+
+def test_a_turn_whose_prompt_cannot_be_read_leaves_the_turns_before_it(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, prompter = loaded
+    conversation = Conversation(model, tokenizer, prompter, (0.5, 0.5))
+    talk(conversation, "Hi")
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "prefill", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            talk(conversation, "Tell me a joke.")
+    assert conversation.last_question == prompter("Hi")
+    prompt = follow(tokenizer, prompter("Hi"), reference(loaded, prompter("Hi"), (0.5, 0.5))[1], "More.")
+    assert talk(conversation, "More.") == reference(loaded, prompt, (0.5, 0.5))[0]
+    assert conversation.last_question == prompt
 
 
 @pytest.mark.parametrize("drafting", [None, Drafting(None, 3)])

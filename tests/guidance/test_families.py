@@ -15,13 +15,11 @@ from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_promp
 from tiny import VOCABULARY, tiny_guide, tiny_guided, tiny_model, tiny_shared
 
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.prefill import prefill, read
-from parm_mlx.guidance.prefix_caches import Beginnings
+from parm_mlx.guidance.prefill import PrefixCaches, prefill
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.requests import Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.shared import SharedModel
-from parm_mlx.guidance.speculation import Drafting, Speculation, Track
+from parm_mlx.guidance.speculation import Drafting, Speculation
 from parm_mlx.mlxlm import can_batch
 from parm_mlx.pblora.transform import fuse_model
 
@@ -89,8 +87,8 @@ def test_a_batch_of_mixed_preferences_gives_each_sequence_its_own_tokens(
         return Request(PromptTokens(prompts[i], prompts[i]), (alphas[i][0], alphas[i][1]), Sampling())
 
     def insert(indices: range) -> None:
-        begin = Beginnings(model, [request(i) for i in indices])
-        tokens_left, caches = zip(*(begin(request(i)) for i in indices), strict=True)
+        requests = [request(i) for i in indices]
+        tokens_left, caches = zip(*PrefixCaches(model, requests)(requests), strict=True)
         uids = generator.insert(list(tokens_left), max_tokens=[limits[i] for i in indices], caches=list(caches))
         inserted.extend(uids)
         tokens.update((uid, []) for uid in uids)
@@ -145,10 +143,8 @@ def test_the_adapter_is_the_fused_weight_in_every_family(family: str, bits: int 
 def speculate(model: GuidedModel, prompt: list[int], alpha: list[float], drafting: Drafting) -> Iterator[int]:
     cache = model.make_cache(alpha)
     last = prefill(model, cache, prompt, prompt)
-    draft = None
-    if drafting.model is not None:
-        draft = Track(make_prompt_cache(drafting.model))
-        read(drafting.model, prompt[:-1], draft.cache)
+    draft = drafting.make_cache()
+    drafting.prefill(draft, prompt)
     return iter(Speculation(model, cache, last, drafting, Sampling(), draft=draft))
 
 

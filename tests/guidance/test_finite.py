@@ -8,11 +8,10 @@ import pytest
 from tiny import VOCABULARY, tiny_guided, tiny_shared
 
 from parm_mlx.errors import RunError
-from parm_mlx.guidance.generate import generate_batch, in_order
+from parm_mlx.guidance.generate import Answer, generate_batch, in_order
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.requests import Answer, Request
-from parm_mlx.guidance.sampling import NOT_FINITE, Sampling, likeliest
+from parm_mlx.guidance.sampling import NOT_FINITE, Request, Sampling, likeliest
 from parm_mlx.guidance.speculation import Chooser, Drafting
 
 ALPHA = (0.3, 0.7)

@@ -1,15 +1,17 @@
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 from tiny import tiny_guided
 
-from parm_mlx.guidance.generate import generate_batch, in_order
+from parm_mlx.guidance import prefill
+from parm_mlx.guidance.generate import Answer, generate_batch, in_order
+from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.loading import load_base, load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
-from parm_mlx.guidance.requests import Answer, Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.mlxlm import TokenizerWrapper
 
@@ -37,7 +39,7 @@ def test_sampled_answers_depend_on_prompt_preference_and_seed_alone(loaded: Load
     ]
     together = run(loaded, requests)
     assert [answer.tokens for answer in together] == [run(loaded, [request])[0].tokens for request in requests]
-    other = [Request(r.prompt, r.alpha, Sampling(temp=1.0, seed=6), r.number) for r in requests]
+    other = [Request(r.prompt, r.alpha, Sampling(temp=1.0, seed=6), r.seed_offset) for r in requests]
     assert [a.tokens for a in run(loaded, other)] != [a.tokens for a in together]
 
 
@@ -108,6 +110,38 @@ def test_a_prompt_asked_at_several_preferences_is_read_once_by_the_base(
     assert len({tuple(tokens) for tokens in expected}) == 4
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_batch_holds_no_more_caches_than_its_size(
+    loaded: Loaded, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven preferences of one prompt: the guide never reads for more of them at once, and the answers are the same."""
+    model, tokenizer, prompter = loaded
+    prompt = prompter("Tell me a joke.")
+    requests = [Request(prompt, (i / 6, 1 - i / 6), Sampling()) for i in range(7)]
+    expected = [answer.tokens for answer in run(loaded, requests)]
+    rows: list[int] = []
+    original = Guide.__call__
+
+    def counted(this: Guide, inputs: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        rows.append(inputs.shape[0])
+        return original(this, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Guide, "__call__", counted)
+    answers = list(generate_batch(model, tokenizer, requests, 12, batch_size))  # type: ignore[arg-type]
+    assert [answer.tokens for answer in sorted(answers, key=lambda answer: answer.index)] == expected
+    assert max(rows) == batch_size
+
+
+def test_prefill_returns_its_buffers_after_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six tokens before the last one, two at a time, by base and guide each."""
+    cleared: list[int] = []
+    monkeypatch.setattr(prefill, "STEP", 2)
+    monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(1))
+    model = tiny_guided()
+    assert prefill.prefill(model, model.make_cache(), [1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1]) == 7
+    assert len(cleared) == 6
+
+
 def test_unguided_requests_ask_the_base_alone(loaded: Loaded) -> None:
     model, _, prompter = loaded
     prompt = prompter("Tell me a joke.")
@@ -142,9 +176,12 @@ def test_answers_in_the_order_of_their_requests() -> None:
     assert [answer.index for answer in ordered] == [1, 2, 3]
 
 
-def test_answers_end_with_a_reason(loaded: Loaded) -> None:
+def test_answers_end_at_the_limit_or_at_the_end_token(loaded: Loaded) -> None:
+    """The answer has two tokens before its end."""
     _, tokenizer, prompter = loaded
-    answer = run(loaded, [Request(prompter("Can you help me?"), (0.0, 1.0), Sampling())], 40)[0]
-    assert answer.finish_reason in ("stop", "length")
-    assert not set(answer.tokens) & set(tokenizer.eos_token_ids)
-    assert answer.text == tokenizer.decode(answer.tokens)
+    request = Request(prompter("Can you help me?"), (0.0, 1.0), Sampling())
+    ended, cut = run(loaded, [request], 40)[0], run(loaded, [request], 1)[0]
+    assert (ended.finish_reason, len(ended.tokens)) == ("stop", 2)
+    assert (cut.finish_reason, cut.tokens) == ("length", ended.tokens[:1])
+    assert not set(ended.tokens) & set(tokenizer.eos_token_ids)
+    assert ended.text == tokenizer.decode(ended.tokens)

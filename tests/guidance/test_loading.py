@@ -13,8 +13,7 @@ from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.loading import load_base, load_draft, recorded_backbone
 from parm_mlx.guidance.prompts import Prompter
-from parm_mlx.guidance.requests import Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
 

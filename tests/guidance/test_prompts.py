@@ -1,14 +1,19 @@
 import json
+import re
 import shutil
+import typing
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parm_mlx.errors import InputError, ModelError
+from parm_mlx.guidance import prompts
+from parm_mlx.guidance.encoding import encode, split_response
 from parm_mlx.guidance.loading import load_base
-from parm_mlx.guidance.prompts import Prompter, encode, render_prompt, split_response
+from parm_mlx.guidance.prompts import Prompter, render_prompt
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, render
 from parm_mlx.mlxlm import load_tokenizer_alone
 
@@ -25,6 +30,8 @@ class Letters:
     has_chat_template = False
     bos_token_id, eos_token_id = 1, 2
     eos_token = "$"
+    chat_template = None
+    added_tokens_decoder: typing.ClassVar[dict[int, Any]] = {}
     joined = ("·yes", "yes", "·y")
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -267,3 +274,72 @@ def test_built_in_templates_keep_an_answer(official_tokenizer: Any, name: str) -
     assert found[: len(asked.base) + len(answer)] == [*asked.base, *answer]
     spoken = [*TALK[:1], {"role": "assistant", "content": " The cat."}, TALK[2]]
     assert official_tokenizer.decode(found) == "<s>" + render(name, spoken, "</s>")
+
+
+@pytest.fixture
+def own(official_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Gives a tokenizer a chat template of its own."""
+
+    def with_template(template: str) -> Any:
+        monkeypatch.setattr(official_tokenizer._tokenizer, "chat_template", template)
+        return official_tokenizer
+
+    return with_template
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "TypeError: can only concatenate"),
+        ("{{ messages[0]['name']['first'] }}", "has no attribute 'name'"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+    ],
+)
+def test_a_template_that_fails_is_one_line(own: Callable[[str], Any], template: str, reason: str) -> None:
+    tokenizer = own(template)
+    with pytest.raises(ModelError, match=f"does not accept this conversation: .*{reason}") as caught:
+        Prompter(tokenizer, tokenizer)("Hi")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_templates_that_read_content_in_parts_keep_its_text(own: Callable[[str], Any]) -> None:
+    parts = "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}"
+    tokenizer = own("{% for m in messages %}" + parts + "|{% endfor %}")
+    assert render_prompt(tokenizer, TALK) == "Hi|Yes|Why?|"
+    assert render_prompt(own("{{ messages[0]['content'] | upper }}"), "Hi") == "HI"
+
+
+def test_the_date_of_a_template_is_that_of_the_start(
+    own: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "_STARTED", datetime(2024, 2, 29))
+    assert render_prompt(own("{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"), "Hi") == "29 Feb 2024 Hi"
+
+
+@pytest.mark.parametrize(
+    ("base", "guide", "names", "note"),
+    [
+        (Spaced(), Spaced(), {}, None),
+        (Letters(), Letters(), {}, "of base and guide have no chat template: prompts are read as plain text"),
+        (Letters(), Spaced(), {}, "base's tokenizer has no chat template: prompts are read as plain text"),
+        (Letters(), Letters(), {"guide_template": "hh"}, "base's tokenizer .* with the template hh"),
+        (Spaced(), Letters(), {}, "guide's tokenizer .* as plain text"),
+        (Spaced(), Letters(), {"base_template": "beaver"}, "guide's tokenizer .* with the template beaver"),
+        (Letters(), Letters(), {"base_template": "hh", "guide_template": "beaver"}, None),
+        (Letters(), Letters(), {"template": False}, None),
+    ],
+)
+def test_a_missing_template_is_said(base: Any, guide: Any, names: dict[str, Any], note: str | None) -> None:
+    found = Prompter(base, guide, **names).note
+    assert (found is None) if note is None else re.search(note, found or "")
+
+
+def test_a_named_template_reaches_a_guide_without_one() -> None:
+    bare: Any = Letters()
+    tokens = Prompter(Spaced(), bare, base_template="hh")("Q")  # type: ignore[arg-type]
+    assert tokens.guide == tokens.base == encode(bare, render("hh", "Q"))
+    both = Prompter(bare, Spaced(), base_template="hh")("Q")  # type: ignore[arg-type]
+    assert both.guide == encode(bare, "u: Q\na: ")

@@ -11,11 +11,10 @@ from mlx_lm.generate import generate_step
 from tiny import tiny_guide, tiny_model
 
 from parm_mlx.guidance.generate import generate_batch
-from parm_mlx.guidance.guided import Guide, GuidedModel
-from parm_mlx.guidance.guides import Guides
+from parm_mlx.guidance.guide import Guide, Guides
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.requests import Request
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Chooser
 from parm_mlx.kernels.combine import combine_logits

@@ -6,14 +6,13 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import make_prompt_cache
 from tiny import tiny_guide, tiny_model
 
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.prefill import prefill, read
+from parm_mlx.guidance.prefill import prefill
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.shared import SharedModel
-from parm_mlx.guidance.speculation import Chooser, DraftCount, Drafting, Speculation, Track
+from parm_mlx.guidance.speculation import Chooser, DraftCount, Drafting, Speculation
 
 PROMPT = [3, 1, 5, 2, 6]
 VOCABULARY = 8
@@ -105,10 +104,8 @@ def outcomes(
     alpha = (0.3, 0.7)
     cache = model.make_cache(alpha)
     last = prefill(model, cache, PROMPT, PROMPT)
-    track = Track([])
-    if draft_model is not None:
-        track = Track(make_prompt_cache(draft_model))
-        read(draft_model, PROMPT[:-1], track.cache)
+    draft = Drafting(draft_model).make_cache()  # type: ignore[arg-type]
+    Drafting(draft_model).prefill(draft, PROMPT)  # type: ignore[arg-type]
     counts = np.zeros((VOCABULARY, VOCABULARY))
     for number in range(answers):
         drafting = Drafting(draft_model, 1 + number % 3)  # type: ignore[arg-type]
@@ -118,7 +115,7 @@ def outcomes(
             last,
             drafting,
             Sampling(**{**vars(sampling), "seed": number}),
-            draft=deepcopy(track),
+            draft=deepcopy(draft),
         )
         first, second = islice(speculation, 2)
         counts[first, second] += 1
@@ -142,17 +139,16 @@ def test_what_the_caches_have_read_is_known(by_model: bool) -> None:
     for taken in range(1, 8):
         cache = model.make_cache((0.3, 0.7))
         last = prefill(model, cache, PROMPT, PROMPT)
-        track = Track(make_prompt_cache(draft_model), list(PROMPT[:-1])) if draft_model is not None else Track([])
-        if draft_model is not None:
-            read(draft_model, PROMPT[:-1], track.cache)
-        speculation = Speculation(model, cache, last, Drafting(draft_model, 3), Sampling(), draft=track)
+        drafting = Drafting(draft_model, 3)
+        draft = drafting.make_cache()
+        drafting.prefill(draft, PROMPT)
+        speculation = Speculation(model, cache, last, drafting, Sampling(), draft=draft)
         tokens = list(islice(speculation, taken))
         assert speculation.read[: len(tokens)] == tokens[: len(speculation.read)]
         logits = model(mx.array([[4]]), cache=speculation.cache)[0, -1]
         whole = model(mx.array([[*PROMPT, *speculation.read, 4]]), cache=model.make_cache((0.3, 0.7)))[0, -1]
         np.testing.assert_allclose(logits, whole, rtol=1e-3, atol=1e-3)
         if draft_model is not None:
-            alone = draft_model(mx.array([[*track.tokens, 4]]))[0, -1]
-            np.testing.assert_allclose(
-                draft_model(mx.array([[4]]), cache=track.cache)[0, -1], alone, rtol=1e-3, atol=1e-3
-            )
+            alone = draft_model(mx.array([[*draft.tokens, 4]]))[0, -1]
+            follows = draft_model(mx.array([[4]]), cache=draft.cache)[0, -1]
+            np.testing.assert_allclose(follows, alone, rtol=1e-3, atol=1e-3)

@@ -17,7 +17,7 @@ from mlx_lm.models.cache import (
     _BaseCache,
 )
 
-from parm_mlx.mlxlm import Checkpoint, PairCache, PreferenceCache, bears_padding, can_batch, rewind
+from parm_mlx.mlxlm import PairCache, PreferenceCache, Snapshot, bears_padding, can_batch, rewind
 from parm_mlx.mlxlm.caches import joined, row_of
 
 KNOWN = {
@@ -164,7 +164,7 @@ def test_pairs_are_held_together_all_or_none() -> None:
 def test_the_last_tokens_can_be_taken_back(make: Any, read: int, exact: bool, keep: int) -> None:
     """After three tokens, four are read and all but some taken back: what stays is what reading only those leaves."""
     cache, reference = [feed(make(), 0, 3)], [feed(make(), 0, 3)]
-    before = Checkpoint(cache, read)
+    before = Snapshot(cache, read)
     assert before.exact == exact
     for token in range(read):
         feed(cache[0], 3 + token, 1)
@@ -186,7 +186,7 @@ def test_the_last_tokens_can_be_taken_back(make: Any, read: int, exact: bool, ke
 def test_a_first_token_of_the_guides_own_is_read_again() -> None:
     cache = [PreferenceCache(mx.array([[0.5, 0.5]]))]
     cache[0].replace_first_token(9)
-    before = Checkpoint(cache, 3)
+    before = Snapshot(cache, 3)
     cache[0].take_inputs(mx.array([[1, 2, 3]]))
     assert before.restore(cache, 3, 2) == 2
     assert cache[0].take_inputs(mx.array([[1, 2]])).tolist() == [[9, 2]]

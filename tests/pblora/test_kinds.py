@@ -71,7 +71,7 @@ def test_every_row_keeps_its_own_preference_bound_or_not_and_fused(kind: str) ->
     ids = mx.array([[1, 2, 3], [4, 5, 6]])
     alphas = mx.array([[1.0, 0.0], [0.3, 0.7]])
     both = guide(ids, alpha=alphas)
-    with conditioned(BoundPreferences(guide._adapted, alphas)):
+    with conditioned(BoundPreferences(guide.adapted, alphas)):
         assert mx.allclose(guide.model(ids), both, atol=1e-4)
     for row in (0, 1):
         assert mx.allclose(guide(ids[row : row + 1], alpha=alphas[row]), both[row : row + 1], atol=1e-4)

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from tiny import FAMILIES, VOCABULARY, random_pairs, randomise, targets, tiny_model
 
 from parm_mlx.data.tokenize import TokenPair, TokenRow
-from parm_mlx.guidance.guided import Guide
+from parm_mlx.guidance.guide import Guide
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training.batching import Batch, make_batch
 from parm_mlx.training.loss import preference_loss, token_logprobs

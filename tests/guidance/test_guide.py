@@ -10,8 +10,8 @@ from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 from tiny import tiny_guide, tiny_model
 
 from parm_mlx.errors import AdapterError, PreferenceError
+from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.guides import Guides
 from parm_mlx.guidance.prefill import prefill
 
 PROMPT = [3, 14, 15, 9, 26, 5]

@@ -1,0 +1,35 @@
+"""mlx-lm's generators, and what they need from a model."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import BatchGenerator, generate_step, generation_stream
+from mlx_lm.generate import wired_limit as mlx_wired_limit
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+
+__all__ = ["BatchGenerator", "filter_logprobs", "generate_step", "generation_stream", "wired_limit"]
+
+
+def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
+    """Lets a Mac keep a model's weights in memory while the block generates with it; elsewhere nothing happens."""
+    limit: Any = mlx_wired_limit
+    limited: AbstractContextManager[None] = limit(model, [generation_stream])
+    return limited
+
+
+def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: int) -> mx.array:
+    """Applies nucleus, minimum-probability and top-k filters, in mlx-lm's order.
+
+    mlx-lm refuses a ``top_k`` that keeps every token; here it filters nothing. Its nucleus filter drops every token
+    where ``top_p`` is smaller than the rounding of a sum of probabilities; here the likeliest one always stays.
+    """
+    if 0 < top_p < 1:
+        likeliest = logprobs >= logprobs.max(axis=-1, keepdims=True)
+        logprobs = mx.where(likeliest, logprobs, apply_top_p(logprobs, top_p))
+    if min_p > 0:
+        logprobs = apply_min_p(logprobs, min_p)
+    if 0 < top_k < logprobs.shape[-1]:
+        logprobs = apply_top_k(logprobs, top_k)
+    return logprobs
