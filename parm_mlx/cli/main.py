@@ -13,7 +13,7 @@ import typer
 
 from parm_mlx import __version__
 from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, train
-from parm_mlx.errors import ParmError, QuietError
+from parm_mlx.errors import InputError, ParmError, QuietError
 from parm_mlx.machine import NO_BACKEND, lacks_backend
 
 _WRONG_PATH = {
@@ -107,6 +107,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
     try:
+        _check_encoding(arguments)
         result = app(arguments, standalone_mode=False)
         if sys.stdout:
             sys.stdout.flush()
@@ -118,6 +119,14 @@ def run(arguments: list[str]) -> int:
         except OSError:  # stderr cannot be written either
             return 1
     return result if isinstance(result, int) else 0
+
+
+def _check_encoding(arguments: list[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{argument} on the command line is not UTF-8") from None
 
 
 def _report(error: BaseException) -> int:
@@ -147,6 +156,9 @@ def _report(error: BaseException) -> int:
         return 1
     if lacks_backend(error):
         console.print_error(NO_BACKEND)
+        return 1
+    if isinstance(error, ValueError) and "raise maximum limit" in str(error):  # importing mlx-lm raises it to 4096
+        console.print_error("mlx-lm must be allowed to open 4096 files", "raise the hard limit: ulimit -Hn 4096")
         return 1
     console.print_error(f"{type(error).__name__}: {error}", "this was not foreseen; --debug shows where it happened")
     return 1
