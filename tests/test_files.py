@@ -184,3 +184,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="No space"):
         files.write_whole(tmp_path / "file", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_a_text_of_the_terminal_is_utf_8_in_any_locale() -> None:
+    """Where the locale is ASCII, Python keeps the bytes of é as two halves of surrogate pairs."""
+    assert files.decoded("caf\udcc3\udca9 ☕", "a text") == "café ☕"
+    for text in ("caf\udce9", "\ud800"):
+        with pytest.raises(InputError, match="a text is not UTF-8: "):
+            files.decoded(text, "a text")

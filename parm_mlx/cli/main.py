@@ -13,7 +13,8 @@ import typer
 
 from parm_mlx import __version__
 from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, train
-from parm_mlx.errors import InputError, ParmError, QuietError
+from parm_mlx.errors import ParmError, QuietError
+from parm_mlx.files import decoded
 from parm_mlx.machine import NO_BACKEND, lacks_backend
 
 _WRONG_PATH = {
@@ -88,6 +89,8 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
@@ -107,8 +110,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
     try:
-        _check_encoding(arguments)
-        result = app(arguments, standalone_mode=False)
+        result = app([decoded(text, "an argument") for text in arguments], standalone_mode=False)
         if sys.stdout:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
@@ -119,14 +121,6 @@ def run(arguments: list[str]) -> int:
         except OSError:  # stderr cannot be written either
             return 1
     return result if isinstance(result, int) else 0
-
-
-def _check_encoding(arguments: list[str]) -> None:
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{argument} on the command line is not UTF-8") from None
 
 
 def _report(error: BaseException) -> int:

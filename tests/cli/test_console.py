@@ -101,4 +101,4 @@ def test_standard_streams_that_are_closed_or_full(redirection: str, code: int, s
 def test_arguments_that_are_not_utf_8_are_refused(run_cli: Run) -> None:
     code, out, err = run_cli("generate", "--prompt", "a\udcffb")
     assert (code, out) == (2, "")
-    assert err == "error: a\\udcffb on the command line is not UTF-8\n"
+    assert err == "error: an argument is not UTF-8: a\\udcffb\n"
