@@ -145,6 +145,9 @@ def _report(error: BaseException) -> int:
     if isinstance(error, UnicodeError):
         console.print_error(f"a text is not UTF-8: {error}")
         return 2
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
+        console.print_error("a path begins with ~ and the name of a user that does not exist")
+        return 2
     if isinstance(error, MemoryError):
         console.print_error(f"there is not enough memory: {error}", "smaller batches or a smaller model need less")
         return 1

@@ -80,6 +80,7 @@ def failing(error: BaseException) -> Callable[..., None]:
             "error: the current directory does not exist",
         ),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "error: a text is not UTF-8: "),
+        (RuntimeError("Could not determine home directory."), 2, "error: a path begins with ~"),
         (ImportError("libmlx.so: cannot open shared object file"), 1, "error: MLX has no back end"),
         (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero\nhint: this was not"),
     ],
