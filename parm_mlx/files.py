@@ -35,6 +35,18 @@ def expanded(path: str | Path, error: type[InputError] = InputError) -> Path:
         raise error(f"{path}: there is no such user") from None
 
 
+def decoded(text: str, what: str) -> str:
+    """Returns a text of the terminal, in which Python keeps bytes that it could not decode, as UTF-8.
+
+    Raises:
+        InputError: It is not UTF-8.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
+        raise InputError(f"{what} is not UTF-8: {text.strip()[:80]}") from None
+
+
 def is_dir(path: Path, error: type[InputError] = InputError) -> bool:
     """Returns whether a directory is at a path; raises an InputError of the given class if that cannot be told."""
     return stat.S_ISDIR(_mode(path, error))

@@ -9,6 +9,7 @@ import typer
 from parm_mlx.cli import console, options
 from parm_mlx.cli.session import Drafts, Session, note_drafts, open_session
 from parm_mlx.errors import ParmError, PreferenceError
+from parm_mlx.files import decoded
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import format_alpha
 
@@ -95,6 +96,7 @@ class Chat:
             if line in ("/quit", "/exit"):
                 return
             try:
+                line = decoded(line, "the line")
                 if line.startswith("/"):
                     self._command(line)
                 else:

@@ -11,6 +11,7 @@ import typer
 from parm_mlx.cli import console, options
 from parm_mlx.cli.session import Drafts, Session, note_drafts, open_session
 from parm_mlx.errors import DataError, InputError
+from parm_mlx.files import decoded
 from parm_mlx.preference import Alpha, format_alpha
 
 
@@ -124,7 +125,7 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
     if (given is None) == (file is None):
         raise InputError("give either --prompt or --prompts", hint='for instance --prompt "How do I bake bread?"')
     if file is None:
-        texts = [sys.stdin.read().strip() if text == "-" else text for text in given or []]
+        texts = [decoded(sys.stdin.read(), "stdin").strip() if text == "-" else text for text in given or []]
         if not all(text.strip() for text in texts):
             raise InputError("the prompt is empty")
         return texts

@@ -15,6 +15,7 @@ import typer
 from parm_mlx import __version__
 from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, train
 from parm_mlx.errors import LostError, ParmError, QuietError
+from parm_mlx.files import decoded
 from parm_mlx.machine import NO_BACKEND, lacks_backend
 
 _WRONG_PATH = {
@@ -90,6 +91,8 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
@@ -117,7 +120,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app([decoded(text, "an argument") for text in arguments], standalone_mode=False)
         if sys.stdout:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
@@ -152,11 +155,17 @@ def _report(error: BaseException) -> int:
     if isinstance(error, UnicodeError):
         console.print_error(f"a text is not UTF-8: {error}")
         return 2
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
+        console.print_error("a path begins with ~ and the name of a user that does not exist")
+        return 2
     if isinstance(error, MemoryError):
         console.print_error(f"there is not enough memory: {error}", "smaller batches or a smaller model need less")
         return 1
     if lacks_backend(error):
         console.print_error(NO_BACKEND)
+        return 1
+    if isinstance(error, ValueError) and "raise maximum limit" in str(error):  # importing mlx-lm raises it to 4096
+        console.print_error("mlx-lm must be allowed to open 4096 files", "raise the hard limit: ulimit -Hn 4096")
         return 1
     console.print_error(f"{type(error).__name__}: {error}", "this was not foreseen; --debug shows where it happened")
     return 1

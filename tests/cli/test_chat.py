@@ -170,3 +170,10 @@ def test_a_space_before_an_answer_stays_in_the_conversation(
     _, first, held, second = read
     assert len(held) > len(first)
     assert second[: len(held)] == held
+
+
+def test_a_line_that_is_not_utf_8_is_refused_and_the_next_is_read(chat: Run) -> None:
+    code, out, err = chat("caf\udce9\nhello\n", "--alpha", "0.5,0.5", "--quiet")
+    assert code == 0
+    assert err == "error: the line is not UTF-8: caf\\udce9\n"
+    assert out.strip()

@@ -1,3 +1,5 @@
+import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +70,18 @@ def failing(error: BaseException) -> Callable[..., None]:
     [
         (RunError("the disk is full", hint="make room"), 1, "error: the disk is full\nhint: make room\n"),
         (KeyboardInterrupt(), 130, ""),
+        (PermissionError(errno.EACCES, "Permission denied", "locked/x"), 2, "error: locked/x: Permission denied\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "xxx"), 2, "error: xxx: File name too long\n"),
+        (OSError(errno.EMFILE, "Too many open files", "x"), 1, "error: x: Too many open files\nhint: `ulimit -n"),
+        (OSError(errno.ENOSPC, "No space left on device", "out"), 1, "error: out: No space left on device\n"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory"),
+            2,
+            "error: the current directory does not exist",
+        ),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "error: a text is not UTF-8: "),
+        (RuntimeError("Could not determine home directory."), 2, "error: a path begins with ~"),
+        (ImportError("libmlx.so: cannot open shared object file"), 1, "error: MLX has no back end"),
         (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero\nhint: this was not"),
     ],
 )
@@ -103,3 +117,28 @@ def test_help_and_usage_errors_wait_for_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+WAITING = """
+import time
+from parm_mlx import files
+from parm_mlx.cli.main import main
+
+def wait(*arguments):
+    print("ready", flush=True)
+    time.sleep(60)
+
+files.read_text = wait
+main(["train", "--config", "x.yaml"])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_program_with_its_exit_code_and_no_traceback(number: int, code: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (out, err) == (b"", b"")
