@@ -34,7 +34,8 @@ def parse_objectives(spec: str | Sequence[str], k: int | None = None) -> tuple[s
         k: How many names there must be, when that is known.
 
     Raises:
-        PreferenceError: A name is empty, repeated or holds ``=``, or there are not k of them.
+        PreferenceError: A name is empty, repeated, or holds ``=``, a comma or a control character, or there are not k
+            of them.
     """
     names = tuple(name.strip() for name in (spec.split(",") if isinstance(spec, str) else spec))
     shown = ", ".join(names)
@@ -43,6 +44,8 @@ def parse_objectives(spec: str | Sequence[str], k: int | None = None) -> tuple[s
     for name in names:
         if "=" in name or "," in name:
             raise PreferenceError(f"objective name {name!r} must not hold '=' or ','")
+        if not name.isprintable():
+            raise PreferenceError(f"objective name {name!r} must not hold control characters")
         if names.count(name) > 1:
             raise PreferenceError(f"objective {name!r} is named twice")
     if k is not None and len(names) != k:

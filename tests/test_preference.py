@@ -97,6 +97,7 @@ def test_objectives_are_named() -> None:
         ("", None, "empty"),
         ("a,b", 3, "2 objective"),
         (["a=b"], None, "'='"),
+        (["\x1b[31mwarm"], None, "control characters"),
     ],
 )
 def test_wrong_objective_names_are_refused(spec: str, k: int | None, reason: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from common import interval, markdown, shown, spread
 from objectives import ALL, specs
 
-from parm_mlx.data.relabel import Source, relabel
+from parm_mlx.data.relabel import relabel
 from parm_mlx.evaluation.summary import summarise
 from parm_mlx.preference import Alpha, sample_dirichlet
 from parm_mlx.rewards.registry import load_rewards
@@ -27,8 +27,8 @@ def relabelled(experiment: common.Experiment, names: tuple[str, ...], label: str
     out = experiment.work / f"{label}.jsonl"
     if not out.exists():
         rewards = load_rewards([f"{name}={spec}" for name, spec in specs(names).items()])
-        tally = relabel(Source(experiment.pairs()), rewards, out)
-        print(f"{out.name}: {tally}", flush=True)
+        done = relabel(experiment.pairs(), rewards, out)
+        print(f"{out.name}: {done}", flush=True)
     return out
 
 

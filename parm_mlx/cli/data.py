@@ -1,6 +1,5 @@
-"""``parm-mlx data``: what is in preference data, any format of it → ours, and labels by reward models."""
+"""``parm-mlx data``: shows preference data, writes any format of it as ours, and labels it by reward models."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +10,15 @@ from parm_mlx.preference import parse_objectives
 from parm_mlx.ranges import MAX_TOKENS, SEED
 
 if TYPE_CHECKING:
-    from parm_mlx.data.inspect import Ruler, Split, Survey
-    from parm_mlx.data.pairs import Pair
-    from parm_mlx.data.relabel import Tally
+    from parm_mlx.data.dataset import Disagreement
+    from parm_mlx.data.inspect import Inspection, SplitSummary
+    from parm_mlx.data.relabel import Relabelled
 
 app = typer.Typer(rich_markup_mode=None)
 
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, instead of refusing the data.")
+]
 Objectives = Annotated[
     str | None,
     typer.Option(
@@ -74,15 +76,24 @@ def inspect(
       parm-mlx data inspect pairs.jsonl
       parm-mlx data inspect pairs/ --model base --max-seq-length 512 --json
     """
-    from parm_mlx.data.inspect import survey
+    from parm_mlx.data.inspect import inspect_data
+    from parm_mlx.files import resolve
+    from parm_mlx.mlxlm import config_rows, load_tokenizer_alone
 
-    names = parse_objectives(objectives) if objectives else None
-    ruler = _ruler(model, max_seq_length, chat_template) if model else None
-    found = survey(source, objectives=names, ruler=ruler, track=_track)
+    path = resolve(model) if model else None
+    found = inspect_data(
+        source,
+        objectives=parse_objectives(objectives) if objectives else None,
+        tokenizer=load_tokenizer_alone(path) if path else None,
+        max_length=max_seq_length,
+        chat_template=chat_template,
+        embeddings=config_rows(path) if path else None,
+        progress=console.progress,
+    )
     if as_json:
         console.record(found.to_dict())
     else:
-        console.echo("\n".join(_lines(found)))
+        console.echo("\n".join(_inspection_lines(found)))
 
 
 def prepare(
@@ -96,9 +107,7 @@ def prepare(
     ] = 0.1,
     seed: Annotated[int, typer.Option("--seed", min=0, max=SEED.high, help="Seed of the split.")] = 0,
     objectives: Objectives = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, instead of refusing the data.")
-    ] = False,
+    skip_bad: SkipBad = False,
     force: Annotated[bool, typer.Option("--force", help="Replace prepared data that exists at --out.")] = False,
 ) -> None:
     """Write preference data in our format, split by prompt into train, valid and test.
@@ -112,7 +121,6 @@ def prepare(
       parm-mlx data prepare hh/ --out pairs --test-share 0 --skip-bad
       parm-mlx data prepare PKU-Alignment/PKU-SafeRLHF-10K --out pairs
     """
-    from parm_mlx.data.merging import merge_notes
     from parm_mlx.data.prepare import prepare as run
 
     done = run(
@@ -124,15 +132,11 @@ def prepare(
         seed=seed,
         skip_bad=skip_bad,
         force=force,
-        track=_track,
+        progress=console.progress,
     )
     console.echo(out)
-    for name, rows in done.rows.items():
-        console.note(f"{name}.jsonl: {rows} rows, {done.prompts[name]} prompts")
-    for note in merge_notes(done.equal, done.merged, done.contradictions, done.unjudged):
+    for note in done.notes():
         console.note(note)
-    if done.bad:
-        console.note("\n  ".join([f"{done.bad} rows are left out: they cannot be used", *done.first_bad]))
 
 
 def relabel(
@@ -158,6 +162,7 @@ def relabel(
             show_default="any lead",
         ),
     ] = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Label pairs by reward models: each prefers the response that it scores higher.
 
@@ -171,19 +176,18 @@ def relabel(
       parm-mlx data relabel PKU-Alignment/PKU-SafeRLHF-10K --out safe.jsonl --min-margin 0.5 \\
           --reward helpful=models/beaver-reward --reward harmless=models/beaver-cost
     """
-    from parm_mlx.data.relabel import Source, check_output, parse_min_margins
+    from parm_mlx.data.relabel import check_output, parse_min_margins
     from parm_mlx.data.relabel import relabel as run
-    from parm_mlx.data.sources import find_parts
+    from parm_mlx.data.sources import find_files
     from parm_mlx.rewards.registry import load_rewards
 
     check_output(out)
-    find_parts(source)  # a wrong DATA is told before models are loaded
+    find_files(source)  # a wrong DATA is told before models are loaded
     rewards = load_rewards(reward)
     margins = parse_min_margins(min_margin or [], list(rewards))
-    pairs = Source(source, _track)
-    done = run(pairs, rewards, out, min_margin=margins, track=_track_scoring)
+    done = run(source, rewards, out, min_margin=margins, skip_bad=skip_bad, progress=console.progress)
     console.echo(out)
-    for line in _tally_lines(done):
+    for line in _relabelled_lines(done):
         console.note(line)
 
 
@@ -192,15 +196,7 @@ app.command("prepare", short_help="Write any format as ours, split by prompt.")(
 app.command("relabel", short_help="Label pairs by reward models.")(relabel)
 
 
-def _track(pairs: "Iterable[Pair]") -> "Iterable[Pair]":
-    return console.progress(pairs, None, "rows")
-
-
-def _track_scoring(pairs: "Iterable[Pair]", total: int) -> "Iterable[Pair]":
-    return console.progress(pairs, total, "pairs scored")
-
-
-def _tally_lines(done: "Tally") -> list[str]:
+def _relabelled_lines(done: "Relabelled") -> list[str]:
     lines = [f"{done.rows} rows read, {done.written} pairs relabelled"]
     left_out = {
         "rows have two equal responses": done.equal,
@@ -212,10 +208,10 @@ def _tally_lines(done: "Tally") -> list[str]:
         lines.append(
             f"{name}: {count} labels, {done.ties[name]} ties, {done.near_ties[name]} below the smallest margin"
         )
-    return lines + _disagreement_lines(done.disagreement)
+    return [*lines, *_disagreement_lines(done.disagreement), *([done.bad.note()] if done.bad.count else [])]
 
 
-def _disagreement_lines(found: dict[tuple[str, str], tuple[int, int]]) -> list[str]:
+def _disagreement_lines(found: "Disagreement") -> list[str]:
     return [
         f"{a} and {b} disagree in {differ} of {both} pairs ({differ / both:.0%})"
         for (a, b), (both, differ) in found.items()
@@ -223,43 +219,35 @@ def _disagreement_lines(found: dict[tuple[str, str], tuple[int, int]]) -> list[s
     ]
 
 
-def _ruler(model: str, limit: int, chat_template: str | None) -> "Ruler":
-    from parm_mlx.data.inspect import Ruler
-    from parm_mlx.files import resolve
-    from parm_mlx.mlxlm import config_rows, load_tokenizer_alone
-
-    path = resolve(model)
-    return Ruler(load_tokenizer_alone(path), limit, chat_template, config_rows(path))
-
-
-def _lines(found: "Survey") -> list[str]:
+def _inspection_lines(found: "Inspection") -> list[str]:
     lines = [f"{name}: {form}" for name, form in found.formats.items()]
     lines.append(f"objectives: {', '.join(found.objectives)}")
     lines += _disagreement_lines(found.disagreement)
     for split in found.splits:
-        lines += ["", *_split_lines(split, found)]
+        lines += ["", *_split_lines(split, found.limit)]
     if [split.name for split in found.splits] == ["train"]:
         lines += ["", "there is no valid split: training holds out a tenth of the prompts, at most 500"]
-    shared = [f"{count} by {a} and {b}" for (a, b), count in found.shared_prompts().items()]
+    shared = [f"{count} by {a} and {b}" for (a, b), count in found.shared_prompts.items()]
     if shared:
         lines += ["", f"prompts shared: {', '.join(shared)}"]
+    if found.bad.count:
+        lines += ["", found.bad.note(), "training needs --skip-bad to leave them out"]
     return lines
 
 
-def _split_lines(split: "Split", found: "Survey") -> list[str]:
-    prompts = len(split.prompts)
+def _split_lines(split: "SplitSummary", limit: int | None) -> list[str]:
     lines = [
         f"{split.name}: {split.rows} rows",
-        f"  prompts          {prompts} different; {split.rows - prompts} rows repeat one",
-        f"  labels           {_named({name: split.labels.get(name, 0) for name in found.objectives})}",
-        f"  equal responses  {split.merged.equal}",
-        f"  merged           {split.merged.repeated.sum()} rows are of the same pair as an earlier one",
-        f"  contradictions   {_named(found.named(split.merged.contradictions.tolist()))}",
-        f"  pairs            {_named(found.named(split.judged))}; {split.judged_by_several} for several objectives",
+        f"  prompts          {split.prompts} different; {split.repeated_prompts} rows repeat one",
+        f"  labels           {_named(split.labels)}",
+        f"  equal responses  {split.equal_responses}",
+        f"  merged           {split.merged_rows} rows are of the same pair as an earlier one",
+        f"  contradictions   {_named(split.contradictions)}",
+        f"  pairs            {_named(split.pairs)}; {split.pairs_of_several_objectives} for several objectives",
     ]
-    if percentiles := split.percentiles():
-        shares = ", ".join(f"{share}%: {value}" for share, value in percentiles.items())
-        lines.append(f"  tokens           {shares} (limit {found.limit})")
+    if split.token_percentiles:
+        shares = ", ".join(f"{share}%: {value}" for share, value in split.token_percentiles.items())
+        lines.append(f"  tokens           {shares} (limit {limit})")
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in split.dropped.items())
     return [*lines, f"  training         {split.kept} kept{dropped}"]
 

@@ -25,7 +25,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--prompts",
-            help='File of prompts: one per line, or JSON lines with "prompt" (a text or messages) and "id".',
+            help='File of prompts: .txt, one per line, or .jsonl, .json or .csv with "prompt" and optionally "id".',
             show_default="the bundled model's unseen questions, where it is the one that is asked",
         ),
     ] = None,

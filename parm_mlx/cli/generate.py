@@ -21,7 +21,7 @@ def generate(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help='File of prompts: one per line, or JSON lines with a "prompt" field.'),
+        typer.Option("--prompts", help='File of prompts: .txt, one per line, or .jsonl, .json or .csv with "prompt".'),
     ] = None,
     alpha: options.Alphas = None,
     model: options.Model = None,

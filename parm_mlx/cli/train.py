@@ -70,6 +70,9 @@ def train(
             help="Most tokens of a prompt with its response; longer pairs are left out, never cut.",
         ),
     ] = TrainConfig.max_seq_length,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, instead of refusing the data.")
+    ] = TrainConfig.skip_bad,
     chat_template: options.TrainedTemplate = None,
     objectives: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""A pair of responses, and the rows of data that are none."""
+"""A pair of responses, and the rows of data that cannot become one."""
 
 import hashlib
 import json
@@ -33,49 +33,46 @@ class Pair:
     def prompt_key(self) -> bytes:
         """16 bytes that are equal for equal prompts, whether given as text or as one user message."""
         messages = [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
-        text = json.dumps([[m["role"], m["content"].strip()] for m in messages])
-        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return _digest(json.dumps([[message["role"], message["content"].strip()] for message in messages]))
 
     @property
     def key(self) -> bytes:
         """16 bytes that are equal for the same prompt with the same two responses, in either order."""
-        return hashlib.blake2b(self.prompt_key + b"".join(sorted(self._digests)), digest_size=16).digest()
+        return _digest(json.dumps([self.prompt_key.hex(), *sorted(self.responses)]))
 
-    @property
-    def swapped(self) -> bool:
-        """Tells the two orders of the same pair apart."""
-        first, second = self._digests
-        return first > second
 
-    @property
-    def _digests(self) -> list[bytes]:
-        return [hashlib.blake2b(response.encode(), digest_size=16).digest() for response in self.responses]
-
-    @property
-    def undecidable(self) -> bool:
-        """Whether both responses are equal, so that nothing can be learned from the pair."""
-        return self.responses[0] == self.responses[1]
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 class RowError(Exception):
-    """What is wrong with one row; collected in :class:`Problems`, never shown to a user by itself."""
+    """Reason why one row cannot be used; collected in :class:`Problems`."""
 
 
 @dataclass
 class Problems:
-    """Bad rows, counted all and remembered some, so that one error can report them together."""
+    """Rows that cannot be used: all are counted, the first 20 are kept to be shown.
 
-    shown: list[str] = field(default_factory=list)
+    Attributes:
+        count: Number of bad rows.
+        shown: File, line and reason of the first of them.
+    """
+
     count: int = 0
+    shown: list[str] = field(default_factory=list)
 
     def add(self, where: str, reason: object) -> None:
-        """Notes that a row cannot be used."""
+        """Adds a bad row."""
         self.count += 1
         if len(self.shown) < SHOWN:
             self.shown.append(f"{where}: {reason}")
 
+    def note(self) -> str:
+        """The number of bad rows and the first of them, as a note; empty without bad rows."""
+        return self._listed(f"{self.count} rows are left out: they cannot be used") if self.count else ""
+
     def raise_any(self, source: str | Path) -> None:
-        """Raises when there is anything to report.
+        """Raises one error for all bad rows.
 
         Raises:
             DataError: With the number of bad rows and the first 20 of them.
@@ -83,5 +80,8 @@ class Problems:
         if self.count == 1:
             raise DataError(self.shown[0])
         if self.count:
-            more = [f"… and {self.count - len(self.shown)} more"] if self.count > len(self.shown) else []
-            raise DataError("\n  ".join([f"{source}: {self.count} rows cannot be used", *self.shown, *more]))
+            raise DataError(self._listed(f"{source}: {self.count} rows cannot be used"))
+
+    def _listed(self, headline: str) -> str:
+        more = [f"… and {self.count - len(self.shown)} more"] if self.count > len(self.shown) else []
+        return "\n  ".join([headline, *self.shown, *more])

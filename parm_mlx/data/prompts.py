@@ -1,27 +1,44 @@
 """Files of prompts and of preferences."""
 
-import json
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from parm_mlx.data.formats import check_text, parse_prompt
+from parm_mlx.data.pairs import Problems, RowError
+from parm_mlx.data.sources import check_regular, read_rows
 from parm_mlx.errors import DataError, PreferenceError
+from parm_mlx.files import read_text
 from parm_mlx.guidance.prompts import Prompt, content_id
 from parm_mlx.preference import Alpha, parse_alpha
 
 
 def read_prompts(file: Path) -> list[Prompt]:
-    """Reads a file of prompts: one text per line, or JSON lines with a "prompt" and, if wanted, an "id".
+    """Reads a file of prompts, by its suffix.
+
+    ``.txt`` has a prompt on each line. ``.jsonl`` (a row on each line) and ``.json`` (a list of rows) have texts, or
+    objects with ``prompt`` and optionally ``id`` or ``uid``. ``.csv`` has a column ``prompt``, and optionally ``id``.
 
     Raises:
-        DataError: The file cannot be read, holds no prompt, or a line is wrong; the line is named.
+        DataError: The file cannot be read, has another suffix or no prompt, or rows are wrong; all are named.
     """
-    if file.suffix == ".json":
-        raise DataError(
-            f"{file} is one JSON document; prompts are one per line", hint="as text or JSON lines: .txt, .jsonl"
-        )
-    lines = _lines(file)
-    prompts = [_prompt(line, file, number) for number, line in lines]
+    readers: dict[str, Callable[[Path, Problems, str], Iterator[tuple[int, Any]]]] = {
+        ".txt": _read_txt,
+        ".jsonl": read_rows,
+        ".json": read_rows,
+        ".csv": _read_csv,
+    }
+    if file.suffix not in readers:
+        raise DataError(f"{file}: a file of prompts must end with .txt, .jsonl, .json or .csv")
+    problems, prompts = Problems(), list[Prompt]()
+    for line, row in readers[file.suffix](file, problems, str(file)):
+        try:
+            prompts.append(_prompt(row, line))
+        except RowError as error:
+            problems.add(f"{file}:{line}", error)
+    problems.raise_any(file)
     if not prompts:
         raise DataError(f"{file} holds no prompt")
     return prompts
@@ -47,12 +64,12 @@ def read_alphas(file: Path, objectives: Sequence[str]) -> list[Alpha]:
 
     Raises:
         DataError: The file cannot be read, holds none, or one twice.
-        PreferenceError: A line is no preference.
+        PreferenceError: A line is not a preference.
     """
     found: dict[Alpha, int] = {}
     for number, line in _lines(file):
         try:
-            alpha = parse_alpha(line.strip().strip("[]"), objectives)
+            alpha = parse_alpha(line.strip("[]"), objectives)
         except PreferenceError as error:
             raise PreferenceError(f"{file}:{number}: {error}", hint=error.hint) from None
         if alpha in found:
@@ -63,38 +80,39 @@ def read_alphas(file: Path, objectives: Sequence[str]) -> list[Alpha]:
     return list(found)
 
 
-def _lines(file: Path) -> list[tuple[int, str]]:
+def _text(file: Path) -> str:
+    check_regular(file)
+    return read_text(file, "input", DataError)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _read_txt(file: Path, problems: Problems, name: str) -> Iterator[tuple[int, Any]]:
+    return _lines(file)
+
+
+def _read_csv(file: Path, problems: Problems, name: str) -> Iterator[tuple[int, Any]]:
+    rows = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
     try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{file} is not UTF-8 text") from None
-    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if "prompt" not in (rows.fieldnames or ()):
+            raise DataError(f"{file}: the first line must name the columns, one of them 'prompt'")
+        for row in rows:
+            yield rows.line_num, {key: value for key, value in row.items() if value and key in ("prompt", "id", "uid")}
+    except csv.Error as error:
+        problems.add(f"{name}:{rows.line_num}", f"broken CSV: {error}")
 
 
-def _prompt(line: str, file: Path, number: int) -> Prompt:
-    if not line.startswith("{"):
-        return Prompt(content_id(line.strip()), line.strip(), number)
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}:{number}: broken JSON: {error}") from None
-    if "prompt" not in row:
-        raise DataError(f'{file}:{number}: "prompt" is missing')
-    content = row["prompt"]
-    if not _is_content(content):
-        raise DataError(f'{file}:{number}: "prompt" must be a text or a list of messages, the last one not empty')
-    name = row.get("id", content_id(content))
-    if not isinstance(name, str | int) or name == "":
-        raise DataError(f'{file}:{number}: "id" must be a text or a number')
-    return Prompt(str(name), content, number)
-
-
-def _is_content(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    messages = value if isinstance(value, list) and value else [None]
-    return all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
+def _prompt(row: Any, line: int) -> Prompt:
+    if isinstance(row, str):
+        row = {"prompt": row}
+    if not isinstance(row, dict):
+        raise RowError("a prompt is a text, or an object with 'prompt'")
+    content = parse_prompt(row)
+    name = row.get("id", row.get("uid", content_id(content)))
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        raise RowError("'id' must be a text or a number")
+    return Prompt(check_text(str(name), "'id'"), content, line)

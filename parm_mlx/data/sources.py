@@ -1,33 +1,113 @@
-"""Which files or splits are the data, and the pairs in them."""
+"""Sources of preference data: local files and data sets on the Hugging Face hub, and the rows in them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from difflib import get_close_matches
+import codecs
+import gzip
+import hashlib
+import io
+import json
+import re
+import sys
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from parm_mlx.data.files import SPLITS, FilePart, Part
-from parm_mlx.data.formats import RowReader
-from parm_mlx.data.hub import hub_parts, is_hub_id
-from parm_mlx.data.pairs import Pair, Problems, RowError
-from parm_mlx.errors import DataError
+from parm_mlx.data.pairs import Problems, RowError
+from parm_mlx.errors import DataError, RunError, first_line
+from parm_mlx.files import expanded, is_dir, is_file
 
 RECORD_FILE = "prepared.json"
+SPLITS = ("train", "valid", "test")
+MAX_LINE = 16 * 2**20
+MAX_LIST = 2 * 2**30
+_SPLIT_OF = {**{name: name for name in SPLITS}, **dict.fromkeys(("validation", "val", "dev", "eval"), "valid")}
+_NOT_SPLITS = ("all", "train_prompt_only", "dev_prompt_only", "test_prompt_only")  # of the official release
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_GZIP = b"\x1f\x8b"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_HUB_ID = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
+    r"(?::(?P<chosen>[\w./-]+(?:,[\w./-]+)*))?"
+)
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+_SPACE = re.compile(r"[ \t\r\n]*")
 
-Track = Callable[[Iterable[Pair]], Iterable[Pair]]
+
+@dataclass(frozen=True)
+class DataFile(ABC):
+    """A file, or a split of a data set on the hub, whose rows have one format.
+
+    Attributes:
+        name: Name in errors and records.
+        split: ``train``, ``valid`` or ``test``; ``train`` if the data are not split.
+        objective: The objective that its rows judge, as far as a file or folder name tells it.
+    """
+
+    name: str
+    split: str
+    objective: str | None
+
+    @abstractmethod
+    def rows(self, problems: Problems) -> Iterator[tuple[str, Any]]:
+        """Yields (where, decoded row); rows that cannot be decoded go to ``problems``.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """Returns values that are equal only for equal rows."""
 
 
-def stem(path: Path) -> str:
-    """The name of a data file without its suffixes: ``helpful.jsonl.gz`` → ``helpful``."""
-    suffix = next((suffix for suffix in reversed(_SUFFIXES) if path.name.endswith(suffix)), path.suffix)
-    return path.name.removesuffix(suffix)
+@dataclass(frozen=True)
+class LocalFile(DataFile):
+    """A file on this machine."""
+
+    path: Path
+
+    def rows(self, problems: Problems) -> Iterator[tuple[str, Any]]:
+        """Yields (``name:line``, decoded row)."""
+        for line, row in read_rows(self.path, problems, self.name):
+            yield f"{self.name}:{line}", row
+
+    def identity(self) -> dict[str, str]:
+        """Returns the SHA-256 of the file's bytes."""
+        with _open(self.path) as file:
+            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def find_parts(source: str | Path, objectives: Sequence[str] | None = None) -> list[Part]:
-    """The parts of a source, those of train first, then valid and test.
+@dataclass(frozen=True)
+class HubSplit(DataFile):
+    """A split of a data set on the hub.
+
+    Attributes:
+        dataset: A ``datasets.Dataset``; its rows lie in a file and are read as they are needed.
+    """
+
+    dataset: Any = field(repr=False)
+
+    def rows(self, problems: Problems) -> Iterator[tuple[str, Any]]:
+        """Yields (``name row N``, row); a column without a value is a missing field."""
+        for number, row in enumerate(self.dataset, 1):
+            yield f"{self.name} row {number}", _without_none(row)
+
+    def identity(self) -> dict[str, str]:
+        """Returns the fingerprint of the rows, and the commit on the hub if it is known."""
+        sources = " ".join(self.dataset.info.download_checksums or ())
+        commit = _COMMIT.search(sources)
+        return {**({"revision": commit[1]} if commit else {}), "fingerprint": self.dataset._fingerprint}
+
+
+def find_files(source: str | Path, objectives: Sequence[str] | None = None) -> list[DataFile]:
+    """Finds the files of a source, those of train first, then valid and test.
 
     A source is a file; a folder with files of its own, which are splits or one file per objective; a folder of folders,
-    one per objective, each with splits; or a data set on the hub, as :func:`parm_mlx.data.hub.hub_parts` reads it.
+    one per objective, each with splits; or a data set on the hub: ``owner/name``, then optionally ``@`` and a revision,
+    then optionally ``:`` and configurations or folders of it, separated by commas.
 
     Args:
         source: Path or hub id; a path that exists wins.
@@ -37,159 +117,272 @@ def find_parts(source: str | Path, objectives: Sequence[str] | None = None) -> l
         DataError: There are no data, or a folder holds both splits and files per objective.
         RunError: The hub cannot be reached.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return [FilePart(path.name, "train", None if stem(path) in SPLITS else stem(path), path)]
-    if path.is_dir():
-        parts = _flat_parts(path) or _nested_parts(path, objectives or ())
-        if not parts:
+    path = expanded(source, DataError)
+    if is_dir(path, DataError):
+        with _read_errors(path):
+            files = _files_of_folder(path) or _files_of_folders(path, objectives or ())
+        if not files:
             raise DataError(f"data {source}: no .jsonl file (or .json, or either with .gz) in this folder")
-        return sorted(parts, key=lambda part: SPLITS.index(part.split))
+        return sorted(files, key=lambda file: SPLITS.index(file.split))
+    if is_file(path, DataError):
+        check_regular(path)
+        name = _stem(path)
+        return [LocalFile(path.name, "train", None if name in _SPLIT_OF else name, path)]
     if is_hub_id(str(source)) and not path.name.endswith(_SUFFIXES):
-        return hub_parts(str(source))
+        return _hub_splits(str(source))
     raise DataError(f"data {source}: no such file or folder")
 
 
-def _flat_parts(folder: Path) -> list[Part]:
+def is_hub_id(source: str) -> bool:
+    """Tells whether a text may be the id of a data set: ``owner/name``, ``owner/name@revision:folder,folder``."""
+    return _HUB_ID.fullmatch(source) is not None
+
+
+def _files_of_folder(folder: Path) -> list[DataFile]:
     found = _data_files(folder)
-    per_objective = [path for name, path in found.items() if name not in SPLITS]
+    splits = [name for name in found if name in _SPLIT_OF]
+    if "train" in found:
+        found = {name: path for name, path in found.items() if name not in _NOT_SPLITS}
+    per_objective = [path.name for name, path in found.items() if name not in splits]
     if "train" in found and per_objective:
-        extra, train = ", ".join(path.name for path in per_objective), found["train"].name
-        raise DataError(f"data {folder}: {train} beside {extra}; keep either splits or one file per objective")
-    if "train" not in found and len(per_objective) < len(found):
+        raise DataError(
+            f"data {folder}: {found['train'].name} beside {', '.join(per_objective)}; keep either splits or one file "
+            "per objective"
+        )
+    if splits and "train" not in splits:
         raise DataError(f"data {folder}: train.jsonl is missing")
     return [
-        FilePart(path.name, name, None, path) if name in SPLITS else FilePart(path.name, "train", name, path)
+        LocalFile(path.name, _SPLIT_OF[name], None, path) if splits else LocalFile(path.name, "train", name, path)
         for name, path in found.items()
     ]
 
 
-def _nested_parts(folder: Path, objectives: Sequence[str]) -> list[Part]:
+def _files_of_folders(folder: Path, objectives: Sequence[str]) -> list[DataFile]:
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     found = {path.name: files for path in inner if (files := _data_files(path))}
     found = {name: found[name] for name in found if name in objectives} or found
     for name, files in found.items():
-        if "train" not in files or not files.keys() <= set(SPLITS):
+        if "train" not in files or not files.keys() <= {*_SPLIT_OF, *_NOT_SPLITS}:
             raise DataError(
-                f"data {folder / name}: a folder per objective holds train.jsonl, and valid.jsonl and test.jsonl if it "
-                f"likes, not {', '.join(path.name for path in files.values())}",
+                f"data {folder / name}: a folder per objective holds train.jsonl, and optionally valid.jsonl and "
+                f"test.jsonl, not {', '.join(path.name for path in files.values())}",
                 hint="--objectives names the folders to read",
             )
     return [
-        FilePart(f"{name}/{path.name}", split, name, path)
+        LocalFile(f"{name}/{path.name}", _SPLIT_OF[stem], name, path)
         for name, files in found.items()
-        for split, path in files.items()
+        for stem, path in files.items()
+        if stem in _SPLIT_OF
     ]
 
 
 def _data_files(folder: Path) -> dict[str, Path]:
+    """Returns the data files of a folder by the names of their splits or objectives."""
     found: dict[str, Path] = {}
+    split_files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         hidden = path.name == RECORD_FILE or path.name.startswith(".")
         if hidden or not path.name.endswith(_SUFFIXES) or not path.is_file():
             continue
-        if stem(path) in found:
-            raise DataError(f"data {folder}: both {found[stem(path)].name} and {path.name}; keep one of them")
-        found[stem(path)] = path
+        name = _stem(path)
+        other = found.get(name) or split_files.get(_SPLIT_OF.get(name, ""))
+        if other:
+            raise DataError(f"data {folder}: both {other.name} and {path.name}; keep one of them")
+        found[name] = path
+        if name in _SPLIT_OF:
+            split_files[_SPLIT_OF[name]] = path
     return found
 
 
-class DataReader:
-    """Reads the pairs of several parts, one at a time.
+def _stem(path: Path) -> str:
+    """Returns the name of a data file without its suffixes: ``helpful.jsonl.gz`` → ``helpful``."""
+    suffix = next((suffix for suffix in reversed(_SUFFIXES) if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(suffix)
+
+
+def _hub_splits(source: str) -> list[DataFile]:
+    found = _HUB_ID.fullmatch(source)
+    assert found is not None, source
+    name, revision = found["name"], found["revision"]
+    chosen = found["chosen"].split(",") if found["chosen"] else [None]
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"data {source}: no such file or folder, and reading it from the hub needs the package datasets",
+            hint="pip install 'parm-mlx[data]'",
+        ) from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    splits = []
+    with _hub_errors(source):
+        known = datasets.get_dataset_config_names(name, revision=revision) if found["chosen"] else []
+        for folder in chosen:
+            where = {"name": folder} if folder in known else {"data_dir": folder}
+            loaded = datasets.load_dataset(name, revision=revision, **where)
+            if "train" not in loaded:
+                raise DataError(f"data {source}: no split train, only {', '.join(loaded)}")
+            label, objective = (f"{name}:{folder}", folder.rpartition("/")[2]) if folder else (name, None)
+            splits += [
+                HubSplit(f"{label}[{split}]", _SPLIT_OF[split], objective, rows)
+                for split, rows in loaded.items()
+                if split in _SPLIT_OF
+            ]
+    return sorted(splits, key=lambda split: SPLITS.index(split.split))
+
+
+@contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        yield
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            hint = "accept its terms there, then `hf auth login`"
+            raise DataError(f"data {source} needs permission on the hub", hint=hint) from error
+        raise DataError(f"data {source}: no such file or folder, and no such data set on the hub") from error
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"data {source}: no such configuration or folder: {first_line(error)}") from error
+    except ConnectionError as error:
+        raise RunError(
+            f"data {source} is not on this machine, and the hub cannot be reached",
+            hint="if it is meant to be a local file or folder, check its path",
+        ) from error
+    except (DatasetsError, OSError, RuntimeError) as error:
+        raise RunError(f"data {source} could not be loaded: {first_line(error)}") from error
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return value
+
+
+def check_regular(path: Path) -> None:
+    """Checks that a path is a regular file; reading a pipe or a device might never end.
+
+    Raises:
+        DataError: It is missing, cannot be looked at, or is something else.
+    """
+    if is_dir(path, DataError) or (is_file(path, DataError) and not path.is_file()):
+        raise DataError(f"{path} is not a regular file")
+    if not is_file(path, DataError):
+        raise DataError(f"{path}: no such file")
+
+
+def _open(path: Path) -> io.BufferedReader:
+    check_regular(path)
+    with _read_errors(path):
+        return path.open("rb")
+
+
+def read_rows(path: Path, problems: Problems, name: str | None = None) -> Iterator[tuple[int, Any]]:
+    """Yields (line, decoded row) of JSON lines or of a JSON list, either compressed with gzip or not.
 
     Args:
-        parts: What to read.
-        given: The objectives that are wanted; when left out, those that occur in the parts of train. Pairs come
-            without the labels of others, and so perhaps without any.
-        problems: Where bad rows go.
-        known: Objectives that come first, whether they occur or not.
-        track: Passes on the pairs of a part, for a progress bar.
+        path: The file.
+        problems: Gets the rows that cannot be decoded. In a list, nothing is read after such a row.
+        name: Name of the file in ``problems``; by default its own.
 
-    Attributes:
-        objectives: The objectives so far, in the order of α.
-        formats: The format of each part that was read, by name.
-        counts: The number of pairs of each part that was read, by name.
-        unwanted: Objectives of the data whose labels were left out.
+    Raises:
+        DataError: The file cannot be read, or is not a regular file.
     """
+    name = name or path.name
+    line = 1
+    with _open(path) as raw, _read_errors(path):
+        file = cast(io.BufferedReader, gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw)
+        try:
+            start = file.peek(256)
+            if start.startswith(_UTF_16):
+                problems.add(f"{name}:1", "the file is UTF-16; save it as UTF-8")
+                return
+            is_list = ".json" in path.suffixes and start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+            for line, row in _read_list(file, name, problems) if is_list else _read_lines(file, name, problems):
+                yield line, row
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            problems.add(f"{name}:{line}", f"the compressed file is broken here or soon after: {error}")
 
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        given: Sequence[str] | None,
-        problems: Problems,
-        known: Sequence[str] = (),
-        track: Track = iter,
-    ) -> None:
-        self._parts, self._given, self._problems, self._track = parts, given, problems, track
-        self.objectives = list(given or known)
-        self.formats: dict[str, str | None] = {}
-        self.counts: dict[str, int] = {}
-        self.unwanted: list[str] = []
-        self._found: dict[str, None] = {}
-        self._part_per_objective = any(part.objective in (given or ()) for part in parts)
 
-    def __iter__(self) -> Iterator[tuple[Part, Pair]]:
-        """Yields every pair with its part; a part without any row is a problem, too.
+def _read_lines(file: BinaryIO, name: str, problems: Problems) -> Iterator[tuple[int, Any]]:
+    line = 0
+    while raw := file.readline(MAX_LINE + 1):
+        line += 1
+        try:
+            if len(raw) > MAX_LINE:
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(MAX_LINE)
+                raise RowError(f"the line is longer than {MAX_LINE // 2**20} MiB")
+            text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+            if "\0" in text:
+                raise RowError("the line holds a NUL character")
+            if text:
+                yield line, json.loads(text)
+        except UnicodeDecodeError as error:
+            problems.add(f"{name}:{line}", f"not UTF-8 text (byte {error.start + 1} of the line)")
+        except RowError as error:
+            problems.add(f"{name}:{line}", error)
+        except (ValueError, RecursionError) as error:
+            problems.add(f"{name}:{line}", _json_problem(error))
 
-        Raises:
-            DataError: A part cannot be read.
-        """
-        for part in self._parts:
-            self.counts[part.name] = 0
-            for pair in self._track(self._read(part)):
-                self.counts[part.name] += 1
-                yield part, pair
 
-    def _read(self, part: Part) -> Iterator[Pair]:
-        reader, before, empty = RowReader(self._judged_by_default(part)), self._problems.count, True
-        for where, row in part.rows(self._problems):
-            empty = False
-            try:
-                pair = reader(row, where)
-            except RowError as error:
-                self._problems.add(where, error)
-            else:
-                if wanted := self._wanted(part, pair):
-                    yield wanted
-        self.formats[part.name] = reader.format
-        if empty and self._problems.count == before:
-            self._problems.add(part.name, "the file is empty")
+def _read_list(file: BinaryIO, name: str, problems: Problems) -> Iterator[tuple[int, Any]]:
+    data = file.read(MAX_LIST + 1)
+    if len(data) > MAX_LIST:
+        problems.add(f"{name}:1", f"the list is longer than {MAX_LIST / 2**30:g} GiB; save it as JSON lines")
+        return
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problems.add(f"{name}:{_line_of(error)}", "not UTF-8 text")
+        return
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    position, separator = _skip_space(text, text.index("[") + 1), ","
+    if text.startswith("]", position):
+        position, separator = _skip_space(text, position + 1), "]"
+    while separator == ",":
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            row, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            problems.add(f"{name}:{getattr(error, 'lineno', line)}", _json_problem(error))
+            return
+        if end - position > MAX_LINE:
+            problems.add(f"{name}:{line}", f"the row is longer than {MAX_LINE // 2**20} MiB")
+        else:
+            yield line, row
+        position = _skip_space(text, end)
+        separator = text[position : position + 1]
+        if separator not in (",", "]"):
+            reason = "broken JSON: rows of a list are separated by ','" if separator else "the list has no end"
+            line += text.count("\n", counted, position)
+            problems.add(f"{name}:{line}", reason)
+            return
+        position = _skip_space(text, position + 1)
+    if position < len(text):
+        line += text.count("\n", counted, position)
+        problems.add(f"{name}:{line}", "broken JSON: something follows the end of the list")
 
-    def check_found(self, source: str | Path) -> None:
-        """Checks that every objective that is wanted occurs, once all is read.
 
-        Raises:
-            DataError: One does not; those of the data are named.
-        """
-        for name in self._given or ():
-            if self._found and name not in self._found:
-                close = get_close_matches(name, self._found, 1)
-                raise DataError(
-                    f"data {source}: unknown objective {name!r}; the data has {', '.join(self._found)}",
-                    hint=f"did you mean {close[0]!r}?" if close else None,
-                )
+def _skip_space(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    return found.end() if found else position
 
-    def _judged_by_default(self, part: Part) -> str | None:
-        given = self._given
-        if part.objective is not None and (given is None or self._part_per_objective):
-            return part.objective
-        return given[0] if given and len(given) == 1 else None
 
-    def _wanted(self, part: Part, pair: Pair) -> Pair | None:
-        """The pair with the labels that are wanted; None if it has one that only validation would know."""
-        self._found.update(dict.fromkeys(pair.preferred))
-        unknown = [name for name in pair.preferred if name not in self.objectives]
-        if not unknown or part.split == "test":
-            return pair
-        if self._given is not None:
-            self.unwanted += [name for name in unknown if name not in self.unwanted]
-            return replace(pair, preferred={n: label for n, label in pair.preferred.items() if n not in unknown})
-        if part.split == "train":
-            self.objectives += unknown
-            return pair
-        for name in unknown:
-            close = get_close_matches(name, self.objectives, 1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            names = ", ".join(self.objectives)
-            self._problems.add(pair.where, f"unknown objective {name!r} (the objectives are {names}){meant}")
-        return None
+def _line_of(error: UnicodeDecodeError) -> int:
+    return error.object.count(b"\n", 0, error.start) + 1
+
+
+def _json_problem(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON: {error.msg} at column {error.colno}"
+    return "broken JSON: a number or a nesting that is too large"
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,9 +1,7 @@
-"""From pairs to token sequences: [BOS] prompt response EOS, and where the response starts."""
+"""Pairs → token sequences: [BOS] prompt response EOS, and where the response starts."""
 
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 from jinja2 import TemplateError
@@ -36,7 +34,7 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """A pair as the trainer sees it.
+    """A tokenised pair.
 
     Attributes:
         rows: Prompt with the first and with the second response.
@@ -51,50 +49,6 @@ class TokenPair:
     def __len__(self) -> int:
         """Tokens of the longer row."""
         return max(len(row) for row in self.rows)
-
-
-class TokenPairs(Sequence[TokenPair]):
-    """Many pairs in the memory of their tokens, 4 bytes for each: one array, and where each row of it ends.
-
-    Args:
-        k: Number of objectives.
-    """
-
-    def __init__(self, k: int) -> None:
-        self._k = k
-        self._ids, self._ends, self._starts = array("i"), array("q", [0]), array("q")
-        self._preferred = bytearray()
-        self._where: list[str] = []
-
-    def append(self, pair: TokenPair) -> None:
-        """Adds a pair."""
-        for row in pair.rows:
-            self._ids.frombytes(row.ids.tobytes())
-            self._ends.append(len(self._ids))
-            self._starts.append(row.start)
-        self._preferred += pair.preferred.tobytes()
-        self._where.append(pair.where)
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return len(self._where)
-
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        """The pair of a number, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
-        preferred = np.frombuffer(bytes(self._preferred[i * self._k : (i + 1) * self._k]), np.int8)
-        return TokenPair((self._row(2 * i), self._row(2 * i + 1)), preferred, self._where[i])
-
-    def _row(self, i: int) -> TokenRow:
-        return TokenRow(np.array(self._ids[self._ends[i] : self._ends[i + 1]], np.int32), self._starts[i])
 
 
 def tokenize(tokenizer: TokenizerWrapper, prompt: str, response: str) -> TokenRow:
@@ -121,16 +75,19 @@ def tokenize_pairs(
     max_length: int,
     chat_template: str | None = None,
     rows: int | None = None,
-) -> tuple[TokenPairs, str | None]:
+    *,
+    skip_bad: bool = False,
+) -> tuple[list[TokenPair], str | None]:
     """Tokenises pairs and leaves out those that are too long; nothing is ever cut.
 
     Args:
         tokenizer: An mlx-lm tokenizer.
-        pairs: What to tokenise.
+        pairs: Pairs to tokenise.
         objectives: The k objectives.
         max_length: Most tokens that a prompt with its response may have, BOS and EOS included.
         chat_template: Name of a built-in chat template; by default the tokenizer's own.
         rows: Rows of the model's embedding; None is not checked.
+        skip_bad: Leave out pairs that cannot be tokenised, as long as there are others.
 
     Returns:
         The pairs that fit, and a note that counts the others, if there are any.
@@ -141,7 +98,7 @@ def tokenize_pairs(
         ModelError: The tokenizer has no end-of-sequence token, or no chat template for prompts that need one.
     """
     check_eos(tokenizer)
-    problems, kept, lengths = Problems(), TokenPairs(len(objectives)), list[int]()
+    problems, fitting, too_long = Problems(), list[TokenPair](), list[int]()
     for pair in pairs:
         try:
             token_pair = tokenize_pair(tokenizer, pair, objectives, chat_template, rows)
@@ -149,14 +106,16 @@ def tokenize_pairs(
             problems.add(pair.where, error)
             continue
         if len(token_pair) > max_length:
-            lengths.append(len(token_pair))
+            too_long.append(len(token_pair))
         else:
-            kept.append(token_pair)
-    problems.raise_any("data")
-    if not lengths:
-        return kept, None
-    total, span = len(kept) + len(lengths), f"{min(lengths)} to {max(lengths)}"
-    return kept, f"{len(lengths)} of {total} pairs are left out: {span} tokens, and the limit is {max_length}"
+            fitting.append(token_pair)
+    if not (skip_bad and fitting):
+        problems.raise_any("data")
+    notes = [problems.note()] if problems.count else []
+    if too_long:
+        total, span = len(fitting) + len(too_long), f"{min(too_long)} to {max(too_long)}"
+        notes.insert(0, f"{len(too_long)} of {total} pairs are left out: {span} tokens, and the limit is {max_length}")
+    return fitting, "; ".join(notes) or None
 
 
 def check_eos(tokenizer: TokenizerWrapper) -> None:

@@ -51,6 +51,7 @@ class TrainConfig:
         warmup: Steps of linear warm-up.
         weight_decay: Decoupled weight decay of all adapter tensors.
         max_seq_length: Most tokens of a prompt with its response; longer pairs are left out.
+        skip_bad: Leave out rows that cannot be used, instead of refusing the data.
         steps_per_report: Steps between reports.
         steps_per_eval: Steps between validations.
         steps_per_save: Steps between checkpoints.
@@ -97,6 +98,7 @@ class TrainConfig:
     warmup: int = 20
     weight_decay: float = 0.05
     max_seq_length: int = 1024
+    skip_bad: bool = False
     chat_template: str | None = None
     steps_per_report: int = 10
     steps_per_eval: int = 200
@@ -294,6 +296,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "warmup": Whole(0, COUNT.high).read,
     "weight_decay": Real(0, 1e3).read,
     "max_seq_length": Whole(2, MAX_TOKENS.high).read,
+    "skip_bad": _switch,
     "chat_template": _chat_template,
     "steps_per_report": COUNT.read,
     "steps_per_eval": COUNT.read,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parm_mlx.data.dataset import DataFile
+from parm_mlx.data.dataset import FileRecord
 from parm_mlx.errors import CheckpointError
 from parm_mlx.files import resolve
 from parm_mlx.fingerprint import changes, fingerprint
@@ -15,6 +15,7 @@ from parm_mlx.training.config import TrainConfig
 # Where things are, how often something is shown or kept: none of it can change a step.
 FREE = {
     "data",
+    "skip_bad",
     "out",
     "steps_per_report",
     "steps_per_save",
@@ -97,7 +98,7 @@ class Changed:
         )
 
 
-def changed_since(state: dict[str, Any], files: tuple[DataFile, ...], models: dict[str, str]) -> Changed:
+def changed_since(state: dict[str, Any], files: tuple[FileRecord, ...], models: dict[str, str]) -> Changed:
     """Compares data and models with those of a checkpoint."""
     before = state["models"]
     if not any(name.startswith(START) for name in models):

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from parm_mlx.data.dataset import load_data
-from parm_mlx.data.tokenize import UNLABELLED, TokenPairs, tokenize_pairs
+from parm_mlx.data.tokenize import UNLABELLED, TokenPair, tokenize_pairs
 from parm_mlx.distributed import Group
 from parm_mlx.errors import CheckpointError, DataError, LostError, RunError
 from parm_mlx.guidance.loading import load_base
@@ -96,6 +96,7 @@ class Trainer:
             first=earlier.objectives if earlier else (),
             seed=config.seed,
             hold_out=config.val_batches != 0,
+            skip_bad=config.skip_bad,
         )
         for note in self.data.notes:
             progress.note(note)
@@ -107,6 +108,7 @@ class Trainer:
         beta = mx.array(config.betas(self.k))
         model, tokenizer = load_base(config.model)
         train, valid = (self._tokenize(tokenizer, split, embedding_rows(model)) for split in ("training", "validation"))
+        self.data = replace(self.data, train=[], valid=[])  # the texts are not needed any more
         self.pairs = len(train), len(valid)
         self.steps = config.steps(len(train))
         self.batches = TrainingBatches(train, config.pairs_per_step, order)
@@ -253,10 +255,12 @@ class Trainer:
             self.progress.validated(record)
         self.meter.resume()
 
-    def _tokenize(self, tokenizer: TokenizerWrapper, split: str, rows: int | None) -> TokenPairs:
+    def _tokenize(self, tokenizer: TokenizerWrapper, split: str, rows: int | None) -> list[TokenPair]:
         pairs = self.progress.track(self.data.train if split == "training" else self.data.valid, f"tokenizing {split}")
         limit, template = self.config.max_seq_length, self.config.chat_template
-        kept, note = tokenize_pairs(tokenizer, pairs, self.data.objectives, limit, template, rows)
+        kept, note = tokenize_pairs(
+            tokenizer, pairs, self.data.objectives, limit, template, rows, skip_bad=self.config.skip_bad
+        )
         if note:
             self.progress.note(f"{split}: {note}")
         labelled = sum((pair.preferred != UNLABELLED for pair in kept), start=np.zeros(self.k))

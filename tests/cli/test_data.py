@@ -46,7 +46,7 @@ MALFORMED: list[tuple[str, bytes, list[int], str]] = [
     ("f.jsonl", lines(GOOD | {"preferred": {"helpful": 0.5}}, GOOD | {"preferred": {}}), [1, 2], "must be 0 or 1"),
     ("f.jsonl", lines(SAFE, SAFE | {"safer_response_id": -1}), [2], "'safer_response_id' must be 0 or 1, not -1"),
     ("f.jsonl", lines(without(SAFE, "response_1")), [1], "'response_1' is missing"),
-    ("f.jsonl", lines(HH, HH | {"chosen": "Hi. Yes."}), [2], "no transcript that begins with"),
+    ("f.jsonl", lines(HH, HH | {"chosen": "Hi. Yes."}), [2], "not a transcript that begins with"),
     ("f.jsonl", lines(HH, HH | {"rejected": "\n\nHuman: Ho\n\nAssistant: No"}), [2], "differ before the assistant's"),
     ("f.jsonl", lines(HH | {"chosen": "\n\nHuman: Hi"}), [1], "does not end with a turn of the assistant"),
     ("f.jsonl", lines(GOOD, CHOSEN, SAFE), [2, 3], "mixed formats: this row is chosen and rejected, f.jsonl:1 is"),
@@ -71,7 +71,6 @@ def test_malformed_files_are_refused_with_file_and_line(
     path.write_bytes(content)
     out = tmp_path / "out"
     for arguments in (
-        ("data", "inspect", path),
         ("data", "prepare", path, "--out", out),
         ("data", "relabel", path, "--reward", "brief=brevity", "--out", tmp_path / "out.jsonl"),
         ("train", "--model", "none", "--data", path, "--out", out),
@@ -88,6 +87,37 @@ def test_malformed_files_are_refused_with_file_and_line(
     assert not out.exists()
 
 
+def test_inspect_counts_bad_rows_and_goes_on(run_cli: RunCli, tmp_path: Path) -> None:
+    """Two turns of the assistant at the end, as in a few transcripts of HH-RLHF."""
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(lines(HH, HH | {"chosen": HH["chosen"] + "\n\nAssistant: More"}, HH | {"rejected": 3}))
+    code, out, err = run_cli("data", "inspect", path)
+    assert (code, err) == (0, "")
+    assert "train: 1 rows\n" in out
+    assert "2 rows are left out: they cannot be used\n  f.jsonl:2: " in out
+    bad = json.loads(run_cli("data", "inspect", path, "--json")[1])["bad_rows"]
+    assert (bad["count"], [row.partition(": ")[0] for row in bad["first"]]) == (2, ["f.jsonl:2", "f.jsonl:3"])
+    path.write_bytes(b"{\n")
+    code, out, err = run_cli("data", "inspect", path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: f.jsonl:1: broken JSON")
+
+
+def test_every_command_leaves_out_bad_rows_if_asked(run_cli: RunCli, tmp_path: Path, official: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(lines(*(GOOD | {"prompt": f"{i}", "responses": ["No", "I am glad"]} for i in range(4)), b"{"))
+    model = ("--model", official / "arm_base", "--iters", 1, "--batch-size", 2)
+    for arguments in (
+        ("data", "prepare", path, "--out", tmp_path / "out"),
+        ("data", "relabel", path, *REWARDS, "--out", tmp_path / "out.jsonl"),
+        ("train", *model, "--data", path, "--out", tmp_path / "parm"),
+    ):
+        assert run_cli(*arguments)[0] == 2
+        code, _, err = run_cli(*arguments, "--skip-bad")
+        assert code == 0, err
+        assert "1 rows are left out: they cannot be used\n  f.jsonl:5: broken JSON" in err
+
+
 def test_bad_rows_of_every_folder_and_file_are_reported_together(run_cli: RunCli, tmp_path: Path) -> None:
     content = {
         "a/train.jsonl.gz": gzip.compress(lines(without(CHOSEN, "objective"), b"{")),
@@ -97,7 +127,8 @@ def test_bad_rows_of_every_folder_and_file_are_reported_together(run_cli: RunCli
     for name, data in content.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    for arguments in (("data", "inspect", tmp_path), ("train", "--model", "none", "--data", tmp_path, "--out", "x")):
+    prepared = ("data", "prepare", tmp_path, "--out", tmp_path / "out")
+    for arguments in (prepared, ("train", "--model", "none", "--data", tmp_path, "--out", "x")):
         code, out, err = run_cli(*arguments)
         assert (code, out) == (2, "")
         first, *rows = err.splitlines()
@@ -113,7 +144,8 @@ def test_rows_that_could_be_merged_are_checked_each(run_cli: RunCli, tmp_path: P
     """The bad label and the bad objective are on rows of a pair that is good elsewhere."""
     (tmp_path / "helpful.jsonl").write_bytes(lines(GOOD, GOOD | {"preferred": {"helpful": 2}}))
     (tmp_path / "kind.jsonl").write_bytes(lines(without(CHOSEN, "objective"), CHOSEN | {"objective": 3}))
-    code, _, err = run_cli("data", "inspect", tmp_path, "--objectives", "helpful,harmless,kind")
+    arguments = ("--objectives", "helpful,harmless,kind", "--out", tmp_path / "out")
+    code, _, err = run_cli("data", "prepare", tmp_path, *arguments)
     assert code == 2
     assert [row.strip().partition(": ")[0] for row in err.splitlines()[1:]] == ["helpful.jsonl:2", "kind.jsonl:2"]
 
@@ -296,7 +328,6 @@ def test_tokens_without_a_row_are_refused_before_training(run_cli: RunCli, tmp_p
         *("train", "--model", model, "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "out", "--iters", 1),
         *("--val-batches", 0),
     )
-    for code, out, err in (inspected, trained):
-        assert (code, out) == (2, "")
-        assert expected in err
+    assert (inspected[0], expected in inspected[1]) == (0, True)
+    assert (trained[0], trained[1], expected in trained[2]) == (2, "", True)
     assert not (tmp_path / "out").exists()

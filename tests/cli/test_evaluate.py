@@ -117,7 +117,7 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
             "--reference a: each number must be a number from -1e+09 to 1e+09, got 'a'",
         ),
         (("--out", "x", "--reference", "-2"), 2, "the reference point has 1 numbers for 2"),
-        (("--out", "x", "--prompts", "same.json"), 2, "same.json is one JSON document"),
+        (("--out", "x", "--prompts", "same.json"), 2, "same.json: no such file"),
         (("--out", "x", "--compare", "x"), 2, "needs two or more folders"),
         (("--out", "x", "--compare", "x", "y"), 2, "x is not the folder of a run"),
         (("--out", "x", "--compare", "x", "y", "--temp", "1"), 2, "--temp cannot be used with --compare"),

@@ -131,8 +131,8 @@ def test_prompts_come_from_stdin_and_files(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital of France?\n"))
     from_stdin = run_cli("generate", *models, "--prompt", "-", "--max-tokens", 5, "--json")[1]
-    file = tmp_path / "prompts.txt"
-    file.write_text('What is the capital of France?\n\n{"prompt": "Tell me a joke."}\n', encoding="utf-8")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"What is the capital of France?"\n\n{"prompt": "Tell me a joke."}\n', encoding="utf-8")
     lines = run_cli("generate", *models, "--prompts", file, "--max-tokens", 5, "--json")[1].splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == ["What is the capital of France?", "Tell me a joke."]
     assert lines[0] == from_stdin.strip()
@@ -187,26 +187,32 @@ def test_a_base_needs_a_parm(run_cli: Run, models: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("name", "content", "reason"),
     [
-        (b"", "holds no prompt"),
-        (b"{broken", "prompts.txt:1: broken JSON"),
-        (b'{"text": 1}', 'prompts.txt:1: "prompt" is missing'),
-        (b'{"prompt": 1}', '"prompt" must be a text'),
-        (b"word " * 2000, "tokens, and the model reads 1024 with its answer"),
-        (b"\xff\xfe", "is not UTF-8 text"),
+        ("p.txt", b"", "holds no prompt"),
+        ("p.jsonl", b"{broken", "p.jsonl:1: broken JSON"),
+        ("p.jsonl", b'{"text": 1}', "p.jsonl:1: 'prompt' is missing"),
+        ("p.jsonl", b'{"prompt": 1}', "'prompt' must be a text"),
+        ("p.txt", b"word " * 2000, "tokens, and the model reads 1024 with its answer"),
+        ("p.txt", b"\xff\xfe", "not UTF-8 text"),
+        ("p.yaml", b"x", "must end with .txt, .jsonl, .json or .csv"),
     ],
 )
-def test_wrong_prompt_files(run_cli: Run, models: list[str], tmp_path: Path, content: bytes, reason: str) -> None:
-    file = tmp_path / "prompts.txt"
+def test_wrong_prompt_files(
+    run_cli: Run, models: list[str], tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    file = tmp_path / name
     file.write_bytes(content)
     code, _, err = run_cli("generate", *models, "--prompts", file)
     assert code == 2
     assert reason in err
     assert "Traceback" not in err
     assert "indexing errors" not in err
-    code, _, err = run_cli("generate", *models, "--prompts", tmp_path / "missing")
-    assert (code, err.splitlines()) == (2, [f"error: {tmp_path / 'missing'} cannot be read: No such file or directory"])
+    code, _, err = run_cli("generate", *models, "--prompts", tmp_path / "missing.txt")
+    assert (code, err.splitlines()) == (
+        2,
+        [f"error: {tmp_path / 'missing.txt'}: no such file"],
+    )
 
 
 @pytest.mark.parametrize(("spec", "noted"), [("2,3", True), ("helpful=0.5", True), ("0.4,0.6", False)])

@@ -2,15 +2,18 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parm_mlx.data.dataset import PairStream, held_out, load_data
+from parm_mlx.data.dataset import count_labels, disagreement, held_out, load_data, merge
+from parm_mlx.data.pairs import Pair
 from parm_mlx.errors import DataError
 
 Write = Callable[..., Path]
@@ -35,18 +38,17 @@ def test_a_file_is_split_by_prompt(write_rows: Write, rows: list[dict[str, Any]]
 
 @given(prompts=st.lists(st.integers(0, 30), min_size=1, max_size=80), seed=st.integers(0, 5))
 def test_no_prompt_is_ever_on_both_sides(prompts: list[int], seed: int) -> None:
-    keys = np.array([f"{prompt:016}".encode() for prompt in prompts])
-    held = held_out(keys, seed)
-    assert not {*keys[held]} & {*keys[~held]}
-    assert not held.all()
-    assert held.any() == (len(set(prompts)) > 1)
+    held = held_out(prompts, seed)
+    assert not {*compress(prompts, held)} & {*compress(prompts, map(not_, held))}
+    assert not all(held)
+    assert any(held) == (len(set(prompts)) > 1)
 
 
 @pytest.mark.parametrize(("seed", "expected"), [*enumerate([[9, 21], [8, 20], [2, 14], [11, 23]])])
 def test_the_split_of_a_seed_never_changes(seed: int, expected: list[int]) -> None:
     """Twelve prompts, named against the order in which they first appear."""
-    keys = np.array([f"{99 - i % 12:016}".encode() for i in range(24)])
-    assert np.flatnonzero(held_out(keys, seed)).tolist() == expected
+    held = held_out([99 - i % 12 for i in range(24)], seed)
+    assert [i for i, out in enumerate(held) if out] == expected
 
 
 def test_the_seed_decides_the_split(write_rows: Write, rows: list[dict[str, Any]]) -> None:
@@ -206,7 +208,7 @@ def test_a_pair_of_several_files_is_one_pair_with_all_labels(write_rows: Write) 
     assert (merged.where, merged.responses) == ("harmless.jsonl:1", ("b", "a"))
     assert merged.preferred == {"harmless": 0, "helpful": 1}
     assert other.preferred == {"kind": 0}
-    assert data.train.labels() == {"harmless": 1, "helpful": 1, "kind": 1}
+    assert count_labels(data.train, data.objectives) == {"harmless": 1, "helpful": 1, "kind": 1}
     assert data.notes[1] == "2 rows are of the same pair as an earlier row and merged with it"
 
 
@@ -230,16 +232,63 @@ def test_labels_that_contradict_each_other_are_dropped(write_rows: Write) -> Non
     )
 
 
-def test_the_pairs_are_read_again_each_time(write_rows: Write, rows: list[dict[str, Any]]) -> None:
-    path = write_rows(rows)
-    train = load_data(path).train
-    assert isinstance(train, PairStream)
-    assert list(train) == list(train)
-    assert len(list(train)) == len(train) == 22
-    for changed in (rows[:-5], [*rows, rows[0]], [{**row, "prompt": "Other"} for row in rows]):
-        write_rows(changed)
-        with pytest.raises(DataError, match=r"pairs\.jsonl.*: the data have changed while they were read"):
-            list(train)
+def test_bad_rows_are_left_out_if_asked_and_counted(write_rows: Write, rows: list[dict[str, Any]]) -> None:
+    path = write_rows([*rows, "{"])
+    data = load_data(path, skip_bad=True)
+    assert (len(data.train), len(data.valid), data.files[0].pairs) == (22, 2, 24)
+    assert data.notes[-1].startswith("1 rows are left out: they cannot be used\n  pairs.jsonl:25: broken JSON")
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: broken JSON"):
+        load_data(write_rows(["{"]), skip_bad=True)
+
+
+def pair(prompt: str, first: str, second: str, **preferred: int) -> Pair:
+    return Pair(prompt, (first, second), preferred, "f:1")
+
+
+def test_the_order_of_the_responses_does_not_matter() -> None:
+    merged = merge([pair("1", "a", "b", x=0), pair("2", "a", "b", x=1), pair("1", "b", "a", y=0)], ["x", "y"])
+    assert (merged.first, merged.counts.merged) == ([0, 1], 1)
+    assert [each.preferred for each in merged.labelled] == [{"x": 0, "y": 1}, {"x": 1}]
+
+
+def test_labels_that_contradict_each_other_and_labels_that_agree() -> None:
+    rows = [pair("1", "a", "b", x=0), pair("1", "b", "a", x=1), pair("2", "a", "b", x=0), pair("2", "a", "b", x=1)]
+    merged = merge(rows, ["x"])
+    assert [each.prompt for each in merged.labelled] == ["1"]
+    assert (merged.counts.contradictions, merged.counts.contradicted, merged.counts.unjudged) == ({"x": 1}, 1, 0)
+    assert (merge(rows, ["y"]).counts.contradicted, merge(rows, ["y"]).counts.unjudged) == (0, 2)
+
+
+def test_margins_follow_the_labels_of_a_merged_pair() -> None:
+    """The first margin of a label counts, in either order of the responses; contradicted labels have none."""
+    rows = [
+        replace(pair("1", "a", "b", x=0, y=1), margins={"y": 0.5}),
+        replace(pair("1", "b", "a", x=1), margins={"x": 2.0}),
+        replace(pair("1", "a", "b", x=0), margins={"x": 3.0}),
+        replace(pair("2", "a", "b", x=0, y=0), margins={"x": 1.0, "y": 4.0}),
+        replace(pair("2", "a", "b", x=1), margins={"x": 1.0}),
+    ]
+    assert [each.margins for each in merge(rows, ["y", "x"]).labelled] == [{"y": 0.5, "x": 2.0}, {"y": 4.0}]
+    assert merge(rows, ["x"]).labelled[0].margins == {"x": 2.0}
+
+
+def test_equal_responses_are_no_pair() -> None:
+    merged = merge([pair("1", "a", "a", x=0), pair("1", "a", "a", x=1)], ["x"])
+    assert (merged.counts.equal, merged.counts.merged, merged.different) == (2, 0, [])
+    assert merge([], ["x"]).labelled == []
+
+
+def test_notes_are_about_what_happened() -> None:
+    counts = merge([pair("1", "a", "b", x=0)], ["x"]).counts
+    assert counts.notes() == []
+    both = counts + merge([pair("1", "a", "a"), pair("2", "a", "b", x=0), pair("2", "b", "a", x=0)], ["x"]).counts
+    assert (both.equal, both.merged, both.contradictions) == (1, 1, {"x": 1})
+    assert len(both.notes()) == 3
+
+
+def test_how_often_objectives_disagree() -> None:
+    pairs = [pair("1", "a", "b", x=0, y=1), pair("2", "a", "b", x=0, y=0), pair("3", "a", "b", x=0, z=1)]
+    assert disagreement(pairs, ["x", "y", "z"]) == {("x", "y"): (2, 1), ("x", "z"): (1, 1), ("y", "z"): (0, 0)}
 
 
 def test_folders_per_objective_with_splits(write_rows: Write) -> None:

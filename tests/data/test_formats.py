@@ -1,10 +1,13 @@
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from parm_mlx.data.formats import RowReader, as_row, decode
+from parm_mlx.data.formats import CONVERSATIONS, RowReader, as_row
 from parm_mlx.data.pairs import Pair, RowError
 
 SHARED = {"prompt": "Hi", "responses": ["a", "b"], "preferred": {"safe": 0, "help": 1}}
@@ -12,22 +15,42 @@ SINGLE = {"prompt": "Hi", "chosen": "a", "rejected": "b", "objective": "help"}
 HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No", "objective": "help"}
 SAFE = {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1}
 
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def system(content: str) -> dict[str, str]:
+    return {"role": "system", "content": content}
+
+
+TALK = {"chosen": [user("Hi"), assistant("Yes")], "rejected": [user("Hi"), assistant("No")], "objective": "help"}
+
 BAD = [
-    ("{", "broken JSON"),
-    ('{"prompt": "Hi"\n', "broken JSON: Expecting ',' delimiter at column 16"),
-    ('{"prompt": "Hi" "chosen": "a"}', "broken JSON: Expecting ',' delimiter at column 17"),
-    ("[" * 100_000, "nesting that is too large"),
-    ('{"a": ' + "9" * 5000 + "}", "too large"),
-    ("[1]", "a row must be a JSON object, not a list"),
-    ('"text"', "not a text"),
-    ("null", "not null"),
-    ('{"prompt": "a\0b"}', "NUL"),
+    ([1], "a row must be a JSON object, not a list"),
+    ("text", "not a text"),
+    (None, "not null"),
+    (SAFE | {"better_response_id": [[0]]}, "'better_response_id' must be 0 or 1, not a list"),
+    (SINGLE | {"chosen": [assistant("a")]}, "'rejected' must be a list of messages, as 'chosen' is, not a text"),
+    (TALK | {"chosen": [user("Hi")]}, "'chosen' does not end with a turn of the assistant"),
+    (TALK | {"chosen": []}, "'chosen' holds no message"),
+    (TALK | {"rejected": [user("Ho"), assistant("No")]}, "differ before the assistant's last turn"),
+    (TALK | {"chosen": [assistant("Yes")], "rejected": [assistant("No")]}, "'prompt' is missing"),
+    (TALK | {"prompt": "Ho"}, "'chosen' answers something else than 'prompt'"),
+    (SINGLE | {"system": 1}, "'system' must be a text, not a number"),
+    (SINGLE | {"system": "a", "prompt": [system("b"), user("Hi")]}, "'system' differs from the system message"),
+    ({"question": "Hi", "\x1b": 1}, r"the row has 'question', '\x1b'"),
+    ({f"column {i}": i for i in range(20)}, "'column 7', 12 more"),
     (SAFE | {"response_1": None}, "'response_1' must be a text, not null"),
     (SAFE | {"better_response_id": -1}, "'better_response_id' must be 0 or 1, not -1"),
     ({k: v for k, v in SAFE.items() if k != "safer_response_id"}, "'safer_response_id' is missing"),
     (SAFE | SINGLE, "a row has the fields of one format, not"),
-    (HH | {"chosen": "Hello"}, "'prompt' is missing, and 'chosen' is no transcript that begins with '\\n\\nHuman:'"),
-    (HH | {"chosen": "\n\nAssistant: Yes"}, "'chosen' is no transcript"),
+    (HH | {"chosen": "Hello"}, "'prompt' is missing, and 'chosen' is not a transcript"),
+    (HH | {"chosen": "\n\nAssistant: Yes"}, "'chosen' is not a transcript"),
     (HH | {"rejected": "\n\nHuman: Hi"}, "'rejected' does not end with a turn of the assistant"),
     (HH | {"rejected": "\n\nHuman: Ho\n\nAssistant: No"}, "differ before the assistant's last turn"),
     (HH | {"chosen": HH["chosen"] + "\n\nAssistant: More"}, "ends with two turns of the assistant"),
@@ -36,7 +59,10 @@ BAD = [
     (SHARED | {"prompt": 3}, "'prompt' must be a text or a list of messages, not a number"),
     (SHARED | {"prompt": []}, "'prompt' holds no message"),
     (SHARED | {"prompt": [{"role": "user"}]}, "message 1 of 'prompt' must have 'role' and 'content'"),
-    (SHARED | {"prompt": [{"role": "user", "content": None}]}, "'content' of message 1 must be a text, not null"),
+    (
+        SHARED | {"prompt": [{"role": "user", "content": None}]},
+        "'content' of message 1 of 'prompt' must be a text, not null",
+    ),
     (SHARED | {"prompt": [{"role": "assistant", "content": "x"}]}, "must not be the assistant's"),
     (SHARED | {"prompt": "half \ud800"}, "surrogate"),
     ({"prompt": "Hi"}, "needs 'responses' and 'preferred', or 'chosen' and 'rejected'"),
@@ -69,7 +95,7 @@ BAD = [
 
 
 def read(row: Any, objective: str | None = None) -> Pair:
-    return RowReader(objective)(decode(row if isinstance(row, str) else json.dumps(row)), "f:1")
+    return RowReader(objective)(row, "f:1")
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD)
@@ -107,6 +133,34 @@ def test_a_transcript_without_its_empty_lines_at_the_start() -> None:
     assert (pair.prompt, pair.responses) == ([{"role": "user", "content": "Hi"}], ("Yes", "No"))
 
 
+@pytest.mark.parametrize("given", [{}, {"prompt": "Hi "}, {"prompt": [user("Hi")]}])
+def test_whole_conversations_with_or_without_their_prompt(given: dict[str, Any]) -> None:
+    pair = read(TALK | given)
+    assert (pair.prompt, pair.responses, pair.preferred) == ([user("Hi")], ("Yes", "No"), {"help": 0})
+
+
+def test_responses_as_messages_after_a_prompt() -> None:
+    prompt = [system("S"), user("Hi")]
+    pair = read(SINGLE | {"prompt": prompt, "chosen": [assistant("a")], "rejected": [assistant("b")]})
+    assert (pair.prompt, pair.responses) == (prompt, ("a", "b"))
+
+
+def test_a_conversation_may_have_a_system_message_that_its_prompt_has_not() -> None:
+    talk = {key: [system("S"), *TALK[key]] for key in ("chosen", "rejected")}  # type: ignore[misc]
+    assert read(TALK | talk | {"prompt": "Hi"}).prompt == [system("S"), user("Hi")]
+
+
+@pytest.mark.parametrize("row", [SHARED, SINGLE, HH, SAFE, TALK])
+def test_a_system_column_comes_before_the_prompt_of_any_format(row: dict[str, Any]) -> None:
+    assert read(row | {"system": "S"}).prompt == [system("S"), user("Hi")]
+    assert read(row | {"system": ""}).prompt == read(row | {"system": None}).prompt == read(row).prompt
+
+
+def test_a_system_message_that_is_there_already_is_not_repeated() -> None:
+    prompt = [system("S"), user("Hi")]
+    assert read(SINGLE | {"prompt": prompt, "system": "S"}).prompt == prompt
+
+
 def test_rows_of_pku_safe_rlhf_judge_twice() -> None:
     pair = read(SAFE | {"is_response_0_safe": True})
     assert (pair.prompt, pair.responses, pair.preferred) == ("Hi", ("a", "b"), {"helpful": 0, "harmless": 1})
@@ -115,7 +169,7 @@ def test_rows_of_pku_safe_rlhf_judge_twice() -> None:
 def test_a_file_has_one_format() -> None:
     reader = RowReader()
     reader(SHARED, "f.jsonl:1")
-    for row, name in ((SINGLE, "chosen and rejected"), (HH, "HH-RLHF"), (SAFE, "PKU-SafeRLHF")):
+    for row, name in ((SINGLE, "chosen and rejected"), (TALK, CONVERSATIONS), (HH, "HH-RLHF"), (SAFE, "PKU-SafeRLHF")):
         with pytest.raises(RowError) as caught:
             reader(row, "f.jsonl:2")
         expected = f"mixed formats: this row is {name}, f.jsonl:1 is responses and preferred; a file has one format"
@@ -129,3 +183,27 @@ def test_margins_are_read_and_written_back_as_they_were() -> None:
     assert pair.margins == margins
     assert RowReader()(json.loads(as_row(pair)), "f:1") == pair
     assert json.loads(as_row(RowReader()(SHARED, "f:1"))) == SHARED
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["\ud800", "\0", "\x1b[31m", HH["chosen"], "user", "assistant"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner),
+    max_leaves=8,
+)
+columns = st.sampled_from(["prompt", "system", "objective", "margins", *SHARED, *SINGLE, *SAFE])
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.sampled_from([SHARED, SINGLE, HH, SAFE, TALK, {}]), st.dictionaries(columns, values, max_size=3))
+def test_no_row_breaks_the_reader(row: dict[str, Any], changed: dict[str, Any]) -> None:
+    """A row is a pair that is written and read back as it was, or has a reason."""
+    pair = None
+    with suppress(RowError):
+        pair = read(row | changed, "help")
+    assert pair is None or read(json.loads(as_row(pair))) == pair

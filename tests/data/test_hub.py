@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from parm_mlx.data.dataset import load_data
-from parm_mlx.data.hub import is_hub_id
-from parm_mlx.data.inspect import survey
+from parm_mlx.data.inspect import inspect_data
+from parm_mlx.data.sources import is_hub_id
 from parm_mlx.errors import DataError, ParmError, RunError
 from parm_mlx.training.provenance import files
 
@@ -83,7 +83,7 @@ def test_a_data_set_is_read_like_files(hub: Hub) -> None:
         {"file": "o/safe[train]", "revision": SHA, "fingerprint": "f00d", "pairs": 1},
         {"file": "o/safe[validation]", "revision": SHA, "fingerprint": "f00d", "pairs": 2},
     ]
-    assert survey("o/safe").formats["o/safe[test]"] == "PKU-SafeRLHF"
+    assert inspect_data("o/safe").formats["o/safe[test]"] == "PKU-SafeRLHF"
 
 
 def test_folders_and_configurations_are_objectives(hub: Hub) -> None:
@@ -106,13 +106,13 @@ def test_bad_rows_and_columns_without_a_value(hub: Hub) -> None:
     assert str(caught.value).splitlines() == [
         "o/n: 2 rows cannot be used",
         "  o/n[train] row 2: the second response must be a text, not null",
-        "  o/n[train] row 3: 'prompt' is missing",
+        "  o/n[train] row 3: 'prompt' is missing; the row has 'responses', 'preferred'",
     ]
 
 
 def test_a_data_set_without_a_split_to_train_on(hub: Hub) -> None:
     hub.sets["o/n", None] = {"validation": [], "other": []}
-    with pytest.raises(DataError, match="data o/n: no split train, only validation, other"):
+    with pytest.raises(DataError, match="no split train, only validation, other"):
         load_data("o/n")
 
 
@@ -126,7 +126,7 @@ def test_a_data_set_without_a_split_to_train_on(hub: Hub) -> None:
             "data o/n: no such file or folder, and no such data set",
         ),
         ("DatasetNotFoundError", "it is a gated dataset", DataError, "data o/n needs permission on the hub"),
-        ("FileNotFoundError", "none\nat all", DataError, r"data o/n: no such part of the data set: none$"),
+        ("FileNotFoundError", "none\nat all", DataError, r"data o/n: no such configuration or folder: none$"),
         ("DatasetsError", "broken\nfile", RunError, r"data o/n could not be loaded: broken$"),
         ("ConnectionError", "x", RunError, "data o/n is not on this machine, and the hub cannot be reached"),
     ],

@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 
 from parm_mlx.data.dataset import load_data
-from parm_mlx.data.inspect import CONTRADICTED, EQUAL, MERGED, SHARED, TOO_LONG, UNJUDGED, UNUSED, Ruler, survey
+from parm_mlx.data.inspect import (
+    CONTRADICTED,
+    EQUAL,
+    MERGED,
+    SHARED,
+    TOO_LONG,
+    UNJUDGED,
+    UNUSED,
+    inspect_data,
+    percentiles,
+)
 from parm_mlx.data.tokenize import tokenize_pairs
 from parm_mlx.errors import DataError
 from parm_mlx.guidance.loading import load_base
@@ -32,35 +42,35 @@ def folder(write_rows: Write) -> Path:
 
 
 def test_what_is_in_the_data_and_what_training_keeps(folder: Path, official: Path) -> None:
-    ruler = Ruler(load_base(official / "arm_base")[1], 64)
-    found = survey(folder, ruler=ruler)
+    found = inspect_data(folder, tokenizer=load_base(official / "arm_base")[1], max_length=64)
     train, valid, test = found.splits
     assert found.objectives == ("long", "short")
     assert found.formats == {f"{name}.jsonl": "responses and preferred" for name in ("train", "valid", "test")}
-    assert (train.rows, len(train.prompts), train.merged.equal) == (5, 4, 1)
+    assert (train.rows, train.prompts, train.equal_responses) == (5, 4, 1)
     assert train.labels == {"long": 4, "short": 4}
     assert found.disagreement == {("long", "short"): (3, 2)}
     assert (train.kept, train.dropped) == (3, {EQUAL: 1, TOO_LONG: 1})
     assert (valid.kept, valid.dropped) == (1, {SHARED: 1})
     assert (test.kept, test.dropped) == (0, {UNUSED: 2})
-    assert found.shared_prompts() == {("train", "valid"): 1, ("train", "test"): 1, ("valid", "test"): 1}
+    assert found.shared_prompts == {("train", "valid"): 1, ("train", "test"): 1, ("valid", "test"): 1}
 
 
 @pytest.mark.parametrize("template", [None, "alpaca"])
 def test_it_keeps_what_training_keeps(folder: Path, official: Path, template: str | None) -> None:
     tokenizer = load_base(official / "arm_base")[1]
-    found, data = survey(folder, ruler=Ruler(tokenizer, 100, template)), load_data(folder)
+    found = inspect_data(folder, tokenizer=tokenizer, max_length=100, chat_template=template)
+    data = load_data(folder)
     for split, pairs in zip(found.splits, (data.train, data.valid), strict=False):
         kept, _ = tokenize_pairs(tokenizer, pairs, data.objectives, 100, template)
         assert split.kept == len(kept)
-        assert {len(pair) for pair in kept} <= set(split.lengths)
+        assert max(len(pair) for pair in kept) <= split.token_percentiles["100"]
 
 
 def test_one_objective_of_several(folder: Path) -> None:
     """Q4 is not judged for long, nor is a row of test; labels of short and other do not count."""
-    found, data = survey(folder, objectives=["long"]), load_data(folder, objectives=["long"])
+    found, data = inspect_data(folder, objectives=["long"]), load_data(folder, objectives=["long"])
     train, _, test = found.splits
-    assert (found.objectives, dict(train.labels), found.disagreement) == (("long",), {"long": 4}, {})
+    assert (found.objectives, train.labels, found.disagreement) == (("long",), {"long": 4}, {})
     assert train.dropped == {UNJUDGED: 1, EQUAL: 1}
     assert train.kept == len(data.train)
     assert test.dropped == {UNUSED: 2}
@@ -68,35 +78,39 @@ def test_one_objective_of_several(folder: Path) -> None:
 
 def test_percentiles_are_lengths_that_occur(write_rows: Write) -> None:
     """Of 20 rows with 1 … 20 tokens, half have at most 10, nine tenths at most 18, and so on."""
-    found = survey(write_rows([row(f"Q{i}", "a", "b", x=0) for i in range(20)]))
-    assert found.splits[0].percentiles() == {}
-    found.splits[0].lengths.extend(range(20, 0, -1))
-    assert found.splits[0].percentiles() == {"50": 10, "90": 18, "95": 19, "99": 20, "100": 20}
+    assert percentiles(range(20, 0, -1)) == {"50": 10, "90": 18, "95": 19, "99": 20, "100": 20}
+    found = inspect_data(write_rows([row("Q", "a", "b", x=0)]))
+    assert found.splits[0].token_percentiles == {}
 
 
 def test_one_file_per_objective(write_rows: Write) -> None:
     write_rows([{"prompt": "Q", "chosen": "a", "rejected": "b"}], "d/helpful.jsonl")
     path = write_rows([{"prompt": "Q", "chosen": "b", "rejected": "a"}], "d/harmless.jsonl")
-    found = survey(path.parent)
+    found = inspect_data(path.parent)
     assert found.objectives == ("harmless", "helpful")
     assert [(split.name, split.rows) for split in found.splits] == [("train", 2)]
     assert found.disagreement == {("harmless", "helpful"): (1, 1)}
     assert found.splits[0].dropped == {MERGED: 1}
-    assert (found.splits[0].judged, found.splits[0].judged_by_several) == ((1, 1), 1)
-    assert survey(path.parent, objectives=["helpful", "harmless"]).objectives == ("helpful", "harmless")
+    assert (found.splits[0].pairs, found.splits[0].pairs_of_several_objectives) == ({"harmless": 1, "helpful": 1}, 1)
+    assert inspect_data(path.parent, objectives=["helpful", "harmless"]).objectives == ("helpful", "harmless")
 
 
-def test_rows_that_training_would_refuse(write_rows: Write, official: Path) -> None:
+def test_bad_rows_are_counted_and_the_others_inspected(write_rows: Write, official: Path) -> None:
     path = write_rows(["{", row("Q", "a", "b", x=0), row([{"role": "system", "content": "S"}], "a", "b", x=0)])
-    with pytest.raises(DataError, match=r"(?s)2 rows.*pairs\.jsonl:1: broken.*pairs\.jsonl:3: the chat template"):
-        survey(path, ruler=Ruler(load_base(official / "arm_base")[1], 64, "beaver"))
+    tokenizer = load_base(official / "arm_base")[1]
+    found = inspect_data(path, tokenizer=tokenizer, max_length=64, chat_template="beaver")
+    assert (found.splits[0].rows, found.bad.count) == (1, 2)
+    assert [line.partition(": ")[0] for line in found.bad.shown] == ["pairs.jsonl:1", "pairs.jsonl:3"]
+    assert found.to_dict()["bad_rows"]["count"] == 2
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: broken"):
+        inspect_data(write_rows(["{"]))
     with pytest.raises(DataError, match="unknown objective 'y'; the data has x"):
-        survey(write_rows([row("Q", "a", "b", x=0)]), objectives=["y"])
+        inspect_data(write_rows([row("Q", "a", "b", x=0)]), objectives=["y"])
 
 
 def test_contradictions_and_merged_rows(write_rows: Write) -> None:
     rows = [row("1", "a", "b", x=0, y=0), row("1", "b", "a", x=0), row("2", "a", "b", x=0), row("2", "a", "b", x=1)]
-    found = survey(write_rows(rows)).to_dict()["splits"][0]
+    found = inspect_data(write_rows(rows)).to_dict()["splits"][0]
     assert found["labels"] == {"x": 4, "y": 1}
     assert (found["merged_rows"], found["contradictions"]) == (2, {"x": 2, "y": 0})
     assert (found["pairs"], found["pairs_of_several_objectives"]) == ({"x": 0, "y": 1}, 0)

@@ -86,8 +86,8 @@ def test_what_is_left_out_is_counted(write_rows: Write, rows: list[dict[str, Any
         prepare(path, tmp_path / "out", objectives=["long", "short"])
     assert not (tmp_path / "out").exists()
     done = prepare(path, tmp_path / "out", objectives=["long", "short"], skip_bad=True)
-    assert (sum(done.rows.values()), done.equal, done.bad) == (23, 1, 2)
-    assert [line.partition(": ")[0] for line in done.first_bad] == ["pairs.jsonl:25", "pairs.jsonl:26"]
+    assert (sum(done.rows.values()), done.counts.equal, done.bad.count) == (23, 1, 2)
+    assert [line.partition(": ")[0] for line in done.bad.shown] == ["pairs.jsonl:25", "pairs.jsonl:26"]
 
 
 def test_nothing_but_bad_rows_is_refused(write_rows: Write, tmp_path: Path) -> None:

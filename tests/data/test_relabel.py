@@ -7,8 +7,9 @@ import pytest
 
 from parm_mlx.data import relabel as relabel_module
 from parm_mlx.data.dataset import load_data
+from parm_mlx.data.pairs import Problems
 from parm_mlx.data.prepare import prepare
-from parm_mlx.data.relabel import Source, Tally, parse_min_margins, relabel
+from parm_mlx.data.relabel import Relabelled, parse_min_margins, relabel
 from parm_mlx.errors import ConfigError, DataError, OutputError, PreferenceError, RunError
 from parm_mlx.rewards.builtin import SCORERS
 
@@ -46,7 +47,7 @@ def written(out: Path) -> list[dict[str, Any]]:
 
 
 def test_labels_margins_and_counts_by_hand(write_rows: Write, tmp_path: Path) -> None:
-    tally = relabel(Source(write_rows(ROWS)), REWARDS, tmp_path / "out.jsonl")
+    done = relabel(write_rows(ROWS), REWARDS, tmp_path / "out.jsonl")
     rows = written(tmp_path / "out.jsonl")
     assert rows[0] == {
         "prompt": "1",
@@ -59,25 +60,26 @@ def test_labels_margins_and_counts_by_hand(write_rows: Write, tmp_path: Path) ->
         ("3", {"vowels": 0}, {"vowels": 2.0}),
         ("6", {"long": 0, "vowels": 0}, {"long": 2.0, "vowels": 2.0}),
     ]
-    assert tally == Tally(
+    assert done == Relabelled(
         rows=7,
         equal=1,
         repeated=1,
         written=4,
+        dropped=1,
         labels={"long": 3, "vowels": 4},
         ties={"long": 2, "vowels": 1},
         near_ties={"long": 0, "vowels": 0},
         disagreement={("long", "vowels"): (3, 2)},
+        bad=Problems(),
     )
-    assert tally.dropped == 1
 
 
 def test_pairs_below_the_smallest_margin_are_not_labelled(write_rows: Write, tmp_path: Path) -> None:
-    tally = relabel(Source(write_rows(ROWS)), REWARDS, tmp_path / "out.jsonl", min_margin={"long": 2.5, "vowels": 2})
+    done = relabel(write_rows(ROWS), REWARDS, tmp_path / "out.jsonl", min_margin={"long": 2.5, "vowels": 2})
     labels = [(row["prompt"], row["preferred"]) for row in written(tmp_path / "out.jsonl")]
     assert labels == [("1", {"vowels": 0}), ("2", {"long": 1}), ("3", {"vowels": 0}), ("6", {"vowels": 0})]
-    assert (tally.labels, tally.ties) == ({"long": 1, "vowels": 3}, {"long": 2, "vowels": 1})
-    assert (tally.near_ties, tally.disagreement) == ({"long": 2, "vowels": 1}, {("long", "vowels"): (0, 0)})
+    assert (done.labels, done.ties) == ({"long": 1, "vowels": 3}, {"long": 2, "vowels": 1})
+    assert (done.near_ties, done.disagreement) == ({"long": 2, "vowels": 1}, {("long", "vowels"): (0, 0)})
 
 
 def test_the_smallest_margins_of_some_or_all() -> None:
@@ -109,7 +111,7 @@ def test_chunks_make_no_difference(write_rows: Write, tmp_path: Path, monkeypatc
         sizes.append(len(answers))
         return length(prompts, answers)
 
-    source = Source(write_rows(ROWS))
+    source = write_rows(ROWS)
     whole = relabel(source, REWARDS, tmp_path / "whole.jsonl")
     monkeypatch.setattr(relabel_module, "CHUNK", 2)
     assert relabel(source, REWARDS | {"long": counted}, tmp_path / "parts.jsonl") == whole
@@ -118,14 +120,14 @@ def test_chunks_make_no_difference(write_rows: Write, tmp_path: Path, monkeypatc
 
 
 def test_progress_counts_the_pairs_to_score(write_rows: Write, tmp_path: Path) -> None:
-    totals = []
+    seen = []
 
-    def track(pairs: Any, total: int) -> Any:
-        totals.append(total)
-        return pairs
+    def progress(items: Any, total: int | None, label: str) -> Any:
+        seen.append((total, label))
+        return items
 
-    relabel(Source(write_rows(ROWS)), REWARDS, tmp_path / "out.jsonl", track=track)
-    assert totals == [5]
+    relabel(write_rows(ROWS), REWARDS, tmp_path / "out.jsonl", progress=progress)
+    assert seen == [(None, "rows"), (5, "pairs scored")]
 
 
 HH = {"chosen": "\n\nHuman: Q\n\nAssistant: aa", "rejected": "\n\nHuman: Q\n\nAssistant: b"}
@@ -151,7 +153,7 @@ def test_every_format_without_a_word_on_what_it_judges(
         seen.extend(prompts)
         return length(prompts, answers)
 
-    relabel(Source(write_rows([row], "data/train.jsonl").parent), {"long": reward}, tmp_path / "out.jsonl")
+    relabel(write_rows([row], "data/train.jsonl").parent, {"long": reward}, tmp_path / "out.jsonl")
     (found,) = written(tmp_path / "out.jsonl")
     assert (found["prompt"], found["preferred"], found["margins"]) == (prompt, {"long": preferred}, {"long": 1})
     assert seen == [prompt, prompt]
@@ -160,15 +162,15 @@ def test_every_format_without_a_word_on_what_it_judges(
 def test_splits_and_files_per_objective_are_put_together(write_rows: Write, tmp_path: Path) -> None:
     write_rows(ROWS[:2], "data/train.jsonl")
     folder = write_rows(ROWS[2:], "data/valid.jsonl").parent
-    tally = relabel(Source(folder), REWARDS, tmp_path / "out.jsonl")
-    assert (tally.rows, tally.repeated, tally.written) == (7, 1, 4)
+    done = relabel(folder, REWARDS, tmp_path / "out.jsonl")
+    assert (done.rows, done.repeated, done.written) == (7, 1, 4)
 
 
 def test_the_result_is_training_data_whose_margins_prepare_keeps(
     write_rows: Write, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "out.jsonl"
-    relabel(Source(write_rows(rows)), {"brief": lambda _, a: [SCORERS["brevity"](text) / 7 for text in a]}, out)
+    relabel(write_rows(rows), {"brief": lambda _, a: [SCORERS["brevity"](text) / 7 for text in a]}, out)
     relabelled = {(row["prompt"], *row["responses"]): row for row in written(out)}
     assert len(relabelled) == 24
     assert load_data(out).objectives == ("brief",)
@@ -177,13 +179,16 @@ def test_the_result_is_training_data_whose_margins_prepare_keeps(
     assert {(row["prompt"], *row["responses"]): row for row in again} == relabelled
 
 
-def test_bad_rows_are_reported_together_before_anything_is_scored(write_rows: Write) -> None:
+def test_bad_rows_are_reported_together_or_left_out(write_rows: Write, tmp_path: Path) -> None:
+    path, out = write_rows([ROWS[0], "{", ROWS[1] | {"responses": ["a"]}]), tmp_path / "out.jsonl"
     with pytest.raises(DataError, match=r"2 rows cannot be used\n  pairs.jsonl:2: broken JSON.*\n  pairs.jsonl:3: "):
-        Source(write_rows([ROWS[0], "{", ROWS[1] | {"responses": ["a"]}]))
+        relabel(path, REWARDS, out)
+    done = relabel(path, REWARDS, out, skip_bad=True)
+    assert (done.rows, done.written, done.bad.count) == (1, 1, 2)
 
 
 def test_no_label_at_all_is_an_error_and_leaves_no_file(write_rows: Write, tmp_path: Path) -> None:
-    source = Source(write_rows(ROWS[3:5]))
+    source = write_rows(ROWS[3:5])
     with pytest.raises(DataError, match="no pair gets a label: of 2 rows 1 have equal responses, 1 are ties"):
         relabel(source, REWARDS, tmp_path / "out.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
@@ -198,7 +203,7 @@ def test_it_is_written_whole_or_not_at_all(write_rows: Write, tmp_path: Path, mo
             raise RunError("the reward has failed")
         return length(prompts, answers)
 
-    source, out = Source(write_rows(ROWS)), tmp_path / "out.jsonl"
+    source, out = write_rows(ROWS), tmp_path / "out.jsonl"
     relabel(source, {"long": length}, out)
     before = out.read_bytes()
     with pytest.raises(OutputError, match="exists already"):
@@ -208,14 +213,6 @@ def test_it_is_written_whole_or_not_at_all(write_rows: Write, tmp_path: Path, mo
         relabel(source, {"long": failing}, tmp_path / "other.jsonl")
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl"]
-
-
-def test_data_that_change_meanwhile_are_noticed(write_rows: Write, tmp_path: Path) -> None:
-    source = Source(write_rows(ROWS))
-    write_rows(ROWS[1:])
-    with pytest.raises(DataError, match="the data have changed while they were read"):
-        relabel(source, REWARDS, tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -231,10 +228,10 @@ def test_outputs_that_cannot_be(
 ) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(error) as caught:
-        relabel(Source(write_rows(ROWS)), REWARDS, tmp_path / out)
+        relabel(write_rows(ROWS), REWARDS, tmp_path / out)
     assert reason in str(caught.value)
 
 
 def test_a_reward_needs_the_name_of_an_objective(write_rows: Write, tmp_path: Path) -> None:
     with pytest.raises(PreferenceError, match="must not hold '=' or ','"):
-        relabel(Source(write_rows(ROWS)), {"a,b": length}, tmp_path / "out.jsonl")
+        relabel(write_rows(ROWS), {"a,b": length}, tmp_path / "out.jsonl")

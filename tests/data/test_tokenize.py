@@ -3,11 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import random_pairs
 
 from parm_mlx.data.formats import RowReader
 from parm_mlx.data.pairs import Pair
-from parm_mlx.data.tokenize import TokenPairs, tokenize, tokenize_pair, tokenize_pairs
+from parm_mlx.data.tokenize import tokenize, tokenize_pair, tokenize_pairs
 from parm_mlx.errors import DataError
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.guidance.prompts import render_prompt
@@ -84,7 +83,7 @@ def test_the_limit_counts_every_token(tokenizer: Any) -> None:
     pair = Pair("Hi", ("Sure.", "No."), {"safe": 0}, "f:1")
     length = len(tokenize(tokenizer, render_prompt(tokenizer, "Hi"), "Sure."))
     assert tokenize_pairs(tokenizer, [pair], ("safe",), length)[1] is None
-    assert tokenize_pairs(tokenizer, [pair], ("safe",), length - 1)[0][:] == []
+    assert tokenize_pairs(tokenizer, [pair], ("safe",), length - 1)[0] == []
 
 
 def test_an_objective_that_did_not_judge_is_marked(tokenizer: Any) -> None:
@@ -156,21 +155,15 @@ def test_prompts_that_the_template_refuses_are_reported_together(tokenizer: Any)
         Pair([{"role": role, "content": "x"}], ("a", "b"), {"x": 0}, f"f:{i}")
         for i, role in enumerate(["system", "user", "system"], 1)
     ]
+    strict: Any = Strict(tokenizer)
     with pytest.raises(DataError, match=r"(?s)2 rows.*f:1: the chat template.*no system role.*f:3"):
-        tokenize_pairs(Strict(tokenizer), pairs, ("x",), 100)  # type: ignore[arg-type]
-
-
-def test_kept_pairs_are_what_was_added() -> None:
-    pairs, kept = random_pairs((3, 1, 4), (2, 5, 1), (1, 1, 1)), TokenPairs(2)
-    for pair in pairs:
-        kept.append(pair)
-    assert len(kept) == 3
-    assert kept[-1].rows[1].ids.tolist() == pairs[2].rows[1].ids.tolist()
-    for one, other in zip(kept[:], pairs, strict=True):
-        assert [(row.ids.tolist(), row.start) for row in one.rows] == [(r.ids.tolist(), r.start) for r in other.rows]
-        assert (one.preferred.tolist(), one.where, len(one)) == (other.preferred.tolist(), other.where, len(other))
-    with pytest.raises(IndexError):
-        kept[3]
+        tokenize_pairs(strict, pairs, ("x",), 100)
+    kept, note = tokenize_pairs(strict, pairs, ("x",), 100, skip_bad=True)
+    assert [pair.where for pair in kept] == ["f:2"]
+    assert note is not None
+    assert note.startswith("2 rows are left out")
+    with pytest.raises(DataError, match="f:1"):
+        tokenize_pairs(strict, pairs[:1], ("x",), 100, skip_bad=True)
 
 
 TRANSCRIPT = "\n\nHuman: Is it far?\n\nAssistant: Two hours on foot.\n\nHuman: And by bus?\n\nAssistant: Half an hour."
