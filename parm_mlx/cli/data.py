@@ -32,7 +32,7 @@ def data(context: typer.Context) -> None:
     """Look at preference data, bring it into our format, and label it by reward models.
 
     DATA is a file, a folder of files (splits, or one per objective), a folder of such folders (one per objective), or
-    a data set on the Hugging Face hub: owner/name, or owner/name:folder,folder for some of its folders or configurations.
+    a data set on the Hugging Face hub: owner/name, or owner/name:folder,folder for some of its folders.
 
     A row of any format is one JSON object; a file has one format, which is detected. It may be compressed with gzip.
 
