@@ -32,17 +32,18 @@ def data(context: typer.Context) -> None:
     """Look at preference data, bring it into our format, and label it by reward models.
 
     DATA is a file, a folder of files (splits, or one per objective), a folder of such folders (one per objective), or
-    a data set on the Hugging Face hub: owner/name, or owner/name:part,part for some of its configurations or folders.
+    a data set on the Hugging Face hub: owner/name, or owner/name:folder,folder for some of its folders.
 
     A row of any format is one JSON object; a file has one format, which is detected. It may be compressed with gzip.
 
     \b
       {"prompt": "…", "responses": ["…", "…"], "preferred": {"helpful": 0, "harmless": 1}}
       {"prompt": "…", "chosen": "…", "rejected": "…", "objective": "helpful"}
+      {"chosen": [{"role": "user", …}, {"role": "assistant", …}], "rejected": […], "objective": …}   conversations
       {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …, "objective": …}   HH-RLHF
       {"prompt", "response_0", "response_1", "better_response_id", "safer_response_id"}   PKU-SafeRLHF
 
-    Without "objective", the name of the file, folder or part tells it, or --objectives with one name.
+    Without "objective", the name of the file or folder tells it, or --objectives with one name.
 
     \b
     Examples:
@@ -97,7 +98,7 @@ def inspect(
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id; splits that exist are made anew.")],
+    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id; splits that exist are made again.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     valid_share: Annotated[
         float, typer.Option("--valid-share", min=0, max=1, help="Share of the prompts for validation; 0: none.")

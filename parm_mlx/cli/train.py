@@ -20,7 +20,7 @@ def train(
             "--data",
             help="Preference data: a file (.jsonl or .json, or either with .gz; split by prompt), a folder with "
             "train.jsonl and valid.jsonl, or with one file or one such folder per objective, or a hub id: "
-            "owner/name or owner/name:part,part.",
+            "owner/name or owner/name:folder,folder.",
         ),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="Directory for the adapter.")] = None,

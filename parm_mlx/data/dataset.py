@@ -370,16 +370,33 @@ def load_data(
 
 
 def held_out(prompts: Sequence[Hashable], seed: int) -> list[bool]:
-    """Chooses a tenth of the prompts (at most 500) with all their pairs.
+    """Chooses a tenth of the prompts (at most 500) with all their pairs; none if there is a single prompt.
 
     Args:
         prompts: The prompt of each pair.
         seed: Seed of the choice.
 
     Returns:
-        For each pair, whether it is held out; none is where there is a single prompt.
+        For each pair, whether it is held out.
     """
-    index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    size = min(max(1, round(VALID_SHARE * len(index))), MAX_VALID_PROMPTS) if len(index) > 1 else 0
-    chosen = set(np.random.default_rng(seed).permutation(len(index))[:size].tolist())
-    return [index[prompt] in chosen for prompt in prompts]
+    different = len(set(prompts))
+    size = min(max(1, round(VALID_SHARE * different)), MAX_VALID_PROMPTS) if different > 1 else 0
+    return [split == 1 for split in split_by_prompt(prompts, [size], seed)]
+
+
+def split_by_prompt(prompts: Sequence[Hashable], sizes: Sequence[int], seed: int) -> list[int]:
+    """Draws prompts for splits, each with all its pairs.
+
+    Args:
+        prompts: The prompt of each pair.
+        sizes: Number of prompts of the splits 1, 2, …; the others are split 0.
+        seed: Seed of the choice.
+
+    Returns:
+        The split of each pair.
+    """
+    different = list(dict.fromkeys(prompts))
+    order = np.random.default_rng(seed).permutation(len(different))[: sum(sizes)].tolist()
+    splits = [split for split, size in enumerate(sizes, 1) for _ in range(size)]
+    split_of = {different[i]: split for i, split in zip(order, splits, strict=True)}
+    return [split_of.get(prompt, 0) for prompt in prompts]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,12 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as plain values."""
-        names = [field.name for field in fields(SplitSummary)]
         return {
             "objectives": list(self.objectives),
             "files": self.formats,
             "max_seq_length": self.limit,
             "bad_rows": {"count": self.bad.count, "first": self.bad.shown},
-            "splits": [{name: getattr(split, name) for name in names} for split in self.splits],
+            "splits": [asdict(split) for split in self.splits],
             "shared_prompts": [{"splits": pair, "prompts": count} for pair, count in self.shared_prompts.items()],
             "disagreement": [
                 {"objectives": pair, "judged_by_both": both, "differ": differ}

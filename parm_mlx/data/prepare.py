@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from parm_mlx.data.dataset import MergeCounts, Progress, merge, no_progress, read_dataset
+from parm_mlx.data.dataset import MergeCounts, Progress, merge, no_progress, read_dataset, split_by_prompt
 from parm_mlx.data.formats import as_row
 from parm_mlx.data.pairs import Pair, Problems
 from parm_mlx.data.sources import RECORD_FILE, SPLITS, find_files
@@ -77,14 +74,15 @@ def prepare(
     data = read_dataset(source, files, objectives, skip_bad=skip_bad, progress=progress)
     merged = merge(data.splits["train"], data.objectives)
     pairs = merged.labelled
-    index = {prompt: i for i, prompt in enumerate(dict.fromkeys(pair.prompt_key for pair in pairs))}
-    split_of = _assign(len(index), valid_share, test_share, seed)
-    splits: dict[str, list[Pair]] = {name: [] for i, name in enumerate(SPLITS) if i in split_of}
-    for pair in pairs:
-        splits[SPLITS[split_of[index[pair.prompt_key]]]].append(pair)
+    prompts = [pair.prompt_key for pair in pairs]
+    sizes = _sizes(len(set(prompts)), valid_share, test_share)
+    split_of = split_by_prompt(prompts, sizes, seed)
+    splits: dict[str, list[Pair]] = {name: [] for name, size in zip(SPLITS, (1, *sizes), strict=True) if size}
+    for pair, split in zip(pairs, split_of, strict=True):
+        splits[SPLITS[split]].append(pair)
     prepared = Prepared(
-        rows={name: len(split) for name, split in splits.items()},
-        prompts={name: int(np.count_nonzero(split_of == SPLITS.index(name))) for name in splits},
+        rows={name: len(members) for name, members in splits.items()},
+        prompts={name: len({pair.prompt_key for pair in members}) for name, members in splits.items()},
         counts=merged.counts,
         bad=data.problems,
     )
@@ -100,23 +98,19 @@ def prepare(
         "first_bad": data.problems.shown,
     }
     with new_directory(out, force, [source]) as directory:
-        for name, split in splits.items():
+        for name, members in splits.items():
             with (directory / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-                file.writelines(map(as_row, split))
+                file.writelines(map(as_row, members))
         (directory / RECORD_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return prepared
 
 
-def _assign(prompts: int, valid_share: float, test_share: float, seed: int) -> NDArray[np.int8]:
-    """Returns the index of each prompt's split; a share above 0 gets at least one prompt."""
+def _sizes(prompts: int, valid_share: float, test_share: float) -> list[int]:
+    """Returns the numbers of prompts to validate and to test; a share above 0 gets at least one."""
     sizes = [max(1, round(share * prompts)) if share > 0 else 0 for share in (valid_share, test_share)]
     if sum(sizes) >= prompts:
         raise DataError(
             f"{prompts} prompts are too few for {sizes[0]} to validate and {sizes[1]} to test, and some to train",
             hint="lower --valid-share and --test-share; 0 is none",
         )
-    split = np.zeros(prompts, np.int8)
-    order = np.random.default_rng(seed).permutation(prompts)
-    split[order[: sizes[0]]] = 1
-    split[order[sizes[0] : sum(sizes)]] = 2
-    return split
+    return sizes
