@@ -318,9 +318,7 @@ def load_data(
 ) -> PreferenceData:
     """Reads preference data for training.
 
-    Data without a split of their own for validation are split by prompt. Rows of the same pair are one pair with all
-    their labels; pairs of two equal responses, or without a label for the objectives, are left out. Notes count all of
-    them.
+    Data without a split of their own for validation are split by prompt. Notes count what is merged and left out.
 
     Args:
         source: A file, a folder or a data set on the hub, as :func:`parm_mlx.data.sources.find_files` finds them.
