@@ -10,8 +10,8 @@ ParmError                  exit 1
 │   ├── CheckpointError    checkpoints of a training run
 │   └── OutputError        an output that exists or cannot be written
 ├── RunError               exit 1: something failed while running
-│   └── LostError          another process of a run on several is gone
-└── QuietError             the error of a run on several processes, in those that do not show it
+│   └── LostError          another process of a distributed run is gone
+└── QuietError             an error of a distributed run, in the processes that do not show it
 """
 
 
@@ -73,7 +73,7 @@ class LostError(RunError):
 
 
 class QuietError(ParmError):
-    """The end of a process because of an error that another one shows.
+    """Ends a process because of an error that another process shows.
 
     Args:
         exit_code: The exit code of that error.
