@@ -11,13 +11,16 @@ BACKEND := cpu
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test lint bench bench-peers check-macos docs clean
+.PHONY: demo test fuzz lint bench bench-peers check-macos docs clean
 
 demo: $(READY)
 	$(BIN)/parm-mlx demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz_cli.py
 
 # convert/ is parm_mlx.convert once installed; the links show the type checker that one package.
 lint: $(READY)

@@ -4,7 +4,6 @@
 functions, so it does not depend on the version of typer or on the width of a terminal.
 """
 
-import enum
 import inspect
 import types
 import typing
@@ -48,8 +47,6 @@ def describe_type(kind: Any) -> str:
         return describe_type(typing.get_args(kind)[0])
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(typing.get_args(kind))
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return "|".join(str(member.value) for member in kind)
     return {bool: "", str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}[kind]
 
 
@@ -61,7 +58,12 @@ def describe_default(info: ArgumentInfo | OptionInfo, default: Any) -> str:
         return "required"
     if default is None or default is False:
         return ""
-    return f"`{default.value if isinstance(default, enum.Enum) else default}`"
+    return f"`{default}`"
+
+
+def describe_range(info: ArgumentInfo | OptionInfo) -> str:
+    """The numbers that an option takes: ``1 to 64``."""
+    return "" if info.min is None else f"{info.min:g} to {info.max:g}" if info.max < 1e6 else f"from {info.min:g}"
 
 
 def cell(text: str) -> str:
@@ -92,8 +94,9 @@ def describe_parameters(function: Callable[..., Any]) -> tuple[list[str], list[s
             arguments.append(label if default in NOTHING else f"[{label}]")
         else:
             label = f"{describe_names(info, parameter.name)} {info.metavar or describe_type(kind)}".strip()
-        rows.append(f"| `{cell(label)}` | {cell(describe_default(info, default))} | {cell(info.help or '')} |")
-    header = ["| argument or option | default | what it does |", "| --- | --- | --- |"]
+        said = "; ".join(filter(None, (describe_default(info, default), describe_range(info))))
+        rows.append(f"| `{cell(label)}` | {cell(said)} | {cell(info.help or '')} |")
+    header = ["| argument or option | default; range | what it does |", "| --- | --- | --- |"]
     return arguments, [*header, *rows] if rows else []
 
 
@@ -133,7 +136,7 @@ def reference(app: typer.Typer) -> str:
 
 
 if __name__ == "__main__":
-    from parm_mlx.cli.main import app
+    from parm_mlx.cli.app import app
 
     OUTPUT.write_text(reference(app), encoding="utf-8")
     print(f"wrote {OUTPUT.name}")

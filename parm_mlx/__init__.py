@@ -1,18 +1,13 @@
 """PARM on MLX: steer a language model by a preference vector while it generates."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from parm_mlx import machine
 
 FAST_BLAS = machine.preload_blas()
 
-try:
-    __version__ = version("parm-mlx")
-except PackageNotFoundError:
-    __version__ = "0+unknown"
-
 if TYPE_CHECKING:
+    __version__: str
     from parm_mlx.evaluation.evaluate import evaluate
     from parm_mlx.guidance.guide import Guide
     from parm_mlx.guidance.guided import GuidedModel
@@ -42,4 +37,11 @@ def __getattr__(name: str) -> Any:
             if machine.lacks_backend(error):
                 raise ImportError(machine.NO_BACKEND) from error
             raise
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("parm-mlx")
+        except PackageNotFoundError:
+            return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -160,7 +160,7 @@ def test_the_changelog_describes_this_version() -> None:
 
 
 def test_the_command_line_reference_is_current() -> None:
-    from parm_mlx.cli.main import app
+    from parm_mlx.cli.app import app
 
     page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["reference"](app)
     assert "\\b" not in page, "a raw docstring shows its \\b"

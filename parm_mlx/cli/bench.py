@@ -1,16 +1,19 @@
 """``parm-mlx bench``: how fast guided decoding is on this machine."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from parm_mlx.cli import console, options
-from parm_mlx.diagnostics.plan import Plan, Size
+from parm_mlx.cli import console
+from parm_mlx.cli.options import DraftOptions, GuideOptions, Json, declared, flag, grouped, redeclared
+from parm_mlx.diagnostics.plan import BATCH, HIDDEN, LAYERS, PROMPT, ROUNDS, TOKENS, VOCABULARY, Plan, Size
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import parse_betas
+from parm_mlx.ranges import Whole
+from parm_mlx.settings import PATH, Items
 
 if TYPE_CHECKING:
     from parm_mlx.diagnostics.bench import Row
@@ -20,35 +23,42 @@ if TYPE_CHECKING:
 BUSY = 0.3
 
 
+@dataclass(frozen=True)
+class BenchModels(GuideOptions):
+    """The models to measure; random ones where none is named."""
+
+    model: str | None = redeclared(GuideOptions, "model", default_text="--guide-model, or the backbone of --parm")
+    parm: list[str] | None = redeclared(GuideOptions, "parm", default_text="random models")
+
+
+@grouped
 def bench(
-    batch: Annotated[
-        str, typer.Option("--batch", help="Numbers of sequences at once, each with its own α.")
-    ] = "1,4,16",
-    prompt: Annotated[str, typer.Option("--prompt", help="Prompt lengths, in tokens.")] = "64,256",
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens decoded of each sequence in a round.")] = 24,
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds; figures are medians over them.")] = 3,
+    batch: Annotated[tuple[int, ...], flag("Numbers of sequences at once, each with its own α.", Items(BATCH))] = (
+        1,
+        4,
+        16,
+    ),
+    prompt: Annotated[tuple[int, ...], flag("Prompt lengths, in tokens.", Items(PROMPT))] = (64, 256),
+    tokens: Annotated[int, flag("Tokens decoded of each sequence in a round.", TOKENS)] = 24,
+    rounds: Annotated[int, flag("Rounds; figures are medians over them.", ROUNDS)] = 3,
     hidden: Annotated[
-        int | None, typer.Option("--hidden", help="Size of the random models' hidden states.", show_default="512")
+        int | None, flag("Size of the random models' hidden states, a multiple of 64.", HIDDEN, default_text="512")
     ] = None,
-    layers: Annotated[
-        int | None, typer.Option("--layers", help="Number of the random models' layers.", show_default="8")
-    ] = None,
+    layers: Annotated[int | None, flag("Number of the random models' layers.", LAYERS, default_text="8")] = None,
     vocabulary: Annotated[
-        int | None, typer.Option("--vocabulary", help="Number of tokens the random models know.", show_default="8000")
+        int | None, flag("Number of tokens the random models know.", VOCABULARY, default_text="8000")
     ] = None,
     bits: Annotated[
-        int | None, typer.Option("--bits", help="Quantise the random models to this width.", show_default="float32")
+        int | None,
+        flag("Quantise the random models to this width: 2, 3, 4, 5, 6 or 8.", Whole(2, 8), default_text="float32"),
     ] = None,
-    model: options.OwnModel = None,
-    parm: options.OwnParms = None,
-    guide_model: options.GuideModel = None,
-    beta: options.Beta = "1.0",
-    draft_model: options.OwnDraftModel = None,
-    num_draft_tokens: options.NumDraftTokens = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the figures into this file (.png, .svg, .pdf).")
+    models: BenchModels = BenchModels(),
+    draft_model: Annotated[
+        str | None, flag("Draft model to measure, beside models of your own.", PATH, default_text="none")
     ] = None,
+    num_draft_tokens: Annotated[int | None, declared(DraftOptions, "num_draft_tokens")] = None,
+    as_json: Json = False,
+    plot: Annotated[Path | None, flag("Draw the figures into this file (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Measure the speed of guided decoding against its floor and against unguided decoding.
 
@@ -77,11 +87,11 @@ def bench(
       parm-mlx bench --hidden 1024 --layers 16 --bits 4 --rounds 9 --json > speed.json
       parm-mlx bench --model base --parm my-parm --batch 1 --tokens 128
     """
-    plan = Plan(_numbers("--batch", batch), _numbers("--prompt", prompt), tokens, rounds)
+    plan = Plan(batch, prompt, tokens, rounds)
     if plot:
         _check_plot(plot)
     sizes = {"hidden": hidden, "layers": layers, "vocabulary": vocabulary, "bits": bits}
-    subjects, described = _subjects(sizes, model, parm, guide_model, beta, draft_model, num_draft_tokens)
+    subjects, described = _subjects(sizes, models, draft_model, num_draft_tokens)
 
     from parm_mlx.diagnostics.bench import check_batches, draw, measure, summarise
     from parm_mlx.machine import load_per_core
@@ -114,15 +124,6 @@ def bench(
         raise typer.Exit(console.INTERRUPTED)
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"{option} takes whole numbers with commas between, got {text!r}", hint=f"{option} 1,4,16"
-        ) from None
-
-
 def _check_plot(plot: Path) -> None:
     """Refuses a picture that could not be drawn, before the time is spent."""
     from parm_mlx.drawing import INSTALL, can_draw
@@ -138,20 +139,14 @@ def _check_plot(plot: Path) -> None:
 
 
 def _subjects(
-    sizes: dict[str, int | None],
-    model: str | None,
-    parm: list[str] | None,
-    guide_model: str | None,
-    beta: str,
-    draft_model: str | None,
-    num_draft_tokens: int | None,
+    sizes: dict[str, int | None], models: BenchModels, draft_model: str | None, num_draft_tokens: int | None
 ) -> "tuple[Subjects, dict[str, Any]]":
     """The models to measure, and what the report says about them."""
     given = {name: value for name, value in sizes.items() if value is not None}
-    size, betas = Size(**given), parse_betas(beta, len(parm or [""]))
-    if parm and given:
+    size, betas = Size(**given), parse_betas(models.beta, len(models.parm or [""]))
+    if models.parm and given:
         raise InputError(f"--{', --'.join(given)} is for random models, and --parm names models of your own")
-    if not parm and (model or guide_model or draft_model):
+    if not models.parm and (models.model or models.guide_model or draft_model):
         raise InputError(
             "--model, --guide-model and --draft-model need --parm, the adapter that guides",
             hint="or leave all out for random models",
@@ -161,11 +156,11 @@ def _subjects(
     from parm_mlx.guidance.speculation import Drafting
 
     drafted = num_draft_tokens or Drafting.tokens
-    if not parm:
+    if not models.parm:
         return random_subjects(size, drafted), asdict(size) | {"drafted": drafted}
-    described = {"model": model, "parm": parm, "guide_model": guide_model, "beta": betas, "draft_model": draft_model}
-    subjects = loaded_subjects(model, parm, guide_model, betas, draft_model, drafted)
-    return subjects, described | {"drafted": drafted}
+    described = asdict(models) | {"beta": betas, "draft_model": draft_model, "drafted": drafted}
+    subjects = loaded_subjects(models.model, models.parm, models.guide_model, betas, draft_model, drafted)
+    return subjects, described
 
 
 def _record(described: dict[str, Any], plan: Plan, rows: "list[Row]", load: float, complete: bool) -> dict[str, Any]:

@@ -4,14 +4,14 @@ import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from parm_mlx.cli import console, options
-from parm_mlx.cli.session import Drafts, Session, note_drafts, open_session
+from parm_mlx.cli import console
+from parm_mlx.cli.options import Alpha, DraftOptions, MaxTokens, ModelOptions, flag, grouped
+from parm_mlx.cli.session import Session, note_drafts, open_session
 from parm_mlx.errors import ParmError, PreferenceError
 from parm_mlx.files import decoded
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import format_alpha
+from parm_mlx.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from parm_mlx.guidance.chat import Conversation
@@ -26,26 +26,14 @@ COMMANDS = """\
 /quit                   leave (also Ctrl-D); Ctrl-C stops an answer"""
 
 
+@grouped
 def chat(
-    alpha: options.Alpha = None,
-    model: options.Model = None,
-    parm: options.Parms = None,
-    guide_model: options.GuideModel = None,
-    beta: options.Beta = "1.0",
-    temp: options.Temp = 0.7,
-    top_p: options.TopP = 0.0,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    max_tokens: options.MaxTokens = 512,
-    seed: options.Seed = 0,
-    system_prompt: options.SystemPrompt = None,
-    chat_template: options.ChatTemplate = None,
-    allow_special: options.AllowSpecial = False,
-    share: options.Share = "auto",
-    draft_model: options.DraftModel = None,
-    self_speculation: options.SelfSpeculation = False,
-    num_draft_tokens: options.NumDraftTokens = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print answers only.")] = False,
+    alpha: Alpha = None,
+    models: ModelOptions = ModelOptions(),
+    sampling: SamplingSettings = SamplingSettings(temp=0.7),
+    max_tokens: MaxTokens = 512,
+    drafts: DraftOptions = DraftOptions(),
+    quiet: Annotated[bool, flag("Print answers only.")] = False,
 ) -> None:
     """Chat, and change the preference at any turn with /alpha.
 
@@ -57,20 +45,17 @@ def chat(
       parm-mlx chat --model base --parm parm --alpha helpful=0.8,harmless=0.2
       echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
     """
-    drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
-    session = open_session(model, parm, guide_model, beta, True, chat_template, share, drafts, allow_special)
+    session = open_session(models, drafts)
     weights = session.alpha(alpha)
 
     from parm_mlx.guidance.chat import Conversation
-    from parm_mlx.guidance.sampling import Sampling
 
-    sampling = Sampling(temp=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     conversation = Conversation(
-        session.model, session.tokenizer, session.prompter, weights, system_prompt, session.drafting
+        session.model, session.tokenizer, session.prompter, weights, models.system_prompt, session.drafting
     )
     if not quiet:
         console.note(f"preference: {format_alpha(weights, session.objectives)}   /help lists the commands")
-    Chat(session, conversation, sampling, max_tokens, quiet).run()
+    Chat(session, conversation, session.sampling(sampling), max_tokens, quiet).run()
     if not quiet:
         note_drafts(conversation.drafts)
 
@@ -129,7 +114,7 @@ class Chat:
             self._compare(re.sub(r"\s*([,=])\s*", r"\1", rest).split())
         elif name == "/reset":
             self._conversation.reset()
-            self._note("the conversation starts anew")
+            self._note("the conversation starts again")
         elif name == "/help":
             self._note(COMMANDS)
         else:

@@ -1,73 +1,50 @@
 """``parm-mlx convert``: models and adapters in other formats to ours, and adapters back."""
 
-import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from parm_mlx.cli import console
+from parm_mlx.cli.options import flag, grouped, path_or_id
 from parm_mlx.errors import InputError
+from parm_mlx.ranges import Whole
+from parm_mlx.settings import PATH
 
 
-class Mode(enum.StrEnum):
-    """MLX's quantisation modes."""
-
-    AFFINE = "affine"
-    MXFP4 = "mxfp4"
-    NVFP4 = "nvfp4"
-    MXFP8 = "mxfp8"
-
-
-class DType(enum.StrEnum):
-    """Types that weights can be stored in."""
-
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
-
-
-class Format(enum.StrEnum):
-    """Formats of the result."""
-
-    MLX = "mlx"
-    PEFT = "peft"
-
-
+@grouped
 def convert(
-    source: Annotated[str, typer.Argument(help="Model or adapter: directory or hub id. Its kind is detected.")],
-    out: Annotated[Path, typer.Option("--out", help="Directory to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing model or adapter in --out.")] = False,
+    source: Annotated[
+        str, typer.Argument(help="Model or adapter: directory or hub id. Its kind is detected.", parser=path_or_id)
+    ],
+    out: Annotated[Path, flag("Directory to write.")],
+    force: Annotated[bool, flag("Replace an existing model or adapter in --out.")] = False,
     quantize: Annotated[bool, typer.Option("-q", "--quantize", help="Quantise a model.")] = False,
-    q_bits: Annotated[
-        int | None, typer.Option("--q-bits", min=1, max=8, help="Bits per weight.", show_default="4; mxfp8: 8")
-    ] = None,
+    q_bits: Annotated[int | None, flag("Bits per weight.", Whole(1, 8), default_text="4; mxfp8: 8")] = None,
     q_group_size: Annotated[
-        int | None,
-        typer.Option(
-            "--q-group-size", min=1, max=1024, help="Weights that share a scale.", show_default="64 in mode affine"
-        ),
+        int | None, flag("Weights that share a scale.", Whole(1, 1024), default_text="64 in mode affine")
     ] = None,
-    q_mode: Annotated[Mode | None, typer.Option("--q-mode", help="How to quantise.", show_default="affine")] = None,
+    q_mode: Annotated[
+        Literal["affine", "mxfp4", "nvfp4", "mxfp8"] | None, flag("How to quantise.", default_text="affine")
+    ] = None,
     dtype: Annotated[
-        DType | None,
-        typer.Option("--dtype", help="Type of a model's plain weights.", show_default="what its config says"),
+        Literal["float16", "bfloat16", "float32"] | None,
+        flag("Type of a model's plain weights.", default_text="what its config says"),
     ] = None,
-    to: Annotated[Format, typer.Option("--to", help="Format of the result.")] = Format.MLX,
+    to: Annotated[Literal["mlx", "peft"], flag("Format of the result.")] = "mlx",
     objectives: Annotated[
         str | None,
-        typer.Option(
-            "--objectives",
-            help='Names of an adapter\'s objectives, in the order of training: "harmless,helpful".',
-            show_default="objective_1, objective_2, …",
+        flag(
+            'Names of an adapter\'s objectives, in the order of training: "harmless,helpful".',
+            default_text="objective_1, objective_2, …",
         ),
     ] = None,
     guide_model: Annotated[
         str | None,
-        typer.Option(
-            "--guide-model",
-            help="Backbone of an adapter: directory or hub id. The adapter is checked against it and records it.",
-            show_default="what the adapter records, unchecked",
+        flag(
+            "Backbone of an adapter: directory or hub id. The adapter is checked against it and records it.",
+            PATH,
+            default_text="what the adapter records, unchecked",
         ),
     ] = None,
     chat_template: Annotated[
@@ -80,10 +57,10 @@ def convert(
     ] = None,
     lower_is_better: Annotated[
         bool | None,
-        typer.Option(
-            "--lower-is-better/--higher-is-better",
-            help="Whether a reward model gives costs, which are negated.",
-            show_default="cost or reward in its name or config",
+        flag(
+            "Whether a reward model gives costs, which are negated.",
+            name="--lower-is-better/--higher-is-better",
+            default_text="cost or reward in its name or config",
         ),
     ] = None,
 ) -> None:
@@ -109,14 +86,14 @@ def convert(
     from parm_mlx.convert.run import Request
     from parm_mlx.convert.run import convert as run
 
-    quantization = Quantization((q_mode or Mode.AFFINE).value, q_bits, q_group_size) if quantize else None
+    quantization = Quantization(q_mode or "affine", q_bits, q_group_size) if quantize else None
     request = Request(
         source=source,
         out=out,
-        to_peft=to is Format.PEFT,
+        to_peft=to == "peft",
         force=force,
         quantization=quantization,
-        dtype=dtype.value if dtype else None,
+        dtype=dtype,
         objectives=objectives,
         guide_model=guide_model,
         chat_template=chat_template,

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parm_mlx.cli import console, options
+from parm_mlx.cli import console
+from parm_mlx.cli.options import Json, declared, flag, grouped, path_or_id
 from parm_mlx.preference import parse_objectives
-from parm_mlx.ranges import MAX_TOKENS, SEED
+from parm_mlx.ranges import SEED, SHARE
+from parm_mlx.settings import PATH, TemplateName
+from parm_mlx.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from parm_mlx.data.dataset import Disagreement
@@ -16,15 +19,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, instead of refusing the data.")
-]
-Objectives = Annotated[
-    str | None,
-    typer.Option(
-        "--objectives", help="Names in the order of alpha, comma-separated.", show_default="those of the data"
-    ),
-]
+Objectives = Annotated[tuple[str, ...] | None, declared(TrainConfig, "objectives")]
+SkipBad = Annotated[bool, declared(TrainConfig, "skip_bad")]
 
 
 @app.callback(invoke_without_command=True)
@@ -56,19 +52,20 @@ def data(context: typer.Context) -> None:
         console.echo(context.get_help())
 
 
+@grouped
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder or a hub id, as for train --data.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="A file, a folder or a hub id, as for train --data.", parser=path_or_id),
+    ],
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Backbone to train: its tokenizer measures lengths.", show_default="no lengths"),
+        flag("Backbone to train: its tokenizer measures lengths.", PATH, default_text="no lengths"),
     ] = None,
-    max_seq_length: Annotated[
-        int,
-        typer.Option("--max-seq-length", min=2, max=MAX_TOKENS.high, help="Most tokens of a prompt with its response."),
-    ] = 1024,
-    chat_template: options.TrainedTemplate = None,
+    max_seq_length: Annotated[int, declared(TrainConfig, "max_seq_length")] = 1024,
+    chat_template: Annotated[TemplateName | None, declared(TrainConfig, "chat_template")] = None,
     objectives: Objectives = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what is in preference data, and what training would keep and drop.
 
@@ -97,19 +94,18 @@ def inspect(
         console.echo("\n".join(_inspection_lines(found)))
 
 
+@grouped
 def prepare(
-    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id; splits that exist are made again.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    valid_share: Annotated[
-        float, typer.Option("--valid-share", min=0, max=1, help="Share of the prompts for validation; 0: none.")
-    ] = 0.1,
-    test_share: Annotated[
-        float, typer.Option("--test-share", min=0, max=1, help="Share of the prompts for testing; 0: none.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=SEED.high, help="Seed of the split.")] = 0,
+    source: Annotated[
+        str, typer.Argument(help="A file, a folder or a hub id; splits that exist are made again.", parser=path_or_id)
+    ],
+    out: Annotated[Path, flag("Folder to write.")],
+    valid_share: Annotated[float, flag("Share of the prompts for validation; 0: none.", SHARE)] = 0.1,
+    test_share: Annotated[float, flag("Share of the prompts for testing; 0: none.", SHARE)] = 0.1,
+    seed: Annotated[int, flag("Seed of the split.", SEED)] = 0,
     objectives: Objectives = None,
     skip_bad: SkipBad = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace prepared data that exists at --out.")] = False,
+    force: Annotated[bool, flag("Replace prepared data that exists at --out.")] = False,
 ) -> None:
     """Write preference data in our format, split by prompt into train, valid and test.
 
@@ -140,27 +136,29 @@ def prepare(
         console.note(note)
 
 
+@grouped
 def relabel(
     source: Annotated[
-        str, typer.Argument(metavar="DATA", help="A file, a folder or a hub id; its labels are not used.")
+        str,
+        typer.Argument(
+            metavar="DATA", help="A file, a folder or a hub id; its labels are not used.", parser=path_or_id
+        ),
     ],
     reward: Annotated[
         list[str],
-        typer.Option(
-            "--reward",
-            metavar="NAME=SPEC",
-            help="What labels the objective NAME: a built-in scorer, a reward model (directory or hub id), hf:ID, or "
+        flag(
+            "What labels the objective NAME: a built-in scorer, a reward model (directory or hub id), hf:ID, or "
             "module:function; once for each objective.",
+            metavar="NAME=SPEC",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl.")],
+    out: Annotated[Path, flag("File to write, .jsonl.")],
     min_margin: Annotated[
         list[str] | None,
-        typer.Option(
-            "--min-margin",
+        flag(
+            "Smallest lead in score that is a label, for one objective or for all.",
             metavar="[NAME=]NUMBER",
-            help="Smallest lead in score that is a label, for one objective or for all.",
-            show_default="any lead",
+            default_text="any lead",
         ),
     ] = None,
     skip_bad: SkipBad = False,

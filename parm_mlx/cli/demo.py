@@ -3,40 +3,29 @@
 from collections import defaultdict
 from typing import Annotated
 
-import typer
-
-from parm_mlx.cli import console, options
+from parm_mlx.cli import console
 from parm_mlx.cli.generate import Job, answers
+from parm_mlx.cli.options import ALPHAS, GuideOptions, MaxTokens, ModelOptions, declared, flag, grouped
 from parm_mlx.cli.session import open_session
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
 from parm_mlx.ranges import SEED
+from parm_mlx.settings import SamplingSettings
 
 QUESTIONS = 3
 WEIGHTS = (1.0, 0.5, 0.0)
 
 
+@grouped
 def demo(
     prompt: Annotated[
         list[str] | None,
-        typer.Option(
-            "--prompt", metavar="<str>", help="Ask this instead; may be repeated.", show_default="unseen questions"
-        ),
+        flag("Ask this instead; may be repeated.", default_text="unseen questions", metavar="<str>"),
     ] = None,
-    alpha: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--alpha",
-            metavar="<str>",
-            help='Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3"; may be given several times.',
-            show_default="1,0 and 0.5,0.5 and 0,1",
-        ),
-    ] = None,
-    beta: options.Beta = "1.0",
-    temp: options.Temp = 1.0,
-    max_tokens: options.MaxTokens = 120,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=SEED.high, help="Seed of the choice of questions and of the sampling.")
-    ] = 0,
+    alpha: Annotated[list[str] | None, flag(ALPHAS, default_text="1,0 and 0.5,0.5 and 0,1", metavar="<str>")] = None,
+    beta: Annotated[str, declared(GuideOptions, "beta")] = "1.0",
+    temp: Annotated[float, declared(SamplingSettings, "temp")] = 1.0,
+    max_tokens: MaxTokens = 120,
+    seed: Annotated[int, flag("Seed of the choice of questions and of the sampling.", SEED)] = 0,
 ) -> None:
     """Show what a preference does: the same questions at several preferences, with measured scores.
 
@@ -47,8 +36,7 @@ def demo(
       parm-mlx demo
       parm-mlx demo --prompt "How do I bake bread?" --alpha 0.8,0.2
     """
-    session = open_session(None, None, None, beta)
-    from parm_mlx.guidance.sampling import Sampling
+    session = open_session(ModelOptions(beta=beta))
     from parm_mlx.rewards.builtin import SCORERS
 
     objectives = session.objectives
@@ -57,7 +45,7 @@ def demo(
     jobs: list[Job] = [(number, text, weights) for number, text in enumerate(questions) for weights in alphas]
     scores: dict[Alpha, list[list[float]]] = defaultdict(list)
     asked = None
-    for (_, text, weights), answer in answers(session, jobs, Sampling(temp=temp, seed=seed), max_tokens, []):
+    for (_, text, weights), answer in answers(session, jobs, SamplingSettings(temp=temp, seed=seed), max_tokens, []):
         if text != asked:
             console.echo(f"\n▌ {text}\n")
             asked = text

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parm_mlx.cli import console
+from parm_mlx.cli.options import flag, grouped
 
 if TYPE_CHECKING:
     from parm_mlx.diagnostics.doctor import Check
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
+@grouped
 def doctor(
     as_json: Annotated[
-        bool,
-        typer.Option("--json", help="One JSON object to paste into a bug report; the home folder is ~ in it."),
+        bool, flag("One JSON object to paste into a bug report; the home folder is ~ in it.", name="--json")
     ] = False,
 ) -> None:
     """Examine this machine: versions, device, memory, BLAS, kernels, and a guided generation on the bundled model.

@@ -3,24 +3,22 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from parm_mlx.cli import console, options
+from parm_mlx.cli import console
+from parm_mlx.cli.options import GuideOptions, declared, flag, grouped
 from parm_mlx.files import resolve
 from parm_mlx.outputs import check_new, new_directory
 from parm_mlx.preference import format_alpha, parse_alpha
+from parm_mlx.settings import PATH
 
 
+@grouped
 def fuse(
-    parm: Annotated[str, typer.Option("--parm", help="PARM adapter: directory or hub id.")],
-    out: Annotated[Path, typer.Option("--out", help="Directory to write.")],
-    alpha: Annotated[str, typer.Option("--alpha", help='The preference to fix: "0.7,0.3" or by name.')],
-    guide_model: options.GuideModel = None,
-    dequantize: Annotated[
-        bool,
-        typer.Option("--dequantize", help="Allow a quantised backbone; the adapted layers become plain ones."),
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing model in --out.")] = False,
+    parm: Annotated[str, flag("PARM adapter: directory or hub id.", PATH)],
+    out: Annotated[Path, flag("Directory to write.")],
+    alpha: Annotated[str, flag('The preference to fix: "0.7,0.3" or by name.')],
+    guide_model: Annotated[str | None, declared(GuideOptions, "guide_model")] = None,
+    dequantize: Annotated[bool, flag("Allow a quantised backbone; the adapted layers become plain ones.")] = False,
+    force: Annotated[bool, flag("Replace an existing model in --out.")] = False,
 ) -> None:
     """Fix a PARM at one preference and write it as a plain MLX model.
 

@@ -6,46 +6,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from parm_mlx.cli import console, options
-from parm_mlx.cli.session import Drafts, Session, note_drafts, open_session
+from parm_mlx.cli import console
+from parm_mlx.cli.options import Alphas, DraftOptions, MaxTokens, ModelOptions, flag, grouped
+from parm_mlx.cli.session import Session, note_drafts, open_session
 from parm_mlx.errors import DataError, InputError
 from parm_mlx.files import decoded
 from parm_mlx.preference import Alpha, format_alpha
+from parm_mlx.settings import SamplingSettings
 
 
+@grouped
 def generate(
     prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", metavar="<str>", help='The prompt; "-" reads it from stdin. May be repeated.'),
+        list[str] | None, flag('The prompt; "-" reads it from stdin. May be repeated.', metavar="<str>")
     ] = None,
     prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help='File of prompts: .txt, one per line, or .jsonl, .json or .csv with "prompt".'),
+        Path | None, flag('File of prompts: .txt, one per line, or .jsonl, .json or .csv with "prompt".')
     ] = None,
-    alpha: options.Alphas = None,
-    model: options.Model = None,
-    parm: options.Parms = None,
-    guide_model: options.GuideModel = None,
-    beta: options.Beta = "1.0",
-    temp: options.Temp = 0.0,
-    top_p: options.TopP = 0.0,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    max_tokens: options.MaxTokens = 256,
-    seed: options.Seed = 0,
-    system_prompt: options.SystemPrompt = None,
-    chat_template: options.ChatTemplate = None,
-    allow_special: options.AllowSpecial = False,
-    share: options.Share = "auto",
-    draft_model: options.DraftModel = None,
-    self_speculation: options.SelfSpeculation = False,
-    num_draft_tokens: options.NumDraftTokens = None,
-    ignore_chat_template: Annotated[
-        bool, typer.Option("--ignore-chat-template", help="Continue the prompt as plain text.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
+    alpha: Alphas = None,
+    models: ModelOptions = ModelOptions(),
+    sampling: SamplingSettings = SamplingSettings(),
+    max_tokens: MaxTokens = 256,
+    drafts: DraftOptions = DraftOptions(),
+    ignore_chat_template: Annotated[bool, flag("Continue the prompt as plain text.")] = False,
+    as_json: Annotated[bool, flag("Print one JSON object per answer.", name="--json")] = False,
 ) -> None:
     """Answer prompts, at one or several preferences.
 
@@ -60,24 +44,18 @@ def generate(
       parm-mlx generate --model base-8b --parm parm --draft-model base-1b --prompt "How do I bake bread?"
     """
     texts = _prompts(prompt, prompts)
-    if ignore_chat_template and system_prompt:
+    if ignore_chat_template and models.system_prompt:
         raise InputError("--system-prompt needs the chat template")
-    if ignore_chat_template and chat_template:
+    if ignore_chat_template and models.chat_template:
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
-    drafts = Drafts(draft_model, self_speculation, num_draft_tokens)
-    session = open_session(
-        model, parm, guide_model, beta, not ignore_chat_template, chat_template, share, drafts, allow_special
-    )
+    session = open_session(models, drafts, template=not ignore_chat_template)
     alphas, betas = session.alphas(alpha), session.betas
 
-    from parm_mlx.guidance.sampling import Sampling
     from parm_mlx.guidance.speculation import DraftCount
 
     kept = DraftCount()
-    sampling = Sampling(temp=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     jobs = [(number, text, weights) for number, text in enumerate(texts) for weights in alphas]
-    for (_, text, weights), answer in answers(session, jobs, sampling, max_tokens, system):
+    for (_, text, weights), answer in answers(session, jobs, sampling, max_tokens, models.system):
         if answer.drafts is not None:
             kept.add(answer.drafts)
         if as_json:
@@ -86,7 +64,7 @@ def generate(
                 "alpha": list(weights),
                 "objectives": list(session.objectives),
                 "beta": betas[0] if len(betas) == 1 else betas,
-                "seed": seed,
+                "seed": sampling.seed,
                 "text": answer.text,
                 "tokens": len(answer.tokens),
                 "finish_reason": answer.finish_reason,
@@ -106,7 +84,7 @@ Job = tuple[int, str, Alpha]
 
 
 def answers(
-    session: Session, jobs: list[Job], sampling: Any, max_tokens: int, system: list[dict[str, str]]
+    session: Session, jobs: list[Job], sampling: SamplingSettings, max_tokens: int, system: list[dict[str, str]]
 ) -> Iterator[tuple[Job, Any]]:
     """Generates an answer for every (prompt number, prompt, α), in that order, as soon as each is known."""
     from parm_mlx.guidance.generate import generate_batch, in_order
@@ -115,7 +93,7 @@ def answers(
     requests = []
     for number, text, weights in jobs:
         tokens = session.prompter([*system, {"role": "user", "content": text}] if system else text)
-        requests.append(Request(tokens, weights, sampling, number))
+        requests.append(Request(tokens, weights, session.sampling(sampling), number))
     produced = generate_batch(session.model, session.tokenizer, requests, max_tokens, drafting=session.drafting)
     for answer in in_order(console.progress(produced, len(requests), "answers")):
         yield jobs[answer.index], answer

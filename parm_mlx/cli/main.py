@@ -1,4 +1,7 @@
-"""The ``parm-mlx`` command: registers the commands, and turns errors into one line and an exit code."""
+"""The entry of ``parm-mlx``, and the one place that turns errors into a line and an exit code.
+
+The commands are imported while they run, so that Ctrl-C during the imports is handled like any other.
+"""
 
 import errno
 import io
@@ -8,12 +11,8 @@ import sys
 import threading
 from contextlib import suppress
 from types import FrameType
-from typing import Annotated
 
-import typer
-
-from parm_mlx import __version__
-from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, train
+from parm_mlx.cli import console
 from parm_mlx.errors import LostError, ParmError, QuietError
 from parm_mlx.files import decoded
 from parm_mlx.machine import NO_BACKEND, lacks_backend
@@ -22,45 +21,6 @@ _WRONG_PATH = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV),
 }
-
-app = typer.Typer(
-    name="parm-mlx",
-    help="Steer a language model by preference while it generates.",
-    epilog="Start with: parm-mlx demo",
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-
-app.command("demo", short_help="Answer unseen questions at several preferences.")(demo.demo)
-app.command("chat", short_help="Chat, and change the preference at any turn.")(chat.chat)
-app.command("generate", short_help="Answer prompts at one or several preferences.")(generate.generate)
-app.command("evaluate", short_help="Measure how answers follow the preference.")(evaluate.evaluate)
-app.command("train", short_help="Train a PARM adapter on preference data.")(train.train)
-app.command("convert", short_help="Convert models and adapters.")(convert.convert)
-app.command("fuse", short_help="Fix a PARM at one preference as a plain model.")(fuse.fuse)
-app.command("bench", short_help="Measure the speed of guided decoding.")(bench.bench)
-app.command("doctor", short_help="Examine this machine.")(doctor.doctor)
-app.add_typer(data.app, name="data", short_help="Inspect and prepare preference data.")
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        console.echo(f"parm-mlx {__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def options(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Steer a language model by preference while it generates."""
-    if context.invoked_subcommand is None:
-        console.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,6 +80,8 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
     try:
+        from parm_mlx.cli.app import app
+
         result = app([decoded(text, "an argument") for text in arguments], standalone_mode=False)
         if sys.stdout:
             sys.stdout.flush()

@@ -1,128 +1,238 @@
-"""Options that several commands share, with mlx-lm's names."""
+"""Flags made of declared settings, and the groups of flags that several commands share, with mlx-lm's names.
 
-from typing import Annotated, Literal
+A command takes a group as one parameter, annotated with the group's dataclass; :func:`grouped` makes a flag of each of
+its fields. Values are read by their limits while the command line is parsed, so that a wrong one is one line before
+anything is loaded: a number out of its range, empty text, text that is not UTF-8. ``~`` in paths is expanded here.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import field as dataclass_field
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
-from parm_mlx.ranges import DRAFT_TOKENS, MAX_TOKENS, SEED, TEMP, TOP_K
+from parm_mlx.ranges import DRAFT_TOKENS, MAX_TOKENS, Real, Whole
+from parm_mlx.settings import PATH, Limits, TemplateName, limits_of, plain_type, setting
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="Base model: directory or hub id.",
-        show_default="--guide-model, or the backbone of --parm; without --parm the bundled model",
-    ),
-]
-Parms = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--parm",
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Given:
+    """Marks a parameter that takes those settings of a dataclass that were given as flags, by name."""
+
+    settings: type
+
+
+def flag(
+    help: str,
+    limits: Limits | None = None,
+    *,
+    name: str | None = None,
+    default_text: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Declares a parameter's flag, for ``Annotated[…]``; arguments as for :func:`parm_mlx.settings.setting`."""
+    low, high = None, None
+    if isinstance(limits, (Whole, Real)):
+        low, high = (0 if isinstance(limits, Real) and limits.or_zero else limits.low), limits.high
+    return typer.Option(
+        *([name] if name else []),
+        help=help,
+        parser=_parser(limits) if limits else None,
+        min=low,
+        max=high,
+        show_default=default_text or True,
+        metavar=metavar,
+    )
+
+
+def declared(settings: type, name: str) -> Any:
+    """Returns the flag of one field of a dataclass of settings."""
+    return _flag_of(next(field for field in fields(settings) if field.name == name))
+
+
+def redeclared(settings: type, name: str, **changes: Any) -> Any:
+    """Declares the setting of another group again, with other words in its help."""
+    found = next(field for field in fields(settings) if field.name == name)
+    return dataclass_field(default=found.default, metadata={**found.metadata, **changes})
+
+
+def grouped(command: Command) -> Command:
+    """Makes a command take each of its groups of settings as flags; also gives every other flag its limits.
+
+    A parameter's default, an object of the group's class, holds the defaults of its flags.
+    """
+    signature = inspect.signature(command)
+    groups: dict[str, Any] = {}
+    marked: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        notes = get_args(parameter.annotation)
+        if is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            parameters += _parameters(groups[name], parameter.default)
+        elif notes and isinstance(notes[-1], Given):
+            marked[name] = notes[-1].settings
+            parameters += _parameters(marked[name])
+        else:
+            parameters.append(parameter)
+    if marked and "context" not in signature.parameters:
+        parameters.insert(0, inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+    parameters = [_completed(parameter) for parameter in parameters]
+
+    @wraps(command)
+    def run(**values: Any) -> Any:
+        context = values["context"] if "context" in signature.parameters else values.pop("context", None)
+        for name, settings in groups.items():
+            values[name] = settings(**{field.name: values.pop(field.name) for field in fields(settings)})
+        for name, settings in marked.items():
+            flags = {field.name: values.pop(field.name) for field in fields(settings)}
+            values[name] = {flag: value for flag, value in flags.items() if is_given(context, flag)}
+        return command(**values)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run  # type: ignore[return-value]
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Tells whether a flag stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _parameters(settings: type, defaults: Any = None) -> Iterator[inspect.Parameter]:
+    """The flags of a group; ``defaults`` is an object of it, or None."""
+    for field in fields(settings):
+        default = getattr(defaults, field.name, field.default)
+        yield inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if default == "" else default,
+            annotation=Annotated[field.type, _flag_of(field)],
+        )
+
+
+def _flag_of(field: "Field[Any]") -> Any:
+    told = field.metadata
+    return flag(
+        told["help"],
+        told["limits"],
+        name=_flag_name(field.name),
+        default_text=told["default_text"],
+        metavar=told["metavar"],
+    )
+
+
+def _flag_name(parameter: str) -> str:
+    return f"--{parameter.replace('_', '-')}"
+
+
+def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter as typer takes it: with the limits of its type, and switches without a ``--no-…``."""
+    parameter = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    if get_origin(parameter.annotation) is not Annotated:
+        return parameter
+    kind, info = get_args(parameter.annotation)
+    info, value = copy(info), plain_type(kind)
+    if get_origin(value) is tuple:  # typer reads one text, the parser makes a tuple of it
+        kind = str | None
+        if isinstance(parameter.default, tuple):
+            parameter = parameter.replace(default=",".join(map(str, parameter.default)))
+    value = get_args(value)[0] if get_origin(value) is list else value
+    if value in (str, Path) and not info.parser:
+        info.parser = _parser(limits_of(value), value)
+    if value is bool and info.default is ...:
+        info.default = _flag_name(parameter.name)
+    return parameter.replace(annotation=Annotated[kind, info])
+
+
+def _parser(limits: Limits, kind: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
+    def parse(value: Any) -> Any:
+        try:
+            read = limits.read(value)
+        except ValueError as reason:
+            raise typer.BadParameter(str(reason)) from None
+        return kind(read) if kind else read
+
+    return parse
+
+
+path_or_id = _parser(PATH)
+
+
+@dataclass(frozen=True)
+class GuideOptions:
+    """What guides what, and how strongly."""
+
+    model: str | None = setting(
+        None,
+        "Base model: directory or hub id.",
+        PATH,
+        default_text="--guide-model, or the backbone of --parm; without --parm the bundled model",
+    )
+    parm: list[str] | None = setting(
+        None,
+        "PARM adapter: directory or hub id; several with one objective each guide together (GenARM).",
+        PATH,
+        default_text="the bundled one",
         metavar="<str>",
-        help="PARM adapter: directory or hub id; several with one objective each guide together (GenARM).",
-        show_default="the bundled one",
-    ),
-]
-OwnModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="Base model: directory or hub id.", show_default="--guide-model, or the backbone of --parm"
-    ),
-]
-OwnParms = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--parm",
-        metavar="<str>",
-        help="PARM adapter: directory or hub id; several with one objective each guide together.",
-        show_default="random models",
-    ),
-]
-GuideModel = Annotated[
-    str | None,
-    typer.Option("--guide-model", help="Backbone of the PARM.", show_default="what the adapter records"),
-]
-Alpha = Annotated[
-    str | None,
-    typer.Option("--alpha", help='Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3".', show_default="all equal"),
-]
-Alphas = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--alpha",
-        metavar="<str>",
-        help='Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3"; may be given several times.',
-        show_default="all equal",
-    ),
-]
-Beta = Annotated[
-    str,
-    typer.Option(
-        "--beta",
+    )
+    guide_model: str | None = setting(
+        None, "Backbone of the PARM: directory or hub id.", PATH, default_text="what the adapter records"
+    )
+    beta: str = setting(
+        "1.0",
+        "β of guided decoding; smaller means a stronger guide. Several adapters may have one each: 0.5,1.",
         metavar="NUMBER",
-        help="β of guided decoding; smaller means a stronger guide. Several adapters may have one each: 0.5,1.",
-    ),
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions(GuideOptions):
+    """The models that answer, and how they read a prompt."""
+
+    share: Literal["auto", "on", "off"] = setting(
+        "auto", "Compute base and guide in one forward pass: auto where they share weights, on insists."
+    )
+    chat_template: TemplateName | None = setting(
+        None, "Built-in chat template of the base.", default_text="the tokenizer's own, or what the adapter records"
+    )
+    allow_special: bool = setting(False, "Read control tokens that are written out in prompts as tokens, not as text.")
+    system_prompt: str | None = setting(None, "System message put before the prompt.")
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What the models are called."""
+        return {"model": self.model, "parm": self.parm, "guide_model": self.guide_model}
+
+    @property
+    def system(self) -> list[dict[str, str]]:
+        """The messages before every prompt."""
+        return [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """Speculative decoding."""
+
+    draft_model: str | None = setting(
+        None, "Smaller model of the base's vocabulary that drafts tokens to be checked.", PATH
+    )
+    self_speculation: bool = setting(False, "The base drafts tokens, and the guide checks several at once.")
+    num_draft_tokens: int | None = setting(None, "Tokens drafted at a time.", DRAFT_TOKENS, default_text="3")
+
+
+Alpha = Annotated[
+    str | None, flag('Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3".', default_text="all equal")
 ]
-Share = Annotated[
-    Literal["auto", "on", "off"],
-    typer.Option(
-        "--share",
-        help="Compute base and guide in one forward pass: auto where they stand on the same weights, on insists.",
-    ),
-]
-DraftModel = Annotated[
-    str | None,
-    typer.Option("--draft-model", help="Smaller model of the base's vocabulary that drafts tokens to be checked."),
-]
-OwnDraftModel = Annotated[
-    str | None,
-    typer.Option("--draft-model", help="Draft model to measure, beside models of your own.", show_default="none"),
-]
-SelfSpeculation = Annotated[
-    bool, typer.Option("--self-speculation", help="The base drafts tokens, and the guide checks several at once.")
-]
-NumDraftTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--num-draft-tokens",
-        min=DRAFT_TOKENS.low,
-        max=DRAFT_TOKENS.high,
-        help="Tokens drafted at a time.",
-        show_default="3",
-    ),
-]
-Temp = Annotated[
-    float,
-    typer.Option("--temp", min=0, max=TEMP.high, help="Sampling temperature; 0 takes the likeliest token."),
-]
-TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus sampling; 0 turns it off.")]
-TopK = Annotated[
-    int, typer.Option("--top-k", min=0, max=TOP_K.high, help="Sample from the k likeliest tokens; 0 turns it off.")
-]
-MinP = Annotated[
-    float, typer.Option("--min-p", min=0, max=1, help="Drop tokens below this share of the likeliest; 0: off.")
-]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, max=MAX_TOKENS.high, help="Longest answer, in tokens.")]
-Seed = Annotated[
-    int, typer.Option("--seed", min=0, max=SEED.high, help="Seed of the sampling; the same seed, the same answer.")
-]
-ChatTemplate = Annotated[
-    Literal["beaver", "alpaca", "hh", "plain"] | None,
-    typer.Option(
-        "--chat-template",
-        help="Built-in chat template of the base.",
-        show_default="the tokenizer's own, or what the adapter records",
-    ),
-]
-TrainedTemplate = Annotated[
-    Literal["beaver", "alpaca", "hh", "plain"] | None,
-    typer.Option("--chat-template", help="Built-in chat template to train with.", show_default="the tokenizer's own"),
-]
-AllowSpecial = Annotated[
-    bool,
-    typer.Option(
-        "--allow-special",
-        help="Read control tokens that are written out in prompts as tokens, not as text.",
-    ),
-]
-SystemPrompt = Annotated[str | None, typer.Option("--system-prompt", help="System message put before the prompt.")]
+ALPHAS = 'Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3"; may be given several times.'
+Alphas = Annotated[list[str] | None, flag(ALPHAS, default_text="all equal", metavar="<str>")]
+MaxTokens = Annotated[int, flag("Longest answer, in tokens.", MAX_TOKENS)]
+Json = Annotated[bool, flag("Print one JSON object.", name="--json")]

@@ -8,49 +8,18 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from parm_mlx.errors import ConfigError
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.kernels import widened
 from parm_mlx.mlxlm import filter_logprobs
 from parm_mlx.preference import Alpha
-from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, Real, Whole
-
-_RANGES: dict[str, Whole | Real] = {"temp": TEMP, "top_p": SHARE, "top_k": TOP_K, "min_p": SHARE, "seed": SEED}
+from parm_mlx.settings import SamplingSettings
 
 NOT_FINITE = -1
 """In place of a token: the logits that it would come from are not finite."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Attributes:
-        temp: Temperature, from 1e-6 to 100; 0 takes the likeliest token.
-        top_p: Nucleus mass, 0 for off.
-        top_k: Number of likeliest tokens kept; 0, or as many as there are, for off.
-        min_p: Least share of the likeliest token's probability, 0 for off.
-        seed: Seed of the answer's random numbers, below 2^64.
-
-    Raises:
-        ConfigError: A number is out of its range; all such are listed.
-    """
-
-    temp: float = 0.0
-    top_p: float = 0.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        problems = []
-        for name, allowed in _RANGES.items():
-            try:
-                object.__setattr__(self, name, allowed.read(getattr(self, name)))
-            except ValueError as reason:
-                problems.append(f"{name} {reason}")
-        if problems:
-            raise ConfigError(f"sampling: {'; '.join(problems)}")
+class Sampling(SamplingSettings):
+    """How tokens are chosen; the settings are those of :class:`SamplingSettings`."""
 
     def sampler(self, seed_offset: int = 0) -> Callable[[mx.array], mx.array]:
         """Makes a sampler for mlx-lm; ``seed_offset`` tells answers with the same seed apart.

@@ -1,14 +1,12 @@
 """Settings of a training run, from Python, from a YAML file and from flags."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from parm_mlx.errors import ConfigError, PreferenceError
-from parm_mlx.files import read_yaml
 from parm_mlx.preference import parse_objectives
 from parm_mlx.ranges import (
     BATCH,
@@ -24,115 +22,121 @@ from parm_mlx.ranges import (
     Real,
     Whole,
 )
+from parm_mlx.settings import PATH, TEXT, Choice, Items, TemplateName, check, read_settings, setting
 
-TRACKERS = ("wandb", "swanlab")
 SMOOTHING = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What a training run needs to know; the defaults are the paper's safety task, with batches of 8.
+    """The settings of a training run; the defaults are the paper's safety task, with batches of 8.
 
     Values that YAML or a command line writes as text ("5e-4", "helpful,harmless") are read as what they mean.
-
-    Attributes:
-        model: Backbone of the PARM; directory or hub id of an MLX model.
-        data: Preference data: a file, a folder or a data set on the hub.
-        out: Directory for the adapter.
-        start_from: PARM adapter that training begins from, directory or hub id; a fresh one by default. Its objectives
-            come first. Others are added, each as the mean of those that are there.
-        iters: Number of steps; takes the place of ``epochs``.
-        epochs: Passes over the training pairs.
-        batch_size: Pairs that are computed together; the pairs of a step without gradient accumulation.
-        grad_accumulation_steps: Batches per step, whose gradients are accumulated; a step is the same as with one batch
-            of that many times the size, in the memory of one.
-        grad_checkpoint: Whether layers are computed again in the backward pass, which takes less memory and more time.
-        learning_rate: Highest learning rate.
-        warmup: Steps of linear warm-up.
-        weight_decay: Decoupled weight decay of all adapter tensors.
-        max_seq_length: Most tokens of a prompt with its response; longer pairs are left out.
-        skip_bad: Leave out rows that cannot be used, instead of refusing the data.
-        steps_per_report: Steps between reports.
-        steps_per_eval: Steps between validations.
-        steps_per_save: Steps between checkpoints.
-        keep_checkpoints: How many of the newest checkpoints are kept, besides the best one by validation.
-        save: ``last`` makes the adapter of the last step the result, ``best`` the one with the lowest validation loss.
-        val_batches: Batches per validation; -1 for all, 0 for no validation.
-        chat_template: Name of a built-in chat template; the tokenizer's own by default.
-        report_to: Trackers that the numbers go to: wandb, swanlab.
-        project_name: Project that trackers show the run in.
-        seed: Seed of the split, the initial adapter, the order of the data, α and dropout.
-        adapter: Kind of adapter. ``lora`` and ``svd-lora`` get the rank at which they have as many trainable numbers as
-            ``pblora`` with these r1 and r2.
-        r1: Rank that does not depend on α.
-        r2: Rank that depends on α.
-        lora_alpha: The update is scaled by lora_alpha / r2, or by lora_alpha / rank for ``lora`` and ``svd-lora``.
-        dropout: Share of the adapter's input that is dropped.
-        target_modules: Name suffixes of the adapted layers; by default the query, key and value projections.
-        objectives: The objectives in the order of α; those of the data by default.
-        beta_objective: β_i of each objective, or one number for all.
-        gamma: γ, the margin of the objective.
-        dirichlet: p, the concentration of the distribution that α is drawn from.
-        alpha_per: ``example`` draws one α per pair, ``batch`` one per step. The default is ``example``; ``tchebycheff``
-            compares the losses of a step under one α, and so is ``batch`` always.
-        scalarization: How α makes one loss of k: ``linear`` is Σ_i α_i L_i, ``tchebycheff`` the smooth maximum of the
-            α_i L_i, μ · log Σ_i exp(α_i L_i / μ).
-        smoothing: μ of ``tchebycheff``; 0.1 by default. It exceeds the maximum by μ log k at most. Losses begin at
-            log 2 ≈ 0.7: from about 1 on, μ makes it a weighted mean, and below 0.01 little but the largest α_i L_i is
-            learned from in a step.
 
     Raises:
         ConfigError: Settings are missing or wrong; all of them are listed.
     """
 
-    model: str = ""
-    data: str = ""
-    out: str = ""
-    start_from: str | None = None
-    iters: int | None = None
-    epochs: float = 2.0
-    batch_size: int = 8
-    grad_accumulation_steps: int = 1
-    grad_checkpoint: bool = False
-    learning_rate: float = 5e-4
-    warmup: int = 20
-    weight_decay: float = 0.05
-    max_seq_length: int = 1024
-    skip_bad: bool = False
-    chat_template: str | None = None
-    steps_per_report: int = 10
-    steps_per_eval: int = 200
-    steps_per_save: int = 100
-    keep_checkpoints: int = 2
-    save: Literal["last", "best"] = "last"
-    val_batches: int = 25
-    report_to: tuple[str, ...] | None = None
-    project_name: str = "parm-mlx"
-    seed: int = 0
-    adapter: Literal["pblora", "lora", "svd-lora"] = "pblora"
-    r1: int = 4
-    r2: int = 4
-    lora_alpha: float = 8.0
-    dropout: float = 0.05
-    target_modules: tuple[str, ...] | None = None
-    objectives: tuple[str, ...] | None = None
-    beta_objective: tuple[float, ...] = (0.01,)
-    gamma: float = 0.0
-    dirichlet: float = 0.5
-    alpha_per: Literal["example", "batch"] | None = None
-    scalarization: Literal["linear", "tchebycheff"] = "linear"
-    smoothing: float | None = None
+    model: str = setting("", "Backbone of the PARM: directory or hub id of an MLX model.", PATH)
+    data: str = setting(
+        "",
+        "Preference data: a file (.jsonl or .json, or either with .gz; split by prompt), a folder with train.jsonl and "
+        "valid.jsonl, or with one file or one such folder per objective, or a hub id: owner/name or "
+        "owner/name:folder,folder.",
+        PATH,
+    )
+    out: str = setting("", "Directory for the adapter.", PATH)
+    start_from: str | None = setting(
+        None,
+        "PARM adapter to begin from, directory or hub id. Its objectives come first; those that are new begin as the "
+        "mean of its own.",
+        PATH,
+        default_text="a fresh adapter",
+    )
+    iters: int | None = setting(None, "Number of steps.", COUNT, default_text="as --epochs says")
+    epochs: float = setting(2.0, "Passes over the training pairs, instead of --iters.", Real(1e-6, 1e6))
+    batch_size: int = setting(8, "Pairs that are computed together.", BATCH)
+    grad_accumulation_steps: int = setting(
+        1, "Batches per step: the same step as one larger batch, in the memory of a small one.", STEP
+    )
+    grad_checkpoint: bool = setting(False, "Compute layers again in the backward pass: less memory, more time.")
+    learning_rate: float = setting(5e-4, "Highest learning rate; it decays with a cosine.", Real(1e-12, 1e3))
+    warmup: int = setting(20, "Steps of linear warm-up.", Whole(0, COUNT.high))
+    weight_decay: float = setting(0.05, "Decoupled weight decay of the adapter.", Real(0, 1e3))
+    max_seq_length: int = setting(
+        1024,
+        "Most tokens of a prompt with its response; longer pairs are left out, never cut.",
+        Whole(2, MAX_TOKENS.high),
+    )
+    skip_bad: bool = setting(False, "Leave out rows that cannot be used, instead of refusing the data.")
+    chat_template: TemplateName | None = setting(
+        None, "Built-in chat template to train with.", default_text="the tokenizer's own"
+    )
+    objectives: tuple[str, ...] | None = setting(
+        None, "Names in the order of alpha, comma-separated.", Items(TEXT), default_text="those of the data"
+    )
+    beta_objective: tuple[float, ...] = setting(
+        (0.01,), "Beta of each objective, comma-separated, or one for all.", Items(BETA)
+    )
+    gamma: float = setting(0.0, "Margin that the preferred response should win by.", Real(0, 1e6))
+    dirichlet: float = setting(
+        0.5,
+        "Concentration of the Dirichlet distribution that alpha is drawn from; below 1, corners are likelier.",
+        CONCENTRATION,
+    )
+    alpha_per: Literal["example", "batch"] | None = setting(
+        None, "Draw one alpha per pair, or one per step.", default_text="example; batch for tchebycheff"
+    )
+    scalarization: Literal["linear", "tchebycheff"] = setting(
+        "linear",
+        "How alpha makes one loss of several: their weighted sum, or a smooth maximum of the weighted losses, "
+        "μ · log Σ_i exp(α_i L_i / μ), which also finds trade-offs that no sum does.",
+    )
+    smoothing: float | None = setting(
+        None,
+        "Smoothness μ of the maximum of tchebycheff, which it exceeds by at most μ log k. Losses begin at log 2: from "
+        "about 1 on it is a weighted mean, and below 0.01 a step learns from little but the largest.",
+        Real(1e-6, 1e6),
+        default_text=str(SMOOTHING),
+    )
+    adapter: Literal["pblora", "lora", "svd-lora"] = setting(
+        "pblora", "Kind of adapter; the others have as many trainable numbers as pblora with these ranks."
+    )
+    r1: int = setting(4, "Rank that does not depend on alpha.", RANK)
+    r2: int = setting(4, "Rank that depends on alpha.", Whole(1, RANK.high))
+    lora_alpha: float = setting(8.0, "The update is scaled by this over r2; over the rank for lora.", SCALE)
+    dropout: float = setting(0.05, "Share of the adapter's input that is dropped.", DROPOUT)
+    target_modules: tuple[str, ...] | None = setting(
+        None,
+        "Name suffixes of the adapted layers, comma-separated.",
+        Items(TEXT),
+        default_text="query, key and value projections",
+    )
+    steps_per_report: int = setting(10, "Steps between reports.", COUNT)
+    steps_per_eval: int = setting(200, "Steps between validations.", COUNT)
+    steps_per_save: int = setting(100, "Steps between checkpoints, in OUT.checkpoints.", COUNT)
+    keep_checkpoints: int = setting(
+        2, "How many of the newest checkpoints to keep, besides the best by validation.", COUNT
+    )
+    save: Literal["last", "best"] = setting(
+        "last", "Which adapter is the result: of the last step, or the best by validation loss."
+    )
+    val_batches: int = setting(25, "Batches per validation; -1 for all, 0 for none.", Whole(-1, COUNT.high))
+    report_to: tuple[str, ...] | None = setting(
+        None,
+        "Also send the numbers to trackers: wandb, swanlab, comma-separated.",
+        Items(Choice("wandb", "swanlab")),
+    )
+    project_name: str = setting("parm-mlx", "Project that trackers show the run in.")
+    seed: int = setting(0, "Seed of everything random.", SEED)
 
     def __post_init__(self) -> None:
-        problems = []
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if value is None and setting.default is None:
-                continue
+        problems = check(self)
+        if not problems and self.objectives is not None:
             try:
-                object.__setattr__(self, setting.name, _READ[setting.name](value))
-            except (ValueError, PreferenceError) as reason:
-                problems.append(f"{setting.name} {reason}" if isinstance(reason, ValueError) else str(reason))
+                object.__setattr__(self, "objectives", parse_objectives(self.objectives))
+            except PreferenceError as reason:
+                problems.append(str(reason))
         if not problems and self.save == "best" and self.val_batches == 0:
             problems.append("save is 'best', but val_batches is 0: only validation tells which is best")
         if not problems and self.pairs_per_step > STEP.high:
@@ -167,7 +171,7 @@ class TrainConfig:
         Raises:
             ConfigError: The file cannot be read, holds unknown keys, or settings are wrong.
         """
-        values = read_settings(Path(file), [setting.name for setting in fields(cls)]) if file else {}
+        values = read_settings(Path(file), cls) if file else {}
         for source, where in ((values, f"config {file}"), (flags, "training settings")):
             if {"iters", "epochs"} <= source.keys():
                 raise ConfigError(f"{where}: iters and epochs are both given; choose one")
@@ -199,125 +203,3 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
         return asdict(self)
-
-
-def read_settings(path: Path, names: list[str]) -> dict[str, Any]:
-    """Reads a YAML file of settings.
-
-    Raises:
-        ConfigError: It cannot be read, is no mapping, or has keys that are not among ``names``.
-    """
-    content = read_yaml(path, "config", ConfigError)
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"config {path} must hold 'name: value' lines")
-    settings: dict[str, Any] = {}
-    unknown = []
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in names:
-            close = get_close_matches(name, names, 1)
-            unknown.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-        elif value is not None:
-            settings[name] = value
-    if unknown:
-        raise ConfigError(f"config {path}: unknown setting(s) {', '.join(unknown)}")
-    return settings
-
-
-def _text(value: Any) -> str:
-    if value in (None, ""):
-        raise ValueError("is missing")
-    return str(value)
-
-
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",")]
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    names = tuple(str(item) for item in _items(value))
-    if not names or not all(names):
-        raise ValueError(f"must name at least one, without empty names, got {value!r}")
-    return names
-
-
-def _betas(value: Any) -> tuple[float, ...]:
-    numbers = tuple(BETA.read(item) for item in _items(value))
-    if not numbers:
-        raise ValueError("must hold one number per objective, or one for all")
-    return numbers
-
-
-def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, got {value!r}")
-    return value
-
-
-def _one_of(*choices: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"must be {' or '.join(map(repr, choices))}, got {value!r}")
-        return str(value)
-
-    return read
-
-
-def _chat_template(value: Any) -> str:
-    from parm_mlx.guidance.templates import CHAT_TEMPLATES
-
-    if value not in CHAT_TEMPLATES:
-        raise ValueError(f"must be one of {', '.join(CHAT_TEMPLATES)}, got {value!r}")
-    return str(value)
-
-
-def _trackers(value: Any) -> tuple[str, ...]:
-    names = _names(value)
-    if not set(names) <= set(TRACKERS):
-        raise ValueError(f"must be among {', '.join(TRACKERS)}, got {value!r}")
-    return names
-
-
-_READ: dict[str, Callable[[Any], Any]] = {
-    "model": _text,
-    "data": _text,
-    "out": _text,
-    "start_from": _text,
-    "iters": COUNT.read,
-    "epochs": Real(1e-6, 1e6).read,
-    "batch_size": BATCH.read,
-    "grad_accumulation_steps": STEP.read,
-    "grad_checkpoint": _switch,
-    "learning_rate": Real(1e-12, 1e3).read,
-    "warmup": Whole(0, COUNT.high).read,
-    "weight_decay": Real(0, 1e3).read,
-    "max_seq_length": Whole(2, MAX_TOKENS.high).read,
-    "skip_bad": _switch,
-    "chat_template": _chat_template,
-    "steps_per_report": COUNT.read,
-    "steps_per_eval": COUNT.read,
-    "steps_per_save": COUNT.read,
-    "keep_checkpoints": COUNT.read,
-    "save": _one_of("last", "best"),
-    "val_batches": Whole(-1, COUNT.high).read,
-    "report_to": _trackers,
-    "project_name": _text,
-    "seed": SEED.read,
-    "adapter": _one_of("pblora", "lora", "svd-lora"),
-    "r1": RANK.read,
-    "r2": Whole(1, RANK.high).read,
-    "lora_alpha": SCALE.read,
-    "dropout": DROPOUT.read,
-    "target_modules": _names,
-    "objectives": lambda value: parse_objectives(_names(value)),
-    "beta_objective": _betas,
-    "gamma": Real(0, 1e6).read,
-    "dirichlet": CONCENTRATION.read,
-    "alpha_per": _one_of("example", "batch"),
-    "scalarization": _one_of("linear", "tchebycheff"),
-    "smoothing": Real(1e-6, 1e6).read,
-}

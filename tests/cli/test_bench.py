@@ -120,11 +120,11 @@ def test_ctrl_c_in_the_first_round_reports_that_there_is_nothing(run_cli: Run, m
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--batch", "1,x"], "--batch takes whole numbers with commas between, got '1,x'"),
-        (["--batch", "0"], "--batch must be a whole number from 1 to 4096, got 0"),
-        (["--prompt", ""], "--prompt takes whole numbers"),
-        (["--tokens", "0"], "--tokens must be a whole number from 1"),
-        (["--rounds", "-1"], "--rounds must be a whole number from 1"),
+        (["--batch", "1,x"], "'--batch': must be a whole number from 1 to 4096, got 'x'"),
+        (["--batch", "0"], "'--batch': must be a whole number from 1 to 4096, got '0'"),
+        (["--prompt", ""], "'--prompt': must hold one value or more"),
+        (["--tokens", "0"], "'--tokens': must be a whole number from 1"),
+        (["--rounds", "-1"], "'--rounds': must be a whole number from 1"),
         (["--hidden", "100"], "--hidden must be a multiple of 64"),
         (["--bits", "7"], "--bits must be one of"),
         (["--beta", "0"], "beta must be a number from"),

@@ -58,7 +58,7 @@ def test_a_whole_conversation(chat: Run, official: Path) -> None:
     assert out == f"{first}\n{''.join(compared)}{second}\n"
     notes = err.splitlines()
     assert notes[0] == "preference: harmless=1 helpful=0   /help lists the commands"
-    assert "the conversation starts anew" in notes
+    assert "the conversation starts again" in notes
     assert "alpha 0,2 is used as harmless=0 helpful=1" in notes
     assert notes.count("preference: harmless=0 helpful=1") == 2
     assert any(note.startswith("/compare") for note in notes)
@@ -147,6 +147,15 @@ def test_logits_that_are_not_finite_are_an_error_line_and_the_conversation_goes_
     code, out, err = chat("Hi\nWhat?\nTell me a joke.\n", "--quiet")
     assert (code, out.splitlines()) == (0, expected)
     assert err.startswith("error: the logits of the guide are not finite: an answer ended after 0 tokens\n")
+
+
+def test_a_line_that_is_not_text_does_not_end_the_conversation(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = chat("hello\n", "--quiet")[1]
+    lines = io.TextIOWrapper(io.BytesIO(b"caf\xe9\nhello\n"), encoding="utf-8", errors="surrogateescape")
+    monkeypatch.setattr("io.StringIO", lambda _: lines)
+    code, out, err = chat("", "--quiet")
+    assert (code, out) == (0, answer)
+    assert err.startswith("error: the line is not UTF-8")
 
 
 def test_a_space_before_an_answer_stays_in_the_conversation(

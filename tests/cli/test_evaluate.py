@@ -114,7 +114,7 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
         (
             ("--out", "x", "--reference", "a"),
             2,
-            "--reference a: each number must be a number from -1e+09 to 1e+09, got 'a'",
+            "'--reference': must be a number from -1e+09 to 1e+09, got 'a'",
         ),
         (("--out", "x", "--reference", "-2"), 2, "the reference point has 1 numbers for 2"),
         (("--out", "x", "--prompts", "same.json"), 2, "same.json: no such file"),

@@ -87,7 +87,7 @@ def test_drafts_change_no_answer_and_are_counted(
         (["--share", "on"], "error: base {base} and guide model {arm} cannot share one forward pass: "),
         (["--draft-model", "{gone}"], "error: draft model {gone}: no such directory"),
         (["--draft-model", "{parm}"], "error: {parm} is not a model directory: config.json is missing"),
-        (["--num-draft-tokens", "2"], "error: --num-draft-tokens needs someone who drafts"),
+        (["--num-draft-tokens", "2"], "error: --num-draft-tokens needs a model that drafts"),
         (["--draft-model", "{base}", "--self-speculation"], "error: --draft-model and --self-speculation exclude each"),
         (["--share", "maybe"], "error: Invalid value for '--share'"),
         (["--self-speculation", "--num-draft-tokens", "0"], "error: Invalid value for '--num-draft-tokens'"),
@@ -159,7 +159,7 @@ def test_sampling_is_reproducible(run_cli: Run, models: list[str]) -> None:
         (["--prompt", " "], "the prompt is empty"),
         (["--prompt", "x", "--alpha", "0.5"], "alpha has 1 weight(s), the objectives are harmless, helpful (k=2)"),
         (["--prompt", "x", "--alpha", "kind=1"], "unknown objective 'kind'"),
-        (["--prompt", "x", "--alpha", ""], "alpha is empty"),
+        (["--prompt", "x", "--alpha", ""], "'--alpha': must not be empty"),
         (["--prompt", "x", "--alpha", "0,0"], "alpha is all zero"),
         (["--prompt", "x", "--alpha=-1,2"], "the weight of harmless must be"),
         (["--prompt", "x", "--beta", "0"], "beta must be a number from 1e-06 to 1e+06, got '0'"),
@@ -178,6 +178,15 @@ def test_wrong_input_is_one_line_and_exit_2(run_cli: Run, models: list[str], arg
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert reason in err.splitlines()[0]
+
+
+def test_a_prompt_on_stdin_that_is_not_text(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors="surrogateescape")
+    )
+    code, out, err = run_cli("generate", "--prompt", "-")
+    assert (code, out) == (2, "")
+    assert "not UTF-8" in err
 
 
 def test_a_base_needs_a_parm(run_cli: Run, models: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from parm_mlx.cli import main as cli
+from parm_mlx.cli import app as cli
 from parm_mlx.errors import RunError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -99,6 +99,18 @@ def test_failures_have_an_exit_code_and_no_traceback(
     if code != 130:
         with pytest.raises(type(error)):
             run_cli("fail", "--debug")
+
+
+def test_ctrl_c_while_the_commands_are_imported(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        @property
+        def app(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "parm_mlx.cli.app", Interrupted())
+    code, out, err = run_cli("--help")
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
 
 
 def test_brackets_in_errors_are_no_markup(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from parm_mlx.cli.options import ModelOptions
 from parm_mlx.cli.session import open_session
 from parm_mlx.guidance.encoding import encode
 from parm_mlx.guidance.loading import load_base
@@ -52,7 +53,7 @@ def test_training_and_the_use_of_its_result(train: RunCli, run_cli: RunCli, fold
 def test_guidance_reads_the_template_of_the_training(train: RunCli, folder: Path, official: Path) -> None:
     assert train("--iters", 1, "--val-batches", 0, "--chat-template", "hh")[0] == 0
     assert json.loads((folder / "mine" / "adapter_config.json").read_text())["chat_template"] == "hh"
-    prompter = open_session(str(official / "base_lm"), [str(folder / "mine")], None, 1.0).prompter
+    prompter = open_session(ModelOptions(model=str(official / "base_lm"), parm=[str(folder / "mine")])).prompter
     tokenizer = load_base(official / "base_lm")[1]
     assert prompter("Hi").guide == encode(tokenizer, "\n\nHuman: Hi\n\nAssistant:")
     assert prompter("Hi").base == encode(tokenizer, render_prompt(tokenizer, "Hi"))
@@ -84,7 +85,7 @@ def test_settings_from_a_file(run_cli: RunCli, folder: Path, official: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--batch-size", "0"], "error: training settings: batch_size must be a whole number from 1 to 4096, got 0"),
+        (["--batch-size", "0"], "'--batch-size': must be a whole number from 1 to 4096, got '0'"),
         (["--objectives", "wram"], "unknown objective 'wram'; the data has warm, brief"),
         (["--config", "nothing.yaml"], "nothing.yaml is missing"),
         (["--alpha-per", "step"], "--alpha-per"),
@@ -157,5 +158,5 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
 def test_help_shows_the_defaults_and_examples(run_cli: RunCli) -> None:
     code, out, _ = run_cli("train", "--help")
     assert code == 0
-    assert "[default: 0.0005]" in out
+    assert "[default: 0.0005;" in out
     assert "parm-mlx train --model base --data pairs.jsonl --out my-parm" in out

@@ -3,9 +3,9 @@ import typing
 import pytest
 from jinja2 import TemplateError
 
-from parm_mlx.cli import options
 from parm_mlx.errors import ModelError
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, Message, check_template, render
+from parm_mlx.settings import TemplateName
 
 TALK = [
     {"role": "user", "content": "Hi {content}"},
@@ -58,7 +58,5 @@ def test_an_unknown_name() -> None:
     assert "beaver" in caught.value.hint
 
 
-def test_the_command_line_offers_all_of_them() -> None:
-    for option in (options.ChatTemplate, options.TrainedTemplate):
-        kind = typing.get_args(option)[0]
-        assert typing.get_args(typing.get_args(kind)[0]) == CHAT_TEMPLATES
+def test_the_settings_offer_all_of_them() -> None:
+    assert typing.get_args(TemplateName) == CHAT_TEMPLATES

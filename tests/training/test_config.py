@@ -54,14 +54,14 @@ def test_text_is_read_as_what_it_means() -> None:
         ({"r2": 0}, "r2 must be a whole number from 1"),
         ({"dirichlet": 0}, "dirichlet must be a number from"),
         ({"beta_objective": "0.1,0"}, "beta_objective must be a number from"),
-        ({"beta_objective": []}, "beta_objective must hold one number per objective"),
+        ({"beta_objective": []}, "beta_objective must hold one value or more"),
         ({"alpha_per": "step"}, "alpha_per must be 'example' or 'batch'"),
         ({"scalarization": "max"}, "scalarization must be 'linear' or 'tchebycheff'"),
         ({"smoothing": 0}, "smoothing must be a number from"),
         ({"smoothing": 0.1}, "smoothing is for scalarization 'tchebycheff', and that is 'linear'"),
         ({"scalarization": "tchebycheff", "alpha_per": "example"}, "one alpha per step, but alpha_per is 'example'"),
         ({"objectives": "a,a"}, "objective 'a' is named twice"),
-        ({"target_modules": "q_proj,"}, "target_modules must name at least one"),
+        ({"target_modules": "q_proj,"}, "target_modules must hold one value or more"),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], reason: str) -> None:

@@ -1,0 +1,223 @@
+"""Settings that are declared once, as fields of a dataclass with their help, default and limits.
+
+A declaration makes the check of the value (:func:`check`), the key of a YAML file (:func:`read_settings`), the flag of
+the command line and its line in ``--help`` and docs/cli.md (:mod:`parm_mlx.cli.options`). Nothing here imports MLX.
+"""
+
+import os
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, Protocol, get_args, get_origin
+
+from parm_mlx.errors import ConfigError
+from parm_mlx.files import read_yaml
+from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, shown
+
+TemplateName = Literal["beaver", "alpaca", "hh", "plain"]
+
+
+class Limits(Protocol):
+    """The values that a setting may have."""
+
+    def read(self, value: Any) -> Any:
+        """Returns the value as what it means; text counts as what it spells.
+
+        Raises:
+            ValueError: It is not allowed; the message goes on after the setting's name: "must be …".
+        """
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text that is not empty.
+
+    Attributes:
+        is_path: Whether it is a path or a hub id, in which ``~`` stands for the home folder.
+    """
+
+    is_path: bool = False
+
+    def read(self, value: Any) -> str:
+        """Returns the text; numbers and path objects count as what they spell."""
+        if isinstance(value, bool) or not isinstance(value, (str, int, float, os.PathLike)):
+            raise ValueError(f"must be text, got {shown(value)}")
+        text = str(value)
+        if not text or "\0" in text:
+            raise ValueError("must not hold a NUL character" if text else "must not be empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"must be UTF-8 text, got {shown(text)}") from None
+        return expand_home(text) if self.is_path else text
+
+
+def expand_home(path: str) -> str:
+    """Returns a path with ``~`` or ``~user`` at its start replaced; of a folder named ``~x`` (``./~x``), the full path.
+
+    Raises:
+        ValueError: There is no such user.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111  (pathlib expands ./~x too)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"begins with an unknown home folder, {shown(path.partition('/')[0])}; a name needs ./ before it"
+        )
+    return os.path.abspath(expanded) if str(Path(expanded)).startswith("~") else expanded  # noqa: PTH100
+
+
+class Switch:
+    """True or false."""
+
+    def read(self, value: Any) -> bool:
+        """Returns the value."""
+        if not isinstance(value, bool):
+            raise ValueError(f"must be true or false, got {shown(value)}")
+        return value
+
+
+class Choice:
+    """One of a few words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def read(self, value: Any) -> str:
+        """Returns the word."""
+        if value not in self.words:
+            raise ValueError(f"must be {' or '.join(map(repr, self.words))}, got {shown(value)}")
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Items:
+    """One or more values, as a list or with commas between."""
+
+    each: Limits
+
+    def read(self, value: Any) -> tuple[Any, ...]:
+        """Returns the values."""
+        items = value.split(",") if isinstance(value, str) else value
+        items = items if isinstance(items, (list, tuple)) else [items]
+        items = [item.strip() if isinstance(item, str) else item for item in items]
+        if not items or "" in items:
+            raise ValueError(f"must hold one value or more, none of them empty, got {shown(value)}")
+        return tuple(self.each.read(item) for item in items)
+
+
+TEXT = Text()
+PATH = Text(is_path=True)
+
+
+def setting(
+    default: Any,
+    help: str,
+    limits: Limits | None = None,
+    *,
+    default_text: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Declares a setting, as the default of a dataclass field.
+
+    Args:
+        default: Its value where it is not given; "" where it must be given, None where it is optional.
+        help: What it is, in a sentence or two.
+        limits: The values it may have; by default those that its type says.
+        default_text: What the help shows as the default.
+        metavar: What the help shows as the value.
+    """
+    extra = {"help": help, "limits": limits, "default_text": default_text, "metavar": metavar}
+    return field(default=default, metadata=extra)
+
+
+def plain_type(kind: Any) -> Any:
+    """Returns a type without ``| None``."""
+    members = [member for member in get_args(kind) if member is not NoneType]
+    return members[0] if NoneType in get_args(kind) else kind
+
+
+def limits_of(kind: Any, limits: Limits | None = None) -> Limits:
+    """Returns the limits of a setting: those declared, or else those of its type."""
+    kind = plain_type(kind)
+    if limits is not None:
+        return limits
+    if get_origin(kind) is Literal:
+        return Choice(*get_args(kind))
+    if kind is bool:
+        return Switch()
+    return PATH if kind is Path else TEXT
+
+
+def check(settings: Any) -> list[str]:
+    """Replaces the values of a frozen dataclass of settings by what they mean, and lists those that are not allowed."""
+    problems = []
+    for declared in fields(settings):
+        value = getattr(settings, declared.name)
+        if value in (None, "") and declared.default == "":
+            problems.append(f"{declared.name} is missing")
+        elif value is not None or declared.default is not None:
+            try:
+                object.__setattr__(settings, declared.name, read(declared, value))
+            except ValueError as reason:
+                problems.append(f"{declared.name} {reason}")
+    return problems
+
+
+def read(declared: "Field[Any]", value: Any) -> Any:
+    """Returns a value of a declared setting as what it means.
+
+    Raises:
+        ValueError: It is not allowed.
+    """
+    assert declared.default is not MISSING
+    return limits_of(declared.type, declared.metadata["limits"]).read(value)
+
+
+def read_settings(path: Path, settings: type) -> dict[str, Any]:
+    """Reads a YAML file of settings; ``batch_size`` and ``batch-size`` are the same key.
+
+    Args:
+        path: The file.
+        settings: The dataclass that declares them.
+
+    Raises:
+        ConfigError: It cannot be read, is not a mapping, or has unknown keys.
+    """
+    content = read_yaml(path, "config", ConfigError)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {path} must hold 'name: value' lines")
+    names = [declared.name for declared in fields(settings)]
+    values: dict[str, Any] = {}
+    unknown = []
+    for key, value in content.items():
+        name = key.replace("-", "_") if isinstance(key, str) else ""
+        if name not in names:
+            close = get_close_matches(name, names, 1)
+            unknown.append(shown(key) + (f" (did you mean {close[0]!r}?)" if close else ""))
+        elif value is not None:
+            values[name] = value
+    if unknown:
+        raise ConfigError(f"config {path}: unknown setting(s) {', '.join(unknown)}")
+    return values
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are chosen.
+
+    Raises:
+        ConfigError: Numbers are out of their ranges; all such are listed.
+    """
+
+    temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP)
+    top_p: float = setting(0.0, "Nucleus sampling; 0 turns it off.", SHARE)
+    top_k: int = setting(0, "Sample from the k likeliest tokens; 0 turns it off.", TOP_K)
+    min_p: float = setting(0.0, "Drop tokens below this share of the likeliest; 0: off.", SHARE)
+    seed: int = setting(0, "Seed of the sampling; the same seed, the same answer.", SEED)
+
+    def __post_init__(self) -> None:
+        if problems := check(self):
+            raise ConfigError(f"sampling: {'; '.join(problems)}")
