@@ -128,7 +128,12 @@ RECIPES = (
         "--out=deep/out --q-bits=4|8 --q-group-size=32 --q-mode=affine --dtype=float16|bfloat16|float32 --to=mlx",
         dict.fromkeys(("--quantize", "--q-bits", "--q-group-size", "--q-mode"), QUANTIZED),
     ),
-    Recipe("convert", "{peft}", "--out=out", "--objectives=harmless,helpful --guide-model={arm} --to=mlx"),
+    Recipe(
+        "convert",
+        "{peft}",
+        "--out=out",
+        "--objectives=harmless,helpful --guide-model={arm} --to=mlx --chat-template=hh",
+    ),
     Recipe("convert", "{cost}", "--out=out"),
     Recipe("fuse", "", "--parm={parm} --alpha=1,0 --out=out", ALPHA + "--parm={parm} --guide-model={base}"),
     Recipe(
