@@ -93,7 +93,8 @@ def _is_as_written(file: Path, facts: Any, quick: bool) -> bool:
 def remove_own(path: Path) -> None:
     """Removes an unfinished file or directory; of a finished directory, the files that its marker lists, if unchanged.
 
-    Files of others stay, with the directory and its marker.
+    A file that was noted before it was written (see :func:`parm_mlx.outputs.own`) is ours as it is. Files of others
+    stay, with the directory and its marker.
     """
     marker = None if path.is_symlink() else read_marker(path)
     if marker is None:
@@ -102,8 +103,10 @@ def remove_own(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         return
     with suppress(OSError):
-        for name in set(files_in(path)).difference(others_in(path, marker, quick=True)):
-            (path / name).unlink()
+        others = others_in(path, marker, quick=True)
+        for name in files_in(path):
+            if name not in others or marker["files"].get(name, others) is None:
+                (path / name).unlink()
     for folder, _, _ in os.walk(path, topdown=False):
         with suppress(OSError):
             left = [entry for entry in Path(folder).iterdir() if entry.name not in SYSTEM_FILES]

@@ -311,16 +311,15 @@ def test_the_group_shows_its_help(run_cli: RunCli) -> None:
 
 
 def test_tokens_without_a_row_are_refused_before_training(run_cli: RunCli, tmp_path: Path, official: Path) -> None:
-    """A token that was added to the tokenizer alone, in one of two rows."""
+    """A token that was added to the tokenizer alone, which the chat template puts into one of two prompts."""
     model = Path(shutil.copytree(official / "arm_base", tmp_path / "model"))
     content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     added = {"id": 512, "content": "<gap>", "special": True}
     added |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content["added_tokens"].append(added)
     (model / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    rows = [
-        {"prompt": f"Q{i}", "responses": ["yes", text], "preferred": {"x": 0}} for i, text in enumerate(["no", "<gap>"])
-    ]
+    (model / "chat_template.jinja").write_text("{{ '<gap>' if 'two' in messages[0].content }}{{ messages[0].content }}")
+    rows = [{"prompt": prompt, "responses": ["yes", "<gap>"], "preferred": {"x": 0}} for prompt in ("one", "two")]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     expected = "pairs.jsonl:2: token '<gap>' (id 512); the model has embeddings for ids below 512 only"
     inspected = run_cli("data", "inspect", tmp_path / "pairs.jsonl", "--model", model)

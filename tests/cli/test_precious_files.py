@@ -34,7 +34,7 @@ def commands(world: Path, official: Path) -> dict[str, list[object]]:
         "fuse": ["fuse", "--parm", world / "inputs" / "parm", "--guide-model", base, "--alpha", "1,0"],
         "prepare": ["data", "prepare", data, "--valid-share", 0, "--test-share", 0],
         "train": ["train", "--model", base, "--data", data, *short],
-        "relabel": ["data", "relabel", data, "--reward", "warmth=warmth"],
+        "relabel": ["data", "relabel", data, "--reward", "brevity=brevity"],
         "evaluate": [*run, "--prompts", prompts],
         "compare": ["evaluate", "--compare", world / "runs" / "a", world / "runs" / "b"],
     }
@@ -45,7 +45,7 @@ NAMES = (*WITH_FORCE, "relabel", "evaluate", "compare")
 WAYS = [*((name, False) for name in NAMES), *((name, True) for name in WITH_FORCE)]
 REFUSED = re.compile(
     "exists already|never replaced|not replace|which is read|not made it|cannot be written|is a file|is not of|"
-    "must end with|out is missing"
+    "must end with|out is missing|must not be empty"
 )
 
 

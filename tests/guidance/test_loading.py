@@ -108,7 +108,7 @@ def test_sixteen_bit_weights_are_widened_on_a_cpu(official: Path, official_parm:
     [
         (lambda d: (d / "config.json").unlink(), "config.json is missing"),
         (lambda d: (d / "model.safetensors").unlink(), r"no model\*.safetensors"),
-        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "found pytorch_model.bin, which are not"),
+        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "found pytorch_model.bin, not loaded"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\0" * 64), "cannot be loaded"),
         (lambda d: [(d / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")], "holds no tokenizer"),
         (lambda d: change_json(d / "config.json", lambda c: c.update(model_type="unheard-of")), "unheard-of"),

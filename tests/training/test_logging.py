@@ -145,5 +145,5 @@ def test_a_tracker_that_does_not_start(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_unknown_tracker(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="report_to must be among wandb, swanlab, got 'mlflow'"):
+    with pytest.raises(ConfigError, match="report_to must be 'wandb' or 'swanlab', got 'mlflow'"):
         TrainConfig(model="m", data="d", out="o", report_to="mlflow")
