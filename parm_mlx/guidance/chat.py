@@ -17,24 +17,12 @@ from parm_mlx.preference import Alpha
 
 
 class Conversation:
-    """Turns between a user and a guided model.
-
-    Args:
-        model: The guided model.
-        tokenizer: The base's tokenizer.
-        prompter: Renders the conversation for base and guide.
-        alpha: The preference to start with.
-        system_prompt: System message, optional.
-        drafting: The drafter, optional.
+    """Turns between a user and a guided model; the tokenizer is the base's.
 
     Attributes:
         drafts: How the drafted tokens fared so far.
         last_question: The prompt that ends in the last question; None before the first.
     """
-
-    _base: CachedTokens
-    _guide: CachedTokens
-    _draft: CachedTokens
 
     def __init__(
         self,
@@ -105,8 +93,9 @@ class Conversation:
     def _tokens(self, prompt: PromptTokens, answer: list[int], sampling: Sampling) -> Generator[int, None, None]:
         """Yields the tokens of the answer to a prompt, without end; those before its end are added to ``answer``."""
         last, cache = self._read(prompt)
+        seed_offset = len(self._messages) + 1  # tells the answers of the conversation apart
         produce = self._generated if self._drafting is None else self._drafted
-        with closing(produce(prompt, last, cache, sampling)) as produced:
+        with closing(produce(prompt, last, cache, sampling, seed_offset)) as produced:
             for token in produced:
                 if token == NOT_FINITE:
                     raise not_finite(self._model, prompt, self._alpha, answer)
@@ -115,9 +104,9 @@ class Conversation:
                 yield token
 
     def _generated(
-        self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling
+        self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling, seed_offset: int
     ) -> Generator[int, None, None]:
-        sampler = sampling.sampler(self._seed_offset)
+        sampler = sampling.sampler(seed_offset)
         steps = generate_step(mx.array([last]), self._model, max_tokens=-1, sampler=sampler, prompt_cache=cache)
         generated: list[int] = []
         try:
@@ -128,19 +117,16 @@ class Conversation:
         finally:
             self._keep(cache, prompt, generated)
 
-    def _drafted(self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling) -> Generator[int, None, None]:
+    def _drafted(
+        self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling, seed_offset: int
+    ) -> Generator[int, None, None]:
         assert self._drafting is not None
-        speculation = Speculation(self._model, cache, last, self._drafting, sampling, self._seed_offset, self._draft)
+        speculation = Speculation(self._model, cache, last, self._drafting, sampling, seed_offset, self._draft)
         try:
             yield from speculation
         finally:
             self._keep(speculation.cache, prompt, speculation.read)
             self.drafts.add(speculation.count)
-
-    @property
-    def _seed_offset(self) -> int:
-        """Tells the answers of the conversation apart."""
-        return len(self._messages) + 1
 
     def _read(self, prompt: PromptTokens) -> tuple[int, Cache]:
         """Reads a prompt after what is kept of earlier turns; returns its last token and the cache before it."""

@@ -74,10 +74,10 @@ def _strict(tokenizer: TokenizerWrapper) -> tuple[Any, dict[str, str]]:
         ) from None
     tokens = _control_tokens(tokenizer)
     assert tokens is not None
-    texts = [added["content"] for added in content["added_tokens"]]
-    secret = {text: f"\ue002{_NONCE}{text.encode().hex()}\ue003" for text in texts if tokens.fullmatch(text)}
+    secret = {}
     for added in content["added_tokens"]:
-        added["content"] = secret.get(added["content"], added["content"])
+        if tokens.fullmatch(text := added["content"]):
+            added["content"] = secret[text] = f"\ue002{_NONCE}{text.encode().hex()}\ue003"
     model = content["model"]
     if isinstance(model.get("vocab"), dict):
         model["vocab"] = {secret.get(text, text): i for text, i in model["vocab"].items()}
@@ -118,14 +118,7 @@ def _beginning(tokenizer: TokenizerWrapper) -> list[int]:
 
 @dataclass(frozen=True)
 class LoneToken:
-    """A token for which a model's embedding has no row: MLX would read beyond its end, without an error.
-
-    Attributes:
-        id: The token's id.
-        text: The token as text.
-        rows: Rows of the embedding.
-        role: The model.
-    """
+    """A token for which a model's embedding has no row: MLX would read beyond its end, without an error."""
 
     id: int
     text: str
@@ -139,7 +132,7 @@ class LoneToken:
 def lone_token(
     tokenizer: TokenizerWrapper, ids: Sequence[int], rows: int | None, role: str = "model"
 ) -> LoneToken | None:
-    """The first token for which an embedding of so many rows has none, if there is any; None rows are not checked."""
+    """Finds the first token for which an embedding of so many rows has none; None rows are not checked."""
     if rows is None or max(ids, default=0) < rows:
         return None
     lone = next(token for token in ids if token >= rows)
@@ -147,16 +140,11 @@ def lone_token(
 
 
 def split_response(tokenizer: TokenizerWrapper, prompt: str, response: str) -> tuple[list[int], int]:
-    """Tokenises a prompt with its response, and finds where the response begins.
+    """Tokenises a rendered prompt with its response, in which control tokens are text, and finds where that begins.
 
     Both are tokenised together, because a tokenizer may join the last characters of the one to the first of the other
     (a template that ends in a space: "▁" and "▁Yes"). The response starts at the first token that the prompt alone does
     not have.
-
-    Args:
-        tokenizer: An mlx-lm tokenizer.
-        prompt: As :func:`render_prompt` returns it.
-        response: The response, without a turn's end. Control tokens written out in it are read as text.
 
     Returns:
         The token ids of [BOS] prompt response, and the index of the first response token; the number of tokens when

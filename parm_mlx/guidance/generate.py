@@ -1,7 +1,7 @@
 """Answers: prompts under different preferences in one continuous batch, or one after the other."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,9 +20,7 @@ from parm_mlx.kernels import widened
 from parm_mlx.mlxlm import BatchGenerator, TokenizerWrapper, can_batch, generate_step, make_prompt_cache, wired_limit
 from parm_mlx.preference import Alpha
 
-BROKEN = "broken"
-"""The finish reason of an answer whose logits are not finite; it leaves this module as an error."""
-
+BROKEN = "broken"  # the finish reason of an answer whose logits are not finite; it leaves this module as an error
 JOIN = 8  # answers that join a running batch together: reading prompts and joining caches is cheaper for several
 
 
@@ -32,7 +30,6 @@ class Answer:
 
     Attributes:
         index: Index of its request.
-        text: The answer.
         tokens: Its token ids, without the end-of-sequence token.
         finish_reason: ``"stop"`` at the end of the sequence, ``"length"`` at the limit.
         drafts: How drafted tokens fared; None where none were drafted.
@@ -85,8 +82,8 @@ def generate_batch(
     Args:
         model: The guided model.
         tokenizer: The base's tokenizer.
-        requests: What to answer; guided and unguided requests run in a batch each.
-        max_tokens: Longest answer.
+        requests: Guided and unguided ones run in a batch each.
+        max_tokens: Most tokens of an answer.
         batch_size: Most answers that run, and most of their prompt caches that live, at the same time.
         stopped: Asked at every token; when it returns True, the unfinished answers are dropped.
         drafting: The drafter for guided answers, optional.
@@ -94,16 +91,16 @@ def generate_batch(
     Raises:
         RunError: The logits of an answer are not finite; raised when all other answers are done.
     """
-    guided = [i for i, request in enumerate(requests) if request.alpha is not None]
-    plain = [i for i, request in enumerate(requests) if request.alpha is None]
+    guided = {i: request for i, request in enumerate(requests) if request.alpha is not None}
+    plain = {i: request for i, request in enumerate(requests) if request.alpha is None}
     broken: list[Answer] = []
-    for alone, runs, indices in ((model, model, guided), (model.base, model.base_logits, plain)):
-        if not indices:
+    for alone, asked in ((model, guided), (model.base, plain)):
+        if not asked:
             continue
-        if (drafting and alone is model) or not can_batch(make_prompt_cache(alone)):
-            answers = _one_by_one(model, tokenizer, requests, indices, max_tokens, stopped, drafting)
+        if (drafting and asked is guided) or not can_batch(make_prompt_cache(alone)):
+            answers = _one_by_one(model, tokenizer, asked, max_tokens, stopped, drafting)
         else:
-            answers = _together(runs, model, tokenizer, requests, indices, max_tokens, batch_size, stopped)
+            answers = _together(model, tokenizer, asked, max_tokens, batch_size, stopped)
         for answer in answers:
             if answer.finish_reason == BROKEN:
                 broken.append(answer)
@@ -133,39 +130,39 @@ def in_order(answers: Iterable[Answer]) -> Iterator[Answer]:
         raise
 
 
+def _runs(model: GuidedModel, request: Request) -> Any:
+    """The model that answers a request, with float32 logits."""
+    return model.base_logits if request.alpha is None else model
+
+
 def _together(
-    runs: Any,
     model: GuidedModel,
     tokenizer: TokenizerWrapper,
-    requests: Sequence[Request],
-    indices: Sequence[int],
+    requests: Mapping[int, Request],
     max_tokens: int,
     batch_size: int,
     stopped: Callable[[], bool],
 ) -> Iterator[Answer]:
+    """Answers requests, all guided or none, in one batch."""
     at_once = min(JOIN, batch_size)
+    waiting, running = deque(requests), dict[int, tuple[int, list[int]]]()
+    prefix_caches = PrefixCaches(model, list(requests.values()))
     generator = BatchGenerator(
-        runs,
+        _runs(model, requests[waiting[0]]),
         max_tokens=max_tokens,
         stop_tokens=[[token] for token in tokenizer.eos_token_ids],
         completion_batch_size=batch_size,
         prefill_batch_size=at_once,
     )
-    prefix_caches = PrefixCaches(model, [requests[index] for index in indices])
-    waiting, running = deque(indices), dict[int, tuple[int, list[int]]]()
-
-    def join() -> None:
-        indices = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
-        joining = [requests[index] for index in indices]
-        prompts, caches = zip(*prefix_caches(joining), strict=True)
-        samplers = [request.sampling.sampler(request.seed_offset) for request in joining]
-        uids = generator.insert(list(prompts), caches=list(caches), samplers=samplers)
-        running.update((uid, (index, [])) for uid, index in zip(uids, indices, strict=True))
-
     try:
         while (waiting or running) and not stopped():
             while waiting and len(running) + at_once <= batch_size:
-                join()
+                indices = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
+                joining = [requests[index] for index in indices]
+                prompts, caches = zip(*prefix_caches(joining), strict=True)
+                samplers = [request.sampling.sampler(request.seed_offset) for request in joining]
+                uids = generator.insert(list(prompts), caches=list(caches), samplers=samplers)
+                running.update((uid, (index, [])) for uid, index in zip(uids, indices, strict=True))
             for response in generator.next_generated():
                 index, tokens = running[response.uid]
                 reason = response.finish_reason
@@ -185,20 +182,21 @@ def _together(
 def _one_by_one(
     model: GuidedModel,
     tokenizer: TokenizerWrapper,
-    requests: Sequence[Request],
-    indices: Sequence[int],
+    requests: Mapping[int, Request],
     max_tokens: int,
     stopped: Callable[[], bool],
     drafting: Drafting | None,
 ) -> Iterator[Answer]:
     """Yields answers, each generated by itself, up to the one that is stopped."""
-    for index in indices:
-        request = requests[index]
+    for index, request in requests.items():
         drafts = None
         if request.alpha is None or drafting is None:
             produced = _plain_tokens(model, request)
         else:
-            speculation = _speculation(model, request, drafting)
+            prompt, cache, draft = request.prompt, model.make_cache(request.alpha), drafting.make_cache()
+            last = prefill(model, cache, prompt.base, prompt.guide)
+            drafting.prefill(draft, prompt.base)
+            speculation = Speculation(model, cache, last, drafting, request.sampling, request.seed_offset, draft)
             produced, drafts = iter(speculation), speculation.count
         tokens: list[int] = []
         reason = "length"
@@ -212,18 +210,9 @@ def _one_by_one(
         yield Answer(index, tokenizer.decode(tokens), tokens, reason, drafts)
 
 
-def _speculation(model: GuidedModel, request: Request, drafting: Drafting) -> Speculation:
-    prompt, draft = request.prompt, drafting.make_cache()
-    cache = model.make_cache(request.alpha)
-    last = prefill(model, cache, prompt.base, prompt.guide)
-    drafting.prefill(draft, prompt.base)
-    return Speculation(model, cache, last, drafting, request.sampling, request.seed_offset, draft)
-
-
 def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
-    runs: Any = model.base_logits if request.alpha is None else model
     ((tokens, cache),) = PrefixCaches(model, [request])([request])
-    sampler = request.sampling.sampler(request.seed_offset)
+    sampler, runs = request.sampling.sampler(request.seed_offset), _runs(model, request)
     with wired_limit(model):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
             yield int(token)
@@ -232,14 +221,9 @@ def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
 def not_finite(
     model: GuidedModel, prompt: PromptTokens, alpha: Alpha | None, tokens: Sequence[int], others: int = 0
 ) -> RunError:
-    """The error of an answer that cannot go on. It reads the answer once more, to tell whose logits are not finite.
+    """The error of an answer that cannot go on after ``tokens``, as ``others`` cannot.
 
-    Args:
-        model: The guided model.
-        prompt: The prompt's tokens for base and guide.
-        alpha: The preference; None where the base answers alone.
-        tokens: The answer so far.
-        others: Number of other answers that ended in the same way.
+    It reads the answer once more, to tell whose logits are not finite.
     """
     names = []
     if _is_broken(model.base, make_prompt_cache(model.base), [*prompt.base, *tokens]):

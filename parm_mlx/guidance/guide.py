@@ -1,6 +1,4 @@
-"""What guides: a PARM, or several reward models of one objective each (GenARM).
-
-A PARM is conditioned on α in its weights. Reward models of one objective are weighed by α:
+"""The guide: a PARM, conditioned on α in its weights, or reward models of one objective each (GenARM), weighed by α:
 
     log π_θ(α)(y_t) = Σ_i (α_i / β_i) · log π_i(y_t)
 
@@ -31,7 +29,7 @@ class Guide(nn.Module):
     """A PARM: a backbone with adapters, conditioned on α.
 
     Args:
-        model: An mlx-lm model with adapters attached (``parm_mlx.pblora.attach`` or ``load_into``).
+        model: An mlx-lm model with adapters attached (``parm_mlx.pblora.adapter.attach`` or ``load_into``).
         config: The adapter's settings.
         alpha: Preference used where none is given; uniform by default.
 
@@ -66,33 +64,20 @@ class Guide(nn.Module):
         return [*layer_per_entry(self.model), self]
 
     def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
-        """Makes a prompt cache for one sequence under one preference.
-
-        Args:
-            alpha: k weights, ``"0.7,0.3"``, ``"helpful=0.7"`` or a mapping; the default preference when left out.
-
-        Returns:
-            The backbone's cache entries, and the preference as the last one.
-
-        Raises:
-            PreferenceError: α does not fit the objectives.
-        """
+        """Makes a prompt cache for one sequence under one preference: the backbone's entries, then the preference."""
         weights = self.alpha if alpha is None else parse_alpha(alpha, self.objectives)
         return [*make_prompt_cache(self.model), PreferenceCache(mx.array([weights], dtype=mx.float32))]
 
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, *, alpha: AlphaSpec | mx.array | None = None
     ) -> mx.array:
-        """Logits of the reward model alone.
+        """Logits of the reward model alone, (B, L) token ids → (B, L, V).
 
         Args:
-            inputs: Token ids (B, L).
+            inputs: Token ids.
             cache: A cache of :meth:`make_cache`, which carries its own α.
             alpha: Without a cache: one preference for all rows, or one per row as (B, k). An ``mx.array`` is used as it
                 is, and the result is differentiable in the adapter.
-
-        Returns:
-            (B, L, V).
 
         Raises:
             PreferenceError: α does not fit the objectives or the batch.
@@ -144,9 +129,9 @@ class Guides(nn.Module):
         super().__init__()
         for guide in guides:
             if len(guide.objectives) != 1:
-                names = ", ".join(guide.objectives)
                 raise AdapterError(
-                    f"several adapters guide together if each has one objective; one of these has {names}",
+                    "several adapters guide together if each has one objective; "
+                    f"one of these has {', '.join(guide.objectives)}",
                     hint="a PARM of several objectives guides alone",
                 )
             if guide.chat_template != guides[0].chat_template:
@@ -176,28 +161,15 @@ class Guides(nn.Module):
         return [*(layer for guide in self.guides for layer in guide.layers[:-1]), self]
 
     def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
-        """Makes a prompt cache for one sequence under one preference.
-
-        Returns:
-            The entries of each reward model's backbone, in order, and the preference as the last one.
-
-        Raises:
-            PreferenceError: α does not fit the objectives.
-        """
+        """Makes a prompt cache for one sequence: the entries of each backbone, in order, then the preference."""
         weights = self.alpha if alpha is None else parse_alpha(alpha, self.objectives)
         preference = PreferenceCache(mx.array([weights], dtype=mx.float32))
         return [*(entry for guide in self.guides for entry in guide.make_cache()[:-1]), preference]
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None, *, alpha: AlphaSpec | None = None) -> mx.array:
-        """The weighted logits of the reward models.
+        """The weighted logits of the reward models, (B, L) token ids → (B, L, V) float32.
 
-        Args:
-            inputs: Token ids (B, L).
-            cache: A cache of :meth:`make_cache`, which carries its own α.
-            alpha: Without a cache: one preference for all rows.
-
-        Returns:
-            (B, L, V) float32.
+        A cache of :meth:`make_cache` carries its own α; ``alpha`` is one preference for all rows without a cache.
 
         Raises:
             PreferenceError: α does not fit the objectives.

@@ -1,12 +1,9 @@
-"""Guided decoding as a model.
-
-Eq. 13, with logits up to a constant per position (softmax removes it, and with it log Z):
+"""Guided decoding as a model: Eq. 13, with logits up to a constant per position (softmax removes it, and log Z):
 
     log π̃(y_t) = log π_base(y_t | x, y_<t) + (1/β) · log π_θ(α)(y_t | x, y_<t) − log Z
 
-Base, guide and both together look like mlx-lm models, so generate_step, stream_generate, BatchGenerator and speculative
-decoding run them unchanged. α enters with ``make_cache(alpha=…)`` and lives in the prompt cache.
-:mod:`parm_mlx.guidance.shared` is for a base and a guide that share weights.
+Base, guide and both together look like mlx-lm models, so its generators run them unchanged. α enters with
+``make_cache(alpha=…)`` and lives in the prompt cache. In :mod:`parm_mlx.guidance.shared`, base and guide share weights.
 """
 
 from typing import Any
@@ -28,9 +25,6 @@ class GuidedModel(nn.Module):
         base: An mlx-lm model.
         guide: The guide; its vocabulary is the base's, up to padding.
         beta: β > 0 of Eq. 13. Smaller β, stronger guide.
-
-    Attributes:
-        objectives: The k objectives, in the order of α.
 
     Raises:
         PreferenceError: β is not a number from 1e-6 to 1e6.
@@ -65,11 +59,7 @@ class GuidedModel(nn.Module):
         return layer_per_entry(self.base) + self.guide.layers
 
     def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
-        """Makes a prompt cache for one sequence under one preference: the base's entries, then the guide's.
-
-        Raises:
-            PreferenceError: α does not fit the objectives.
-        """
+        """Makes a prompt cache for one sequence under one preference: the base's entries, then the guide's."""
         return [*make_prompt_cache(self.base), *self.guide.make_cache(alpha)]
 
     def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:

@@ -24,15 +24,9 @@ BUNDLED_PARM = BUNDLED / "parm"
 
 
 def load_base(source: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
-    """Loads a base model.
+    """Loads a base model and its tokenizer from a directory or hub id.
 
     On a CPU, 16-bit weights are widened to float32, which is much faster there.
-
-    Args:
-        source: Directory or hub id of an MLX model.
-
-    Returns:
-        The model and its tokenizer.
 
     Raises:
         ModelError: There is no such model, or it cannot be loaded.
@@ -46,15 +40,12 @@ def load_base(source: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
 def load_guide(
     parm: str | Path, model: str | Path | None = None, alpha: AlphaSpec | None = None
 ) -> tuple[Guide, TokenizerWrapper]:
-    """Loads a PARM: an adapter and its backbone.
+    """Loads a PARM, an adapter and its backbone, and the backbone's tokenizer.
 
     Args:
         parm: Directory or hub id of an adapter in this package's format.
         model: The backbone; what the adapter records when left out.
         alpha: The default preference.
-
-    Returns:
-        The guide and the tokenizer of its backbone.
 
     Raises:
         AdapterError: The adapter cannot be read or does not fit the backbone.
@@ -137,16 +128,7 @@ def load_with_tokenizers(
 
 
 def load_draft(source: str | Path, base: TokenizerWrapper, model: str | Path) -> nn.Module:
-    """Loads a draft model for speculative decoding.
-
-    Args:
-        source: Directory or hub id of the draft model.
-        base: The tokenizer of the base.
-        model: The base's name, for the error.
-
-    Raises:
-        ModelError: It cannot be loaded, or has another vocabulary than the base.
-    """
+    """Loads a draft model for the base of this tokenizer and name."""
     path = resolve(source, "draft model")
     draft, tokenizer = load_base(path)
     check_vocabularies(base, tokenizer, Path(model), path, role="draft model")
@@ -173,12 +155,7 @@ def _load_guide(
 
 
 def recorded_backbone(parm: str | Path) -> Path:
-    """The backbone that an adapter records.
-
-    Raises:
-        AdapterError: The adapter cannot be read or records none.
-        ModelError: There is no such model.
-    """
+    """The backbone that an adapter records."""
     adapter = resolve(parm, "adapter")
     return _backbone(adapter, read_config(adapter).base_model, None)
 
@@ -210,18 +187,7 @@ def _evaluate(model: nn.Module) -> None:
 def check_vocabularies(
     base: TokenizerWrapper, other: TokenizerWrapper, base_path: Path, other_path: Path, role: str = "guide"
 ) -> None:
-    """Checks that two tokenizers give every token the same id, special tokens in one of them aside.
-
-    Args:
-        base: The base's tokenizer.
-        other: The tokenizer of the guide, or of a draft model.
-        base_path: Directory of the base.
-        other_path: Directory of the other model.
-        role: Role of the other model.
-
-    Raises:
-        ModelError: They differ; the error shows how.
-    """
+    """Checks that two tokenizers give every token the same id, special tokens in one of them aside."""
     a, b = base.get_vocab(), other.get_vocab()
     by_id_a, by_id_b = ({i: token for token, i in vocab.items()} for vocab in (a, b))
     clash = sorted(i for i in by_id_a.keys() & by_id_b.keys() if by_id_a[i] != by_id_b[i])

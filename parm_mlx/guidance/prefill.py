@@ -1,7 +1,6 @@
 """Reading prompts into the caches of base and guide, each its own, and prefixes that several answers begin with.
 
-The caches that leave this module are evaluated: a lazy array belongs to the thread that made it, and another thread may
-decode.
+The caches are evaluated: a lazy array belongs to the thread that made it, and another thread may decode.
 """
 
 from collections import Counter
@@ -27,14 +26,8 @@ Key = tuple[tuple[int, ...], tuple[int, ...]]
 def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequence[int]) -> int:
     """Reads two prompts into one guided cache, up to their last tokens.
 
-    The prompts may differ, even in length and in their last token: the cache then has the guide read its own last token
-    where the base reads the returned one. The tokens generated after that are the same for both.
-
-    Args:
-        model: The guided model.
-        cache: A cache of ``model.make_cache``, empty or holding what both prompts continue.
-        base: The base's prompt tokens, at least one.
-        guide: The guide's prompt tokens, at least one.
+    The prompts, of at least one token each, may differ, even in length and in their last token: the cache then has the
+    guide read its own last token where the base reads the returned one. The cache may hold what both prompts continue.
 
     Returns:
         The token to go on with: the prompt that is left for mlx-lm's generators.
@@ -66,10 +59,9 @@ class CachedTokens:
     tokens: list[int] = field(default_factory=list)
 
     def rewind(self, wanted: Sequence[int]) -> bool:
-        """Takes back the tokens after those that ``wanted`` begins with; its last token is left to be read.
+        """Takes back the tokens after those that ``wanted`` begins with, but for its last token.
 
-        Returns:
-            False if nothing can be used again; the cache is left as it was then.
+        It returns False and leaves the cache if nothing can be used again.
         """
         pairs = enumerate(zip(self.tokens, wanted[:-1], strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(self.tokens), len(wanted) - 1))
@@ -80,14 +72,10 @@ class CachedTokens:
 
 
 class PrefixCaches:
-    """Makes the caches that answers begin with.
+    """Makes the caches that answers begin with, for requests that are all known before.
 
     A prompt that several guided requests have, under different preferences, is read by the base once, and by the guide
     once for all that start together. A prompt that comes once is left to the batch to read, with others.
-
-    Args:
-        model: The guided model.
-        requests: All that will be asked for.
     """
 
     def __init__(self, model: GuidedModel, requests: Sequence[Request]) -> None:
@@ -97,21 +85,16 @@ class PrefixCaches:
         self._base_caches: dict[Key, Cache] = {}
 
     def __call__(self, requests: Sequence[Request]) -> list[tuple[list[int], Cache]]:
-        """Starts requests together.
-
-        Returns:
-            For each, the tokens that are still to be read, and the cache to read them into.
-        """
+        """Starts requests together: for each, the tokens that are still to be read, and the cache for them."""
+        keys = [_key(request.prompt) if request.alpha is not None else None for request in requests]
         sharing: dict[Key, list[Request]] = {}
-        for request in requests:
-            if self._is_shared(request):
-                sharing.setdefault(_key(request.prompt), []).append(request)
+        for key, request in zip(keys, requests, strict=True):
+            if key in self._left:
+                sharing.setdefault(key, []).append(request)
         caches = {key: iter(self._read_shared(key, several)) for key, several in sharing.items()}
         return [
-            (request.prompt.base[-1:], next(caches[_key(request.prompt)]))
-            if self._is_shared(request)
-            else self._read_alone(request)
-            for request in requests
+            (request.prompt.base[-1:], next(caches[key])) if key in caches else self._read_alone(request)
+            for key, request in zip(keys, requests, strict=True)
         ]
 
     def _read_alone(self, request: Request) -> tuple[list[int], Cache]:
@@ -123,9 +106,6 @@ class PrefixCaches:
             read(model.base, prompt.base[:-1], cache)
             return prompt.base[-1:], cache
         return [prefill(model, cache, prompt.base, prompt.guide)], cache
-
-    def _is_shared(self, request: Request) -> bool:
-        return request.alpha is not None and _key(request.prompt) in self._left
 
     def _read_shared(self, key: Key, requests: Sequence[Request]) -> list[Cache]:
         """Reads one prompt for requests of different preferences, up to its last token."""

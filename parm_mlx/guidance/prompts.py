@@ -22,13 +22,7 @@ _STARTED = datetime.now()  # the date that templates write, the same all through
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question.
-
-    Attributes:
-        id: Tells prompts apart; by default made of the content.
-        content: A user's text, or the messages of a conversation that an assistant is to continue.
-        line: Its line in its file.
-    """
+    """A question: a user's text, or the messages of a conversation, under an id; and its line in its file."""
 
     id: str
     content: Content
@@ -87,21 +81,18 @@ class Prompter:
     ) -> None:
         check_template(guide_template)
         check_template(base_template)
-        lacking = []
-        if base_template is None and not base.has_chat_template:
-            lacking.append("base")
-        if guide_template is None and not guide.has_chat_template:
-            lacking.append("guide")
-        used = guide_template if "base" in lacking else base_template
+        base_lacks = base_template is None and not base.has_chat_template
+        guide_lacks = guide_template is None and not guide.has_chat_template
+        if base_lacks:
+            base_template = guide_template
+        elif guide_lacks:
+            guide_template = base_template
         self.note: str | None = None
-        if template and lacking:
-            how = f"with the template {used}" if used else "as plain text (--chat-template names a template)"
-            whose = "tokenizers of base and guide have" if len(lacking) == 2 else f"{lacking[0]}'s tokenizer has"
-            self.note = f"the {whose} no chat template: prompts are read {how}"
-        self._readers = (
-            (base, used if "base" in lacking else base_template),
-            (guide, used if "guide" in lacking else guide_template),
-        )
+        if template and (base_lacks or guide_lacks):
+            whose = "base's tokenizer has" if base_lacks else "guide's tokenizer has"
+            whose = "tokenizers of base and guide have" if base_lacks and guide_lacks else whose
+            self.note = no_template(whose, base_template or guide_template)
+        self._readers = ((base, base_template), (guide, guide_template))
         self._rows, self._draft_rows = rows, draft_rows
         self._template, self._allow_special = template, allow_special
         self._limit = limit
@@ -113,7 +104,10 @@ class Prompter:
             InputError: The prompt is longer than the models can read, or has a token for which one of them has no row.
             ModelError: A tokenizer has no chat template for a conversation, or its template refuses this one.
         """
-        base, guide = (self._encode(tokenizer, name, prompt) for tokenizer, name in self._readers)
+        base, guide = (
+            encode(tokenizer, self._render(tokenizer, name, prompt)) or [tokenizer.eos_token_id]
+            for tokenizer, name in self._readers
+        )
         return self._checked(prompt, base, guide)
 
     def after_answer(self, messages: Sequence[Message], asked: PromptTokens, answer: Sequence[int]) -> PromptTokens:
@@ -126,10 +120,6 @@ class Prompter:
             messages: The conversation; the answer is the last message but one.
             asked: The prompt that was answered.
             answer: The tokens of the answer, without its end.
-
-        Raises:
-            InputError: As for a prompt.
-            ModelError: As for a prompt.
         """
         base, guide = (
             self._encode_after(tokenizer, name, messages, [*before, *answer])
@@ -160,9 +150,6 @@ class Prompter:
         except TemplateError as error:
             raise ModelError(f"the chat template does not accept this conversation: {error}") from error
 
-    def _encode(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> list[int]:
-        return encode(tokenizer, self._render(tokenizer, name, prompt)) or [tokenizer.eos_token_id]
-
     def _encode_after(
         self, tokenizer: TokenizerWrapper, name: str | None, messages: Sequence[Message], said: list[int]
     ) -> list[int]:
@@ -180,17 +167,19 @@ class Prompter:
         return said + whole[len(head) :]
 
 
+def no_template(whose: str, used: str | None = None) -> str:
+    """The note on a tokenizer without a chat template, which says what is used in its place."""
+    how = f"with the template {used}" if used else "as plain text (--chat-template names a template)"
+    return f"the {whose} no chat template: prompts are read {how}"
+
+
 def render_prompt(
     tokenizer: TokenizerWrapper, prompt: Content, chat_template: str | None = None, allow_special: bool = False
 ) -> str:
     """The text that the model continues with its response, for :func:`parm_mlx.guidance.encoding.encode`.
 
-    Args:
-        tokenizer: An mlx-lm tokenizer.
-        prompt: A user's text or a list of messages.
-        chat_template: Name of a built-in chat template; by default the tokenizer's own. Where there is none, a text
-            stays as it is.
-        allow_special: Lets control tokens that are written out in the prompt be those tokens.
+    ``chat_template`` is a built-in one, by default the tokenizer's own; where there is none, a text stays as it is.
+    ``allow_special`` lets control tokens that are written out in the prompt be those tokens.
 
     Raises:
         ModelError: The prompt is a list of messages and there is no chat template, or none of that name.
@@ -213,12 +202,7 @@ def render_prompt(
 
 
 def apply_template(tokenizer: TokenizerWrapper, messages: Sequence[Message], answered: bool = False) -> str:
-    """The text of a conversation by the tokenizer's own chat template.
-
-    Args:
-        tokenizer: An mlx-lm tokenizer with a chat template.
-        messages: The conversation.
-        answered: Its last message is the answer; else the beginning of an answer is added.
+    """The text of a conversation by the tokenizer's own chat template, before the answer or with it.
 
     Raises:
         jinja2.TemplateError: The template does not accept these messages.

@@ -1,7 +1,4 @@
-"""What is asked for, and samplers that belong to one answer each.
-
-The same seed gives the same answer, alone or in a batch.
-"""
+"""Requests, and samplers that belong to one answer each: the same seed gives the same answer, alone or in a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +11,7 @@ from parm_mlx.mlxlm import filter_logprobs
 from parm_mlx.preference import Alpha
 from parm_mlx.settings import SamplingSettings
 
-NOT_FINITE = -1
-"""In place of a token: the logits that it would come from are not finite."""
+NOT_FINITE = -1  # in place of a token: the logits that it would come from are not finite
 
 
 class Sampling(SamplingSettings):
@@ -36,10 +32,7 @@ class Sampling(SamplingSettings):
         return kept * (1 / self.temp)
 
     def distribution(self, logits: mx.array) -> mx.array:
-        """Log-probabilities of the distribution that tokens are drawn from, (…, V) logits → (…, V) float32.
-
-        At temperature 0, where the likeliest token is taken, the log-probabilities of the model itself.
-        """
+        """Log-probabilities that tokens are drawn from, (…, V) logits → (…, V); at temperature 0 the model's own."""
         scores = self.scores(_normalised(logits))
         return scores if self.temp == 0 else _normalised(scores)
 
@@ -89,16 +82,9 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to generate.
-
-    Attributes:
-        prompt: Its tokens for base and guide.
-        alpha: The preference; None asks the base alone.
-        sampling: How its tokens are chosen.
-        seed_offset: Tells answers with the same seed apart.
-    """
+    """One answer to generate."""
 
     prompt: PromptTokens
-    alpha: Alpha | None
+    alpha: Alpha | None  # None asks the base alone
     sampling: Sampling
-    seed_offset: int = 0
+    seed_offset: int = 0  # tells answers with the same seed apart

@@ -20,11 +20,7 @@ from parm_mlx.preference import AlphaSpec
 
 
 class Backbone(nn.Module):
-    """The model under a guide's adapters, as a model of its own.
-
-    Args:
-        model: An mlx-lm model with adapters attached.
-    """
+    """The model under a guide's adapters, as a model of its own."""
 
     model: nn.Module
 
@@ -59,10 +55,6 @@ class SharedModel(GuidedModel):
     Every sequence is two rows of the backbone, held by a :class:`PairCache` in every layer. Where mlx-lm cannot hold
     the two rows together (entries that cannot be padded, after prompts of different lengths) they run one after the
     other.
-
-    Args:
-        guide: The PARM; its backbone is the base.
-        beta: β > 0 of Eq. 13.
     """
 
     guide: Guide
@@ -81,11 +73,7 @@ class SharedModel(GuidedModel):
         return self.guide.layers
 
     def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
-        """Makes a prompt cache for one sequence under one preference: a pair for every entry of the backbone, then α.
-
-        Raises:
-            PreferenceError: α does not fit the objectives.
-        """
+        """Makes a prompt cache for one sequence under one preference: a pair for each backbone entry, then α."""
         *entries, preference = self.guide.make_cache(alpha)
         return [*map(PairCache, entries), preference]
 
@@ -121,15 +109,7 @@ class SharedModel(GuidedModel):
 
 
 def weights_differ(base: nn.Module, adapted: nn.Module) -> str | None:
-    """Compares the weights of two models, adapters aside.
-
-    Args:
-        base: A plain model.
-        adapted: A model with adapters attached.
-
-    Returns:
-        The reason why one cannot take the other's place; None if it can.
-    """
+    """Returns the reason why a plain model cannot take the place of an adapted one's backbone; None if it can."""
     if type(base) is not type(adapted) or getattr(base, "args", None) != getattr(adapted, "args", None):
         return "they are models of different settings"
     ours, theirs = _plain_parameters(base), _plain_parameters(adapted)
@@ -147,12 +127,13 @@ def weights_differ(base: nn.Module, adapted: nn.Module) -> str | None:
 
 def _plain_parameters(model: nn.Module) -> dict[str, mx.array]:
     """The parameters of a model by the names that they have without adapters."""
-    names = {name: module for name, module in model.named_modules() if isinstance(module, PBLoRALinear)}
-    owned = {f"{name}.{key}" for name, layer in names.items() for key in layer.tensors}
+    layers = {name for name, module in model.named_modules() if isinstance(module, PBLoRALinear)}
     parameters: dict[str, mx.array] = {}
     flat: Any = tree_flatten(model.parameters())
     for name, value in flat:
-        if name not in owned:
-            layer, linear, rest = name.rpartition(".linear.")
-            parameters[f"{layer}.{rest}" if linear and layer in names else name] = value
+        layer, _, rest = name.rpartition(".linear.")
+        if layer in layers:
+            parameters[f"{layer}.{rest}"] = value
+        elif name.rpartition(".")[0] not in layers:  # those are tensors of the adapter
+            parameters[name] = value
     return parameters

@@ -1,18 +1,15 @@
-"""Speculative guided decoding: several tokens are drafted cheaply and checked in one pass.
+"""Speculative guided decoding: several tokens are drafted cheaply and checked in one pass, exactly.
 
-It is exact: greedy answers are those of plain decoding, and sampled ones have its distribution. Either a draft model
-drafts and the guided model reads all drafts at once; or the base itself drafts and the guide, which would otherwise run
-at every token, reads all drafts at once. The base's passes are not wasted: guidance needs its logits at every position.
-
-A drafted token d ~ q is kept with probability min(1, p(d) / q(d)); in place of the first one that is not kept, a token
-is drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). p is the guided distribution after
-temperature and filters, q the drafter's.
+Either a draft model drafts, and the guided model reads all drafts at once; or the base drafts, whose logits guidance
+needs anyway, and the guide reads all drafts at once. A drafted token d ~ q is kept with probability min(1, p(d)/q(d));
+in place of the first one that is not kept, a token is drawn from max(0, p − q), normalised (Leviathan et al., arXiv
+2211.17192). p is the guided distribution after temperature and filters, q the drafter's.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,14 +24,9 @@ from parm_mlx.mlxlm import Snapshot, embedding_rows, generation_stream, make_pro
 
 @dataclass(frozen=True)
 class Drafting:
-    """The drafter, and how far ahead it drafts.
+    """The drafter, and how many tokens it drafts at a time."""
 
-    Attributes:
-        model: A draft model with the base's vocabulary. If None, the base drafts.
-        tokens: Tokens drafted at a time.
-    """
-
-    model: nn.Module | None
+    model: nn.Module | None  # has the base's vocabulary; the base drafts if None
     tokens: int = 3
 
     @cached_property
@@ -68,7 +60,7 @@ class DraftCount:
 
     @property
     def rate(self) -> float:
-        """Share of the drafted tokens that were kept; 0 where none was drafted."""
+        """Share of the drafted tokens that were kept."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     def add(self, other: "DraftCount") -> None:
@@ -79,13 +71,7 @@ class DraftCount:
 
 
 class Chooser:
-    """Draws drafts and judges them, for one answer.
-
-    Args:
-        sampling: How tokens are chosen.
-        seed_offset: Tells answers with the same seed apart.
-        vocabulary: V, the tokens that base and guide both know.
-    """
+    """Draws drafts and judges them, for one answer over V tokens (``vocabulary``)."""
 
     def __init__(self, sampling: Sampling, seed_offset: int, vocabulary: int) -> None:
         self._sampling = sampling
@@ -94,22 +80,17 @@ class Chooser:
 
     def draft(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """A token (1,) drawn from a drafter's logits (1, V_drafter), and log q (1, V)."""
+        logits = logits[:, : self._vocabulary]
         missing = self._vocabulary - logits.shape[-1]
-        logits = (
-            logits[:, : self._vocabulary]
-            if missing <= 0
-            else mx.pad(logits, [(0, 0), (0, missing)], constant_values=-mx.inf)
-        )
+        if missing:
+            logits = mx.pad(logits, [(0, 0), (0, missing)], constant_values=-mx.inf)
         q = self._sampling.distribution(logits)
         return self._sampler.draw(q), q
 
     def judge(self, target: mx.array, drafts: mx.array, q: mx.array) -> tuple[int, list[int]]:
-        """Decides which drafts are kept.
+        """Decides which of n drafts are kept, drawn from log q (n, V).
 
-        Args:
-            target: (m, V) guided logits at the positions of the n drafts, and at the one after them where m = n + 1.
-            drafts: (n,).
-            q: (n, V) log q that each was drawn from.
+        ``target`` (m, V) are the guided logits at the drafts' positions, and at the one after them where m = n + 1.
 
         Returns:
             The number of kept drafts, and the tokens to go on with: the kept ones, then one more unless m = n and all
@@ -130,24 +111,16 @@ class Chooser:
             others = self._sampler.draw(mx.concatenate([rest, p[n:]]))
         kept, others = kept & finite[:n], mx.where(finite, others.astype(mx.int32), NOT_FINITE)
         mx.eval(kept, others, drafts)
-        count = next((i for i, keep in enumerate(_list(kept)) if not keep), n)
-        return count, [*_list(drafts)[:count], *_list(others)[count : count + 1]]
+        values: list[Any] = [array.tolist() for array in (kept, drafts, others)]
+        count = [*values[0], False].index(False)
+        return count, [*values[1][:count], *values[2][count : count + 1]]
 
 
 class Speculation:
     """The tokens of one answer, drafted and checked.
 
-    Args:
-        model: The guided model.
-        cache: A prompt cache of one sequence that has read its prompts but for the last token.
-        token: That last token.
-        drafting: The drafter.
-        sampling: How tokens are chosen.
-        seed_offset: Tells answers with the same seed apart.
-        draft: The draft model's cache, which has read the base's prompt but for the last token.
-
-    Attributes:
-        count: How drafted tokens fared so far.
+    ``cache``, of one sequence, has read its prompts but for the last ``token``; ``draft``, the draft model's, has read
+    as much of the base's prompt.
     """
 
     def __init__(
@@ -222,7 +195,7 @@ class Speculation:
         tokens_read = mx.concatenate([unread, drafts[:-1]])
         keep = unread.size + min(kept, n - 1)
         _take_back(before_draft, drafter, draft.cache, tokens_read, keep)
-        draft.tokens += _list(tokens_read)[:keep]
+        draft.tokens += cast("list[int]", tokens_read.tolist())[:keep]
         # When all were kept, the drafter has not read its own last token yet.
         next_unread = tokens[-1:] if kept < n else tokens[-2:]
         self._unread_by_draft = mx.array(self._drafting.readable(next_unread), mx.uint32)
@@ -245,10 +218,6 @@ class Speculation:
 def _finite(logprobs: mx.array) -> mx.array:
     """Tells which rows of normalised (n, V) come from finite logits: (n,)."""
     return mx.max(logprobs, axis=-1) > -mx.inf  # false for NaN
-
-
-def _list(numbers: mx.array) -> list[int]:
-    return cast("list[int]", numbers.tolist())
 
 
 def _take_back(before: Snapshot, model: nn.Module, cache: Cache, tokens_read: mx.array, keep: int) -> None:

@@ -15,24 +15,14 @@ PLAIN = "plain"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The pieces that a conversation is put together from.
-
-    Attributes:
-        begin: What the text begins with.
-        user: A turn of the user.
-        assistant: What the assistant's answer follows.
-        answer: An answer of the assistant, with what ends it; ``{eos}`` is the end-of-sequence token.
-        lead: What comes before an answer that does not begin with white space itself.
-        system: The system message where the conversation has none. It follows ``begin``.
-        system_end: What ends a system message.
-    """
+    """The pieces that a conversation is put together from."""
 
     begin: str
     user: str
-    assistant: str
-    answer: str
-    lead: str = ""
-    system: str = ""
+    assistant: str  # before an answer
+    answer: str  # with its end; {eos} is the end-of-sequence token
+    lead: str = ""  # before an answer that does not begin with white space itself
+    system: str = ""  # the system message where the conversation has none, after begin
     system_end: str = ""
 
 
@@ -63,11 +53,7 @@ CHAT_TEMPLATES = tuple(_TEMPLATES)
 
 
 def check_template(name: str | None) -> None:
-    """Checks that there is a chat template of this name; None, the tokenizer's own, always passes.
-
-    Raises:
-        ModelError: There is none.
-    """
+    """Checks that there is a chat template of this name; None, the tokenizer's own, always passes."""
     if name is not None and name not in _TEMPLATES:
         raise ModelError(
             f"unknown chat template {name!r}", hint=f"there are {', '.join(CHAT_TEMPLATES)}, and the tokenizer's own"
@@ -75,13 +61,9 @@ def check_template(name: str | None) -> None:
 
 
 def render(name: str, prompt: Content, eos: str = "") -> str:
-    """The text that the assistant continues.
+    """The text that the assistant continues; ``eos`` is the end-of-sequence token as text.
 
-    Args:
-        name: Name of the template.
-        prompt: A user's text, or a conversation: a system message, if any, then user and assistant in turns, the user
-            last.
-        eos: The end-of-sequence token as text.
+    A conversation is a system message, if any, then user and assistant in turns, the user last.
 
     Raises:
         ModelError: There is no such template.
@@ -107,23 +89,13 @@ def render(name: str, prompt: Content, eos: str = "") -> str:
 
 
 def render_answer(name: str, answer: str) -> str:
-    """An answer as it follows the text of :func:`render`: the same in training, in a conversation and for a reward.
-
-    Raises:
-        ModelError: There is no such template.
-    """
-    check_template(name)
+    """An answer as it follows the text of :func:`render`: the same in training, in a conversation and for a reward."""
     bare = answer and not answer[0].isspace()
     return _TEMPLATES[name].lead + answer if bare else answer
 
 
 def render_answered(name: str, prompt: Content, answer: str, eos: str = "") -> str:
-    """The text of a conversation with its last answer, as a reward model reads it: nothing follows the answer's end.
-
-    Raises:
-        ModelError: There is no such template.
-        jinja2.TemplateError: The conversation has another order than :func:`render` reads.
-    """
+    """The text of :func:`render` and its answer, as a reward model reads it: nothing follows the answer's end."""
     text = render(name, prompt, eos)
     end = _TEMPLATES[name].answer.rstrip()
     return text + end.replace("{eos}", eos).replace("{content}", render_answer(name, answer))

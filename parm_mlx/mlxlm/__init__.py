@@ -1,21 +1,13 @@
-"""The only package that touches the parts of mlx-lm that are not its public interface.
+"""The only package that uses parts of mlx-lm outside its public interface; an upgrade fails in tests/mlxlm/ first."""
 
-tests/mlxlm/ is the contract for what is used here, so that an mlx-lm upgrade fails there first.
-"""
-
+from mlx_lm.generate import BatchGenerator, generate_step, generation_stream
 from mlx_lm.models import cache as _mlx_cache
 from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, rewind, row_of
-from parm_mlx.mlxlm.generation import (
-    BatchGenerator,
-    filter_logprobs,
-    generate_step,
-    generation_stream,
-    wired_limit,
-)
+from parm_mlx.mlxlm.generation import filter_logprobs, reporting_callback, wired_limit
 from parm_mlx.mlxlm.models import (
     Layer,
     attention_windows,
@@ -32,7 +24,6 @@ from parm_mlx.mlxlm.preference import PreferenceCache
 from parm_mlx.mlxlm.prefix import PrefixCache
 from parm_mlx.mlxlm.saving import save_converted, save_like
 from parm_mlx.mlxlm.settings import config_dtype
-from parm_mlx.mlxlm.tracking import reporting_callback
 from parm_mlx.mlxlm.weights import check_finite, check_finite_files, weight_files
 
 # mlx-lm's load_prompt_cache finds the kinds of entries by name in this module.

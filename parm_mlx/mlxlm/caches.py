@@ -21,17 +21,9 @@ from mlx_lm.models.cache import (
 
 from parm_mlx.mlxlm.preference import PreferenceCache
 
-ENDLESS = (KVCache, QuantizedKVCache, ConcatenateKVCache, BatchKVCache)
-PADDED = (BatchKVCache, BatchRotatingKVCache)
-GROWING = (KVCache, QuantizedKVCache, ChunkedKVCache)
-
 
 def rewind(cache: list[Any], tokens: int) -> bool:
-    """Removes the last tokens from a prompt cache, in place.
-
-    Returns:
-        True if all of them were removed; a cache that cannot be trimmed is left as it was.
-    """
+    """Removes the last tokens from a prompt cache, in place; returns False and leaves one that cannot be trimmed."""
     if tokens == 0:
         return True
     if any(isinstance(entry, ChunkedKVCache) and entry.start_position > 0 for entry in leaves(cache)):
@@ -41,13 +33,9 @@ def rewind(cache: list[Any], tokens: int) -> bool:
 
 
 class Snapshot:
-    """A prompt cache before some tokens are read, so that the last of them can be taken back.
+    """A prompt cache before at most ``tokens`` are read, so that the last of them can be taken back.
 
     Entries that only grow are trimmed. Others (recurrent states, sliding windows) are copied.
-
-    Args:
-        cache: The cache.
-        tokens: Most tokens that will be read before :meth:`restore`.
     """
 
     def __init__(self, cache: Sequence[Any], tokens: int) -> None:
@@ -56,26 +44,17 @@ class Snapshot:
             for entry in cache
         ]
 
-    @property
-    def exact(self) -> bool:
-        """True if trimming alone takes tokens back."""
-        return all(entry is None for entry in self._copies)
-
     def restore(self, cache: list[Any], read: int, keep: int) -> int:
-        """Takes back all but the first ``keep`` of ``read`` tokens, in place.
-
-        Returns:
-            How many of the first tokens must be read again.
-        """
+        """Takes back all but the first ``keep`` of ``read`` tokens, in place; returns how many must be read again."""
         if read == keep:
             return 0
-        back = read - keep if self.exact else read
+        again = 0 if all(entry is None for entry in self._copies) else keep
         for i, (entry, kept) in enumerate(zip(cache, self._copies, strict=True)):
             if kept is None:
-                entry.trim(back)
+                entry.trim(read - keep + again)
             else:
                 cache[i] = kept
-        return 0 if self.exact else keep
+        return again
 
 
 def leaves(entries: Iterable[Any]) -> Iterator[Any]:
@@ -98,7 +77,7 @@ def _can_trim_after(entry: Any, tokens: int) -> bool:
         return bool(entry._offset + tokens < entry.max_size)
     if isinstance(entry, ChunkedKVCache):
         return bool(entry.offset + tokens - entry.start_position <= entry.chunk_size)
-    return isinstance(entry, ENDLESS)
+    return isinstance(entry, KVCache | QuantizedKVCache | ConcatenateKVCache | BatchKVCache)
 
 
 def can_batch(cache: Sequence[Any]) -> bool:
@@ -118,7 +97,7 @@ def row_of(entry: Any, row: int) -> Any:
     """One row of an entry, as an entry of its own."""
     if isinstance(entry, CacheList):
         return CacheList(*(row_of(part, row) for part in entry.caches))
-    if isinstance(entry, PADDED):
+    if isinstance(entry, BatchKVCache | BatchRotatingKVCache):
         return entry.extract(row)
     taken = copy(entry)
     for name, value in vars(entry).items():
@@ -186,7 +165,7 @@ def _stacked_values(values: Sequence[Any]) -> Any:
 
 def _without_spare_room(entry: _BaseCache) -> _BaseCache:
     """The entry without the room that was allocated ahead, which depends on how its tokens came in."""
-    if not isinstance(entry, GROWING) or entry.keys is None:
+    if not isinstance(entry, KVCache | QuantizedKVCache | ChunkedKVCache) or entry.keys is None:
         return entry
     trimmed = copy(entry)
     trimmed.keys, trimmed.values = entry.keys_and_values()

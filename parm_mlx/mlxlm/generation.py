@@ -1,15 +1,13 @@
-"""mlx-lm's generators, and what they need from a model."""
+"""mlx-lm's generators, filters of probabilities and trackers of experiments."""
 
 from contextlib import AbstractContextManager
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, generate_step, generation_stream
+from mlx_lm.generate import generation_stream
 from mlx_lm.generate import wired_limit as mlx_wired_limit
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
-
-__all__ = ["BatchGenerator", "filter_logprobs", "generate_step", "generation_stream", "wired_limit"]
 
 
 def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
@@ -33,3 +31,15 @@ def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: in
     if 0 < top_k < logprobs.shape[-1]:
         logprobs = apply_top_k(logprobs, top_k)
     return logprobs
+
+
+def reporting_callback(trackers: str, project_name: str, log_dir: str, config: dict[str, Any]) -> Any:
+    """Starts experiment trackers (wandb, swanlab, comma-separated); the run is named after the last part of log_dir.
+
+    Returns:
+        An object with ``on_train_loss_report`` and ``on_val_loss_report``, which take numbers by name.
+    """
+    from mlx_lm.tuner.callbacks import get_reporting_callbacks
+
+    start: Any = get_reporting_callbacks  # its annotation of config is wrong: wandb takes a dictionary
+    return start(trackers, project_name=project_name, log_dir=log_dir, config=config)

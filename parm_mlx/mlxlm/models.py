@@ -35,7 +35,6 @@ from parm_mlx.mlxlm.weights import (
     without_buffers,
 )
 
-Classes = Callable[[dict[str, Any]], tuple[type, type]]
 Layer = Callable[[mx.array], mx.array]
 
 _TRUNKS = ("model", "backbone", "transformer")
@@ -50,20 +49,11 @@ _LOADING = (Exception, SystemExit)  # what mlx-lm and transformers raise where a
 
 
 def load_tokenizer_alone(path: Path) -> TokenizerWrapper:
-    """Loads the tokenizer of a model directory, the same as with its weights.
-
-    Raises:
-        ModelError: The directory holds no tokenizer that mlx-lm can load, or one that needs code of its own.
-    """
+    """Loads the tokenizer of a model directory, the same as with its weights."""
     config = read_config(path)
     check_tokenizer(path)
-    return _load_tokenizer(path, config)
-
-
-def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
     extra: dict[str, Any] = {"trust_remote_code": False}  # None would ask, and read the answer from stdin
-    template = template_beside(path)
-    if template is not None:
+    if (template := template_beside(path)) is not None:
         extra["chat_template"] = template
     try:
         tokenizer: TokenizerWrapper = load_tokenizer(path, extra, eos_token_ids=config.get("eos_token_id"))
@@ -107,38 +97,23 @@ def _refuse_unnamed_template(path: Path, tokenizer: TokenizerWrapper) -> None:
 
 
 def load_weights_and_tokenizer(path: Path, lazy: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
-    """Loads an MLX (or unquantised Hugging Face) model directory.
-
-    Raises:
-        ModelError: The directory holds no model that mlx-lm can load.
-    """
-    return _load(path, lazy, _get_classes)
+    """Loads an MLX (or unquantised Hugging Face) model directory."""
+    model, tokenizer, _ = _load(path, lazy)
+    return model, tokenizer
 
 
 def load_backbone(
     path: Path, heads: Sequence[str] = (), lazy: bool = False
 ) -> tuple[nn.Module, TokenizerWrapper, dict[str, mx.array]]:
-    """Loads a model without its output layer.
+    """Loads a model without its output layer, which the directory need not have.
 
-    Args:
-        path: A model directory, with or without an output layer.
-        heads: Names of modules at the top of the model that mlx-lm's model does not have.
-        lazy: Read weights only when they are used.
+    ``heads`` are names of modules at the top of the model that mlx-lm's model does not have.
 
     Returns:
         The model as a function of token ids (B, L) to last hidden states (B, L, hidden); its tokenizer; and the tensors
         of ``heads`` by name. Every other tensor must be one of the model, and none may be missing.
-
-    Raises:
-        ModelError: The directory holds no model that mlx-lm can load, or mlx-lm hides its last hidden states.
     """
-    found: dict[str, mx.array] = {}  # filled by sanitize, when the weights are loaded
-
-    def classes(config: dict[str, Any]) -> tuple[type, type]:
-        family, arguments = _get_classes(config)
-        return _without_output_layer(family, heads, found), arguments
-
-    model, tokenizer = _load(path, lazy, classes, found)
+    model, tokenizer, found = _load(path, lazy, heads)
     try:
         model(mx.array([[0]]))  # not evaluated, so no weights are read
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as error:
@@ -182,35 +157,22 @@ def _text_model(model: nn.Module) -> tuple[nn.Module, Any, str]:
 
 
 def _load(
-    path: Path, lazy: bool, classes: Classes, aside: dict[str, mx.array] | None = None
-) -> tuple[Any, TokenizerWrapper]:
-    config = read_config(path)
-    check_tokenizer(path)
-    model = _load_model(path, config, lazy, classes, aside)
-    return model, _load_tokenizer(path, config)
-
-
-def _load_model(
-    path: Path, config: dict[str, Any], lazy: bool, classes: Classes, aside: dict[str, mx.array] | None
-) -> Any:
-    """Makes a model of a config and its tensors alone, whatever else lies in the directory.
+    path: Path, lazy: bool, heads: Sequence[str] | None = None
+) -> tuple[Any, TokenizerWrapper, dict[str, mx.array]]:
+    """Makes a model, with its output layer if ``heads`` is None, of a config and its tensors alone.
 
     mlx-lm gets a folder with the config and no weights; :func:`_checked` gives it the tensors in ``sanitize``.
-
-    Args:
-        path: The model's directory.
-        config: Its config, from :func:`read_config`.
-        lazy: Read weights only when they are used.
-        classes: Chooses the family's classes.
-        aside: Tensors that ``sanitize`` sets aside for the caller; None for a model with its output layer.
     """
-    tensors = read_weights(path)
+    config, tokenizer, tensors = read_config(path), load_tokenizer_alone(path), read_weights(path)
+    found: dict[str, mx.array] = {}  # filled by sanitize, when the weights are loaded
     unsaid = config.get("tie_word_embeddings") is None
     settle_output_layer(config, has_output_layer(tensors))
     try:
-        family, arguments = classes(config)
+        family, arguments = _get_classes(config)
         check_ignored(path, config, arguments)
-        checked = _checked(path, family, config, tensors, aside)
+        if heads is not None:
+            family = _without_output_layer(family, heads, found)
+        checked = _checked(path, family, config, tensors, found, heads is None)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
             model, made = load_model(
@@ -226,12 +188,11 @@ def _load_model(
         mx.eval(model.parameters())
         check_finite(path, dict(tree_flatten(model.parameters())))
     object.__setattr__(model, _CONFIG, made)  # beside the parameters: a module takes a dict for a branch of its tree
-    return model
+    return model, tokenizer, found
 
 
 def _hint(config: dict[str, Any], unsaid: bool, error: BaseException) -> str | None:
-    method = _quantization_method(config)
-    if method is not None:
+    if method := _quantization_method(config):
         return f"its weights are quantised by {method}, which mlx-lm may not decode for this family"
     if unsaid and _OUTPUT_LAYERS[0] in str(error):
         return (
@@ -247,15 +208,20 @@ def _quantization_method(config: dict[str, Any]) -> str | None:
 
 
 def _checked(
-    path: Path, family: Any, config: dict[str, Any], tensors: dict[str, mx.array], aside: dict[str, mx.array] | None
+    path: Path,
+    family: Any,
+    config: dict[str, Any],
+    tensors: dict[str, mx.array],
+    found: dict[str, mx.array],
+    head: bool,
 ) -> type[nn.Module]:
-    """A subclass that loads exactly these tensors."""
+    """A subclass that loads exactly these tensors, but for those that ``family.sanitize`` puts into ``found``."""
 
     def sanitize(self: nn.Module, _: dict[str, mx.array]) -> dict[str, mx.array]:
         weights = dict(tensors)
         if hasattr(family, "sanitize"):
             weights = family.sanitize(self, weights)
-        check_used(path, tensors, {**weights, **(aside or {})}, config, head=aside is None)
+        check_used(path, tensors, {**weights, **found}, config, head)
         return without_buffers(self, weights)
 
     def load_weights(self: nn.Module, weights: Any, strict: bool = True) -> nn.Module:
@@ -313,8 +279,7 @@ def config_rows(path: Path) -> int | None:
 def attention_windows(model: nn.Module) -> set[int | None] | None:
     """Returns the window sizes of a model's attention layers, where None is a layer without a window.
 
-    Returns:
-        The sizes, or None if some layer keeps anything but keys and values.
+    It returns None in place of the set if some layer keeps anything but keys and values.
     """
     windows: set[int | None] = set()
     for entry in make_prompt_cache(model):
@@ -328,11 +293,9 @@ def attention_windows(model: nn.Module) -> set[int | None] | None:
 
 
 def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
-    """Finds the part of a model up to its last hidden states, and its output layer, tied or not.
+    """Finds the part of a model up to its last hidden states, and its output layer, by the names of most families.
 
-    Returns:
-        The two parts by the names that most families use, or None. A family may do more after the output layer, so the
-        parts together need not be the model.
+    A family may do more after the output layer, so the parts together need not be the model.
     """
     trunk = getattr(model, "model", None)
     if not isinstance(trunk, nn.Module) or not callable(trunk):

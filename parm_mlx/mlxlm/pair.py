@@ -12,15 +12,12 @@ STEP = 64  # positions that a batch's keys and values grow by: all of them are c
 
 
 class PairCache(_BaseCache):
-    """What a layer keeps for the base and the guide of every sequence.
+    """One layer's keys and values (or states) for the base and the guide of every sequence.
 
     Held together, it is one of mlx-lm's entries with two rows per sequence: 2i for the base and 2i + 1 for the guide of
     sequence i. Held apart, which only one sequence can be, it is an entry for each. A model that runs both rows at once
     needs pairs together; a model that reads into one of them, apart. To mlx-lm's generators a pair is an entry like any
     other, and sequences are what it counts.
-
-    Args:
-        together: An entry with two rows per sequence; an empty one will have as many as are read into it.
     """
 
     def __init__(self, together: Any) -> None:
@@ -51,11 +48,9 @@ class PairCache(_BaseCache):
 
     @staticmethod
     def join(pairs: Sequence["PairCache"]) -> bool:
-        """Holds the pairs of all layers together.
+        """Holds the pairs of all layers together and returns True, if that is possible.
 
-        Returns:
-            Whether that is possible. If not, all are held apart: mlx-lm has no entry for two rows of this kind and of
-            different lengths.
+        If not, all are held apart: mlx-lm has no entry for two rows of this kind and of different lengths.
         """
         if all(pair._together is not None for pair in pairs):
             return True
@@ -137,11 +132,7 @@ class PairCache(_BaseCache):
 
     @classmethod
     def merge(cls, caches: Sequence["PairCache"]) -> "PairCache":
-        """One pair for the sequences of all, of one sequence each.
-
-        Raises:
-            ValueError: mlx-lm has no entry for several sequences of this kind.
-        """
+        """One pair for the sequences of all, of one sequence each."""
         rows = [entry for pair in caches for entry in pair.part()]
         together = batched(rows)
         if together is None:

@@ -19,6 +19,7 @@ from parm_mlx.errors import ModelError
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _LOCAL_KEYS = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta", "compress_rope_theta", "local_rope_theta")
+_STATING_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 _ASSUMED = ("rope_theta", "layer_types", *_LOCAL_KEYS)
 _OWN_KEYS = ("layer_rope_theta", "partial_rotary_factors")  # families with numbers for each layer
 _ALIASES = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}  # of GPT-NeoX
@@ -28,17 +29,11 @@ _OTHER_SENSES = ("vision", "audio", "visual")
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions of some layers, as a config states them.
-
-    Attributes:
-        theta: The base; None if the config does not say.
-        scaling: Type and numbers of a scaling; None is none.
-        partial: The share of a head's dimensions that is rotated; None if the config does not say.
-    """
+    """Rotary positions of some layers, as a config states them."""
 
     theta: float | None
-    scaling: dict[str, Any] | None = None
-    partial: float | None = None
+    scaling: dict[str, Any] | None = None  # its type and numbers
+    partial: float | None = None  # the share of a head's dimensions that is rotated
 
 
 def write_older_keys(level: dict[str, Any]) -> None:
@@ -74,16 +69,11 @@ def _write_pattern(level: dict[str, Any]) -> None:
 
 
 def check_positions(path: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Checks that a model computes its positions as its config says.
-
-    Raises:
-        ModelError: It does not, or that cannot be told.
-    """
+    """Checks that a model computes its positions as its config says."""
     inner: list[Any] = [config.get(key) for key in ("text_config", "language_config", "llm_config")]
     level = {**_assumed(model), **config, **next((each for each in inner if isinstance(each, dict)), {})}
-    if any(level.get(key) is not None for key in _OWN_KEYS) or not isinstance(
-        level.get("rope_theta", 0.0), (int, float)
-    ):
+    one_theta = isinstance(level.get("rope_theta", 0.0), (int, float))
+    if not one_theta or any(level.get(key) is not None for key in _OWN_KEYS):
         return
     stated = _stated(level)
     modules = list(_rotary_modules(model))
@@ -94,9 +84,7 @@ def check_positions(path: Path, model: nn.Module, config: Mapping[str, Any]) -> 
     ]
     unread = not modules and any(rope.scaling for rope in stated.values())
     if wrong or unread:
-        keys = [
-            key for key in ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor") if level.get(key)
-        ]
+        keys = [key for key in _STATING_KEYS if level.get(key)]
         where = f" (at {wrong[-1]})" if wrong else ""
         raise ModelError(
             f"model {path}: mlx-lm's {config.get('model_type')} does not compute positions as "
@@ -116,16 +104,12 @@ def _assumed(model: Any) -> dict[str, Any]:
 
 def _stated(level: Mapping[str, Any]) -> dict[str, Rope]:
     """Positions by kind of layer; under "" where all layers have the same."""
-    parameters = level.get("rope_parameters")
-    kinds = _by_kind(parameters) if isinstance(parameters, dict) else {}
-    if kinds:
+    both = (level.get("rope_parameters"), level.get("rope_scaling"))
+    parameters, scaling = (value if isinstance(value, dict) else {} for value in both)
+    if kinds := _by_kind(parameters):
         return {kind: _rope(each, level) for kind, each in kinds.items()}
-    if isinstance(parameters, dict) and parameters:
-        scaling = level.get("rope_scaling")
-        return {"": _rope({**parameters, **(scaling if isinstance(scaling, dict) else {})}, level)}
-    scaling = level["rope_scaling"] if isinstance(level.get("rope_scaling"), dict) else {}
     flat = {key: level[key] for key in ("rope_theta", "partial_rotary_factor") if level.get(key) is not None}
-    return {"": _rope({**scaling, **flat}, level)}
+    return {"": _rope({**parameters, **scaling} if parameters else {**scaling, **flat}, level)}
 
 
 def _rope(parameters: Mapping[str, Any], level: Mapping[str, Any]) -> Rope:
@@ -163,9 +147,8 @@ def _candidates(layer: int | None, stated: Mapping[str, Rope], level: Mapping[st
 
 def _rotary_modules(model: nn.Module) -> Iterator[tuple[str, int | None, Any]]:
     for name, module in model.named_modules():
-        if re.search("rope|rotary", type(module).__name__, re.IGNORECASE) and not any(
-            sense in name for sense in _OTHER_SENSES
-        ):
+        rotary = re.search("rope|rotary", type(module).__name__, re.IGNORECASE)
+        if rotary and not any(sense in name for sense in _OTHER_SENSES):
             layer = _LAYER.search(name)
             yield name, int(layer[1]) if layer else None, module
 
@@ -183,7 +166,7 @@ def _computes(module: Any, rope: Rope, level: Mapping[str, Any]) -> bool:
         plain = rope.scaling is None or rope.scaling["type"] == "linear"
         return plain and _close(float(module.base), float(rope.theta)) and _close(float(module.scale) * factor, 1.0)
     if rope.scaling is None:
-        return bool(_same_as_plain(module, rope.theta, dims))
+        return hasattr(module, "_freqs") and _has_frequencies(module, rope.theta ** (mx.arange(0, dims, 2) / dims))
     return _same_scaling(module, rope.theta, rope.scaling, dims, level.get("max_position_embeddings"))
 
 
@@ -194,14 +177,11 @@ def _same_scaling(module: Any, theta: float, scaling: dict[str, Any], dims: int,
     expected: Any = initialize_rope(dims, theta, False, scaling, length)
     if not hasattr(expected, "_freqs") or not hasattr(module, "_freqs"):
         return type(expected) is type(module)
-    return expected._freqs.shape == module._freqs.shape and bool(mx.allclose(expected._freqs, module._freqs, rtol=1e-4))
+    return _has_frequencies(module, expected._freqs)
 
 
-def _same_as_plain(module: Any, theta: float, dims: int) -> Any:
-    if not hasattr(module, "_freqs"):
-        return False
-    plain = theta ** (mx.arange(0, dims, 2) / dims)
-    return plain.shape == module._freqs.shape and mx.allclose(plain, module._freqs, rtol=1e-4).item()
+def _has_frequencies(module: Any, expected: mx.array) -> bool:
+    return expected.shape == module._freqs.shape and bool(mx.allclose(expected, module._freqs, rtol=1e-4))
 
 
 def _rotates_share(dims: int, rope: Rope, level: Mapping[str, Any]) -> bool:

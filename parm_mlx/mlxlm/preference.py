@@ -12,12 +12,9 @@ NO_TOKEN = -1
 
 
 class PreferenceCache(_BaseCache):
-    """The preference vectors of a batch of sequences, as an entry of their prompt cache.
+    """The preference vectors (B, k) of a batch of sequences, as an entry of their prompt cache.
 
     mlx-lm merges, extends, filters and splits it together with the key-value caches, so every sequence keeps its own α.
-
-    Args:
-        alpha: (B, k), one preference vector per sequence.
     """
 
     first_token: mx.array | None

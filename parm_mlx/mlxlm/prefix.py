@@ -12,9 +12,7 @@ class PrefixCache:
 
     The first pass reads the prefixes of B pairs, right-padded. The second pass, with the :meth:`fork` of the cache,
     reads what follows them: rows b and B + b continue prefix b at its own position and see nothing of its padding.
-
-    Args:
-        lengths: Length of each prefix, without padding.
+    ``lengths`` are those of the prefixes without padding.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:

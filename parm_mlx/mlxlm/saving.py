@@ -21,14 +21,9 @@ _GENERATION_CONFIG = "generation_config.json"
 
 
 def save_like(path: Path, model: nn.Module, source: Path) -> None:
-    """Writes a model beside the tokenizer of the directory that it was loaded from.
+    """Writes a model to ``path`` with the tokenizer of the directory that it was loaded from.
 
     Layers that were quantised there may be plain now.
-
-    Args:
-        path: The directory to write.
-        model: A model from :mod:`parm_mlx.mlxlm`.
-        source: The directory that it was loaded from.
     """
     config = config_of(model)
     plain = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -56,18 +51,10 @@ def save_converted(
     dtype: str | None = None,
     quantization: tuple[str, int | None, int | None] | None = None,
 ) -> None:
-    """Writes a model in MLX's format; the weights leave the model.
+    """Writes a model of :mod:`parm_mlx.mlxlm`, loaded from ``source``, in MLX's format; the weights leave it.
 
-    Args:
-        path: The directory to write.
-        model: A model from :mod:`parm_mlx.mlxlm`, with or without its output layer.
-        tokenizer: Its tokenizer.
-        source: The directory that it was loaded from.
-        dtype: Type of the weights that are not quantised; by default that of the config, or else their own.
-        quantization: Mode, bits and group size; MLX's default for the mode where one is None.
-
-    Raises:
-        ModelError: It cannot be quantised like that.
+    ``dtype`` is the type of weights that are not quantised, by default that of the config, or else their own.
+    ``quantization`` is mode, bits and group size, MLX's default for the mode where one is None.
     """
     config = config_of(model)
     dtype = dtype or config_dtype(config)

@@ -31,12 +31,7 @@ _DECODED = ("bitnet", "mxfp4", "mxfp8", "fp8")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads the config of a model, with null as absent and positions in the keys that mlx-lm's families know.
-
-    Raises:
-        ModelError: It is missing or not a JSON object, asks for code of the model's own, or says that the weights are
-            in a format that mlx-lm does not decode.
-    """
+    """Reads the config of a model, with null as absent and positions in the keys that mlx-lm's families know."""
     if not (path / CONFIG_FILE).is_file():
         raise ModelError(f"{path} is not a model directory: {CONFIG_FILE} is missing")
     read_json(path / CONFIG_FILE, f"model {path}", ModelError)
@@ -68,11 +63,8 @@ def config_dtype(config: dict[str, Any]) -> str | None:
 
     Transformers 4 calls it ``torch_dtype``, transformers 5 ``dtype``.
     """
-    for level in levels(config):
-        for key in ("dtype", "torch_dtype"):
-            if isinstance(level.get(key), str) and level[key] in _DTYPES:
-                return str(level[key])
-    return None
+    named = (level.get(key) for level in levels(config) for key in ("dtype", "torch_dtype"))
+    return next((name for name in named if isinstance(name, str) and name in _DTYPES), None)
 
 
 def record_dtype(config: dict[str, Any], dtype: str) -> None:
@@ -98,15 +90,7 @@ def settle_output_layer(config: dict[str, Any], has_output_layer: bool) -> None:
 def check_ignored(path: Path, config: dict[str, Any], arguments: Any) -> None:
     """Checks that a config does not ask for something that mlx-lm's family does not do and would silently ignore.
 
-    A family without an argument of a name computes the usual, which is transformers' default.
-
-    Args:
-        path: The model's directory.
-        config: Its config.
-        arguments: The class of the family's arguments.
-
-    Raises:
-        ModelError: It asks for another activation, another normalisation of experts, or no capping where all is capped.
+    A family whose class of arguments lacks a name computes the usual, which is transformers' default.
     """
     known = getattr(arguments, "__dataclass_fields__", {})
     for level in levels(config):
@@ -125,9 +109,8 @@ def check_ignored(path: Path, config: dict[str, Any], arguments: Any) -> None:
 
 
 def _activation(value: Any) -> Any:
-    """Takes the names of one activation to one: the ways to compute a GELU differ by less than 16 bits can tell."""
-    name = str(value)
-    return "gelu" if name.startswith("gelu") else "silu" if name == "swish" else value
+    """Gives one name to one activation: the ways to compute a GELU differ by less than 16 bits can tell."""
+    return "gelu" if str(value).startswith("gelu") else "silu" if value == "swish" else value
 
 
 def ignored_window(config: dict[str, Any]) -> int | None:
@@ -145,13 +128,13 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(f"model {path}: {CONFIG_FILE} has no model_type")
-    known = _is_module("models", MODEL_REMAPPING.get(model_type, model_type))
-    if not known and config.get("auto_map"):
+    if _is_module("models", MODEL_REMAPPING.get(model_type, model_type)):
+        return
+    if config.get("auto_map"):
         raise ModelError(
             f"model {path}: auto_map is refused: {_NEVER_RUN}, and mlx-lm has no model type {model_type!r} of its own"
         )
-    if not known:
-        raise ModelError(f"{path} cannot be loaded: Model type {model_type} not supported by mlx-lm")
+    raise ModelError(f"{path} cannot be loaded: Model type {model_type} not supported by mlx-lm")
 
 
 def _is_module(package: str, name: str) -> bool:
@@ -159,11 +142,7 @@ def _is_module(package: str, name: str) -> bool:
 
 
 def check_tokenizer(path: Path) -> None:
-    """Checks that a model directory holds a tokenizer, and one that needs no code of its own.
-
-    Raises:
-        ModelError: It does not.
-    """
+    """Checks that a model directory holds a tokenizer, and one that needs no code of its own."""
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG_FILE)):
         raise ModelError(f"{path} holds no tokenizer")
     if not (path / TOKENIZER_CONFIG_FILE).is_file():
@@ -199,24 +178,19 @@ def _settle_quantization(path: Path, config: dict[str, Any]) -> None:
     if "quant_method" not in found and "quantization" in found:
         found = {**found, "quant_method": "modelopt"}
     config["quantization_config"] = found
-    method, detail = str(found.get("quant_method")), _undecoded(found)
-    if detail is not None:
+    method, detail = found.get("quant_method"), ""
+    if method == "awq":
+        version, bits = found.get("version", "gemm"), found.get("bits", 4)
+        decoded, detail = bits == 4 and str(version).lower() == "gemm", f" ({bits} bits, {version})"
+    elif method == "compressed-tensors":
+        decoded, detail = found.get("format") in _COMPRESSED, f" ({found.get('format')})"
+    elif method == "modelopt":
+        algorithm = found.get("quantization", found).get("quant_algo")
+        decoded, detail = algorithm == "NVFP4", f" ({algorithm})"
+    else:
+        decoded = method in _DECODED
+    if not decoded:
         raise ModelError(
             f"model {path} is quantised by {method}{detail}, which mlx-lm does not decode",
             hint="use the model that it was made from; -q quantises it for MLX",
         )
-
-
-def _undecoded(quantization: dict[str, Any]) -> str | None:
-    """The detail of a quantisation that mlx-lm does not decode; None if it decodes it."""
-    method = quantization.get("quant_method")
-    if method == "awq":
-        version, bits = quantization.get("version", "gemm"), quantization.get("bits", 4)
-        return None if bits == 4 and str(version).lower() == "gemm" else f" ({bits} bits, {version})"
-    if method == "compressed-tensors":
-        form = quantization.get("format")
-        return None if form in _COMPRESSED else f" ({form})"
-    if method == "modelopt":
-        algorithm = quantization.get("quantization", quantization).get("quant_algo")
-        return None if algorithm == "NVFP4" else f" ({algorithm})"
-    return None if method in _DECODED else ""

@@ -17,6 +17,7 @@ from parm_mlx.mlxlm.settings import levels
 
 INDEX_FILE = "model.safetensors.index.json"
 
+_IS_WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
 _SHARD = re.compile(r"model.*-(\d+)-of-(\d+)\.safetensors")
 _UNREAD_TYPES = ("F64", "F8_E5M2", "F4", "C128")
 _MAX_SHARDS = 100_000  # a name may say any number
@@ -39,18 +40,20 @@ def weight_files(path: Path) -> dict[Path, list[str] | None]:
 
     Returns:
         The files, each with the names of the tensors to read from it, or None for all of them.
-
-    Raises:
-        ModelError: There is none, one is missing, or the index cannot be used.
     """
+    files: dict[Path, list[str] | None]
     if (path / INDEX_FILE).exists():
-        return _indexed_files(path)
-    found = sorted(file for file in path.iterdir() if file.name.startswith("model") and file.suffix == ".safetensors")
-    if not found:
+        files = _indexed_files(path)
+        missing = sorted(file.name for file in files if not file.is_file())
+    else:
+        files = dict.fromkeys(sorted(file for file in path.iterdir() if _IS_WEIGHTS.fullmatch(file.name)))
+        missing = sorted(_shard_names(files) - {file.name for file in files})
+    if not files:
         others = ", ".join(filter(None, (pickled_weights(path), *(file.name for file in path.glob("*.gguf")))))
         raise ModelError(f"{path} holds no model*.safetensors{f' (found {others}, not loaded)' if others else ''}")
-    _check_numbering(path, found)
-    return dict.fromkeys(found)
+    if missing:
+        raise ModelError(f"model {path} is incomplete: {_listed(missing)} missing", hint="fetch it again")
+    return files
 
 
 def _indexed_files(path: Path) -> dict[Path, list[str] | None]:
@@ -66,34 +69,22 @@ def _indexed_files(path: Path) -> dict[Path, list[str] | None]:
     other = sorted(name for name in files if not name.endswith(".safetensors"))
     if other:
         raise ModelError(f"model {path}: {INDEX_FILE} names {_listed(other)}, which is not a safetensors file")
-    _refuse_missing(path, sorted(name for name in files if not (path / name).is_file()))
     return {path / name: files[name] for name in sorted(files)}
 
 
-def _check_numbering(path: Path, files: Iterable[Path]) -> None:
-    """Without an index, the names of shards tell how many there are."""
-    names = {file.name for file in files}
-    missing = set()
-    for match in filter(None, map(_SHARD.fullmatch, names)):
+def _shard_names(files: Iterable[Path]) -> set[str]:
+    """The names of all shards, of which the names of some tell how many there are."""
+    names = set()
+    for match in filter(None, (_SHARD.fullmatch(file.name) for file in files)):
         number, count = match.groups()
         stem = match.string[: match.start(1)]
         numbers = range(1, min(int(count), _MAX_SHARDS) + 1)
-        every = (f"{stem}{i:0{len(number)}}-of-{count}.safetensors" for i in numbers)
-        missing |= set(every) - names
-    _refuse_missing(path, sorted(missing))
-
-
-def _refuse_missing(path: Path, missing: list[str]) -> None:
-    if missing:
-        raise ModelError(f"model {path} is incomplete: {_listed(missing)} missing", hint="fetch it again")
+        names |= {f"{stem}{i:0{len(number)}}-of-{count}.safetensors" for i in numbers}
+    return names
 
 
 def read_weights(path: Path) -> dict[str, mx.array]:
-    """Returns the tensors of a model by name; none is read before it is used.
-
-    Raises:
-        ModelError: A file is missing or cannot be read, two files hold one tensor, or MLX has no such type.
-    """
+    """Returns the tensors of a model by name; none is read before it is used."""
     tensors: dict[str, mx.array] = {}
     for file, names in weight_files(path).items():
         held = _read_file(file)
@@ -137,17 +128,9 @@ def without_buffers(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[s
 def check_used(
     path: Path, tensors: Mapping[str, mx.array], used: Mapping[str, mx.array], config: Mapping[str, Any], head: bool
 ) -> None:
-    """Checks that the tensors which a family's ``sanitize`` left out do not change what the model computes.
+    """Checks that the tensors which are not in ``used``, the result of a family's ``sanitize``, do not count.
 
-    Args:
-        path: The model's directory.
-        tensors: The content of its files, not evaluated yet.
-        used: The result of ``sanitize``.
-        config: The model's config.
-        head: Whether the model has an output layer.
-
-    Raises:
-        ModelError: A tensor that counts was left out.
+    ``head`` is True if the model has an output layer. The tensors are not evaluated yet.
     """
     lost = [
         name
@@ -202,27 +185,16 @@ def _may_be_left_out(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _is_embedding_again(name: str, tensors: Mapping[str, mx.array]) -> bool:
-    if not _OUTPUT_LAYER.fullmatch(name):
-        return False
-    head = tensors[name]
-    leaf = name.rpartition(".")[2]
-    embeddings = (
-        value
+    head, leaf = tensors[name], name.rpartition(".")[2]
+    return _OUTPUT_LAYER.fullmatch(name) is not None and any(
+        value.shape == head.shape and value.dtype == head.dtype and mx.array_equal(head, value).item()
         for key, value in tensors.items()
-        if _EMBEDDING.fullmatch(f"{key.rpartition('.')[0]}.weight") and key.endswith(f".{leaf}")
-    )
-    return any(
-        value.shape == head.shape and value.dtype == head.dtype and bool(mx.array_equal(head, value).item())
-        for value in embeddings
+        if _EMBEDDING.fullmatch(f"{key.removesuffix(leaf)}weight") and key.endswith(f".{leaf}")
     )
 
 
 def check_types(path: Path, model: nn.Module, weights: Mapping[str, mx.array], method: str | None) -> None:
-    """Checks that the files hold numbers where the model computes with numbers, and not codes for numbers.
-
-    Raises:
-        ModelError: They hold integers or 8-bit floats.
-    """
+    """Checks that the files hold numbers where the model computes with numbers, and not codes for numbers."""
     own = dict(tree_flatten(model.parameters()))
     codes = [
         name
@@ -242,14 +214,12 @@ def check_finite(path: Path, tensors: Mapping[str, mx.array]) -> None:
 
     A sum along the first axis is the cheapest pass over a tensor, and a finite sum has finite terms. The sum of finite
     numbers may overflow, so the terms are checked if it is not finite.
-
-    Raises:
-        ModelError: Some are not.
     """
     floats = {name: value for name, value in tensors.items() if mx.issubdtype(value.dtype, mx.floating)}
     if not floats:
         return
-    good = mx.isfinite(mx.stack([_sum(value) for value in floats.values()])).tolist()
+    sums = [(value.sum(axis=0) if value.ndim > 1 else value).astype(mx.float32).sum() for value in floats.values()]
+    good = mx.isfinite(mx.stack(sums)).tolist()
     doubtful = [name for name, ok in zip(floats, good, strict=True) if not ok]  # type: ignore[arg-type]
     if wrong := [name for name in doubtful if not mx.isfinite(floats[name]).all().item()]:
         raise ModelError(
@@ -258,21 +228,8 @@ def check_finite(path: Path, tensors: Mapping[str, mx.array]) -> None:
         )
 
 
-def _sum(value: mx.array) -> mx.array:
-    along = value.sum(axis=0) if value.ndim > 1 else value
-    return along.astype(mx.float32).sum()
-
-
 def check_finite_files(path: Path, dtype: str | None = None) -> None:
-    """Checks that the numbers in a model's files are finite, one tensor at a time.
-
-    Args:
-        path: The model's directory.
-        dtype: The type that they are to be cast to.
-
-    Raises:
-        ModelError: Some are not, or are larger than the type holds.
-    """
+    """Checks that the numbers in a model's files are finite, one tensor at a time."""
     large = []
     narrow = getattr(mx, dtype) if dtype in ("float16", "bfloat16") else None
     for file, names in weight_files(path).items():

@@ -17,6 +17,7 @@ from parm_mlx.distributed import Group, join
 from parm_mlx.errors import CheckpointError, ConfigError, DataError, LostError, OutputError
 from parm_mlx.files import flush, resolve
 from parm_mlx.guidance.loading import load_base
+from parm_mlx.guidance.prompts import no_template
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.mlxlm import TokenizerWrapper, embedding_rows
@@ -222,6 +223,8 @@ def prepare(
 
     progress.note(memory.announce(config))
     model, tokenizer = load_base(config.model)
+    if config.chat_template is None and not tokenizer.has_chat_template:
+        progress.note(no_template("model's tokenizer has"))
     train = _tokenize(config, data, "training", tokenizer, embedding_rows(model), progress)
     valid = _tokenize(config, data, "validation", tokenizer, embedding_rows(model), progress)
     data = replace(data, train=[], valid=[])  # the texts are not needed any more

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,17 @@ def test_guidance_reads_the_template_of_the_training(train: RunCli, folder: Path
     tokenizer = load_base(official / "base_lm")[1]
     assert prompter("Hi").guide == encode(tokenizer, "\n\nHuman: Hi\n\nAssistant:")
     assert prompter("Hi").base == encode(tokenizer, render_prompt(tokenizer, "Hi"))
+
+
+def test_a_missing_chat_template_is_said_once(run_cli: RunCli, folder: Path, official: Path) -> None:
+    shutil.copytree(official / "arm_base", folder / "bare")
+    settings = json.loads((folder / "bare" / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "bare" / "tokenizer_config.json").write_text(json.dumps(settings))
+    base = ("train", "--model", folder / "bare", "--data", folder / "pairs.jsonl", "--iters", 1, "--val-batches", 0)
+    for more, times in (((), 1), (("--chat-template", "hh"), 0)):
+        code, _, err = run_cli(*base, "--out", folder / f"out{times}", *more)
+        assert (code, err.count("tokenizer has no chat template: prompts are read as plain text")) == (0, times), err
 
 
 def test_an_existing_output_needs_force(train: RunCli, folder: Path) -> None:
