@@ -130,7 +130,7 @@ def in_order(answers: Iterable[Answer]) -> Iterator[Answer]:
         raise
 
 
-def _runs(model: GuidedModel, request: Request) -> Any:
+def _model_for(model: GuidedModel, request: Request) -> Any:
     """The model that answers a request, with float32 logits."""
     return model.base_logits if request.alpha is None else model
 
@@ -148,7 +148,7 @@ def _together(
     waiting, running = deque(requests), dict[int, tuple[int, list[int]]]()
     prefix_caches = PrefixCaches(model, list(requests.values()))
     generator = BatchGenerator(
-        _runs(model, requests[waiting[0]]),
+        _model_for(model, requests[waiting[0]]),
         max_tokens=max_tokens,
         stop_tokens=[[token] for token in tokenizer.eos_token_ids],
         completion_batch_size=batch_size,
@@ -212,7 +212,7 @@ def _one_by_one(
 
 def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
     ((tokens, cache),) = PrefixCaches(model, [request])([request])
-    sampler, runs = request.sampling.sampler(request.seed_offset), _runs(model, request)
+    sampler, runs = request.sampling.sampler(request.seed_offset), _model_for(model, request)
     with wired_limit(model):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
             yield int(token)

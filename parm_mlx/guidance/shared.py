@@ -84,7 +84,7 @@ class SharedModel(GuidedModel):
 
     def join_cache(self, base: Cache, guide: Cache) -> Cache:
         """The inverse of :meth:`split_cache`."""
-        return [*map(PairCache.of, base, guide[:-1]), guide[-1]]
+        return [*map(PairCache, base, guide[:-1]), guide[-1]]
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Guided logits, (B, L) token ids → (B, L, V) float32."""

@@ -121,6 +121,10 @@ class Speculation:
 
     ``cache``, of one sequence, has read its prompts but for the last ``token``; ``draft``, the draft model's, has read
     as much of the base's prompt.
+
+    Attributes:
+        cache: The prompt cache after the last check.
+        count: How drafted tokens fared so far.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Speculation:
         seed_offset: int = 0,
         draft: CachedTokens | None = None,
     ) -> None:
+        self.cache = cache
         self.count = DraftCount()
         self._generated: list[int] = []
         self._model = model
@@ -141,15 +146,6 @@ class Speculation:
         self._last = token
         self._draft = draft or drafting.make_cache()
         self._unread_by_draft = mx.array(drafting.readable([token]), mx.uint32)
-        if drafting.model is None:
-            self._base, self._guide = model.split_cache(cache)
-        else:
-            self._cache = cache
-
-    @property
-    def cache(self) -> Cache:
-        """The prompt cache after the last check."""
-        return self._cache if self._drafting.model is not None else self._model.join_cache(self._base, self._guide)
 
     @property
     def read(self) -> list[int]:
@@ -171,27 +167,29 @@ class Speculation:
     def _draft_by_base(self, last: mx.array, n: int) -> tuple[int, list[int]]:
         """The base reads one token after the other and drafts; the guide reads them at once."""
         model = self._model
-        before = Snapshot(self._base, n), Snapshot(self._guide, n)
-        logits, drafts, q = self._drafts(model.base, self._base, last, n)
+        base, guide = model.split_cache(self.cache)
+        before = Snapshot(base, n), Snapshot(guide, n)
+        logits, drafts, q = self._drafts(model.base, base, last, n)
         tokens_read = mx.concatenate([last, drafts[:-1]])
-        guide = model.guide(tokens_read[None], cache=self._guide)[0]
-        kept, tokens = self._chooser.judge(combine_logits(logits, guide, model.beta), drafts, q)
+        guide_logits = model.guide(tokens_read[None], cache=guide)[0]
+        kept, tokens = self._chooser.judge(combine_logits(logits, guide_logits, model.beta), drafts, q)
         keep = min(kept + 1, n)
-        _take_back(before[0], model.base, self._base, tokens_read, keep)
-        _take_back(before[1], model.guide, self._guide, tokens_read, keep)
+        _take_back(before[0], model.base, base, tokens_read, keep)
+        _take_back(before[1], model.guide, guide, tokens_read, keep)
+        self.cache = model.join_cache(base, guide)
         return kept, tokens
 
     def _draft_by_model(self, last: mx.array, n: int) -> tuple[int, list[int]]:
         """The draft model drafts; base and guide read the drafts at once."""
         drafter, draft, unread = self._drafting.model, self._draft, self._unread_by_draft
         assert drafter is not None
-        before, before_draft = Snapshot(self._cache, n + 1), Snapshot(draft.cache, unread.size + n - 1)
+        before, before_draft = Snapshot(self.cache, n + 1), Snapshot(draft.cache, unread.size + n - 1)
         _, drafts, q = self._drafts(drafter, draft.cache, unread, n)
         tokens_read = mx.concatenate([last, drafts])
-        kept, tokens = self._chooser.judge(self._model(tokens_read[None], cache=self._cache)[0], drafts, q)
+        kept, tokens = self._chooser.judge(self._model(tokens_read[None], cache=self.cache)[0], drafts, q)
         if tokens[-1] == NOT_FINITE:
             return kept, tokens
-        _take_back(before, self._model, self._cache, tokens_read, kept + 1)
+        _take_back(before, self._model, self.cache, tokens_read, kept + 1)
         tokens_read = mx.concatenate([unread, drafts[:-1]])
         keep = unread.size + min(kept, n - 1)
         _take_back(before_draft, drafter, draft.cache, tokens_read, keep)

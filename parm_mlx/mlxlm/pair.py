@@ -18,33 +18,27 @@ class PairCache(_BaseCache):
     sequence i. Held apart, which only one sequence can be, it is an entry for each. A model that runs both rows at once
     needs pairs together; a model that reads into one of them, apart. To mlx-lm's generators a pair is an entry like any
     other, and sequences are what it counts.
+
+    Attributes:
+        parts: The entry for both, or that of the base and that of the guide.
     """
 
-    def __init__(self, together: Any) -> None:
-        self._together: Any | None = together
-        self._apart: tuple[Any, Any] | None = None
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
         self._never_together = False
-
-    @classmethod
-    def of(cls, base: Any, guide: Any) -> "PairCache":
-        """The pair of two entries of one sequence."""
-        pair = cls(None)
-        pair._apart = (base, guide)
-        return pair
 
     @property
     def together(self) -> Any:
         """The entry with the rows of both; the pair must be held together."""
-        assert self._together is not None
-        return self._together
+        assert len(self.parts) == 1
+        return self.parts[0]
 
-    def part(self) -> tuple[Any, Any]:
-        """Holds the pair apart, and returns its entries, which may be read into."""
-        if self._apart is None:
-            self._apart = (row_of(self._together, 0), row_of(self._together, 1))
-            self._together = None
+    def part(self) -> tuple[Any, ...]:
+        """Holds the pair apart, and returns the base's and the guide's entry, which may be read into."""
+        if len(self.parts) == 1:
+            self.parts = (row_of(self.parts[0], 0), row_of(self.parts[0], 1))
         self._never_together = False
-        return self._apart
+        return self.parts
 
     @staticmethod
     def join(pairs: Sequence["PairCache"]) -> bool:
@@ -52,7 +46,7 @@ class PairCache(_BaseCache):
 
         If not, all are held apart: mlx-lm has no entry for two rows of this kind and of different lengths.
         """
-        if all(pair._together is not None for pair in pairs):
+        if all(len(pair.parts) == 1 for pair in pairs):
             return True
         if all(pair._never_together for pair in pairs):
             return False
@@ -61,13 +55,8 @@ class PairCache(_BaseCache):
         for pair, entry in zip(pairs, both, strict=True):
             pair._never_together = not possible
             if possible:
-                pair._together, pair._apart = entry, None
+                pair.parts = (entry,)
         return possible
-
-    @property
-    def parts(self) -> tuple[Any, ...]:
-        """The entries that the pair consists of now."""
-        return (self._together,) if self._apart is None else self._apart
 
     @property
     def state(self) -> list[Any]:
@@ -76,10 +65,8 @@ class PairCache(_BaseCache):
 
     @state.setter
     def state(self, value: Sequence[Any]) -> None:
-        entries = [getattr(mlx_cache, kind).from_state(state) for state, kind in value]
-        self.__init__(entries[0] if len(entries) == 1 else None)  # type: ignore[misc]
-        if len(entries) == 2:
-            self._apart = (entries[0], entries[1])
+        self.parts = tuple(getattr(mlx_cache, kind).from_state(state) for state, kind in value)
+        self._never_together = False
 
     @property
     def offset(self) -> Any:
@@ -91,11 +78,7 @@ class PairCache(_BaseCache):
         """Makes a pair of quantised entries; missing where the entries have no quantised form."""
         convert = [entry.to_quantized for entry in self.parts]
 
-        def quantized(**settings: Any) -> "PairCache":
-            entries = [each(**settings) for each in convert]
-            return PairCache(entries[0]) if len(entries) == 1 else PairCache.of(*entries)
-
-        return quantized
+        return lambda **settings: PairCache(*(each(**settings) for each in convert))
 
     def is_trimmable(self) -> bool:
         """Whether tokens can be taken back."""
@@ -128,7 +111,7 @@ class PairCache(_BaseCache):
 
     def extract(self, idx: int) -> "PairCache":
         """The pair of one sequence."""
-        return PairCache.of(row_of(self.together, 2 * idx), row_of(self.together, 2 * idx + 1))
+        return PairCache(row_of(self.together, 2 * idx), row_of(self.together, 2 * idx + 1))
 
     @classmethod
     def merge(cls, caches: Sequence["PairCache"]) -> "PairCache":

@@ -115,11 +115,11 @@ def test_a_pair_is_an_entry_to_mlx_lm() -> None:
     feed(pair.together, 0, 3, rows=2)
     assert (pair.empty(), pair.size(), pair.offset, pair.trim(1), pair.size()) == (False, 3, 3, 1, 2)
     assert pair.is_trimmable()
-    other = PairCache.of(feed(KVCache(), 7, 1), feed(KVCache(), 8, 2))
+    other = PairCache(feed(KVCache(), 7, 1), feed(KVCache(), 8, 2))
     batch = PairCache.merge([pair, other, PairCache(KVCache())])
     assert batch.together.offset.tolist() == [2, 2, 1, 2, 0, 0]
     batch.filter([1, 0])
-    batch.extend(PairCache.merge([PairCache.of(feed(KVCache(), 1, 4), feed(KVCache(), 2, 4))]))
+    batch.extend(PairCache.merge([PairCache(feed(KVCache(), 1, 4), feed(KVCache(), 2, 4))]))
     base, guide = batch.extract(0).part()
     assert (held(base), held(guide)) == ([[7]], [[8, 9]])
     base, guide = batch.extract(2).part()
@@ -130,15 +130,15 @@ def test_a_pair_has_a_quantised_form_where_its_entries_have_one() -> None:
     pair = PairCache(feed(KVCache(), 0, 4, rows=2))
     quantised = pair.to_quantized(group_size=32, bits=8)
     assert isinstance(quantised.together, QuantizedKVCache)
-    apart = PairCache.of(feed(KVCache(), 0, 4), feed(KVCache(), 0, 2)).to_quantized(group_size=32, bits=8)
+    apart = PairCache(feed(KVCache(), 0, 4), feed(KVCache(), 0, 2)).to_quantized(group_size=32, bits=8)
     assert [type(part) for part in apart.parts] == [QuantizedKVCache] * 2
     assert not hasattr(quantised, "to_quantized")
     assert not hasattr(PairCache(ArraysCache(1)), "to_quantized")
 
 
 def test_pairs_are_held_together_all_or_none() -> None:
-    even = PairCache.of(feed(ChunkedKVCache(6), 0, 2), feed(ChunkedKVCache(6), 9, 2))
-    uneven = PairCache.of(feed(ChunkedKVCache(6), 0, 2), feed(ChunkedKVCache(6), 9, 3))
+    even = PairCache(feed(ChunkedKVCache(6), 0, 2), feed(ChunkedKVCache(6), 9, 2))
+    uneven = PairCache(feed(ChunkedKVCache(6), 0, 2), feed(ChunkedKVCache(6), 9, 3))
     assert not PairCache.join([even, uneven])
     assert [len(pair.parts) for pair in (even, uneven)] == [2, 2]
     assert not PairCache.join([even, uneven]), "nor when asked again"
