@@ -1,4 +1,4 @@
-"""What a directory holds: a model or an adapter, and in whose format."""
+"""The kind of a directory: a model or an adapter, and in whose format."""
 
 import enum
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Kind(enum.Enum):
 
     @property
     def is_model(self) -> bool:
-        """Whether it is a model, and not an adapter."""
+        """It is a model, not an adapter."""
         return self in (Kind.HF_MODEL, Kind.HF_REWARD, Kind.MLX_MODEL, Kind.MLX_REWARD)
 
 
@@ -44,27 +44,16 @@ _ADAPTERS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A directory to convert.
-
-    Attributes:
-        path: The directory.
-        kind: The kind of its content.
-        config: The content of its config file.
-        name: What the user calls it.
-    """
+    """A directory to convert."""
 
     path: Path
     kind: Kind
-    config: dict[str, Any]
-    name: str
+    config: dict[str, Any]  # the content of its config file
+    name: str  # as the user calls it
 
 
 def detect(path: Path, name: str | None = None) -> Source:
-    """Finds out what a directory holds.
-
-    Args:
-        path: The directory.
-        name: What the user calls it; its path by default.
+    """Finds out what a directory holds, which the user calls ``name``.
 
     Raises:
         AdapterError: It holds an adapter without a readable config, or of a kind that cannot be converted.
@@ -89,8 +78,7 @@ def _adapter_kind(path: Path, config: dict[str, Any]) -> Kind:
     field = next((field for field in _ADAPTERS if field in config), None)
     if field is None:
         raise AdapterError(f"adapter {path}: {ADAPTER_CONFIG} names no peft_type, so its kind is unknown")
-    kind = _ADAPTERS[field].get(str(config[field]))
-    if kind is None:
+    if (kind := _ADAPTERS[field].get(str(config[field]))) is None:
         raise AdapterError(
             f"adapter {path}: {field} {shown(config[field])} cannot be converted",
             hint="supported: peft_type PBLORA (PARM) or LORA (GenARM), and adapters of parm-mlx",

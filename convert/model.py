@@ -1,41 +1,44 @@
-"""Models: Hugging Face causal LMs and reward models to MLX, quantised or not."""
+"""Models to MLX, quantised or not: Hugging Face causal LMs, sequence classifiers of decoders, Beaver's score models."""
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.convert.detect import Kind, Source
-from parm_mlx.convert.reward import load_reward_model
 from parm_mlx.errors import ConfigError, InputError, ModelError
-from parm_mlx.mlxlm import check_finite_files, config_dtype, load_weights_and_tokenizer, save_converted
+from parm_mlx.files import pickled_weights
+from parm_mlx.mlxlm import (
+    TokenizerWrapper,
+    check_finite_files,
+    config_dtype,
+    load_backbone,
+    load_weights_and_tokenizer,
+    save_converted,
+    weight_files,
+)
 from parm_mlx.outputs import new_directory
+from parm_mlx.pblora.adapter import Tensors
+from parm_mlx.rewards.model import HEAD_FILE, RewardSettings
 
 _PROBE = 512
+_HEADS = ("score", "score_head", "normalizer")
+_DIRECTION = {True: "lower is better, so scores are negated", False: "higher is better"}
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How to quantise, in MLX's terms.
+    """How to quantise, in MLX's terms; None is MLX's default for the mode."""
 
-    Attributes:
-        mode: affine, mxfp4, nvfp4 or mxfp8.
-        bits: Bits per weight; MLX's default for the mode if None.
-        group_size: Neighbouring weights that share a scale; MLX's default for the mode if None.
-    """
-
-    mode: str = "affine"
-    bits: int | None = None
-    group_size: int | None = None
+    mode: str = "affine"  # or mxfp4, nvfp4, mxfp8
+    bits: int | None = None  # per weight
+    group_size: int | None = None  # neighbouring weights that share a scale
 
     def effective_group_size(self) -> int:
-        """Returns the group size with MLX's default filled in.
-
-        Raises:
-            ConfigError: MLX has no such quantisation.
-        """
+        """Returns the group size with MLX's default filled in; raises a ConfigError if MLX has no such quantisation."""
         try:
             _, scales, *_ = mx.quantize(mx.zeros((1, _PROBE)), self.group_size, self.bits, self.mode)
         except ValueError as error:
@@ -53,46 +56,45 @@ def convert_model(
     force: bool = False,
     say: Callable[[str], None],
 ) -> None:
-    """Writes a model in MLX's format.
+    """Writes a Hugging Face causal LM or reward model, or an MLX model to be quantised or cast, in MLX's format.
 
     Args:
-        source: A Hugging Face causal LM or reward model, or an MLX model that is to be quantised or cast.
+        source: The model.
         out: The directory to write.
         quantization: How to quantise; not at all if None.
-        dtype: Type of all weights that are not quantised; the one in the model's config if None. The head of a reward
-            model stays in float32.
-        lower_is_better: Whether the outputs of a reward model are costs; found out if None.
+        dtype: Type of all weights that are not quantised, but of a reward model's head, which stays in float32; the one
+            in the model's config if None.
+        lower_is_better: The outputs of a reward model are costs; found out if None.
         force: Replace an existing model.
         say: Takes notes for the user.
 
     Raises:
         InputError: There is nothing to do.
         ModelError: The model is not readable, not supported by mlx-lm, or cannot be quantised as asked.
-        OutputError: ``out`` exists or cannot be written.
-        RunError: Writing failed.
     """
-    _check_request(source, quantization, dtype)
-    head = None
-    if source.kind is Kind.HF_REWARD:
-        model, tokenizer, head = load_reward_model(source, lower_is_better, say)
-    else:
-        model, tokenizer = load_weights_and_tokenizer(source.path, lazy=True)
-    if quantization is not None:
-        _check_sizes(model, quantization.effective_group_size(), source.path, say)
-    dtype = _checked_dtype(source, dtype, say)
-    with new_directory(out, force, [source.path]) as partial:
-        if head is not None:
-            head.save(partial)
-        given = astuple(quantization) if quantization is not None else None
-        save_converted(partial, model, tokenizer, source.path, dtype, given)
-
-
-def _check_request(source: Source, quantization: Quantization | None, dtype: str | None) -> None:
-    """Checks that there is something to do, and that it can be done to this model."""
     if source.kind is Kind.MLX_MODEL and quantization is None and dtype is None:
         raise InputError(f"{source.path} is an MLX model already", hint="-q quantises it, --dtype casts it")
     if quantization is not None and any(source.config.get(key) for key in ("quantization", "quantization_config")):
         raise ModelError(f"model {source.path} is quantised already", hint="quantise the model it was made from")
+    head = None
+    if source.kind is Kind.HF_REWARD:
+        model, tokenizer, head = _load_reward_model(source, lower_is_better, say)
+    else:
+        model, tokenizer = load_weights_and_tokenizer(source.path, lazy=True)
+    if quantization is not None:
+        _check_sizes(model, quantization.effective_group_size(), source.path, say)
+    if dtype is None and "float64" in (source.config.get("dtype"), source.config.get("torch_dtype")):
+        say("MLX's models do not compute in float64, which config.json names: the weights become float32")
+        dtype = "float32"
+    dtype = dtype or config_dtype(source.config)
+    check_finite_files(source.path, dtype)
+    with new_directory(out, force, [source.path]) as partial:
+        if head is not None:
+            tensors, settings = head
+            mx.save_safetensors(str(partial / HEAD_FILE), tensors, metadata={"format": "mlx"})
+            settings.save(partial)
+        given = astuple(quantization) if quantization is not None else None
+        save_converted(partial, model, tokenizer, source.path, dtype, given)
 
 
 def _check_sizes(model: nn.Module, group_size: int, path: Path, say: Callable[[str], None]) -> None:
@@ -110,11 +112,61 @@ def _check_sizes(model: nn.Module, group_size: int, path: Path, say: Callable[[s
         say(f"{len(plain)} of {len(layers)} layers stay plain: {group_size} does not divide their number of inputs")
 
 
-def _checked_dtype(source: Source, dtype: str | None, say: Callable[[str], None]) -> str | None:
-    """The type to cast to, if any; the numbers of the model are finite and stay so in it."""
-    if dtype is None and "float64" in (source.config.get("dtype"), source.config.get("torch_dtype")):
-        say("MLX's models do not compute in float64, which config.json names: the weights become float32")
-        dtype = "float32"
-    dtype = dtype or config_dtype(source.config)
-    check_finite_files(source.path, dtype)
-    return dtype
+def _load_reward_model(
+    source: Source, lower_is_better: bool | None, say: Callable[[str], None]
+) -> tuple[nn.Module, TokenizerWrapper, tuple[Tensors, RewardSettings]]:
+    """Loads the backbone without an output layer, its tokenizer, and the head: tensors in float32, and settings."""
+    pickled = pickled_weights(source.path)
+    if pickled and not any(source.path.glob("*.safetensors")):
+        raise ModelError(
+            f"model {source.path} holds no model*.safetensors (found {pickled}): pickled weights can run any code "
+            "and are not read",
+            hint="docs/rewards.md shows how to write them as safetensors",
+        )
+    weight_files(source.path)
+    try:
+        model, tokenizer, found = load_backbone(source.path, _HEADS, lazy=True)
+    except ModelError as error:
+        hint = error.hint or f"where transformers can load it, hf:{source.name} scores with it as it is"
+        raise ModelError(str(error), hint=hint) from None
+    is_score = any(key.startswith("score_head.") for key in found)
+    prefix = "score_head." if is_score else "score."
+    tensors = {
+        key.removeprefix(prefix): value.astype(mx.float32) for key, value in found.items() if key.startswith(prefix)
+    }
+    if "weight" not in tensors or not tensors.keys() <= {"weight", "bias"} or tensors["weight"].ndim != 2:
+        listed = ", ".join(sorted(tensors)) or "no"
+        raise ModelError(f"model {source.path} has no linear score head: {listed} tensors")
+    config = source.config
+    if config.get("do_normalize"):
+        raise ModelError(f"model {source.path} normalises its scores (do_normalize), which is not supported")
+    lower = _is_cost(source, say) if lower_is_better is None else lower_is_better
+    outputs = tensors["weight"].shape[0]
+    if is_score and outputs == 1:
+        labels: tuple[str, ...] = ("cost" if lower else "reward",)
+    else:
+        names: Any = config.get("id2label")
+        names = names if isinstance(names, dict) else {}
+        labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(outputs))
+    say(f"outputs {', '.join(labels)}; {_DIRECTION[lower]}")
+    settings = RewardSettings(
+        kind="score" if is_score else "sequence-classification",
+        labels=labels,
+        lower_is_better=lower,
+        chat_template="beaver" if is_score else None,
+        pad_token_id=None if is_score else config.get("pad_token_id"),
+    )
+    return model, tokenizer, (tensors, settings)
+
+
+def _is_cost(source: Source, say: Callable[[str], None]) -> bool:
+    """Lower is better: its name says it, or else Beaver's config."""
+    texts = {"its name": Path(source.name).name.lower(), "its config": str(source.config.get("score_type"))}
+    for what, text in texts.items():
+        if ("cost" in text) != ("reward" in text):
+            cost = "cost" in text
+            other = "--higher-is-better" if cost else "--lower-is-better"
+            say(f"taken for a {'cost' if cost else 'reward'} by {what}; {other} says otherwise")
+            return cost
+    say("neither its name nor its config says cost or reward: taken for a reward; --lower-is-better says otherwise")
+    return False

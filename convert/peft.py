@@ -1,12 +1,14 @@
-"""PEFT adapters on disk: their settings, their files, and their names for tensors.
+"""PEFT adapters to our format and back, tensor for tensor: PBLoRA of the official PARM code, and plain LoRA.
 
 PEFT calls a tensor ``base_model.model.model.layers.3.self_attn.q_proj.pblora_A``; here it is
-``layers.3.self_attn.q_proj.a``. The part before the number of the block differs between model families.
+``layers.3.self_attn.q_proj.a``. The part before the number of the block differs between model families. A plain LoRA,
+y = W x + s · B · A · x, is an autoregressive reward model of GenARM: it guides like a PARM whose α is always (1).
 """
 
-import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,30 @@ import mlx.core as mx
 
 from parm_mlx.errors import AdapterError
 from parm_mlx.files import pickled_weights, read_json
-from parm_mlx.pblora.adapter import CONFIG_FILE, Tensors, check_finite, read_safetensors
+from parm_mlx.pblora.adapter import (
+    CONFIG_FILE,
+    Tensors,
+    check_finite,
+    check_tensors,
+    read_safetensors,
+    stored_shapes,
+    write_files,
+)
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.ranges import DROPOUT, SCALE, Real, Whole, shown
+from parm_mlx.pblora.targets import is_named
+from parm_mlx.preference import default_objectives, parse_objectives
+from parm_mlx.ranges import DROPOUT, OBJECTIVES, RANK, SCALE, Real, Whole, shown
 
 TENSOR_FILE = "adapter_model.safetensors"
 INDEX_FILE = "adapter_model.safetensors.index.json"
 PREFIX = "base_model.model.model.layers"
 ORIGIN = "converted_from"
+_LORA = {"lora_A.weight": "a", "lora_B.weight": "b"}
+_PBLORA = {"pblora_A": "a", "pblora_B": "b", "pblora_W1": "w1", "pblora_W2": "w2"}
+_BLOCK = re.compile(r"(?P<prefix>base_model\.model\.[\w.]*?\b(?:layers|h|blocks))\.(?P<layer>\d+\.[\w.]+)")
 
-# Settings that do not change what an adapter computes, whatever their value, or that are read here.
-_HARMLESS = {
+# Settings that are read here, or that do not change what an adapter computes, whatever their value.
+_KNOWN = {
     "auto_mapping",
     "base_model_name_or_path",
     "exclude_modules",
@@ -38,14 +53,35 @@ _HARMLESS = {
     "target_modules",
     "task_type",
 }
+_KNOWN_PBLORA = {"obj_num", "pref_vec_init", "r1", "r2"}
+_KNOWN_LORA = {
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",  # B · A · x does not depend on how W is stored
+    "megatron_core",
+    "qalora_group_size",
+    "r",
+    "use_rslora",
+}
 # Ways to begin training that leave the backbone's own weights as they are.
 _KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
-_UNSUPPORTED = {
+# Any other setting must be off. Why, for those that PEFT has:
+_REASONS = {
+    "alora_invocation_tokens": "activated LoRA is not supported",
+    "alpha_pattern": "every layer must have the same lora_alpha",
     "bias": "trained biases have no place in this format",
+    "fan_in_fan_out": "transposed weights are not supported",
     "init_lora_weights": "that may change the backbone's own weights; save it as plain LoRA with PEFT first",
+    "layer_replication": "replicated layers are not supported",
     "layers_pattern": "adapters on some layers only are not supported",
     "layers_to_transform": "adapters on some layers only are not supported",
+    "lora_bias": "trained biases have no place in this format",
     "modules_to_save": "modules trained in full have no place in an adapter",
+    "rank_pattern": "every layer must have the same rank",
+    "target_parameters": "only linear layers can be adapted",
+    "trainable_token_indices": "trained embeddings have no place in an adapter",
+    "use_dora": "DoRA also rescales the weights, which is not supported",
+    "use_qalora": "QA-LoRA is not supported",
 }
 _UNKNOWN = "what that changes is not known here, so the adapter is not converted"
 # A config as PEFT writes it.
@@ -60,118 +96,83 @@ _FRESH = {
     "revision": None,
     "task_type": "CAUSAL_LM",
 }
-_BLOCK = re.compile(r"(?P<prefix>base_model\.model\.[\w.]*?\b(?:layers|h|blocks))\.(?P<layer>\d+\.[\w.]+)")
-
-
-class Settings:
-    """Reads ``adapter_config.json`` of a PEFT adapter and collects all problems with it.
-
-    Args:
-        path: The adapter's directory.
-        content: The content of its config.
-    """
-
-    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        self.path = path
-        self.content = content
-        self.problems: list[str] = []
-        self.dropout = 0.0 if content.get("lora_dropout") is None else self._read("lora_dropout", DROPOUT) or 0.0
-        self.base_model = str(content.get("base_model_name_or_path") or "") or None
-        self.targets = content.get("target_modules")
-        if isinstance(self.targets, list) and not (
-            self.targets and all(isinstance(t, str) and t for t in self.targets)
-        ):
-            self._add("target_modules", "a list of layer names")
-
-    def whole(self, key: str, allowed: Whole) -> int:
-        """Returns a whole number of at least 1."""
-        return self._read(key, Whole(1, allowed.high)) or 1
-
-    def number(self, key: str) -> float:
-        """Returns a number above 0."""
-        return self._read(key, SCALE) or 1.0
-
-    def check(self, unsupported: Mapping[str, str], known: Collection[str]) -> None:
-        """Refuses problems, and settings under which the adapter would compute something else than its tensors say.
-
-        Args:
-            unsupported: Settings that must be off, and why.
-            known: Settings that are read elsewhere, or that change nothing. Any other must be off, too.
-
-        Raises:
-            AdapterError: Lists every problem.
-        """
-        reasons = {**_UNSUPPORTED, **unsupported}
-        for key, value in self.content.items():
-            harmless = key in _HARMLESS or key in known or (key == "init_lora_weights" and value in _KEEPS_BASE)
-            if not harmless and not (value is None or value is False or value in ("none", "", [], {})):
-                self.problems.append(f"{key} is {shown(value)}: {reasons.get(key, _UNKNOWN)}")
-        if self.problems:
-            raise AdapterError(f"adapter {self.path}: {CONFIG_FILE}: {'; '.join(self.problems)}")
-
-    def _read(self, key: str, allowed: Whole | Real) -> Any:
-        value = self.content.get(key)
-        try:
-            return allowed.read(None if isinstance(value, str) else value)
-        except ValueError:
-            self._add(key, str(allowed))
-            return None
-
-    def _add(self, key: str, wanted: str) -> None:
-        known = key in self.content
-        self.problems.append(
-            f"{key} must be {wanted}, got {shown(self.content[key])}" if known else f"{key} is missing"
-        )
 
 
 def read(
-    settings: Settings, leaves: Mapping[str, str], shapes: Mapping[str, Sequence[int]], **own: Any
+    path: Path, content: Mapping[str, Any], objectives: str | Sequence[str] | None = None
 ) -> tuple[PBLoRAConfig, Tensors]:
-    """Reads a PEFT adapter whose settings are checked.
+    """Reads a PEFT adapter: PBLoRA, or LoRA as an adapter with one objective.
 
     Args:
-        settings: Its settings.
-        leaves: PEFT's ending of a tensor's name to ours, ``{"pblora_A": "a"}``.
-        shapes: Our ending of a name to the shape it must have; −1 stands for a size that the backbone decides.
-        own: The settings of our format that this kind of adapter sets.
+        path: Its directory.
+        content: Its config, which has no names of objectives.
+        objectives: Names of the k objectives, in the order of training; objective_1, … by default.
 
     Returns:
         Settings and tensors as our format stores them.
 
     Raises:
-        AdapterError: Tensors are unknown, missing or of the wrong shape, or settings are wrong.
+        AdapterError: Settings are wrong or would make the adapter compute something else than its tensors say, or
+            tensors are unknown, missing or of the wrong shape; every problem is listed.
+        PreferenceError: The names are not k different ones.
     """
-    what = f"adapter {settings.path}"
-    tensors, layers, prefix = _rename(read_tensors(settings.path), leaves, shapes, what)
+    problems: list[str] = []
+
+    def number(key: str, allowed: Whole | Real) -> Any:
+        value = content.get(key)
+        try:
+            return allowed.read(None if isinstance(value, str) else value)
+        except ValueError:
+            problems.append(f"{key} must be {allowed}, got {shown(value)}" if key in content else f"{key} is missing")
+            return 1
+
+    is_lora = content.get("peft_type") == "LORA"
+    rank = Whole(1, RANK.high)
+    if is_lora:
+        r1, r2, k = number("r", rank), 0, 1
+        if content.get("task_type") not in (None, "CAUSAL_LM"):
+            problems.append(f"task_type is {content['task_type']!r}: only causal language models can guide")
+    else:
+        r1, r2, k = number("r1", rank), number("r2", rank), number("obj_num", OBJECTIVES)
+    lora_alpha = number("lora_alpha", SCALE)
+    dropout = 0.0 if content.get("lora_dropout") is None else number("lora_dropout", DROPOUT)
+    targets = content.get("target_modules")
+    if isinstance(targets, list) and not (targets and all(isinstance(name, str) and name for name in targets)):
+        problems.append(f"target_modules must be a list of layer names, got {shown(targets)}")
+    known = _KNOWN | (_KNOWN_LORA if is_lora else _KNOWN_PBLORA)
+    for key, value in content.items():
+        is_off = value is None or value is False or value in ("none", "", [], {})
+        if key not in known and not is_off and not (key == "init_lora_weights" and value in _KEEPS_BASE):
+            problems.append(f"{key} is {shown(value)}: {_REASONS.get(key, _UNKNOWN)}")
+    if problems:
+        raise AdapterError(f"adapter {path}: {CONFIG_FILE}: {'; '.join(problems)}")
+
     config = PBLoRAConfig(
-        dropout=settings.dropout,
-        target_modules=_used_targets(settings.targets, layers, what),
-        base_model=settings.base_model,
-        training={ORIGIN: {"peft_config": dict(settings.content), "tensor_prefix": prefix}},
-        **own,
+        kind="lora" if is_lora else "pblora",
+        objectives=default_objectives(k) if objectives is None else parse_objectives(objectives, k),
+        r1=r1,
+        r2=r2,
+        scale=lora_alpha / ((sqrt(r1) if content.get("use_rslora") else r1) if is_lora else r2),
+        dropout=dropout,
+        base_model=str(content.get("base_model_name_or_path") or "") or None,
     )
-    return config, tensors
+    tensors, layers, prefix = _renamed(_read_tensors(path), _LORA if is_lora else _PBLORA, config, f"adapter {path}")
+    origin = {"peft_config": dict(content), "tensor_prefix": prefix}
+    used = _used_targets(targets, layers, f"adapter {path}")
+    return replace(config, target_modules=used, training={ORIGIN: origin}), tensors
 
 
-def read_tensors(path: Path) -> Tensors:
-    """Reads the tensors of a PEFT adapter, in one file or in shards with an index.
-
-    Raises:
-        AdapterError: A file is missing, truncated or pickled, or the index and the shards disagree.
-    """
+def _read_tensors(path: Path) -> Tensors:
+    """Reads the tensors of a PEFT adapter, in one file or in shards with an index."""
     if (path / TENSOR_FILE).is_file():
         return read_safetensors(path / TENSOR_FILE)
-    if (path / INDEX_FILE).is_file():
-        return _read_shards(path)
-    if pickled := pickled_weights(path):
-        raise AdapterError(
-            f"adapter {path} holds pickled weights ({pickled}): refused, since they can run code",
-            hint="save it again with PEFT's save_pretrained(…, safe_serialization=True)",
-        )
-    raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing")
-
-
-def _read_shards(path: Path) -> Tensors:
+    if not (path / INDEX_FILE).is_file():
+        if pickled := pickled_weights(path):
+            raise AdapterError(
+                f"adapter {path} holds pickled weights ({pickled}): refused, since they can run code",
+                hint="save it again with PEFT's save_pretrained(…, safe_serialization=True)",
+            )
+        raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing")
     weight_map = read_json(path / INDEX_FILE, f"adapter {path}", AdapterError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise AdapterError(f"adapter {path}: {INDEX_FILE} holds no weight_map")
@@ -187,120 +188,85 @@ def _read_shards(path: Path) -> Tensors:
     return tensors
 
 
-def _rename(
-    tensors: Mapping[str, mx.array], leaves: Mapping[str, str], shapes: Mapping[str, Sequence[int]], what: str
+def _renamed(
+    tensors: Tensors, leaves: Mapping[str, str], config: PBLoRAConfig, what: str
 ) -> tuple[Tensors, Sequence[str], str]:
-    """Takes the tensors of a PEFT adapter to our names, in float32, and checks them; arguments as in :func:`read`.
+    """Takes checked tensors to our names, in float32; leaves are PEFT's endings of names to ours.
 
     Returns:
         The tensors; the adapted layers, ``3.self_attn.q_proj`` and so on; and what PEFT has before the block's number.
-
-    Raises:
-        AdapterError: Tensors are unknown or missing, have another shape or hold no floating-point numbers, or there are
-            none; every problem is listed under PEFT's names. Or some hold numbers that are not finite.
     """
-    problems, found, layers, prefixes = [], Tensors(), dict[str, None](), set[str]()
+    found, expected, layers, prefixes = Tensors(), dict[str, Sequence[int]](), dict[str, None](), set[str]()
+    shapes = stored_shapes(config)
     for name, tensor in tensors.items():
         leaf = next((leaf for leaf in leaves if name.endswith("." + leaf)), None)
-        block = _BLOCK.fullmatch(name.removesuffix(f".{leaf}")) if leaf else None
-        if leaf is None or block is None:
-            problems.append(f"unknown tensor {name}")
-            continue
-        prefixes.add(block["prefix"])
-        layers[block["layer"]] = None
-        expected = tuple(shapes[leaves[leaf]])
-        if len(expected) != tensor.ndim or any(e not in (-1, n) for e, n in zip(expected, tensor.shape, strict=True)):
-            problems.append(
-                f"{name} has shape {tensor.shape}, not ({', '.join(map(str, expected))})".replace("-1", "·")
-            )
-        elif not mx.issubdtype(tensor.dtype, mx.floating):
-            problems.append(f"{name} holds {tensor.dtype}, not floating-point numbers")
-        found[f"layers.{block['layer']}.{leaves[leaf]}"] = tensor.astype(mx.float32)
-    prefix = min(prefixes, default=PREFIX)
-    problems += [
-        f"missing tensor {prefix}.{layer}.{leaf}"
-        for layer in layers
-        for leaf, ours in leaves.items()
-        if f"layers.{layer}.{ours}" not in found
-    ]
+        block = _BLOCK.fullmatch(name.removesuffix(f".{leaf}"))
+        if leaf is not None and block is not None:
+            prefixes.add(block["prefix"])
+            layers[block["layer"]] = None
+            expected |= {f"{block[0]}.{theirs}": shapes[ours] for theirs, ours in leaves.items()}
+            found[f"layers.{block['layer']}.{leaves[leaf]}"] = tensor.astype(mx.float32)
+    problems = [] if tensors else ["it holds no tensors"]
     if len(prefixes) > 1:
         problems.append(f"tensors of several models: {', '.join(sorted(prefixes))}")
-    if not tensors:
-        problems.append("it holds no tensors")
-    if problems:
-        raise AdapterError(f"{what}: {len(problems)} tensor problem(s)\n  " + "\n  ".join(problems))
+    check_tensors(tensors, expected, what, problems)
     check_finite(found, what)
-    return found, tuple(layers), prefix
+    return found, tuple(layers), prefixes.pop()
 
 
 def _used_targets(declared: Any, layers: Sequence[str], what: str) -> tuple[str, ...]:
-    """The name suffixes that stand for the adapted layers.
-
-    ``declared`` is PEFT's ``target_modules``: a list of suffixes, or a pattern that only PEFT can read.
-    """
+    """The name suffixes of the adapted layers; ``declared`` is a list of them, or a pattern that only PEFT can read."""
     paths = dict.fromkeys(layer.partition(".")[2] for layer in layers)
     if not isinstance(declared, list):
         return tuple(paths)
-    stray = [path for path in paths if not any(_matches(path, suffix) for suffix in declared)]
-    if stray:
+    if stray := [path for path in paths if not any(is_named(path, suffix) for suffix in declared)]:
         raise AdapterError(
             f"{what}: target_modules lists {', '.join(declared)}, but there are tensors for {', '.join(stray)}"
         )
-    return tuple(suffix for suffix in declared if any(_matches(path, suffix) for path in paths))
+    return tuple(suffix for suffix in declared if any(is_named(path, suffix) for path in paths))
 
 
-def _matches(path: str, suffix: str) -> bool:
-    return path == suffix or path.endswith("." + suffix)
-
-
-def _recorded(config: PBLoRAConfig) -> dict[str, Any]:
-    recorded = config.training.get(ORIGIN)
-    return recorded if isinstance(recorded, dict) else {}
-
-
-def recorded_config(config: PBLoRAConfig) -> dict[str, Any]:
-    """Returns the PEFT config that an adapter was converted from; empty if it was trained here."""
-    content = _recorded(config).get("peft_config")
-    return content if isinstance(content, dict) else {}
-
-
-def write(
-    directory: Path,
-    defaults: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    leaves: Mapping[str, str],
-    config: PBLoRAConfig,
-    tensors: Mapping[str, mx.array],
-    base_model: str | None,
-) -> None:
-    """Writes an adapter in PEFT's format.
+def write(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_model: str | None = None) -> None:
+    """Writes an adapter in PEFT's format, which has no place for the names of objectives.
 
     Args:
         directory: An existing directory.
-        defaults: Settings of this kind of PEFT adapter, if none were recorded.
-        settings: Settings that follow from ours.
-        leaves: PEFT's ending of a tensor's name to ours; tensors with another ending are left out.
         config: Our settings. If they record the PEFT config of an earlier conversion, it is written as it was.
         tensors: Our tensors.
         base_model: The backbone to record; by default that of the original, or else of the adapter.
+
+    Raises:
+        AdapterError: PEFT has no format for such an adapter.
     """
-    fresh = {**_FRESH, **defaults, "base_model_name_or_path": config.base_model}
-    content = {**(recorded_config(config) or fresh), **settings}
+    origin: Any = config.training.get(ORIGIN)
+    origin = origin if isinstance(origin, dict) else {}
+    original: Any = origin.get("peft_config")
+    original = original if isinstance(original, dict) else {}
+    if config.kind == "svd-lora":
+        raise AdapterError("PEFT has no format for svd-lora adapters; only pblora and lora can be written")
+    fresh: dict[str, Any]
+    if config.kind == "lora":
+        leaves, fresh = _LORA, {"use_rslora": False}
+        lora_alpha = config.scale * (sqrt(config.r1) if original.get("use_rslora") else config.r1)
+        settings = {"peft_type": "LORA", "r": config.r1}
+    else:
+        if min(config.r1, config.r2) < 1:
+            ranks = f"r1={config.r1}, r2={config.r2}"
+            raise AdapterError(f"PEFT's PBLoRA needs r1 ≥ 1 and r2 ≥ 1; this adapter has {ranks}")
+        leaves, fresh = _PBLORA, {"pref_vec_init": None}
+        lora_alpha = config.scale * config.r2
+        settings = {"peft_type": "PBLORA", "obj_num": config.k, "r1": config.r1, "r2": config.r2}
+    content = {**(original or {**_FRESH, **fresh, "base_model_name_or_path": config.base_model}), **settings}
+    # PEFT declares lora_alpha as an int.
+    content["lora_alpha"] = round(lora_alpha) if abs(lora_alpha - round(lora_alpha)) < 1e-6 else lora_alpha
     content |= {"lora_dropout": config.dropout, "target_modules": list(config.target_modules)}
     if base_model is not None:
         content["base_model_name_or_path"] = base_model
-    prefix = _recorded(config).get("tensor_prefix", PREFIX)
     theirs = {ours: leaf for leaf, ours in leaves.items()}
+    prefix = origin.get("tensor_prefix", PREFIX)
     renamed = {}
     for name, tensor in tensors.items():
         layer, _, leaf = name.removeprefix("layers.").rpartition(".")
         if leaf in theirs:
             renamed[f"{prefix}.{layer}.{theirs[leaf]}"] = tensor
-    text = json.dumps(dict(sorted(content.items())), indent=2, ensure_ascii=False)
-    (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    mx.save_safetensors(str(directory / TENSOR_FILE), renamed, metadata={"format": "pt"})
-
-
-def integral(value: float) -> int | float:
-    """Returns a whole number as an int: PEFT declares lora_alpha as one."""
-    return round(value) if abs(value - round(value)) < 1e-6 else value
+    write_files(directory, dict(sorted(content.items())), TENSOR_FILE, renamed, "pt")

@@ -4,63 +4,37 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from parm_mlx.convert import peft
 from parm_mlx.convert.detect import Kind, Source, detect
-from parm_mlx.convert.lora import read_lora, write_lora
 from parm_mlx.convert.model import Quantization, convert_model
-from parm_mlx.convert.pblora import read_pblora, write_pblora
 from parm_mlx.errors import AdapterError, InputError
 from parm_mlx.files import resolve
 from parm_mlx.guidance.templates import check_template
 from parm_mlx.mlxlm import load_weights_and_tokenizer
 from parm_mlx.outputs import check_new, new_directory
-from parm_mlx.pblora.adapter import (
-    Tensors,
-    backbone_reference,
-    find_backbone,
-    load_into,
-    read_adapter,
-    save_adapter,
-)
-from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.pblora.adapter import backbone_reference, find_backbone, load_into, read_adapter, save_adapter
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A conversion.
+    """A conversion, with options for one kind of source each."""
 
-    Attributes:
-        source: Directory or hub id of a model or an adapter.
-        out: The directory to write.
-        to_peft: Write an adapter in PEFT's format, not in ours.
-        force: Replace an existing model or adapter.
-        quantization: How to quantise a model.
-        dtype: The type of a model's plain weights.
-        objectives: Names of an adapter's objectives, in the order of training.
-        guide_model: Directory or hub id of an adapter's backbone.
-        chat_template: Name of the built-in chat template that an adapter was trained with.
-        lower_is_better: Whether a reward model gives costs; found out if None.
-    """
-
-    source: str
+    source: str  # directory or hub id of a model or an adapter
     out: Path
-    to_peft: bool = False
+    to_peft: bool = False  # an adapter in PEFT's format, not in ours
     force: bool = False
-    quantization: Quantization | None = None
-    dtype: str | None = None
-    objectives: str | None = None
-    guide_model: str | None = None
-    chat_template: str | None = None
-    lower_is_better: bool | None = None
+    quantization: Quantization | None = None  # of a model
+    dtype: str | None = None  # of a model's plain weights
+    objectives: str | None = None  # names of an adapter's, in the order of training
+    guide_model: str | None = None  # directory or hub id of an adapter's backbone
+    chat_template: str | None = None  # the built-in one that an adapter was trained with
+    lower_is_better: bool | None = None  # a reward model gives costs; found out if None
 
 
 def convert(request: Request, say: Say) -> None:
-    """Converts a model or an adapter.
-
-    Args:
-        request: The source, the result, and options.
-        say: Takes notes for the user, the detected kind first.
+    """Converts a model or an adapter; ``say`` takes notes for the user, the detected kind first.
 
     Raises:
         InputError: The source cannot be converted as asked; nothing was written.
@@ -71,18 +45,18 @@ def convert(request: Request, say: Say) -> None:
     source = detect(resolve(request.source, "source"), request.source)
     say(f"{source.name} is a {source.kind.value}")
     _check_options(request, source.kind)
-    if not source.kind.is_model:
+    if source.kind.is_model:
+        convert_model(
+            source,
+            request.out,
+            quantization=request.quantization,
+            dtype=request.dtype,
+            lower_is_better=request.lower_is_better,
+            force=request.force,
+            say=say,
+        )
+    else:
         _convert_adapter(request, source, say)
-        return
-    convert_model(
-        source,
-        request.out,
-        quantization=request.quantization,
-        dtype=request.dtype,
-        lower_is_better=request.lower_is_better,
-        force=request.force,
-        say=say,
-    )
 
 
 def _check_options(request: Request, kind: Kind) -> None:
@@ -114,11 +88,25 @@ def _check_options(request: Request, kind: Kind) -> None:
 
 
 def _convert_adapter(request: Request, source: Source, say: Say) -> None:
-    config, tensors = _read(request, source, say)
     given = request.guide_model
+    if source.kind is Kind.PARM:
+        config, tensors = read_adapter(source.path)
+    else:
+        config, tensors = peft.read(source.path, source.config, request.objectives)
+        config = replace(config, chat_template=request.chat_template)
+        if request.objectives is None:
+            names = ", ".join(config.objectives)
+            order = " (the official safety task's order is harmless,helpful)" if config.k == 2 else ""
+            say(f"PEFT's config names no objectives: called {names}; --objectives names them{order}")
+        if given is None:
+            say("not checked against its backbone; --guide-model does that")
     if given is not None:
         path = resolve(given, "guide model")
-        _check_backbone(request, path, config, tensors)
+        backbone, _ = load_weights_and_tokenizer(path, lazy=True)
+        try:
+            load_into(backbone, config, tensors)
+        except AdapterError as error:
+            raise AdapterError(f"{request.source} on guide model {given}: {error}", hint=error.hint) from None
         is_hub_id = not Path(given).expanduser().is_dir()
         absolute = given if is_hub_id else str(path.resolve())
         config = replace(config, base_model=absolute if request.to_peft else backbone_reference(given, request.out))
@@ -128,34 +116,9 @@ def _convert_adapter(request: Request, source: Source, say: Say) -> None:
         if not request.to_peft:
             save_adapter(partial, config, tensors)
         else:
-            write = write_lora if config.kind == "lora" else write_pblora
-            write(partial, config, tensors, config.base_model if given else None)
+            peft.write(partial, config, tensors, config.base_model if given else None)
     layers = sum(name.endswith(".a") for name in tensors)
     say(
         f"objectives {', '.join(config.objectives)}; r1={config.r1}, r2={config.r2}, scale {config.scale:g}; "
         f"{layers} layers ({', '.join(config.target_modules)}); backbone {config.base_model or 'not recorded'}"
     )
-
-
-_READERS = {Kind.PEFT_PBLORA: read_pblora, Kind.PEFT_LORA: read_lora}
-
-
-def _read(request: Request, source: Source, say: Say) -> tuple[PBLoRAConfig, Tensors]:
-    if source.kind is Kind.PARM:
-        return read_adapter(source.path)
-    config, tensors = _READERS[source.kind](source.path, source.config, request.objectives)
-    if request.objectives is None:
-        order = " (the official safety task's order is harmless,helpful)" if config.k == 2 else ""
-        say(f"PEFT's config names no objectives: called {', '.join(config.objectives)}; --objectives names them{order}")
-    if request.guide_model is None:
-        say("not checked against its backbone; --guide-model does that")
-    return replace(config, chat_template=request.chat_template), tensors
-
-
-def _check_backbone(request: Request, path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:
-    backbone, _ = load_weights_and_tokenizer(path, lazy=True)
-    try:
-        load_into(backbone, config, tensors)
-    except AdapterError as error:
-        what = f"{request.source} on guide model {request.guide_model}"
-        raise AdapterError(f"{what}: {error}", hint=error.hint) from None

@@ -16,12 +16,7 @@ ParmError                  exit 1
 
 
 class ParmError(Exception):
-    """Base of every error this package raises on purpose.
-
-    Args:
-        message: What is wrong, and where.
-        hint: What to do about it.
-    """
+    """Base of every error this package raises on purpose: what is wrong and where, and a hint at what to do."""
 
     exit_code = 1
 
@@ -73,11 +68,7 @@ class LostError(RunError):
 
 
 class QuietError(ParmError):
-    """Ends a process because of an error that another process shows.
-
-    Args:
-        exit_code: The exit code of that error.
-    """
+    """Ends a process because of an error that another process shows, with its exit code."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("")

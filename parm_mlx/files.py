@@ -1,4 +1,4 @@
-"""Files and directories that are read: paths, text, JSON and YAML, hub ids; locks; what goes wrong on a disk."""
+"""Files and directories that are read: paths, text, JSON and YAML, hub ids; failures of a disk."""
 
 import errno
 import fcntl
@@ -6,12 +6,13 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from parm_mlx.errors import InputError, ModelError, OutputError, RunError, first_line
+from parm_mlx.errors import InputError, ModelError, RunError, first_line
 
 MAX_TEXT = 2**28  # bytes
 MAX_INTEGER = 10**300  # larger ones do not fit into a float
@@ -20,11 +21,7 @@ _DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tikt
 
 
 def expanded(path: str | Path, error: type[InputError] = InputError) -> Path:
-    """Returns a path with ``~`` expanded.
-
-    Raises:
-        InputError: Of the given class, if there is no such user, or the path is not UTF-8 or holds a NUL character.
-    """
+    """Returns a path with ``~`` expanded; raises ``error`` if there is no such user, or the path is not text."""
     try:
         if b"\0" in str(path).encode():
             raise error(f"{path}: a path cannot hold a NUL character")
@@ -36,11 +33,7 @@ def expanded(path: str | Path, error: type[InputError] = InputError) -> Path:
 
 
 def decoded(text: str, what: str) -> str:
-    """Returns a text of the terminal, in which Python keeps bytes that it could not decode, as UTF-8.
-
-    Raises:
-        InputError: It is not UTF-8.
-    """
+    """Returns a text of the terminal, in which Python keeps bytes that it could not decode, as UTF-8."""
     try:
         return text.encode("utf-8", "surrogateescape").decode()
     except UnicodeError:
@@ -48,12 +41,12 @@ def decoded(text: str, what: str) -> str:
 
 
 def is_dir(path: Path, error: type[InputError] = InputError) -> bool:
-    """Returns whether a directory is at a path; raises an InputError of the given class if that cannot be told."""
+    """Returns True if a directory is at a path; raises ``error`` if that cannot be told."""
     return stat.S_ISDIR(_mode(path, error))
 
 
 def is_file(path: Path, error: type[InputError] = InputError) -> bool:
-    """Returns whether something that is not a directory is at a path; raises an InputError if that cannot be told."""
+    """Returns True if something that is not a directory is at a path; raises ``error`` if that cannot be told."""
     mode = _mode(path, error)
     return mode != 0 and not stat.S_ISDIR(mode)
 
@@ -68,15 +61,9 @@ def _mode(path: Path, error: type[InputError]) -> int:
 
 
 def read_text(path: Path, what: str, error: type[InputError]) -> str:
-    """Reads a UTF-8 text, with or without a byte order mark.
+    """Reads a UTF-8 text, with or without a byte order mark, from a file or a pipe.
 
-    Args:
-        path: A file or a pipe.
-        what: What is read, as errors should call it.
-        error: The class of errors.
-
-    Raises:
-        InputError: Of the given class, if the file is missing, cannot be read, is not UTF-8 or larger than 256 MiB.
+    Raises ``error``, which calls the file ``what``, if it is missing, cannot be read, is not UTF-8 or too large.
     """
     try:
         with open(path, "rb", opener=_open) as file:
@@ -101,14 +88,9 @@ def _open(path: str, flags: int) -> int:
 
 
 def read_json(path: Path, what: str, error: type[InputError]) -> dict[str, object]:
-    """Reads a JSON object; see :func:`read_text`.
-
-    Raises:
-        InputError: Of the given class, if the file cannot be read, is not JSON, or does not hold an object.
-    """
-    text = read_text(path, what, error)
+    """Reads a JSON object; see :func:`read_text`."""
     try:
-        value = parse_json(text)
+        value = parse_json(read_text(path, what, error))
     except ValueError as reason:
         raise error(f"{what}: {path} is not readable JSON: {reason}") from None
     if not isinstance(value, dict):
@@ -117,12 +99,7 @@ def read_json(path: Path, what: str, error: type[InputError]) -> dict[str, objec
 
 
 def parse_json(text: str) -> Any:
-    """Decodes JSON.
-
-    Raises:
-        ValueError: It is broken, nested too deeply, or holds a huge integer or half of a surrogate pair; the message
-            is short.
-    """
+    """Decodes JSON; raises a ValueError with a short message if it is broken or fails :func:`check_plain`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as reason:
@@ -134,11 +111,7 @@ def parse_json(text: str) -> Any:
 
 
 def read_yaml(path: Path, what: str, error: type[InputError]) -> Any:
-    """Reads a YAML document of plain values; see :func:`read_text`.
-
-    Raises:
-        InputError: Of the given class, if the file cannot be read or is not YAML.
-    """
+    """Reads a YAML document of plain values; see :func:`read_text`."""
     import yaml
 
     text = read_text(path, what, error)
@@ -158,11 +131,9 @@ def read_yaml(path: Path, what: str, error: type[InputError]) -> Any:
 
 
 def check_plain(value: Any) -> None:
-    """Checks values that were decoded from a file.
+    """Raises a ValueError if an integer does not fit into a float, a text is not Unicode, or a container occurs twice.
 
-    Raises:
-        ValueError: An integer does not fit into a float, a text holds half of a surrogate pair, or a container occurs
-            twice (a YAML alias), so that walking over the values might not end.
+    Walking over a container that holds itself (a YAML alias) would not end.
     """
     seen: set[int] = set()
     left = [value]
@@ -182,14 +153,7 @@ def check_plain(value: Any) -> None:
 
 
 def resolve(source: str | Path, what: str = "model") -> Path:
-    """Finds a model or adapter directory, or downloads it if it is the id of a hub repository.
-
-    Args:
-        source: A local directory, or ``owner/name`` on the Hugging Face hub. A local directory wins.
-        what: The word for it in errors.
-
-    Returns:
-        The local directory.
+    """Finds a model or adapter directory, or else downloads it if it is the id of a hub repository, ``owner/name``.
 
     Raises:
         ModelError: There is no such directory or it cannot be read, and the hub has no such repository.
@@ -216,68 +180,27 @@ def _download(repo_id: str, what: str) -> Path:
             f"{what} {repo_id} needs permission on the hub", hint="accept its terms there, then `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{what} {repo_id}: no such directory, and no such repository on the hub", hint=hint
-        ) from error
+        problem = f"{what} {repo_id}: no such directory, and no such repository on the hub"
+        raise ModelError(problem, hint=hint) from error
     except errors.LocalEntryNotFoundError as error:
         raise RunError(f"{what} {repo_id} is not on this machine, and the hub cannot be reached", hint=hint) from error
     except OSError as error:
         raise RunError(f"{what} {repo_id} could not be downloaded: {first_line(error)}", hint=hint) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file in the place of an older one, whole or not at all, so that it outlasts a power cut.
-
-    Raises:
-        OSError: The disk is full or failed; the older file is as it was.
-    """
-    partial = path.with_name(f"{path.name}-{os.urandom(8).hex()}")
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def lock(handle: int, problem: str) -> None:
-    """Locks an open file or directory for this process, until it is closed.
-
-    Args:
-        handle: Its file descriptor.
-        problem: The message if another process holds it.
-
-    Raises:
-        OutputError: Another process holds it.
-    """
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(problem, hint="wait for it, or choose another --out") from None
-    except OSError:  # a file system without locks
-        return
-
-
 def flush(*paths: Path) -> None:
     """Waits until files are on the disk, or the names in directories, so that they outlast a power cut.
 
-    Where there is F_FULLFSYNC (macOS), the disk's own cache is emptied too, which fsync alone does not do.
-
-    Raises:
-        RunError: The disk failed.
+    On macOS the disk's own cache is emptied too, which fsync alone does not do.
     """
-    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
     for path in paths:
         with disk_errors(path):
             handle = os.open(path, os.O_RDONLY)
             try:
-                if full_sync is None:
-                    os.fsync(handle)
+                if sys.platform == "darwin":
+                    fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
                 else:
-                    fcntl.fcntl(handle, full_sync)
+                    os.fsync(handle)
             finally:
                 os.close(handle)
 

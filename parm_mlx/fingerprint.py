@@ -1,9 +1,8 @@
 """Fingerprints of models and adapters on disk: they tell whether those are still the same as when a run began.
 
-Of settings, tokenizer and templates all bytes count, wherever the directory lies. Of weights the header of each file
-counts, and a sample of every tensor, at most 64 KiB spread over it. That takes less than a second for
-hundreds of tensors, and finds weights that were trained, scaled, cast, quantised or fused. A few numbers changed in the
-middle of a large tensor may go unnoticed.
+Of settings, tokenizer and templates all bytes count. Of weights the header of each file counts, and at most 64 KiB
+spread over each tensor. That takes less than a second, and finds weights that were trained, scaled, cast, quantised or
+fused. A few numbers changed in the middle of a large tensor may go unnoticed.
 """
 
 import hashlib
@@ -38,18 +37,17 @@ _SETTINGS = (
 
 
 def fingerprint(directory: Path) -> dict[str, str]:
-    """Returns the fingerprint of a model or adapter directory.
-
-    Args:
-        directory: A directory that holds safetensors files, or else pickled weights.
+    """Returns the fingerprint of a model or adapter directory, of safetensors or else pickled weights.
 
     Returns:
         ``"weights"`` and the name of every file of settings, each with 16 hexadecimal digits.
     """
     files = sorted(path for pattern in _SETTINGS for path in directory.glob(pattern) if path.is_file())
-    named = {str(path.relative_to(directory)): path.read_bytes() for path in files}
     weights = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
-    return {"weights": _weights(weights), **{name: digest(content) for name, content in named.items()}}
+    return {
+        "weights": _weights(weights),
+        **{str(path.relative_to(directory)): digest(path.read_bytes()) for path in files},
+    }
 
 
 def directory_digest(directory: Path) -> str:
@@ -72,8 +70,7 @@ def _weights(files: list[Path]) -> str:
     whole = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            size = path.stat().st_size
-            for start, end, blocks in _spans(path, size):
+            for start, end, blocks in _spans(path):
                 whole.update(f"{start} {end}\n".encode())
                 for block in _sample(file, start, end, blocks):
                     whole.update(block)
@@ -81,11 +78,7 @@ def _weights(files: list[Path]) -> str:
 
 
 def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads the header of a safetensors file: type, shape and place of each tensor, and ``__metadata__``.
-
-    Returns:
-        The entries by name; empty if there is no readable header.
-    """
+    """Reads type, shape and place of each tensor of a safetensors file, and ``__metadata__``; empty if unreadable."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -95,9 +88,9 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _spans(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
+def _spans(path: Path) -> list[tuple[int, int, int]]:
     """The parts of a file, each with the number of blocks to read of it: a header whole, then every tensor."""
-    entries = safetensors_header(path)
+    entries, size = safetensors_header(path), path.stat().st_size
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
     try:
@@ -107,11 +100,7 @@ def _spans(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
         readable = bool(entries) and whole and all(start <= first <= last <= size for first, last, _ in spans)
     except (ValueError, KeyError, TypeError):
         readable = False
-    if not readable:
-        yield 0, size, BLOCKS_WITHOUT_HEADER
-        return
-    yield 0, start, start // BLOCK + 1
-    yield from spans
+    return [(0, start, start // BLOCK + 1), *spans] if readable else [(0, size, BLOCKS_WITHOUT_HEADER)]
 
 
 def _sample(file: BinaryIO, start: int, end: int, blocks: int) -> Iterator[bytes]:

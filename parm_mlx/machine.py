@@ -1,9 +1,8 @@
 """This machine: MLX's back end, its device and memory, and what makes it fast on a Linux CPU.
 
 MLX's CPU back end for Linux links the reference BLAS. If OpenBLAS is loaded into the process first, float32 products
-use it and run about 30 times faster. On macOS MLX uses Accelerate and Metal, on CUDA the GPU: nothing is done there.
-
-``mlx.core`` is imported inside the functions, since OpenBLAS must come first and ``parm-mlx --help`` must not wait.
+use it and run about 30 times faster. ``mlx.core`` is imported inside the functions: OpenBLAS comes first, and
+``parm-mlx --help`` must not wait.
 """
 
 import ctypes
@@ -25,18 +24,16 @@ NO_BACKEND = (
     "pip install 'parm-mlx[cuda]'"
 )
 
-# Parameters of mallopt(3): arrays of up to 32 MiB come from memory that is kept, up to 2 GiB of it stays with the
-# process, and it grows by 64 MiB at a time; all threads share it.
-MALLOC_SETTINGS = {
-    "M_MMAP_THRESHOLD": (-3, 32 * 2**20),
-    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
-    "M_TOP_PAD": (-2, 64 * 2**20),
-    "M_ARENA_MAX": (-8, 1),
-}
+MALLOC_SETTINGS = (  # mallopt(3)
+    (-3, 32 * 2**20),  # M_MMAP_THRESHOLD: arrays of up to 32 MiB come from memory that is kept,
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: up to 2 GiB of which stay with the process.
+    (-2, 64 * 2**20),  # M_TOP_PAD: It grows by 64 MiB at a time.
+    (-8, 1),  # M_ARENA_MAX: All threads share it.
+)
 
 
 def uses_linux_cpu() -> bool:
-    """Returns whether MLX computes with its CPU back end for Linux."""
+    """Returns True if MLX computes with its CPU back end for Linux."""
     return sys.platform == "linux" and not any(map(_is_installed, ("mlx-cuda-12", "mlx-cuda-13")))
 
 
@@ -48,16 +45,12 @@ def _is_installed(distribution: str) -> bool:
 
 
 def lacks_backend(error: BaseException) -> bool:
-    """Returns whether an import of MLX failed because no back end is installed (plain ``mlx`` on Linux has none)."""
+    """Returns True if an import of MLX failed because no back end is installed (plain ``mlx`` on Linux has none)."""
     return isinstance(error, ImportError) and "libmlx" in str(error)
 
 
 def preload_blas() -> bool:
-    """Loads OpenBLAS for the whole process; must be called before ``mlx.core`` is imported.
-
-    Returns:
-        False if matrix products will be slow: MLX uses the CPU on Linux, and OpenBLAS was not found.
-    """
+    """Loads OpenBLAS, before ``mlx.core`` is imported; returns False if products will be slow: it was not found."""
     if not uses_linux_cpu():
         return True
     try:
@@ -68,13 +61,10 @@ def preload_blas() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep the memory that this process frees, for the rest of the process.
+    """Tells glibc to keep the memory that this process frees; returns False wherever MLX does not use the CPU on Linux.
 
     A training step frees and allocates the same large arrays again and again. By default glibc returns each of them to
     the kernel, which has to find and clear the pages again.
-
-    Returns:
-        Whether every setting was taken; False wherever MLX does not use the CPU on Linux.
     """
     if not uses_linux_cpu():
         return False
@@ -82,19 +72,12 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library, such as musl
         return False
-    taken = [mallopt(number, value) for number, value in MALLOC_SETTINGS.values()]
+    taken = [mallopt(number, value) for number, value in MALLOC_SETTINGS]
     return all(taken)
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Returns the versions that results depend on besides settings and data.
-
-    Args:
-        more: Installed distributions to name besides parm-mlx, mlx, mlx-lm and numpy.
-
-    Returns:
-        Versions by name, then those of Python and of the platform.
-    """
+    """Returns the versions that results depend on, by name: of distributions, also ``more``, Python and platform."""
     return {
         **{name: version(name) for name in ("parm-mlx", "mlx", "mlx-lm", "numpy", *more)},
         "python": platform.python_version(),
@@ -110,7 +93,7 @@ def device_info() -> dict[str, Any]:
 
 
 def has_metal() -> bool:
-    """Returns whether MLX computes on an Apple GPU."""
+    """Returns True if MLX computes on an Apple GPU."""
     import mlx.core as mx
 
     return bool(mx.metal.is_available() and mx.default_device() == mx.gpu)
@@ -131,10 +114,7 @@ def physical_memory() -> int:
 
 
 def usable_memory() -> int:
-    """Returns the bytes that a model may use on MLX's device.
-
-    On Metal this is what the system recommends, on CUDA the memory of the GPU, on a CPU the physical memory.
-    """
+    """Returns the bytes that a model may use: what Metal recommends, a GPU's memory, or a CPU's physical memory."""
     info = device_info()
     return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or physical_memory())
 
@@ -160,12 +140,7 @@ def weights_kept_in_memory() -> Iterator[None]:
 
 
 def describe_machine(*more: str) -> str:
-    """Returns one line for the foot of a measurement.
-
-    Args:
-        more: Installed distributions to name besides mlx and mlx-lm.
-    """
+    """Returns one line for the foot of a measurement, with the versions of mlx, mlx-lm and ``more``."""
     known = versions(*more)
-    return ", ".join(
-        [known["platform"], *(f"{name} {known[name]}" for name in ("mlx", "mlx-lm", *more)), device_name()]
-    )
+    named = [f"{name} {known[name]}" for name in ("mlx", "mlx-lm", *more)]
+    return ", ".join([known["platform"], *named, device_name()])

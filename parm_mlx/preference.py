@@ -27,15 +27,10 @@ def default_objectives(k: int) -> tuple[str, ...]:
 
 
 def parse_objectives(spec: str | Sequence[str], k: int | None = None) -> tuple[str, ...]:
-    """Reads objective names.
-
-    Args:
-        spec: ``"helpful,harmless"`` or a sequence of names.
-        k: How many names there must be, when that is known.
+    """Reads objective names: ``"helpful,harmless"`` or a sequence of names; k of them, if k is given.
 
     Raises:
-        PreferenceError: A name is empty, repeated, or holds ``=``, a comma or a control character, or there are not k
-            of them.
+        PreferenceError: One is empty, repeated, or holds ``=``, a comma or a control character, or k is another number.
     """
     names = tuple(name.strip() for name in (spec.split(",") if isinstance(spec, str) else spec))
     shown = ", ".join(names)
@@ -69,12 +64,19 @@ def parse_alpha(spec: AlphaSpec, objectives: Sequence[str]) -> Alpha:
             unknown or repeated.
     """
     known = f"the objectives are {', '.join(objectives)} (k={len(objectives)})"
-    if isinstance(spec, str):
-        weights = _named(_pairs(spec, known), objectives, known) if "=" in spec else _numbers(spec, known)
-    elif isinstance(spec, Mapping):
-        weights = _named([(str(name), weight) for name, weight in spec.items()], objectives, known)
+    if isinstance(spec, str) and "=" not in spec:
+        if not spec.strip():
+            raise PreferenceError(f"alpha is empty; {known}")
+        weights = [_number(part.strip(), known) for part in spec.split(",")]
+    elif isinstance(spec, str | Mapping):
+        weights = _named(spec, objectives, known)
     else:
-        weights = [_number(weight, known) for weight in _items(spec, known)]
+        try:
+            values = list(spec)
+        except TypeError:
+            problem = f"alpha must be a list of weights or name=weight pairs, got {spec!r}; {known}"
+            raise PreferenceError(problem) from None
+        weights = [_number(value, known) for value in values]
     if len(weights) != len(objectives):
         raise PreferenceError(f"alpha has {len(weights)} weight(s), {known}")
     for name, weight in zip(objectives, weights, strict=True):
@@ -89,13 +91,6 @@ def parse_alpha(spec: AlphaSpec, objectives: Sequence[str]) -> Alpha:
     return tuple(share / math.fsum(shares) for share in shares)
 
 
-def _items(spec: Any, known: str) -> list[Any]:
-    try:
-        return list(spec)
-    except TypeError:
-        raise PreferenceError(f"alpha must be a list of weights or name=weight pairs, got {spec!r}; {known}") from None
-
-
 def _number(value: Any, known: str) -> float:
     try:
         return float(value)
@@ -103,33 +98,23 @@ def _number(value: Any, known: str) -> float:
         raise PreferenceError(f"{shown(value)} in alpha is not a number; {known}") from None
 
 
-def _numbers(spec: str, known: str) -> list[float]:
-    if not spec.strip():
-        raise PreferenceError(f"alpha is empty; {known}")
-    return [_number(part.strip(), known) for part in spec.split(",")]
-
-
-def _pairs(spec: str, known: str) -> list[tuple[str, Any]]:
-    pairs = []
-    for part in spec.split(","):
-        name, equals, weight = part.partition("=")
-        if not equals:
-            raise PreferenceError(f"alpha mixes names and bare numbers at {part.strip()!r}; {known}")
-        pairs.append((name.strip(), weight.strip()))
-    return pairs
-
-
-def _named(pairs: Sequence[tuple[str, Any]], objectives: Sequence[str], known: str) -> list[float]:
-    weights = dict.fromkeys(objectives, 0.0)
-    seen: set[str] = set()
+def _named(spec: str | Mapping[str, Any], objectives: Sequence[str], known: str) -> list[float]:
+    pairs: list[tuple[str, Any]]
+    if isinstance(spec, str):
+        parts = [part.partition("=") for part in spec.split(",")]
+        if bare := [name.strip() for name, equals, _ in parts if not equals]:
+            raise PreferenceError(f"alpha mixes names and bare numbers at {bare[0]!r}; {known}")
+        pairs = [(name.strip(), weight.strip()) for name, _, weight in parts]
+    else:
+        pairs = [(str(name), weight) for name, weight in spec.items()]
+    given: dict[str, float] = {}
     for name, weight in pairs:
-        if name not in weights:
+        if name not in objectives:
             raise PreferenceError(f"unknown objective {name!r}; {known}")
-        if name in seen:
+        if name in given:
             raise PreferenceError(f"objective {name!r} is given twice; {known}")
-        seen.add(name)
-        weights[name] = _number(weight, known)
-    return list(weights.values())
+        given[name] = _number(weight, known)
+    return [given.get(name, 0.0) for name in objectives]
 
 
 def format_alpha(alpha: Sequence[float], objectives: Sequence[str]) -> str:
@@ -138,11 +123,7 @@ def format_alpha(alpha: Sequence[float], objectives: Sequence[str]) -> str:
 
 
 def check_beta(beta: Any) -> float:
-    """Checks β of guided decoding (Eq. 13), where 1/β is the strength of the guide.
-
-    Raises:
-        PreferenceError: β is not a number from 1e-6 to 1e6.
-    """
+    """Returns β of guided decoding (Eq. 13) as a number, from 1e-6 to 1e6; 1/β is the strength of the guide."""
     try:
         return BETA.read(beta)
     except ValueError as reason:
@@ -150,14 +131,7 @@ def check_beta(beta: Any) -> float:
 
 
 def parse_betas(spec: float | str | Sequence[float], guides: int) -> tuple[float, ...]:
-    """Reads β, or one β_i for each of several reward models that guide together.
-
-    Args:
-        spec: A number, ``"0.5,1"`` or a sequence.
-        guides: Number of reward models.
-
-    Returns:
-        One number, or ``guides`` of them.
+    """Reads β, or one β_i for each of several guides: a number, ``"0.5,1"`` or a sequence.
 
     Raises:
         PreferenceError: A β is not a number from 1e-6 to 1e6, or there are neither one nor ``guides``.
@@ -171,14 +145,9 @@ def parse_betas(spec: float | str | Sequence[float], guides: int) -> tuple[float
 
 
 def simplex_grid(k: int, step: float) -> list[Alpha]:
-    """Every α whose weights are multiples of a step, the first objective's weight falling.
+    """Returns every α for k objectives whose weights are multiples of a step, the first objective's weight falling.
 
-    Args:
-        k: Number of objectives, ≥ 1.
-        step: Distance between neighbouring weights; 1 / step must be a whole number.
-
-    Returns:
-        C(n + k − 1, k − 1) vectors, n = 1 / step. For k = 2 and step 0.1: 11 of them, from (1, 0) to (0, 1).
+    These are C(n + k − 1, k − 1) vectors, n = 1 / step: 11 from (1, 0) to (0, 1) for k = 2 and step 0.1.
 
     Raises:
         PreferenceError: k < 1, the step does not divide 1, or there are more than 10,000 vectors.
@@ -203,19 +172,16 @@ def simplex_grid(k: int, step: float) -> list[Alpha]:
 
 
 def sample_dirichlet(rng: "np.random.Generator", concentration: float, k: int, size: int) -> "NDArray[np.float32]":
-    """Draws α ~ Dirichlet(p·1), as training does (Algorithm 1).
+    """Draws α ~ Dirichlet(p·1) for k objectives, as training does (Algorithm 1).
 
     Args:
         rng: Source of randomness.
-        concentration: p > 0. Below 1 the corners of the simplex are favoured, at 1 α is uniform.
+        concentration: p, from 1e-6 to 1e6. Below 1 the corners of the simplex are favoured, at 1 α is uniform.
         k: Number of objectives.
         size: Number of vectors.
 
     Returns:
-        float32 array (size, k); each row sums to 1.
-
-    Raises:
-        PreferenceError: p is not a number from 1e-6 to 1e6.
+        (size, k); each row sums to 1.
     """
     try:
         CONCENTRATION.read(concentration)

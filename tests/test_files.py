@@ -174,18 +174,6 @@ def test_readers_return_or_raise_an_input_error(some_file: Path, content: bytes)
             read(some_file, "file", InputError)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.write_whole(tmp_path / "file", "old")
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        files.write_whole(tmp_path / "file", "new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
-
-
 def test_a_text_of_the_terminal_is_utf_8_in_any_locale() -> None:
     """Where the locale is ASCII, Python keeps the bytes of é as two halves of surrogate pairs."""
     assert files.decoded("caf\udcc3\udca9 ☕", "a text") == "café ☕"

@@ -16,9 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parm_mlx.convert.detect import Kind, detect
-from parm_mlx.convert.lora import read_lora
-from parm_mlx.convert.pblora import read_pblora
+from parm_mlx.convert import peft
+from parm_mlx.convert.detect import detect
 from parm_mlx.errors import ParmError
 from parm_mlx.fingerprint import fingerprint
 from parm_mlx.mlxlm import config_rows, context_length, load_tokenizer_alone, load_weights_and_tokenizer
@@ -57,7 +56,7 @@ def survives(read: Callable[[], object]) -> None:
 
 def read_peft(path: Path) -> object:
     source = detect(path)
-    return (read_pblora if source.kind is Kind.PEFT_PBLORA else read_lora)(path, source.config)
+    return peft.read(path, source.config)
 
 
 def load_model(path: Path) -> object:

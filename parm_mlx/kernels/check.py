@@ -1,15 +1,14 @@
 """Every kernel against its twin on this machine: the check that comes before a kernel is trusted.
 
-Both get the same numbers. The twin computes with them in float64 on the CPU, so that the kernel's error alone is
-measured, and not how MLX adds 32,000 float32 numbers. A kernel computes in float32, and rounds once if its result has
-16 bits.
+Both get the same numbers. The twin computes in float64 on the CPU, so that the kernel's error alone is measured, and
+not how MLX adds 32,000 float32 numbers. A kernel computes in float32, and rounds once if its result has 16 bits.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
@@ -35,66 +34,42 @@ Function = Callable[..., mx.array]
 
 @dataclass(frozen=True)
 class Case:
-    """One launch of a kernel and its twin.
+    """One launch of a kernel and its twin."""
 
-    Attributes:
-        kernel: The launcher's name of it.
-        dtype: Of y or the logits.
-        size: The shapes, in words.
-        launch: Calls the kernel.
-        twin: The same in plain operations.
-        arrays: The arguments of both.
-        typical: Whether it is of the size that the kernel is made for.
-    """
-
-    kernel: str
-    dtype: mx.Dtype
-    size: str
+    kernel: str  # the launcher's name
+    dtype: mx.Dtype  # of y or the logits
+    size: str  # the shapes, in words
     launch: Function
     twin: Function
-    arrays: Sequence[mx.array]
-    typical: bool = False
+    arrays: Sequence[mx.array]  # the arguments of both
+    typical: bool = False  # it is of the size that the kernel is made for
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a case.
-
-    Attributes:
-        kernel: The launcher's name of it.
-        dtype: ``float32``, ``float16`` or ``bfloat16``.
-        size: The shapes, in words.
-        error: Largest |kernel − twin| / max(1, |twin|), less one rounding where the result has 16 bits.
-        limit: The error that is allowed.
-        ratio: The twin's time on this device over the kernel's; above 1 the kernel is faster. None if not timed.
-        problem: Why the kernel did not run, or an empty text.
-        typical: Whether it is of the size that the kernel is made for.
-    """
+    """The outcome of a case, whose kernel, dtype, size and typical it repeats."""
 
     kernel: str
     dtype: str
     size: str
-    error: float
-    limit: float
-    ratio: float | None = None
-    problem: str = ""
+    error: float  # largest |kernel − twin| / max(1, |twin|), less one rounding where the result has 16 bits
+    limit: float  # the error that is allowed
+    ratio: float | None = None  # the twin's time on this device over the kernel's; None if not timed
+    problem: str = ""  # why the kernel did not run
     typical: bool = False
 
     @property
     def passed(self) -> bool:
-        """Whether the kernel ran and its error is within the limit."""
+        """The kernel ran, and its error is within the limit."""
         return not self.problem and self.error <= self.limit
 
 
 def check_kernels(
     cases: Iterable[Case] | None = None, execute: Callable[..., Sequence[mx.array]] | None = None
 ) -> list[Verdict]:
-    """Runs each case.
+    """Runs each case, by default :func:`all_cases`, on Metal, where kernel and twin are timed too.
 
-    Args:
-        cases: By default :func:`all_cases`.
-        execute: Takes a launch and its arrays and returns the outputs of the kernel. By default Metal executes, and
-            both kernel and twin are timed.
+    ``execute`` stands in for Metal: it takes a launch and its arrays, and returns the outputs of the kernel.
 
     Raises:
         RunError: MLX does not compute on a Metal GPU, and ``execute`` is not given.
@@ -112,12 +87,12 @@ def passed(verdicts: Iterable[Verdict]) -> set[tuple[str, str]]:
     kinds: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         kinds.setdefault((verdict.kernel, verdict.dtype), []).append(verdict)
-    return {kind for kind, of_kind in kinds.items() if all(v.passed for v in of_kind) and not _is_slow(of_kind)}
-
-
-def _is_slow(verdicts: Iterable[Verdict]) -> bool:
-    ratios = [verdict.ratio for verdict in verdicts if verdict.typical and verdict.ratio is not None]
-    return bool(ratios) and statistics.median(ratios) < 1
+    good = set()
+    for kind, cases in kinds.items():
+        ratios = [case.ratio for case in cases if case.typical and case.ratio is not None]
+        if all(case.passed for case in cases) and (not ratios or statistics.median(ratios) >= 1):
+            good.add(kind)
+    return good
 
 
 def all_cases(typical: bool = True) -> Iterator[Case]:
@@ -130,8 +105,8 @@ def all_cases(typical: bool = True) -> Iterator[Case]:
         for sizes in COMBINE:
             yield combine_case(dtype, *sizes)
         if typical:
-            of_use = chain(lowrank_cases(dtype, *LOWRANK_TYPICAL), logprob_cases(dtype, *LOGPROB_TYPICAL))
-            yield from (replace(case, typical=True) for case in (*of_use, combine_case(dtype, *COMBINE_TYPICAL)))
+            cases = [*lowrank_cases(dtype, *LOWRANK_TYPICAL), *logprob_cases(dtype, *LOGPROB_TYPICAL)]
+            yield from (replace(case, typical=True) for case in (*cases, combine_case(dtype, *COMBINE_TYPICAL)))
 
 
 def lowrank_cases(dtype: mx.Dtype, rows: int, length: int, width: int, out: int, rank: int) -> Iterator[Case]:
@@ -149,9 +124,9 @@ def lowrank_cases(dtype: mx.Dtype, rows: int, length: int, width: int, out: int,
             core = mx.concatenate([mx.zeros_like(core[:1]), core[1:]])
         cores = "one core" if one else f"{rows} cores"
         size = f"{rows}×{length} rows, {width} → {out}, rank {rank}, {cores}, adapter {DTYPES[adapter]}"
-        gradient = f"{size}, gradient"
+        slope = f"{size}, gradient"
         yield Case("lowrank", dtype, size, lowrank.launch, lowrank.lowrank_update_ops, (y, x, a, core, b))
-        yield Case("lowrank", dtype, gradient, lowrank.launch_slope, lowrank.lowrank_slope_ops, (g, a, core, b))
+        yield Case("lowrank", dtype, slope, lowrank.launch_slope, lowrank.lowrank_slope_ops, (g, a, core, b))
 
 
 def logprob_cases(dtype: mx.Dtype, rows: int, vocabulary: int) -> Iterator[Case]:

@@ -26,17 +26,13 @@ def combine_logits(base: mx.array, guide: mx.array, beta: float) -> mx.array:
         (…, min(V_base, V_guide)) float32, over the tokens that both know; normalised where the kernel runs.
     """
     if runs("combine", base.dtype) and guide.dtype in DTYPES:
-        rows = (base.reshape(-1, base.shape[-1]), guide.reshape(-1, guide.shape[-1]))
-        guided = launch(*rows, _scale(beta))
+        guided = launch(base.reshape(-1, base.shape[-1]), guide.reshape(-1, guide.shape[-1]), _scale(beta))
         return guided.reshape(*base.shape[:-1], guided.shape[-1])
     return combine_logits_ops(base, guide, 1 / beta)
 
 
 def combine_logits_ops(base: mx.array, guide: mx.array, scale: mx.array | float) -> mx.array:
-    """Computes base + scale · guide over the tokens that both know, in float32.
-
-    In 16 bits the sum would round away what tells the likeliest tokens apart.
-    """
+    """Computes base + scale · guide in float32: in 16 bits the sum would round away what tells likely tokens apart."""
     base, guide = over_common_tokens(base, guide)
     return base + (guide if isinstance(scale, float) and scale == 1 else guide * scale)
 
@@ -60,16 +56,14 @@ def _scale(beta: float) -> mx.array:
 
 def launch(base: mx.array, guide: mx.array, scale: mx.array) -> mx.array:
     """The kernel's log-softmax(base + scale · guide): (N, V_base), (N, V_guide), (1,) -> (N, V)."""
-    rows = base.shape[0]
-    vocabulary = min(base.shape[-1], guide.shape[-1])
+    rows, base_v, guide_v = *base.shape, guide.shape[-1]
+    vocabulary = min(base_v, guide_v)
     threads = threads_for(vocabulary, THREADS)
+    sizes = {"V": vocabulary, "BASE_V": base_v, "GUIDE_V": guide_v, "THREADS": threads, "STRIP": STRIP}
     kernel = load("combine", ("base", "guide", "scale"), ("guided",), header="softmax")
     (guided,) = kernel(
         inputs=[base, guide, scale],
-        template=[
-            *[("V", vocabulary), ("BASE_V", base.shape[-1]), ("GUIDE_V", guide.shape[-1])],
-            *[("THREADS", threads), ("STRIP", STRIP)],
-        ],
+        template=list(sizes.items()),
         grid=(rows * threads, 1, 1),
         threadgroup=(threads, 1, 1),
         output_shapes=[(rows, vocabulary)],

@@ -1,13 +1,9 @@
 """Kernels are made here, and here it is decided whether a kernel or its twin of plain operations runs.
 
-The environment variable ``PARM_MLX_KERNELS`` decides:
-
-* ``off``: the twins, always.
-* ``auto``, the default: a kernel where MLX computes on a Metal GPU and the check of that kernel and dtype has passed.
-* ``on``: the kernels, checked or not.
-
-The passed checks are recorded in the user's cache folder. A record holds for the machine, operating system, MLX and
-kernel files that it was made with; any other, or one that cannot be read, counts as none.
+The environment variable ``PARM_MLX_KERNELS`` decides: ``off`` runs the twins; ``on`` the kernels, checked or not; and
+``auto``, the default, a kernel where MLX computes on a Metal GPU and the check of that kernel and dtype has passed. The
+passed checks are recorded in the user's cache folder. A record holds for the machine, operating system, MLX and kernel
+files that it was made with; any other, or one that cannot be read, counts as none.
 """
 
 import hashlib
@@ -28,24 +24,13 @@ from parm_mlx.errors import ConfigError, RunError
 VARIABLE = "PARM_MLX_KERNELS"
 MODES = ("off", "auto", "on")
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
-STRIP = 4
-"""Neighbouring logits that a thread takes at a time: one exponential for the rescaling, not one per logit."""
+STRIP = 4  # neighbouring logits that a thread takes at a time: one exponential for the rescaling, not one per logit
 _FOLDER = Path(__file__).parent
 
 
 @cache
 def load(name: str, inputs: Sequence[str], outputs: Sequence[str], header: str | None = None) -> Any:
-    """Makes the kernel of ``name``.metal, once.
-
-    Args:
-        name: The file without its suffix.
-        inputs: Names of its inputs, in order.
-        outputs: Names of its outputs, in order.
-        header: The file of the functions it uses.
-
-    Returns:
-        The result of ``mx.fast.metal_kernel``. Only a call of it needs Metal.
-    """
+    """Makes the kernel of ``name``.metal, once, with the functions of ``header``.metal; only a call needs Metal."""
     return mx.fast.metal_kernel(
         name=f"parm_{name}",
         input_names=inputs,
@@ -66,13 +51,9 @@ def threads_for(vocabulary: int, most: int) -> int:
 
 
 def runs(kernel: str, dtype: mx.Dtype) -> bool:
-    """Decides whether a kernel runs on arrays of this dtype.
+    """Returns True if a kernel (lowrank, logprob or combine) runs where y or the logits have this dtype.
 
     The variable and the record are read once per process, the device at every call.
-
-    Args:
-        kernel: ``lowrank``, ``logprob`` or ``combine``.
-        dtype: Of y or the logits.
 
     Raises:
         ConfigError: The variable has another value, or asks for kernels where MLX does not compute on a Metal GPU.
@@ -80,15 +61,16 @@ def runs(kernel: str, dtype: mx.Dtype) -> bool:
     mode = _mode()
     if mode == "off" or dtype not in DTYPES:
         return False
-    if not available():
-        if mode == "on":
-            _refuse()
-        return False
-    return mode == "on" or (kernel, DTYPES[dtype]) in _passed()
+    if available():
+        return mode == "on" or (kernel, DTYPES[dtype]) in _passed()
+    if mode == "on":
+        reason = "MLX computes on the CPU" if mx.metal.is_available() else "this machine has no Metal"
+        raise ConfigError(f"{VARIABLE}=on, but {reason}", hint=f"unset {VARIABLE}: plain operations do the same")
+    return False
 
 
 def available() -> bool:
-    """Returns whether MLX computes on a Metal GPU."""
+    """Returns True if MLX computes on a Metal GPU."""
     return mx.default_device() == mx.gpu and mx.metal.is_available()
 
 
@@ -104,16 +86,6 @@ def _mode() -> str:
     if value not in MODES:
         raise ConfigError(f"{VARIABLE}={value} is none of {', '.join(MODES)}", hint="leave it unset for auto")
     return value
-
-
-def _refuse() -> None:
-    if not mx.metal.is_available():
-        raise ConfigError(
-            f"{VARIABLE}=on, but this machine has no Metal", hint=f"unset {VARIABLE}: plain operations do the same"
-        )
-    raise ConfigError(
-        f"{VARIABLE}=on, but MLX computes on the CPU", hint=f"kernels run on the GPU alone; unset {VARIABLE}"
-    )
 
 
 @cache
@@ -147,11 +119,7 @@ def fingerprint() -> str:
 
 
 def save_record(passed: Iterable[tuple[str, str]]) -> Path:
-    """Records which (kernel, dtype) have passed here, and returns the file.
-
-    Raises:
-        RunError: It cannot be written.
-    """
+    """Records which (kernel, dtype) have passed here, and returns the file."""
     path = record_path()
     record = {"made with": circumstances(), "passed": sorted(map(list, passed))}
     try:
@@ -168,8 +136,7 @@ def read_record() -> frozenset[tuple[str, str]]:
     """Returns which (kernel, dtype) have passed here; none if no record holds."""
     try:
         record = json.loads(record_path().read_text(encoding="utf-8"))
-        if record["made with"] != circumstances():
-            return frozenset()
-        return frozenset((str(kernel), str(dtype)) for kernel, dtype in record["passed"])
+        passed = record["passed"] if record["made with"] == circumstances() else []
+        return frozenset((str(kernel), str(dtype)) for kernel, dtype in passed)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return frozenset()

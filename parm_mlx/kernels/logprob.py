@@ -1,7 +1,6 @@
 """Log-probabilities of tokens from their logits: log p(y) = z_y − log Σ_v exp z_v, with gradient 1_y − softmax(z).
 
-The kernel reads the logits once as they are, where plain operations convert them to float32 and write intermediate
-results; the gradient is one more pass.
+The kernel reads the logits once, where plain operations convert them to float32 and write intermediate results.
 """
 
 from typing import cast
@@ -15,14 +14,11 @@ THREADS = 512
 
 
 def target_logprobs(logits: mx.array, targets: mx.array) -> mx.array:
-    """Computes the log-probability of each target, differentiable in the logits.
+    """Computes the log-probability of each target, (N,) float32, differentiable in the logits.
 
     Args:
         logits: (N, V), of any floating type.
         targets: (N,) token ids in [0, V).
-
-    Returns:
-        (N,) float32.
     """
     if runs("logprob", logits.dtype):
         return cast(list[mx.array], _fused(logits, targets.astype(mx.int32)))[0]
@@ -36,11 +32,7 @@ def target_logprobs_ops(logits: mx.array, targets: mx.array) -> mx.array:
 
 
 def logprobs_and_residual(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Computes the log-probability of each target, and the negative of its gradient in the logits, softmax − 1_y.
-
-    Args:
-        logits: (N, V), of any floating type.
-        targets: (N,) token ids in [0, V).
+    """Computes :func:`target_logprobs`, and the negative of its gradient in the logits, softmax − 1_y.
 
     Returns:
         (N,) float32, and (N, V) in the dtype of the logits.
@@ -67,15 +59,7 @@ def logprobs_and_residual_ops(logits: mx.array, targets: mx.array) -> tuple[mx.a
 def weighted_slope_ops(
     logits: mx.array, targets: mx.array, largest: mx.array, total: mx.array, weight: mx.array
 ) -> mx.array:
-    """The gradient of weight · log p in the logits, weight · (1_y − softmax), in plain operations.
-
-    Args:
-        logits: (N, V).
-        targets: (N,).
-        largest: (N,) largest logit of each row.
-        total: (N,) Σ_v exp(z_v − largest).
-        weight: (N,).
-    """
+    """The gradient of weight · log p in the logits, weight · (1_y − softmax), for total = Σ_v exp(z_v − largest)."""
     p = mx.exp(widened(logits) - largest[:, None]) / total[:, None]
     hit = mx.arange(logits.shape[-1]) == targets[:, None]
     return (weight[:, None] * (hit - p)).astype(logits.dtype)

@@ -1,4 +1,4 @@
-"""The update of an adapted layer: the s · B · M(α) · A · x of PARM after W x, in row vectors.
+"""The update of an adapted layer, s · B · M(α) · A · x of PARM after y = W x, in row vectors:
 
     y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
 
@@ -19,9 +19,7 @@ TILE = 512
 
 
 def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
-    """Computes y + ((x Aᵀ) · core) Bᵀ, differentiable in all five.
-
-    A row whose core is zero is that row of y.
+    """Computes y + ((x Aᵀ) · core) Bᵀ, differentiable in all five. A row whose core is zero is that row of y.
 
     Args:
         y: (B, L, out).
@@ -49,14 +47,13 @@ def lowrank_slope_ops(g: mx.array, a: mx.array, core: mx.array, b: mx.array) -> 
 
 
 def is_fused(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> bool:
-    """Returns whether :func:`lowrank_update` is one launch of the kernel for these arrays."""
-    adapter = {a.dtype, core.dtype, b.dtype}
+    """Returns True if :func:`lowrank_update` is one launch of the kernel for these arrays."""
     return (
         runs("lowrank", y.dtype)
         and y.shape[0] * y.shape[1] <= MAX_ROWS
         and a.shape[0] <= MAX_RANK
         and x.dtype == y.dtype
-        and adapter <= {y.dtype, mx.float32}
+        and {a.dtype, core.dtype, b.dtype} <= {y.dtype, mx.float32}
     )
 
 
@@ -75,37 +72,30 @@ def _fused_vjp(primals: list[mx.array], cotangent: mx.array, output: mx.array) -
 def launch(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
     """The kernel's y + ((x aᵀ) core) bᵀ."""
     rank, width = a.shape
-    template = [
-        *[("A_RANK", width), ("A_IN", 1), ("CORE_IN", rank), ("CORE_OUT", 1), ("B_OUT", rank), ("B_RANK", 1)],
-        ("ADD", True),
-    ]
-    return _call([y, x, a, core, b], width, b.shape[0], rank, template)
+    steps = {"A_RANK": width, "A_IN": 1, "CORE_IN": rank, "CORE_OUT": 1, "B_OUT": rank, "B_RANK": 1}
+    return _call([y, x, a, core, b], width, b.shape[0], rank, steps | {"ADD": True})
 
 
 def launch_slope(g: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
     """The kernel's ((g b) coreᵀ) a."""
     rank, width = a.shape
-    template = [
-        *[("A_RANK", 1), ("A_IN", rank), ("CORE_IN", 1), ("CORE_OUT", rank), ("B_OUT", 1), ("B_RANK", width)],
-        ("ADD", False),
-    ]
-    return _call([g, g, b, core, a], b.shape[0], width, rank, template)
+    steps = {"A_RANK": 1, "A_IN": rank, "CORE_IN": 1, "CORE_OUT": rank, "B_OUT": 1, "B_RANK": width}
+    return _call([g, g, b, core, a], b.shape[0], width, rank, steps | {"ADD": False})
 
 
-def _call(inputs: list[mx.array], width: int, out: int, rank: int, template: list[tuple[str, Any]]) -> mx.array:
+def _call(inputs: list[mx.array], width: int, out: int, rank: int, template: dict[str, Any]) -> mx.array:
     """One threadgroup per row and TILE outputs."""
     rows, length, _ = inputs[1].shape
+    dtype = inputs[0].dtype
+    sizes = {"T": dtype, "IN": width, "OUT": out, "R": rank, "THREADS": THREADS, "TILE": TILE}
+    choices = {"STRIP": 4 if width % 4 == 0 else 1, "ONE_CORE": inputs[3].shape[0] == 1}
     kernel = load("lowrank", ("y", "x", "a", "core", "b"), ("updated",))
     (updated,) = kernel(
         inputs=inputs,
-        template=[
-            *[("T", inputs[0].dtype), ("IN", width), ("OUT", out), ("R", rank), ("THREADS", THREADS), ("TILE", TILE)],
-            *[("STRIP", 4 if width % 4 == 0 else 1), ("ONE_CORE", inputs[3].shape[0] == 1)],
-            *template,
-        ],
+        template=list((sizes | choices | template).items()),
         grid=(-(-out // TILE) * THREADS, length, rows),
         threadgroup=(THREADS, 1, 1),
         output_shapes=[(rows, length, out)],
-        output_dtypes=[inputs[0].dtype],
+        output_dtypes=[dtype],
     )
     return cast(mx.array, updated)

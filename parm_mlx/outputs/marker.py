@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx import __version__
-from parm_mlx.files import disk_errors, write_whole
+from parm_mlx.files import disk_errors
 
 MARKER = ".parm-mlx"
 SYSTEM_FILES = {".DS_Store"}  # Finder leaves it in every folder that it shows
@@ -19,45 +19,43 @@ def read_marker(directory: Path) -> dict[str, Any] | None:
     """Returns the marker of a directory that parm-mlx has written; None if it has none that can be read."""
     try:
         content = json.loads((directory / MARKER).read_text(encoding="utf-8"))
-        return content if all(map(_is_inside, content["files"].keys())) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        outside = [name for name in content["files"] if Path(name).is_absolute() or ".." in Path(name).parts]
+        return None if outside or not isinstance(content["files"], dict) else content
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _is_inside(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
 def write_marker(directory: Path, content: dict[str, Any]) -> None:
-    """Writes the marker of a directory, so that it outlasts a power cut.
-
-    Raises:
-        RunError: The disk is full or failed.
-    """
+    """Writes the marker of a directory, whole or not at all, so that it outlasts a power cut."""
+    partial = directory / f"{MARKER}-{os.urandom(8).hex()}"
     with disk_errors(directory):
-        text = json.dumps({"made by": f"parm-mlx {__version__}", **content}, indent=1)
-        write_whole(directory / MARKER, text + "\n")
+        try:
+            with partial.open("x", encoding="utf-8") as file:
+                file.write(json.dumps({"made by": f"parm-mlx {__version__}", **content}, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(directory / MARKER)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def files_in(directory: Path) -> list[str]:
     """Returns the files in a directory and below, as relative paths, without the marker and those of the system.
 
-    What is mounted in it counts as one file.
-
-    Raises:
-        OSError: A directory cannot be read.
+    What is mounted in it counts as one file. Raises an OSError if a directory cannot be read.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     names = []
-    for folder, inner, files in os.walk(directory, onerror=_raise):
+    for folder, inner, files in os.walk(directory, onerror=fail):
         entries = [Path(folder, name) for name in inner]
         mounted = [path for path in entries if path.is_symlink() or os.path.ismount(path)]
         inner[:] = [path.name for path in entries if path not in mounted]
         names += [path.relative_to(directory).as_posix() for path in [*mounted, *(Path(folder, f) for f in files)]]
     return sorted(name for name in names if name.rpartition("/")[2] not in {MARKER, *SYSTEM_FILES})
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def written(file: Path) -> dict[str, Any]:
@@ -71,10 +69,7 @@ def written(file: Path) -> dict[str, Any]:
 def others_in(directory: Path, marker: dict[str, Any], quick: bool = False) -> list[str]:
     """Returns the files of a directory that its marker does not list, or that have changed since.
 
-    Args:
-        directory: The directory.
-        marker: Its marker.
-        quick: Take a file of the same size and time as unchanged; otherwise its SHA-256 is computed.
+    If ``quick``, a file of the same size and time counts as unchanged; otherwise its SHA-256 is computed.
     """
     facts = marker["files"]
     return [name for name in files_in(directory) if not _is_as_written(directory / name, facts.get(name), quick)]

@@ -1,11 +1,9 @@
 """Renames that never replace, and the hidden folder beside its place in which an output is written.
 
-Linux has renameat2, macOS renamex_np; both are atomic. A file system may know neither.
-
-The hidden folder is ``.NAME.partial-XXXXXXXX``. The process that writes holds it locked (flock), so that others can
-tell if it still runs. In it, ``new`` is unfinished, or has been exchanged for the finished output; ``old/NAME`` was
-moved aside for it; and ``gone/NAME`` is to be removed. An empty file with the folder's inode in its name tells that
-parm-mlx made it; a folder that was planted or copied has another inode, and is left alone.
+The hidden folder, ``.NAME.partial-XXXXXXXX``, is locked by the process that writes, so that others can tell if it still
+runs. In it, ``new`` is unfinished, or has been exchanged for the finished output; ``old/NAME`` was moved aside for it;
+and ``gone/NAME`` is to be removed. An empty file with the folder's inode in its name tells that parm-mlx made it; a
+folder that was planted or copied has another inode, and is left alone.
 """
 
 import ctypes
@@ -30,22 +28,19 @@ _NEW, _EXCHANGE = (4, 2) if sys.platform == "darwin" else (1, 2)
 
 
 def put(partial: Path, path: Path) -> None:
-    """Renames a file or directory to a path that is free.
+    """Renames a file or directory to a path that is free; raises an OutputError if it is not.
 
     If the file system has no such rename, a file is linked to its new name, and a directory renamed after a check.
-
-    Raises:
-        OutputError: The path is not free.
     """
     try:
         if _rename(partial, path, _NEW):
             return
-        if partial.is_dir():
-            if os.path.lexists(path):
-                raise FileExistsError
-            partial.rename(path)
-        else:
+        if not partial.is_dir():
             _link(partial, path)
+        elif os.path.lexists(path):
+            raise FileExistsError
+        else:
+            partial.rename(path)
     except FileExistsError:
         raise OutputError(
             f"{path} has appeared meanwhile; it was left as it is", hint="choose another --out, or move it away"
@@ -65,11 +60,7 @@ def _link(partial: Path, path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchanges the names of two files or directories; returns False if the file system cannot.
-
-    Raises:
-        OSError: It can, and failed.
-    """
+    """Exchanges the names of two files or directories; returns False if the file system cannot."""
     return _rename(one, other, _EXCHANGE)
 
 
@@ -87,6 +78,7 @@ def _rename(source: Path, target: Path, flag: int) -> bool:
 
 @cache
 def _system_call() -> Callable[[bytes, bytes, int], int] | None:
+    """Linux has renameat2, macOS renamex_np; both are atomic. A file system may know neither."""
     library = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "darwin":
         return lambda source, target, flag: int(library.renamex_np(source, target, flag))
@@ -98,14 +90,14 @@ def _system_call() -> Callable[[bytes, bytes, int], int] | None:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """Yields a hidden folder of this process beside ``path``; whatever is in it at the end is removed."""
+    """Yields the empty directory ``new`` in a hidden folder beside ``path``; what is in the folder at the end goes."""
     try:
-        with ExitStack() as held:
-            with disk_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                folder = _hidden_folder(path, held)
+        with ExitStack() as held, disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = _hidden_folder(path, held)
             try:
-                yield folder
+                (folder / "new").mkdir()
+                yield folder / "new"
             finally:
                 _end(folder)
     except BaseException:  # a signal may come at any of these lines

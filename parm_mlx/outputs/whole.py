@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from parm_mlx.errors import OutputError
-from parm_mlx.files import disk_errors, expanded
+from parm_mlx.files import expanded
 from parm_mlx.outputs.marker import files_in, others_in, read_marker, write_marker, written
 from parm_mlx.outputs.partial import exchange, partial_folder, put, recover
 
@@ -18,15 +18,12 @@ Reads = Iterable[str | Path | None]
 
 
 def check_new(out: str | Path, force: bool = False, reads: Reads = ()) -> Path:
-    """Checks that a directory may be written; ends what a killed command has left beside it.
+    """Checks that a directory may be written, and returns it with ``~`` expanded.
 
     Args:
         out: The directory to be made.
         force: Replace a directory that parm-mlx has written.
         reads: Files and directories that the command reads; hub ids and None are passed over.
-
-    Returns:
-        The directory, with ``~`` expanded.
 
     Raises:
         OutputError: It exists and may not be replaced, or its parent cannot be written.
@@ -41,11 +38,7 @@ def check_new(out: str | Path, force: bool = False, reads: Reads = ()) -> Path:
 
 
 def check_new_file(out: str | Path) -> Path:
-    """Checks that a new file may be written, and returns it with ``~`` expanded.
-
-    Raises:
-        OutputError: Something is there, or the folder cannot be written.
-    """
+    """Checks that a new file may be written, and returns it with ``~`` expanded; raises an OutputError if not."""
     path = place(out)
     if os.path.lexists(path):
         raise OutputError(f"{path} exists already", hint="choose another name, or move it away")
@@ -53,11 +46,7 @@ def check_new_file(out: str | Path) -> Path:
 
 
 def check_apart(path: Path, reads: Reads) -> None:
-    """Checks that no input is at ``path`` or below it.
-
-    Raises:
-        OutputError: One is.
-    """
+    """Raises an OutputError if an input is at ``path`` or below it."""
     for source in reads:
         if source is not None and any(_contains(path, place) for place in _places(expanded(source, OutputError))):
             raise OutputError(f"--out {path} would replace {source}, which is read", hint="choose another --out")
@@ -74,16 +63,10 @@ def _places(source: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_directory(out: str | Path, force: bool = False, reads: Reads = (), run: str | None = None) -> Iterator[Path]:
-    """Writes a directory whole or not at all.
+    """Writes a directory whole or not at all; arguments as in :func:`check_new`, and the run for its marker.
 
     Yields an empty directory. At the end of the block it is marked and renamed to ``out``. If the block fails, for any
     reason, it is removed, and ``out`` is as it was.
-
-    Args:
-        out: The directory to be made.
-        force: Replace a directory that parm-mlx has written.
-        reads: Files and directories that the command reads.
-        run: The run that the directory belongs to, for its marker.
 
     Raises:
         OutputError: As in :func:`check_new`; or something has appeared at ``out`` meanwhile.
@@ -91,9 +74,7 @@ def new_directory(out: str | Path, force: bool = False, reads: Reads = (), run: 
     """
     reads = list(reads)
     path = check_new(out, force, reads)
-    with partial_folder(path) as folder, disk_errors(path):
-        partial = folder / "new"
-        partial.mkdir()
+    with partial_folder(path) as partial:
         yield partial
         files = {name: written(partial / name) for name in files_in(partial)}
         write_marker(partial, {"name": path.name, "run": run, "files": files})
@@ -107,40 +88,26 @@ def new_directory(out: str | Path, force: bool = False, reads: Reads = (), run: 
 
 @contextmanager
 def new_file(out: str | Path) -> Iterator[Path]:
-    """Writes a new file whole or not at all; yields the path to write to.
-
-    Raises:
-        OutputError: Something is there, or has appeared meanwhile.
-        RunError: The disk is full or failed.
-    """
+    """Writes a new file whole or not at all; yields the path to write to. Errors as in :func:`new_directory`."""
     path = check_new_file(out)
-    with partial_folder(path) as folder, disk_errors(path):
-        (folder / "new").mkdir()
-        yield folder / "new" / path.name
-        put(folder / "new" / path.name, path)
+    with partial_folder(path) as folder:
+        yield folder / path.name
+        put(folder / path.name, path)
 
 
 def remove_directory(path: Path, run: str | None) -> None:
-    """Removes the files of a run's directory at once, and the directory unless it holds files of others.
-
-    Raises:
-        OutputError: It has no marker of this run.
-        RunError: It cannot be removed.
-    """
+    """Removes the files of a run's directory at once, and the directory unless it holds files of others."""
     marker = read_marker(path)
     if marker is None or marker.get("run") != run:
         raise OutputError(f"{path} is not of this run, so it is not removed", hint="move it away")
-    with partial_folder(path) as folder, disk_errors(path):
-        (folder / "gone").mkdir()
-        path.rename(folder / "gone" / path.name)
+    with partial_folder(path) as partial:
+        gone = partial.with_name("gone")
+        gone.mkdir()
+        path.rename(gone / path.name)
 
 
 def place(out: str | Path) -> Path:
-    """Returns where an output goes, once its folder can be written and nothing unfinished is left there.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+    """Returns where an output goes, once its folder can be written and nothing unfinished is left there."""
     path = expanded(out, OutputError)
     path = path if path.name not in ("", "..") else Path(os.path.realpath(path))
     parent = next((p for p in path.absolute().parents if os.path.lexists(p)), path)
@@ -170,15 +137,12 @@ def _check_replaceable(path: Path, quick: bool = False) -> None:
     if marker is None and empty:
         return
     if marker is None or "kind" in marker:
-        raise OutputError(
-            f"{path} is not a model, adapter or prepared data by parm-mlx, so --force does not replace it",
-            hint=UNMARKED,
-        )
+        problem = f"{path} is not a model, adapter or prepared data by parm-mlx, so --force does not replace it"
+        raise OutputError(problem, hint=UNMARKED)
     if others:
-        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise OutputError(
-            f"{path} holds files that parm-mlx has not written, or that have changed since: {shown}; --force does not "
-            "replace it",
+            f"{path} holds files that parm-mlx has not written, or that have changed since: {', '.join(others[:3])}"
+            "; --force does not replace it",
             hint=AWAY,
         )
 
@@ -193,7 +157,7 @@ def _protected() -> list[str]:
 
 
 def _contains(directory: Path, place: str | Path) -> bool:
-    """Returns whether a place is a directory or lies in it, by inode, not by name."""
+    """Returns True if a place is a directory or lies in it, by inode, not by name."""
     real = Path(os.path.realpath(expanded(place, OutputError)))
     for path in (real, *real.parents):
         with suppress(OSError):
@@ -203,11 +167,7 @@ def _contains(directory: Path, place: str | Path) -> bool:
 
 
 def _replace(partial: Path, path: Path) -> None:
-    """Puts a directory in the place of one that may be replaced.
-
-    Raises:
-        OutputError: The old one has changed since it was checked; it is left where it is.
-    """
+    """Puts a directory in the place of one that may be replaced, unless that has changed since it was checked."""
     if read_marker(path) is None:
         path.rmdir()
         put(partial, path)

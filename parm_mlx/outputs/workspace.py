@@ -1,5 +1,6 @@
 """Folders that a command works in: runs of evaluate, and checkpoints of trainings."""
 
+import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import OutputError
-from parm_mlx.files import disk_errors, lock
+from parm_mlx.files import disk_errors
 from parm_mlx.outputs.marker import MARKER, SYSTEM_FILES, files_in, read_marker, write_marker
 from parm_mlx.outputs.partial import partial_folder, put, recover
 from parm_mlx.outputs.whole import UNMARKED, place
@@ -25,35 +26,26 @@ def claimed(out: Path, kind: str, problem: str) -> Iterator[dict[str, Any]]:
     Args:
         out: The directory.
         kind: Its purpose: ``"run"`` or ``"checkpoints"``.
-        problem: The message if another process holds it.
+        problem: The message of an OutputError if another process holds it.
 
     Yields:
         The content of its marker.
-
-    Raises:
-        OutputError: It holds something else, another process holds it, or it cannot be made.
     """
     check_claim(out, kind)
-    handle = _locked(out, problem)
-    try:
-        mark(out, kind)
-        recover(out)
-        yield read_marker(out) or {}
-    finally:
-        with suppress(OSError):
-            if {entry.name for entry in out.iterdir()} <= {MARKER}:
-                (out / MARKER).unlink(missing_ok=True)
-                out.rmdir()
-        os.close(handle)
+    with _locked(out, problem):
+        try:
+            mark(out, kind)
+            recover(out)
+            yield read_marker(out) or {}
+        finally:
+            with suppress(OSError):
+                if {entry.name for entry in out.iterdir()} <= {MARKER}:
+                    (out / MARKER).unlink(missing_ok=True)
+                    out.rmdir()
 
 
 def mark(out: Path, kind: str) -> None:
-    """Makes and marks a directory to work in, unless it is one already.
-
-    Raises:
-        OutputError: It holds something else.
-        RunError: It cannot be made.
-    """
+    """Makes and marks a directory to work in, unless it is one already."""
     check_claim(out, kind)
     if read_marker(out) is None:
         with disk_errors(out):
@@ -62,11 +54,7 @@ def mark(out: Path, kind: str) -> None:
 
 
 def check_claim(out: Path, kind: str) -> None:
-    """Checks that a directory can be claimed: it does not exist, is empty, or was made for this purpose.
-
-    Raises:
-        OutputError: It holds something else.
-    """
+    """Checks that a directory can be claimed: it does not exist, is empty, or was made for this purpose."""
     path = place(out)
     if not os.path.lexists(path):
         return
@@ -76,25 +64,16 @@ def check_claim(out: Path, kind: str) -> None:
     if marker is None and not any(entry.name not in SYSTEM_FILES for entry in path.iterdir()):
         return
     if marker is None or marker.get("kind") != kind:
-        raise OutputError(
-            f"{path} is not empty, and parm-mlx has not made it for {_KINDS[kind]}",
-            hint=UNMARKED,
-        )
+        raise OutputError(f"{path} is not empty, and parm-mlx has not made it for {_KINDS[kind]}", hint=UNMARKED)
 
 
 @contextmanager
 def update(directory: Path) -> Iterator[Path]:
     """Writes files of a claimed directory, each whole or not at all, replacing those of the same names.
 
-    Yields an empty directory to write them into.
-
-    Raises:
-        OutputError: A file of such a name is there that parm-mlx has not written.
-        RunError: The disk is full or failed.
+    Yields an empty directory to write them into. Errors as in :func:`own`.
     """
-    with partial_folder(directory / "files") as folder, disk_errors(directory):
-        partial = folder / "new"
-        partial.mkdir()
+    with partial_folder(directory / "files") as partial, disk_errors(directory):
         yield partial
         names = files_in(partial)
         new = own(directory, names)
@@ -106,10 +85,7 @@ def update(directory: Path) -> Iterator[Path]:
 
 
 def own(directory: Path, names: Iterable[str]) -> list[str]:
-    """Notes in the marker of a claimed directory that files of these names are written there from now on.
-
-    Returns:
-        Those of the names that were not noted yet.
+    """Notes in the marker of a claimed directory that files of these names are ours; returns those that were not yet.
 
     Raises:
         OutputError: A file of such a name is there that parm-mlx has not written.
@@ -133,8 +109,9 @@ def write_file(path: Path, lines: Iterable[str]) -> None:
         file.writelines(lines)
 
 
-def _locked(directory: Path, problem: str) -> int:
-    """Makes and locks a directory; returns a descriptor, which the caller closes."""
+@contextmanager
+def _locked(directory: Path, problem: str) -> Iterator[None]:
+    """Makes a directory, and holds it locked."""
     while True:
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -142,12 +119,18 @@ def _locked(directory: Path, problem: str) -> int:
         except OSError as error:
             raise OutputError(f"{directory} cannot be made: {error.strerror or error}") from None
         try:
-            lock(handle, problem)
-            if os.path.samestat(os.fstat(handle), directory.stat()):
-                return handle
-        except FileNotFoundError:  # its last owner has removed it
-            pass
-        except BaseException:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(problem, hint="wait for it, or choose another --out") from None
+            except OSError:  # a file system without locks
+                pass
+            try:
+                is_there = os.path.samestat(os.fstat(handle), directory.stat())
+            except FileNotFoundError:  # its last owner has removed it
+                is_there = False
+            if is_there:
+                yield
+                return
+        finally:
             os.close(handle)
-            raise
-        os.close(handle)

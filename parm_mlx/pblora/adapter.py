@@ -23,22 +23,14 @@ from parm_mlx.pblora.targets import find_targets
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapters.safetensors"
-_SHOWN = 3
 Tensors = dict[str, mx.array]
 
 
 def attach(model: nn.Module, config: PBLoRAConfig) -> list[str]:
-    """Attaches fresh adapters to a model, in place, and freezes everything else.
-
-    Args:
-        model: An mlx-lm model, quantised or not.
-        config: Ranks, objectives and targets.
+    """Attaches fresh adapters to an mlx-lm model, in place, and freezes everything else.
 
     Returns:
-        Names of the adapted layers, ``layers.0.self_attn.q_proj`` and so on.
-
-    Raises:
-        AdapterError: The targets match no layer, or layers that cannot be adapted.
+        Names of the adapted layers, ``layers.0.self_attn.q_proj`` and so on; see :func:`find_targets`.
     """
     targets = find_targets(model, config.target_modules)
     model.freeze()
@@ -74,17 +66,15 @@ def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.a
     """Attaches a stored adapter to a model, in place.
 
     Raises:
-        AdapterError: The targets match no layer, or tensors are unknown, missing or of the wrong shape for this model;
-            all of them are listed, and the model is left as it was.
+        AdapterError: It does not fit the model: every problem is listed, and the model is left as it was.
     """
-    targets = find_targets(model, config.target_modules)
-    expected = {
+    shapes = {
         f"{target.name}.{key}": shape
-        for target in targets
+        for target in find_targets(model, config.target_modules)
         for key, shape in tensor_shapes(target.linear, config).items()
         if 0 not in shape
     }
-    _check(tensors, expected, "the adapter does not fit the model")
+    check_tensors(tensors, shapes, "the adapter does not fit the model")
     attach(model, config)
     set_adapter_tensors(model, tensors)
     model.eval()
@@ -112,17 +102,18 @@ def find_backbone(path: Path, reference: str) -> str | Path:
 
 def save_adapter(path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:
     """Writes config and tensors into an existing directory; see :func:`parm_mlx.outputs.new_directory`."""
-    text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False)
+    write_files(path, config.to_dict(), TENSOR_FILE, tensors, "mlx")
+
+
+def write_files(path: Path, config: Mapping[str, Any], file: str, tensors: Tensors, format: str) -> None:
+    """Writes the two files of an adapter, ours or PEFT's."""
+    text = json.dumps(config, indent=2, ensure_ascii=False)
     (path / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    mx.save_safetensors(str(path / TENSOR_FILE), tensors, metadata={"format": "mlx"})
+    mx.save_safetensors(str(path / file), tensors, metadata={"format": format})
 
 
 def read_config(path: Path) -> PBLoRAConfig:
-    """Reads the settings of an adapter directory.
-
-    Raises:
-        AdapterError: The file is missing or broken, or the settings are wrong.
-    """
+    """Reads the settings of an adapter directory."""
     return PBLoRAConfig.from_dict(read_json(path / CONFIG_FILE, f"adapter {path}", AdapterError))
 
 
@@ -133,55 +124,30 @@ def read_adapter(path: Path) -> tuple[PBLoRAConfig, Tensors]:
         AdapterError: A file is missing or broken, the settings are wrong, or tensors are missing, unknown, of a shape
             that the settings rule out, or not finite.
     """
-    config = read_config(path)
-    file = path / TENSOR_FILE
+    config, file = read_config(path), path / TENSOR_FILE
     if not file.is_file():
         pickled = pickled_weights(path)
         found = f"; pickled weights ({pickled}) are refused" if pickled else ""
         raise AdapterError(f"adapter {path}: {TENSOR_FILE} is missing{found}")
     tensors = read_safetensors(file)
-    core = {key: shape for key, shape in core_shapes(config).items() if 0 not in shape}
-    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in {"a", "b", *core})
-    expected: dict[str, tuple[int, ...]] = {}
-    for name in names:
-        a, b = tensors.get(f"{name}.a"), tensors.get(f"{name}.b")
-        in_dims = a.shape[-1] if a is not None and a.ndim else 0
-        out_dims = b.shape[0] if b is not None and b.ndim else 0
-        shapes = {"a": (config.rank, in_dims), "b": (out_dims, config.rank), **core}
-        expected |= {f"{name}.{key}": shape for key, shape in shapes.items()}
-    if not expected:
+    own = stored_shapes(config)
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in own)
+    if not layers:
         raise AdapterError(f"adapter {path}: {TENSOR_FILE} holds no adapter tensors")
-    _check(tensors, expected, f"adapter {path}")
+    shapes = {f"{layer}.{key}": shape for layer in layers for key, shape in own.items()}
+    check_tensors(tensors, shapes, f"adapter {path}")
     check_finite(tensors, f"adapter {path}")
     return config, tensors
 
 
-def check_finite(tensors: Mapping[str, mx.array], what: str) -> None:
-    """Checks that all numbers of an adapter are finite, in one pass.
-
-    Args:
-        tensors: The tensors, under our names.
-        what: The adapter, as the error should call it.
-
-    Raises:
-        AdapterError: Some are not; their layers are named.
-    """
-    flags: Any = mx.stack([mx.isfinite(tensor).all() for tensor in tensors.values()]).tolist() if tensors else []
-    layers = sorted({name.rpartition(".")[0] for name, good in zip(tensors, flags, strict=True) if not good})
-    if layers:
-        more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
-        raise AdapterError(
-            f"{what}: the adapter holds numbers that are not finite: {', '.join(layers[:_SHOWN])}{more}",
-            hint="its training has diverged, or the file is broken; take an earlier checkpoint, or fetch it again",
-        )
+def stored_shapes(config: PBLoRAConfig) -> dict[str, Sequence[int]]:
+    """Returns the shapes of the tensors that are stored of a layer, by name; −1 is a size that the backbone decides."""
+    shapes = {"a": (config.rank, -1), "b": (-1, config.rank), **core_shapes(config)}
+    return {key: shape for key, shape in shapes.items() if 0 not in shape}
 
 
 def read_safetensors(file: Path) -> Tensors:
-    """Reads a safetensors file.
-
-    Raises:
-        AdapterError: It is truncated, or not a safetensors file.
-    """
+    """Reads a safetensors file; raises an AdapterError if it is broken."""
     try:
         loaded = mx.load(str(file), format="safetensors")
         assert isinstance(loaded, dict)
@@ -193,14 +159,33 @@ def read_safetensors(file: Path) -> Tensors:
     return loaded
 
 
-def _check(tensors: Mapping[str, mx.array], expected: Mapping[str, Sequence[int]], what: str) -> None:
-    problems = [f"unknown tensor {name}" for name in sorted(tensors.keys() - expected.keys())]
-    problems += [f"missing tensor {name}" for name in sorted(expected.keys() - tensors.keys())]
-    for name in sorted(expected.keys() & tensors.keys()):
-        tensor, shape = tensors[name], tuple(expected[name])
-        if tensor.shape != shape:
-            problems.append(f"{name} has shape {tensor.shape}, not {shape}")
-        elif not mx.issubdtype(tensor.dtype, mx.floating):
-            problems.append(f"{name} holds {tensor.dtype}, not floating-point numbers")
+def check_tensors(
+    tensors: Mapping[str, mx.array], shapes: Mapping[str, Sequence[int]], what: str, problems: Sequence[str] = ()
+) -> None:
+    """Checks that tensors have these names and shapes, where −1 is any size, and hold floating-point numbers.
+
+    Raises:
+        AdapterError: Lists every problem, those given first; ``what`` names the adapter.
+    """
+    problems = [*problems, *(f"unknown tensor {name}" for name in sorted(tensors.keys() - shapes.keys()))]
+    problems += [f"missing tensor {name}" for name in sorted(shapes.keys() - tensors.keys())]
+    for name in sorted(shapes.keys() & tensors.keys()):
+        found, expected = tensors[name].shape, shapes[name]
+        if len(found) != len(expected) or any(n not in (-1, m) for n, m in zip(expected, found, strict=True)):
+            sizes = ", ".join("·" if n == -1 else str(n) for n in expected)
+            problems.append(f"{name} has shape {found}, not ({sizes}{',' if len(expected) == 1 else ''})")
+        elif not mx.issubdtype(tensors[name].dtype, mx.floating):
+            problems.append(f"{name} holds {tensors[name].dtype}, not floating-point numbers")
     if problems:
         raise AdapterError(f"{what}: {len(problems)} tensor problem(s)\n  " + "\n  ".join(problems))
+
+
+def check_finite(tensors: Mapping[str, mx.array], what: str) -> None:
+    """Checks in one pass that all numbers of an adapter are finite; an AdapterError names the layers where not."""
+    flags: Any = mx.stack([mx.isfinite(tensor).all() for tensor in tensors.values()]).tolist() if tensors else []
+    layers = sorted({name.rpartition(".")[0] for name, good in zip(tensors, flags, strict=True) if not good})
+    if layers:
+        raise AdapterError(
+            f"{what}: the adapter holds numbers that are not finite: {', '.join(layers[:3])}",
+            hint="its training has diverged, or the file is broken; take an earlier checkpoint, or fetch it again",
+        )

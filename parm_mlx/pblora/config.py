@@ -1,13 +1,12 @@
-"""What an adapter is: objectives, ranks, scale, targets; and its ``adapter_config.json``."""
+"""The settings of an adapter: objectives, ranks, scale, targets; and its ``adapter_config.json``."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from parm_mlx.errors import AdapterError, PreferenceError
 from parm_mlx.preference import parse_objectives
-from parm_mlx.ranges import DROPOUT, RANK, SCALE, as_float, shown
+from parm_mlx.ranges import DROPOUT, RANK, SCALE, Real, Whole, as_float, shown
 
 Kind = Literal["pblora", "lora", "svd-lora"]
 
@@ -19,45 +18,28 @@ DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj")
 
 @dataclass(frozen=True)
 class PBLoRAConfig:
-    """Settings of an adapter: PBLoRA, or one of the kinds that it is compared with.
+    """Settings of an adapter: PBLoRA, or one of the kinds that it is compared with."""
 
-    Attributes:
-        objectives: The k objectives, in the order of α.
-        r1: Rank of the part that does not depend on α, from 0 to 65536.
-        r2: Rank of the part that depends on α, from 0 to 65536; r1 + r2 ≥ 1. It is 0 for lora and k for svd-lora.
-        scale: s, the factor of the whole update, from 1e-6 to 1e6: lora_alpha / r2 in the paper's code.
-        dropout: Share of the adapter's input that is dropped in training.
-        target_modules: Name suffixes of the adapted linear layers.
-        base_model: The backbone that the adapter was made for (path or hub id).
-        objective_betas: β_i of the training objective, one per objective.
-        chat_template: Name of the built-in chat template that it was trained with; None is the tokenizer's own.
-        training: Everything else that reproduces the training.
-        kind: The kind of core matrix; see :mod:`parm_mlx.pblora.layer`.
-    """
-
-    objectives: tuple[str, ...]
-    r1: int = 4
-    r2: int = 4
-    scale: float = 2.0
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] = DEFAULT_TARGETS
-    base_model: str | None = None
-    objective_betas: tuple[float, ...] | None = None
-    chat_template: str | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-    kind: Kind = "pblora"
+    objectives: tuple[str, ...]  # k of them, in the order of α
+    r1: int = 4  # rank of the part that does not depend on α
+    r2: int = 4  # rank of the part that depends on α; 0 for lora, k for svd-lora
+    scale: float = 2.0  # s, the factor of the whole update: lora_alpha / r2 in the paper's code
+    dropout: float = 0.0  # share of the adapter's input that is dropped in training
+    target_modules: tuple[str, ...] = DEFAULT_TARGETS  # name suffixes of the adapted linear layers
+    base_model: str | None = None  # path or hub id of the backbone that the adapter was made for
+    objective_betas: tuple[float, ...] | None = None  # β_i of the training objective, one per objective
+    chat_template: str | None = None  # name of the built-in one that it was trained with; None is the tokenizer's own
+    training: dict[str, Any] = field(default_factory=dict)  # everything else that reproduces the training
+    kind: Kind = "pblora"  # of core matrix; see parm_mlx.pblora.layer
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
             raise AdapterError("adapter settings: " + "; ".join(problems))
 
     def _problems(self) -> Iterator[str]:
-        ranks_are_known = True
-        for name in ("r1", "r2"):
-            rank = getattr(self, name)
-            if not _is_int(rank) or not RANK.low <= rank <= RANK.high:
-                ranks_are_known = False
-                yield f"{name} must be {RANK}, got {shown(rank)}"
+        numbers: dict[str, Whole | Real] = {"r1": RANK, "r2": RANK, "scale": SCALE, "dropout": DROPOUT}
+        wrong = {name: allowed for name, allowed in numbers.items() if not _is_in(getattr(self, name), allowed)}
+        yield from (f"{name} must be {allowed}, got {shown(getattr(self, name))}" for name, allowed in wrong.items())
         if not _are_names(self.objectives):
             yield "objectives must be a list of names"
         else:
@@ -65,14 +47,12 @@ class PBLoRAConfig:
                 parse_objectives(self.objectives)
             except PreferenceError as error:
                 yield str(error)
-            if ranks_are_known:
-                yield from self._rank_problems()
-        for name, allowed in (("scale", SCALE), ("dropout", DROPOUT)):
-            value = getattr(self, name)
-            try:
-                allowed.read(value if _is_number(value) else None)
-            except ValueError:
-                yield f"{name} must be {allowed}, got {shown(value)}"
+            fixed = {"lora": 0, "svd-lora": len(self.objectives)}.get(self.kind, self.r2)
+            ranks_are_known = not wrong.keys() & {"r1", "r2"}
+            if ranks_are_known and self.r1 + self.r2 < 1:
+                yield "r1 + r2 must be at least 1"
+            if ranks_are_known and self.r2 != fixed:
+                yield f"r2 of {self.kind} must be {fixed}, got {self.r2}"
         if not self.target_modules or not _are_names(self.target_modules):
             yield f"target_modules must be a list that names at least one layer, got {shown(self.target_modules)}"
         if not isinstance(self.base_model, str | None):
@@ -84,16 +64,9 @@ class PBLoRAConfig:
         if not isinstance(self.training, dict):
             yield "training must be a JSON object"
 
-    def _rank_problems(self) -> Iterator[str]:
-        if self.r1 + self.r2 < 1:
-            yield "r1 + r2 must be at least 1"
-        fixed = {"lora": 0, "svd-lora": len(self.objectives)}.get(self.kind, self.r2)
-        if self.r2 != fixed:
-            yield f"r2 of {self.kind} must be {fixed}, got {self.r2}"
-
     def _are_betas(self, betas: Any) -> bool:
         one_each = isinstance(betas, tuple) and len(betas) == len(self.objectives)
-        return one_each and all(_is_number(beta) and beta > 0 for beta in betas)
+        return one_each and all(isinstance(beta, int | float) and 0 < as_float(beta) < float("inf") for beta in betas)
 
     @property
     def k(self) -> int:
@@ -121,7 +94,10 @@ class PBLoRAConfig:
             AdapterError: It is another kind of adapter or a newer format, or settings are missing, unknown or wrong;
                 every problem is listed.
         """
-        name, version = content.get("fine_tune_type"), content.get("format_version")
+        values: dict[str, Any] = {}
+        for key, value in content.items():
+            values[key] = tuple(value) if isinstance(value, list) else value
+        name, version = values.pop("fine_tune_type", None), values.pop("format_version", None)
         kind = next((kind for kind, known in FINE_TUNE_TYPES.items() if name == known), None)
         if kind is None:
             hint = "convert it first: parm-mlx convert" if "peft_type" in content else None
@@ -129,11 +105,6 @@ class PBLoRAConfig:
             raise AdapterError(f"fine_tune_type is {shown(name)}, not one of {known}: not a PARM adapter", hint=hint)
         if version != FORMAT_VERSION:
             raise AdapterError(f"format_version is {shown(version)}; this parm-mlx reads version {FORMAT_VERSION}")
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in content.items()
-            if key not in ("fine_tune_type", "format_version")
-        }
         names = {f.name for f in fields(cls)} - {"kind"}
         problems = [f"unknown setting {key!r}" for key in sorted(values.keys() - names)]
         problems += [f"{key} is missing" for key in ("objectives", "r1", "r2", "scale") if key not in values]
@@ -146,9 +117,9 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(as_float(value))
+def _is_in(value: Any, allowed: Whole | Real) -> bool:
+    try:
+        allowed.read(value if isinstance(value, int if isinstance(allowed, Whole) else int | float) else None)
+    except ValueError:
+        return False
+    return True

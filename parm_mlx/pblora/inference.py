@@ -2,8 +2,8 @@
 
     y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
 
-The A of layers that read the same input (query, key and value) are one matrix. For one α in all rows, the core is
-folded into Bᵀ. Where :mod:`parm_mlx.kernels` has a kernel for all of it, that runs instead.
+Where :mod:`parm_mlx.kernels` has a kernel, it computes that as it stands. Elsewhere the A of layers that read the same
+input (query, key and value) are one matrix, and for one α in all rows the core is folded into Bᵀ.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,7 @@ class BoundPreferences(Conditioning):
     Args:
         layers: Every adapted layer of the model, in the order of their index.
         alpha: (B, k), one preference vector per row.
-        paired: Whether each preference vector has two rows, 2i for the plain model and 2i + 1 for the guide. The core
-            of a plain row is zero.
+        paired: Each preference vector has two rows, 2i for the plain model, whose core is zero, and 2i + 1.
     """
 
     def __init__(self, layers: Sequence[PBLoRALinear], alpha: mx.array, paired: bool = False) -> None:
@@ -70,30 +69,30 @@ class BoundPreferences(Conditioning):
 
     def _factors(self, dtype: mx.Dtype) -> dict[int, _Factors]:
         """The matrices of every layer by index, evaluated like the cores."""
-        if dtype not in self._by_dtype:
-            groups: dict[object, list[PBLoRALinear]] = {}
-            for layer in self._layers:
-                groups.setdefault(layer.reads or layer.index, []).append(layer)
-            gate = None if self._gate is None or self._folded is None else self._gate.astype(dtype)
-            factors = {}
-            for group in groups.values():
-                a, rank = joined_a(group, dtype), group[0].config.rank
-                for i, layer in enumerate(group):
-                    rows = slice(i * rank, (i + 1) * rank)
-                    factors[layer.index] = _Factors(a, rows, gate, *self._core_and_b(layer, dtype))
-            mx.eval(factors)
-            self._by_dtype[dtype] = factors
-        return self._by_dtype[dtype]
-
-    def _core_and_b(self, layer: PBLoRALinear, dtype: mx.Dtype) -> tuple[mx.array | None, mx.array]:
-        if self._folded is not None:
-            return None, (self._folded[layer.index] @ layer.b.T).astype(dtype)
-        return self._cores[layer.index].astype(dtype), layer.b.T.astype(dtype)
+        if dtype in self._by_dtype:
+            return self._by_dtype[dtype]
+        groups: dict[object, list[PBLoRALinear]] = {}
+        for layer in self._layers:
+            groups.setdefault(layer.reads or layer.index, []).append(layer)
+        gate = None if self._gate is None or self._folded is None else self._gate.astype(dtype)
+        factors = {}
+        for group in groups.values():
+            a, rank = joined_a(group, dtype), group[0].config.rank
+            for i, layer in enumerate(group):
+                core, b = None, layer.b.T
+                if self._folded is None:
+                    core = self._cores[layer.index].astype(dtype)
+                else:
+                    b = self._folded[layer.index] @ b
+                factors[layer.index] = _Factors(a, slice(i * rank, (i + 1) * rank), gate, core, b.astype(dtype))
+        mx.eval(factors)
+        self._by_dtype[dtype] = factors
+        return factors
 
 
 @dataclass(frozen=True)
 class _JoinedA:
-    """A matrix and the A that it was made of."""
+    """A matrix and the A that it was made of; no tuple, which an nn.Module would take for parameters."""
 
     parts: list[mx.array]
     whole: mx.array
@@ -103,8 +102,7 @@ def joined_a(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> mx.array:
     """Returns the A of layers that read one input as one matrix; the first layer keeps it until one of them changes."""
     kept: _JoinedA | None = getattr(layers[0], "_joined_a", None)
     parts = [layer.a for layer in layers]
-    same = kept is not None and kept.whole.dtype == dtype and len(kept.parts) == len(parts)
-    if kept is None or not same or any(a is not b for a, b in zip(kept.parts, parts, strict=True)):
+    if kept is None or kept.whole.dtype != dtype or list(map(id, kept.parts)) != list(map(id, parts)):
         kept = layers[0]._joined_a = _JoinedA(parts, mx.concatenate(parts).astype(dtype))
     return kept.whole
 

@@ -42,15 +42,9 @@ def core_shapes(config: PBLoRAConfig) -> dict[str, Shape]:
 
 
 def core_matrix(tensors: Mapping[str, mx.array], config: PBLoRAConfig, alpha: mx.array) -> mx.array:
-    """Computes M(α).
+    """Computes M(α), (…, B, r1 + r2, r1 + r2), for α (B, k) and the tensors of :func:`core_shapes`.
 
-    Args:
-        tensors: The tensors of :func:`core_shapes`; leading axes stand for several layers.
-        config: The adapter's settings.
-        alpha: (B, k).
-
-    Returns:
-        (…, B, r1 + r2, r1 + r2).
+    Their leading axes (…) stand for several layers.
     """
     match config.kind:
         case "pblora":
@@ -79,13 +73,10 @@ def tensor_shapes(linear: nn.Module, config: PBLoRAConfig) -> dict[str, Shape]:
 
 
 def _initial(name: str, shape: Shape) -> mx.array:
-    """A, W1 and W2 are uniform in ± 1/√(length of their rows); B is zero, σ and c are one."""
-    match name:
-        case "b":
-            return mx.zeros(shape)
-        case "sigma" | "factor":
-            return mx.ones(shape)
-    if 0 in shape:
+    """B is zero, σ and c are one; A, W1 and W2 are uniform in ± 1/√(length of their rows)."""
+    if name in ("sigma", "factor"):
+        return mx.ones(shape)
+    if name == "b" or 0 in shape:
         return mx.zeros(shape)
     return mx.random.uniform(-1 / math.sqrt(shape[1]), 1 / math.sqrt(shape[1]), shape)
 
@@ -109,18 +100,16 @@ class PBLoRALinear(nn.Module):
         self.reads = reads
         self.dropout = nn.Dropout(p=config.dropout)
         self.config = config
-        shapes = tensor_shapes(linear, config)
-        self._tensors = frozenset(shapes)
-        for name, shape in shapes.items():
+        for name, shape in tensor_shapes(linear, config).items():
             self[name] = _initial(name, shape)
 
     @property
     def tensors(self) -> list[str]:
         """Names of the tensors of the adapter: a, b and those of the core."""
-        return sorted(self._tensors)
+        return sorted(("a", "b", *core_shapes(self.config)))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Computes W x + s · B · M · A · x for x (B, L, in), under the conditioning of the running pass."""
+        """Computes W x + s · B · M(α) · A · x for x (B, L, in), under the conditioning of the running pass."""
         conditioning = _active.get()
         if conditioning is None:
             raise PreferenceError("a model with a PARM adapter was run without a preference vector")
@@ -136,42 +125,26 @@ class PBLoRALinear(nn.Module):
         return delta
 
     def fuse(self, alpha: mx.array, dequantize: bool = False) -> nn.Linear:
-        """Returns the plain linear layer with weight W + ΔW(α).
-
-        Args:
-            alpha: (k,).
-            dequantize: Allow a quantised layer, which becomes a plain one. Quantising the sum again would swallow
-                updates smaller than a quantisation step, so that is not offered.
+        """Returns the plain linear layer with weight W + ΔW(α), for α (k,).
 
         Raises:
-            InputError: The layer is quantised and ``dequantize`` is not set.
+            InputError: The layer is quantised and ``dequantize`` is not set. Quantising the sum again would swallow
+                updates smaller than a quantisation step, so that is not offered.
         """
-        weight = _plain_weight(self.linear, dequantize)
-        out_dims, in_dims = weight.shape
-        fused = nn.Linear(in_dims, out_dims, bias="bias" in self.linear)
+        linear, weight = self.linear, self.linear.weight
+        if isinstance(linear, nn.QuantizedLinear):
+            if not dequantize:
+                raise InputError(
+                    "the model is quantised; quantising again after fusing would swallow small updates",
+                    hint="fuse into plain weights with --dequantize",
+                )
+            how = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
+            weight = mx.dequantize(weight, scales=linear.scales, biases=linear.get("biases"), **how)
+        fused = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in linear)
         fused.weight = (weight.astype(mx.float32) + self.delta(alpha)).astype(weight.dtype)
-        if "bias" in self.linear:
-            fused.bias = self.linear.bias
+        if "bias" in linear:
+            fused.bias = linear.bias
         return fused
-
-
-def _plain_weight(linear: nn.Module, dequantize: bool) -> mx.array:
-    if not isinstance(linear, nn.QuantizedLinear):
-        plain: mx.array = linear.weight
-        return plain
-    if not dequantize:
-        raise InputError(
-            "the model is quantised; quantising again after fusing would swallow small updates",
-            hint="fuse into plain weights with --dequantize",
-        )
-    return mx.dequantize(
-        linear.weight,
-        scales=linear.scales,
-        biases=linear.get("biases"),
-        group_size=linear.group_size,
-        bits=linear.bits,
-        mode=linear.mode,
-    )
 
 
 class Conditioning:
@@ -197,8 +170,7 @@ class Unconditioned(Conditioning):
 class Preferences(Conditioning):
     """Conditioning on α that stays differentiable in all tensors of the adapter.
 
-    Args:
-        alpha: (k,) for all rows; or (n, k), where row i of the input has preference vector i mod n.
+    α is (k,) for all rows; or (n, k), where row i of the input has preference vector i mod n.
     """
 
     def __init__(self, alpha: mx.array) -> None:

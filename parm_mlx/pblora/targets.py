@@ -42,39 +42,34 @@ def linear_dims(linear: nn.Module) -> tuple[int, int]:
     return out_dims, in_dims
 
 
-def find_targets(model: nn.Module, suffixes: Sequence[str]) -> list[Target]:
-    """Finds the layers whose path ends in one of the suffixes.
+def is_named(path: str, suffix: str) -> bool:
+    """Returns whether a layer's path ends in a suffix, ``q_proj`` or ``self_attn.q_proj``."""
+    return path == suffix or path.endswith("." + suffix)
 
-    Args:
-        model: An mlx-lm model; its ``layers`` are searched.
-        suffixes: For instance ``("q_proj", "k_proj", "v_proj")`` or ``("self_attn.q_proj",)``.
+
+def find_targets(model: nn.Module, suffixes: Sequence[str]) -> list[Target]:
+    """Finds the layers in ``model.layers`` whose path ends in one of the suffixes.
 
     Raises:
-        AdapterError: No layer matches (the candidates are listed), a suffix matches nothing, or it names
-            mixture-of-experts layers, which cannot be adapted yet.
+        AdapterError: A suffix matches nothing (the candidates are listed), or mixture-of-experts layers.
     """
-    targets, candidates, experts = [], dict[str, None](), dict[str, None]()
-    matched = set()
+    targets, candidates, matched = [], dict[str, None](), set[str]()
     for number, block in enumerate(model.layers):
         for path, module in reversed(block.named_modules()):
             if not path:
                 continue
+            hits = [suffix for suffix in suffixes if is_named(path, suffix)]
+            matched.update(hits)
             if isinstance(module, LINEAR):
                 candidates[path] = None
-            elif "Switch" in type(module).__name__:
-                experts[path] = None
-            hits = [s for s in suffixes if path == s or path.endswith("." + s)]
-            if not hits:
-                continue
-            matched.update(hits)
-            if path in experts:
+                if hits:
+                    targets.append(Target(block, number, path, module))
+            elif hits and "Switch" in type(module).__name__:
                 raise AdapterError(
                     f"{path} holds mixture-of-experts layers, which cannot be adapted yet",
                     hint="target the attention layers instead",
                 )
-            if isinstance(module, LINEAR):
-                targets.append(Target(block, number, path, module))
-    missing = [s for s in suffixes if s not in matched]
+    missing = [suffix for suffix in suffixes if suffix not in matched]
     if missing or not targets:
         listed = ", ".join(candidates) or "none"
         raise AdapterError(
@@ -85,34 +80,23 @@ def find_targets(model: nn.Module, suffixes: Sequence[str]) -> list[Target]:
 
 
 def check_rank(config: PBLoRAConfig, targets: Sequence[Target]) -> None:
-    """Checks that no layer is smaller than the rank of its adapter, which would be more than a full update.
-
-    Raises:
-        AdapterError: Names the smallest layer.
-    """
+    """Raises an AdapterError if a layer is smaller than the rank of its adapter, more than a full update."""
     smallest = min(targets, key=lambda target: min(linear_dims(target.linear)))
-    out_dims, in_dims = linear_dims(smallest.linear)
-    if config.rank > min(out_dims, in_dims):
+    dims = linear_dims(smallest.linear)
+    if config.rank > min(dims):
         raise AdapterError(
-            f"rank r1 + r2 = {config.rank} is larger than {smallest.name} allows ({out_dims} × {in_dims}): "
-            f"at most {min(out_dims, in_dims)}",
+            f"rank r1 + r2 = {config.rank} is larger than {smallest.name} allows ({dims[0]} × {dims[1]}): "
+            f"at most {min(dims)}",
             hint="lower --r1 or --r2, or leave out that layer with --target-modules",
         )
 
 
 def default_targets(model: nn.Module) -> tuple[str, ...]:
-    """Returns the query, key and value projections, or the fused projection in families that have one.
-
-    Raises:
-        AdapterError: The family names its attention otherwise; the candidates are listed.
-    """
-    names = {
-        path.rsplit(".", 1)[-1] for block in model.layers for path, m in block.named_modules() if isinstance(m, LINEAR)
-    }
-    if set(DEFAULT_TARGETS) <= names:
-        return DEFAULT_TARGETS
-    for fused in FUSED_ATTENTION:
-        if fused in names:
-            return (fused,)
-    find_targets(model, DEFAULT_TARGETS)  # raises, and lists the candidates
+    """Returns the query, key and value projections, or the fused projection in families that have one."""
+    paths = [path for block in model.layers for path, module in block.named_modules() if isinstance(module, LINEAR)]
+    names = {path.rpartition(".")[2] for path in paths}
+    fused = next((name for name in FUSED_ATTENTION if name in names), None)
+    if fused and not set(DEFAULT_TARGETS) <= names:
+        return (fused,)
+    find_targets(model, DEFAULT_TARGETS)  # raises where they are missing, and lists the candidates
     return DEFAULT_TARGETS

@@ -16,16 +16,7 @@ from parm_mlx.preference import Alpha
 
 
 def fuse_model(model: nn.Module, alpha: Alpha, dequantize: bool = False) -> None:
-    """Replaces every adapted layer by the plain layer W + ΔW(α), in place.
-
-    Args:
-        model: A model with adapters attached.
-        alpha: k weights.
-        dequantize: Allow quantised layers; they become plain ones.
-
-    Raises:
-        InputError: A layer is quantised and ``dequantize`` is not set.
-    """
+    """Replaces every adapted layer by the plain layer W + ΔW(α), in place; see :meth:`PBLoRALinear.fuse`."""
     weights = mx.array(alpha, dtype=mx.float32)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, PBLoRALinear)]
     model.update_modules(tree_unflatten([(name, layer.fuse(weights, dequantize)) for name, layer in layers]))
@@ -38,19 +29,10 @@ def extend_objectives(
 
     A new objective i gets a row W2_i in every layer, the mean of the rows that are there. With all weight on it, the
     adapter does what it did with equal weights: a start for training, where a zero row would lack the part that depends
-    on α. A plain LoRA has no tensor that depends on the number of objectives, and keeps its tensors.
-
-    Args:
-        config: The adapter's settings.
-        tensors: The adapter as it is stored.
-        names: The new objectives.
-
-    Returns:
-        The settings, without β_i if there are new objectives, and the tensors.
+    on α. A plain LoRA keeps its tensors. The β_i go if there are new objectives.
 
     Raises:
-        AdapterError: The adapter already has a name or cannot have it, or it is an SVD-LoRA: its rank is tied to the
-            number of objectives.
+        AdapterError: A name cannot be used, or it is an SVD-LoRA: its rank is tied to the number of objectives.
     """
     if not names:
         return config, dict(tensors)
@@ -75,12 +57,7 @@ def matched(config: PBLoRAConfig, kind: Kind, lora_alpha: float, linears: Sequen
     """Returns an adapter of another kind with nearly as many trainable numbers, for a fair comparison.
 
     Its rank is r1 + r2, unless the cores of the PBLoRA adapter, r1² + k · r2² numbers in each layer, are worth another.
-
-    Args:
-        config: The PBLoRA adapter.
-        kind: The kind wanted.
-        lora_alpha: The update is scaled by lora_alpha / rank, or by lora_alpha / r2 for PBLoRA itself.
-        linears: The layers to adapt.
+    Its update is scaled by lora_alpha / rank.
     """
     if kind == "pblora":
         return config

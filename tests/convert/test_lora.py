@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from tiny import tiny_guide
 
 import parm_mlx
+from parm_mlx.convert import peft
 from parm_mlx.convert.detect import detect
-from parm_mlx.convert.lora import read_lora
 from parm_mlx.convert.run import Request, convert
 from parm_mlx.errors import AdapterError, PreferenceError
 from parm_mlx.mlxlm import load_weights_and_tokenizer
@@ -25,11 +25,11 @@ IDS = mx.array([[1, 40, 80, 120, 160]])
 
 
 def read(path: Path) -> tuple[PBLoRAConfig, Tensors]:
-    return read_lora(path, detect(path).config)
+    return peft.read(path, detect(path).config)
 
 
 def test_settings(lora: Path) -> None:
-    config, tensors = read_lora(lora, detect(lora).config, "helpful")
+    config, tensors = peft.read(lora, detect(lora).config, "helpful")
     assert (config.kind, config.objectives, config.r1, config.r2) == ("lora", ("helpful",), 2, 0)
     assert config.scale == 6 / 2
     assert config.dropout == 0.05
@@ -173,4 +173,4 @@ def test_adapted_embeddings_are_unknown_tensors(lora: Path) -> None:
 
 def test_one_objective_has_one_name(lora: Path) -> None:
     with pytest.raises(PreferenceError):
-        read_lora(lora, detect(lora).config, "helpful,harmless")
+        peft.read(lora, detect(lora).config, "helpful,harmless")

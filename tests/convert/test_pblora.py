@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from parm_mlx.convert import peft
 from parm_mlx.convert.detect import detect
-from parm_mlx.convert.pblora import read_pblora, write_pblora
 from parm_mlx.convert.run import Request, convert
 from parm_mlx.errors import AdapterError, InputError, PreferenceError
 from parm_mlx.pblora.adapter import Tensors, read_adapter
@@ -21,7 +21,7 @@ PREFIX = "base_model.model.model.layers"
 
 
 def read(path: Path, objectives: str | None = None) -> tuple[PBLoRAConfig, Tensors]:
-    return read_pblora(path, detect(path).config, objectives)
+    return peft.read(path, detect(path).config, objectives)
 
 
 def change_tensors(path: Path, change: Callable[[dict[str, mx.array]], Any]) -> Path:
@@ -65,7 +65,7 @@ def test_there_and_back_gives_the_same_tensors_and_the_same_config(official: Pat
 def test_an_adapter_trained_here_gets_a_config_with_the_official_settings(official: Path, tmp_path: Path) -> None:
     _, tensors = read(official / "parm_k2")
     config = PBLoRAConfig(("a", "b"), 4, 4, 0.5, 0.05, ("q_proj", "k_proj", "v_proj"), "my-base")
-    write_pblora(tmp_path, config, tensors)
+    peft.write(tmp_path, config, tensors)
 
     content = json.loads((tmp_path / "adapter_config.json").read_text())
     official_settings = json.loads((official / "parm_k2" / "adapter_config.json").read_text())
@@ -157,10 +157,10 @@ def test_other_families_keep_their_own_names(parm: Path, tmp_path: Path) -> None
         for name, shape in {"A": (8, 16), "B": (48, 8), "W1": (4, 4), "W2": (2, 16)}.items()
     }
     mx.save_safetensors(str(parm / "adapter_model.safetensors"), tensors)
-    config, ours = read_pblora(parm, content)
+    config, ours = peft.read(parm, content)
     assert {name.rpartition(".")[0] for name in ours} == {"layers.0.attention.query_key_value"}
 
-    write_pblora(tmp_path, config, ours)
+    peft.write(tmp_path, config, ours)
     assert load_file(tmp_path / "adapter_model.safetensors").keys() == tensors.keys()
 
 
@@ -276,4 +276,4 @@ def test_an_adapter_that_matches_no_layer_is_refused(
 
 def test_ranks_without_a_counterpart_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="r1=4, r2=0"):
-        write_pblora(tmp_path, PBLoRAConfig(("a", "b"), r1=4, r2=0), {})
+        peft.write(tmp_path, PBLoRAConfig(("a", "b"), r1=4, r2=0), {})

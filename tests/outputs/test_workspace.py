@@ -1,13 +1,15 @@
+import os
 from pathlib import Path
 
 import pytest
 from folders import everything, foreign, names, write
 
-from parm_mlx.errors import OutputError
+from parm_mlx.errors import OutputError, RunError
 from parm_mlx.outputs import (
     MARKER,
     claimed,
     own,
+    read_marker,
     recover,
     remove_directory,
     update,
@@ -46,6 +48,20 @@ def test_a_claimed_folder_replaces_its_own_files_alone(tmp_path: Path) -> None:
         own(tmp_path / "run", ["a", "c"])
         (tmp_path / "precious").write_text("precious")
     assert everything(tmp_path / "run") | {MARKER: ""} == {"a": "2", "b": "1", "report.html": "mine", MARKER: ""}
+
+
+def test_a_marker_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with claimed(tmp_path / "run", "run", "in use"):
+        own(tmp_path / "run", ["a"])
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match="the disk is full"):
+            own(tmp_path / "run", ["b"])
+        monkeypatch.undo()
+        assert list((read_marker(tmp_path / "run") or {})["files"]) == ["a"]
+        assert names(tmp_path / "run") == [MARKER]
 
 
 def test_a_directory_of_a_run_is_removed_and_files_of_others_stay(tmp_path: Path) -> None:
