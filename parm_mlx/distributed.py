@@ -1,7 +1,6 @@
-"""Several processes that do one piece of work together over ``mx.distributed``, started with ``mlx.launch``.
+"""Processes that ``mlx.launch`` starts to train or to sweep together over ``mx.distributed``.
 
-Every process reads the model and the data and computes its share of each batch in training, of the answers in a sweep.
-The main process, rank 0, alone writes results and reports.
+Every process reads the model and the data, and computes its share. Rank 0, the main process, alone writes and reports.
 """
 
 import hashlib
@@ -27,15 +26,10 @@ PATIENCE = 600.0
 
 
 class Group:
-    """The processes of a run; without ``members``, this one alone, and then nothing here does anything.
-
-    Args:
-        members: The group of ``mx.distributed``.
+    """The processes of a run; without ``members``, the group of ``mx.distributed``, this one alone.
 
     Attributes:
-        rank: Rank of this process; rank 0 is the main process.
-        size: Number of processes.
-        peak_memory: Highest memory use of MLX in any process, in bytes, as of the last reduction.
+        peak_memory: Highest memory use of MLX in any process, in bytes, as of the last sum.
     """
 
     def __init__(self, members: mx.distributed.Group | None = None) -> None:
@@ -43,7 +37,7 @@ class Group:
         self.rank, self.size = (members.rank(), members.size()) if members else (0, 1)
         self.peak_memory = 0.0
         self._stop = self._agreed = Stop()
-        self._patience: float | None = None
+        self._patience = threading.TIMEOUT_MAX
 
     @property
     def main(self) -> bool:
@@ -51,27 +45,17 @@ class Group:
         return self.rank == 0
 
     def watch(self, stop: Stop) -> Stop:
-        """From now on, a signal that any process got stops all of them, after the same step.
+        """Returns the request to stop of any process, as of the last sum, from that of this process.
 
-        From now on, too, a process that waits for the others for 10 minutes gives up: a machine that has lost its
-        power or its cable may vanish without closing the connection. MLX cannot be interrupted while it waits, so that
-        a :class:`LostError` is raised in another thread, where ``threading.excepthook`` gets it; the command line ends
-        the process then.
-
-        Args:
-            stop: Whether this process got a signal.
-
-        Returns:
-            Whether any process did, as of the last reduction.
+        From now on, a process that waits for the others for 10 minutes gives up: a machine without power or cable
+        vanishes without closing the connection. MLX cannot be interrupted while it waits, so that a :class:`LostError`
+        is raised in another thread, where ``threading.excepthook`` gets it; the command line ends the process then.
         """
         self._stop, self._agreed, self._patience = stop, Stop() if self.size > 1 else stop, PATIENCE
         return self._agreed
 
     def sum(self, tree: Any) -> Any:
-        """Sums over the processes, in one reduction, which carries their signals and memory use along.
-
-        Args:
-            tree: Arrays, of the same shapes in every process; they are summed in float32.
+        """Sums arrays of all processes in float32, in one reduction, which carries signals and memory use along.
 
         Raises:
             LostError: Another process is gone.
@@ -96,7 +80,7 @@ class Group:
         """Runs the block so that it fails in every process if it fails in one.
 
         Raises:
-            ParmError: In the main process, what failed; if that was in another one, with its rank.
+            ParmError: In the main process: what failed, with the rank if that was in another one.
             QuietError: In the others.
             LostError: Another process is gone.
         """
@@ -140,12 +124,11 @@ class Group:
         """Returns the content that process ``root`` gives, in every process."""
         if self.size == 1:
             return content
-        own = self.rank == root
         length = int(self._gather([len(content)])[root, 0])
         if not length:
             return b""
         words = np.zeros(-(-length // 4), np.int32)
-        if own:
+        if self.rank == root:
             words.view(np.uint8)[:length] = np.frombuffer(content, np.uint8)
         return np.array(self._all_sum(mx.array(words))).view(np.uint8)[:length].tobytes()
 
@@ -154,14 +137,7 @@ class Group:
         return [self.broadcast(content if root == self.rank else b"", root) for root in range(self.size)]
 
     def check_same(self, facts: Mapping[str, Any]) -> None:
-        """Checks that the processes agree on what they have read.
-
-        Args:
-            facts: Plain values by name.
-
-        Raises:
-            ConfigError: They do not; the names are in it.
-        """
+        """Raises ConfigError, with the names, if facts (plain values by name) differ between the processes."""
         if self.size == 1:
             return
         digests = [hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest()[:4] for fact in facts.values()]
@@ -175,7 +151,6 @@ class Group:
             )
 
     def _gather(self, values: Sequence[int]) -> NDArray[np.int32]:
-        """Returns the values of every process, (size, len(values))."""
         table = np.zeros((self.size, len(values)), np.int32)
         table[self.rank] = values
         return np.array(self._all_sum(mx.array(table)))
@@ -183,23 +158,21 @@ class Group:
     def _all_sum(self, array: mx.array) -> mx.array:
         """Sums on the CPU, with nothing else in flight: a GPU must not wait for another machine."""
         mx.eval(array)
-        watchdog = threading.Timer(self._patience, _give_up) if self._patience else None
-        if watchdog:
-            watchdog.daemon = True
-            watchdog.start()
+        watchdog = threading.Timer(self._patience, _give_up)
+        watchdog.daemon = True
+        watchdog.start()
         try:
             total = mx.distributed.all_sum(array, group=self.members, stream=mx.cpu)
             mx.eval(total)
         except RuntimeError as error:
             raise LostError(f"rank {self.rank}: the connection to another process was lost") from error
         finally:
-            if watchdog:
-                watchdog.cancel()
+            watchdog.cancel()
         return total
 
 
 def join() -> Group:
-    """The group that this process was started in, as the environment says; a group of one without ``mlx.launch``.
+    """Returns the group that this process was started in, as the environment says; without ``mlx.launch``, of one.
 
     Raises:
         ConfigError: It was started for a backend that parm-mlx does not use.
@@ -211,7 +184,9 @@ def join() -> Group:
             f"this process is rank {os.environ['MLX_RANK']} of several, by a backend that parm-mlx does not use",
             hint="mlx.launch --backend ring, jaccl, jaccl-ring or mpi",
         )
-    if backend is None or (backend == "ring" and _no_hosts(Path(os.environ["MLX_HOSTFILE"]))):
+    hostfile = Path(os.environ.get("MLX_HOSTFILE", ""))
+    alone = backend == "ring" and hostfile.is_file() and not hostfile.read_text(encoding="utf-8").strip()
+    if backend is None or alone:  # mlx.launch -n 1 writes an empty file
         return Group()
     try:
         return Group(mx.distributed.init(strict=True, backend=backend))
@@ -222,13 +197,7 @@ def join() -> Group:
         ) from error
 
 
-def _no_hosts(hostfile: Path) -> bool:
-    """Recognises the empty file that ``mlx.launch -n 1`` writes."""
-    return hostfile.is_file() and not hostfile.read_text(encoding="utf-8").strip()
-
-
 def _give_up() -> None:
-    """Fails in the thread of the timer: the main thread is inside MLX, and nothing can interrupt it there."""
     raise LostError(
         f"no word from the other processes for {PATIENCE:g} seconds",
         hint="the same command with --resume goes on from the newest checkpoint, with any number of processes",

@@ -8,11 +8,7 @@ from types import FrameType
 
 
 class Stop:
-    """A request to stop; calling it tells whether a signal has made it.
-
-    Attributes:
-        signal: The number of that signal, the first one if there were several.
-    """
+    """A request to stop; ``signal`` is the first one that has made it."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -30,13 +26,10 @@ class Stop:
 
 @contextmanager
 def stop_on_interrupt(*signals: int) -> Iterator[Stop]:
-    """Yields a function that says whether the work should stop, because Ctrl-C has been pressed or a signal came.
+    """Yields a request to stop that the signals make, by default Ctrl-C alone.
 
     A second Ctrl-C raises KeyboardInterrupt; repeated other signals are ignored. Outside the main thread, where Python
-    delivers no signals, the answer is always no.
-
-    Args:
-        signals: The signals that ask the work to stop; by default Ctrl-C alone.
+    delivers no signals, nothing makes the request.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -27,10 +27,10 @@ import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
 from parm_mlx.data.tokenize import TokenPair, TokenRow
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import random_llama, randomise_adapters
+from parm_mlx.kernels.logprob import target_logprobs
 from parm_mlx.machine import describe_machine
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training.batching import Batch, make_batch
-from parm_mlx.training.loss import token_logprobs
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.packing import PackedBatch
 from parm_mlx.training.response_logprobs import ResponseScorer, chunked_logprobs_with_grad
@@ -66,7 +66,7 @@ class Responses(ResponseScorer):
         """The log-probability of every response token."""
         trunk, head = self.trunk_and_head
         hidden = trunk(packed.inputs)
-        return token_logprobs(head(hidden.reshape(-1, hidden.shape[-1])[packed.positions]), packed.targets)
+        return target_logprobs(head(hidden.reshape(-1, hidden.shape[-1])[packed.positions]), packed.targets)
 
 
 WAYS: dict[str, Callable[[nn.Module], ResponseScorer]] = {
@@ -145,7 +145,7 @@ def output_layer_memory(hidden: int, vocabulary: int) -> dict[str, dict[str, flo
         h, y = mx.random.normal((tokens, hidden)), mx.random.randint(0, vocabulary, (tokens,))
         mx.eval(h, y)
         for name, score in (
-            ("whole", lambda h, y: token_logprobs(layer(h), y)),
+            ("whole", lambda h, y: target_logprobs(layer(h), y)),
             ("chunked", lambda h, y: chunked_logprobs_with_grad(layer, h, y)),
         ):
             mx.clear_cache()

@@ -5,13 +5,12 @@ the run is resumed. Reading a run changes nothing.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.files import disk_errors, expanded, is_file, read_json
@@ -36,11 +35,9 @@ class Result:
 
     Attributes:
         id: Id of its prompt.
-        prompt: The prompt.
         alpha: The preference; None is the base alone.
         seed: Seed of the sampling.
-        text: The answer.
-        tokens: Its length in tokens.
+        tokens: Length in tokens.
         finish_reason: ``"stop"`` or ``"length"``.
     """
 
@@ -62,7 +59,7 @@ class RunFolder:
     """The files of a run.
 
     Args:
-        path: The folder. :meth:`locked` makes it where there is none.
+        path: The folder; :meth:`locked` makes it if need be.
         identity: Objectives and settings that tell the run from others, as JSON values; ``models``, the fingerprints
             of its models by role; and ``reward_files``, those of its rewards by SPEC.
         anyway: Accept models or rewards other than those that the run began with; ``run.json`` records the change.
@@ -86,7 +83,7 @@ class RunFolder:
         self.changed: list[str] = []
         self.rewards: dict[str, str] = {}
         self._resumed: list[Any] = []
-        if not self._exists(RUN_FILE):
+        if not (self.path / RUN_FILE).exists():
             return
         found: dict[str, Any] = read_json(self.path / RUN_FILE, f"run {self.path}", OutputError)
         self.rewards, self._resumed = dict(found.pop("rewards", {})), list(found.pop(RESUMED, []))
@@ -94,19 +91,18 @@ class RunFolder:
         before = found.get("reward_files", {})
         shared = {spec: before.get(spec, now) for spec, now in self.identity.get("reward_files", {}).items()}
         differing = differences({**found, "reward_files": shared}, self.identity)
+        if not differing:
+            return
         self.changed = [name for name, _ in differing if name.partition(".")[0] in FILES]
         files_alone = len(self.changed) == len(differing)
-        if differing and not (files_alone and self._anyway):
+        if not (files_alone and self._anyway):
             shown = "; ".join(f"{name}: {theirs}, now {ours}" for name, (theirs, ours) in differing[:3])
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             hint = "go on with --resume-anyway" if files_alone else "remove it"
             raise OutputError(f"{self.path} holds another run ({shown}{more})", hint=f"choose another --out, or {hint}")
-        if differing:
-            answers = (self.path / RESULTS_FILE).read_bytes().count(b"\n") if self._exists(RESULTS_FILE) else 0
-            self._resumed.append({"answers": answers, "changed": dict(differing)})
-
-    def _exists(self, name: str) -> bool:
-        return (self.path / name).exists()
+        results = self.path / RESULTS_FILE
+        answers = results.read_bytes().count(b"\n") if results.exists() else 0
+        self._resumed.append({"answers": answers, "changed": dict(differing)})
 
     def _write_identity(self) -> None:
         content = {**self.identity, "rewards": self.rewards, **({RESUMED: self._resumed} if self._resumed else {})}
@@ -129,7 +125,7 @@ class RunFolder:
     def rank_files(self) -> list[Path]:
         """Returns the files in which other processes keep their answers until the main one has them."""
         names = (read_marker(self.path) or {"files": ()})["files"]
-        return sorted(self.path / name for name in names if _RANK_FILE.fullmatch(name) and self._exists(name))
+        return sorted(self.path / name for name in names if _RANK_FILE.fullmatch(name) and (self.path / name).exists())
 
     def scores(self) -> dict[Key, Scores]:
         """Reads the scores."""
@@ -145,10 +141,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self, processes: int = 1) -> Iterator[None]:
-        """Holds the folder for this process; makes it where there is none, and writes ``run.json``.
-
-        Args:
-            processes: Number of processes that share the work.
+        """Holds the folder for this process, one of several that share the work; writes ``run.json``.
 
         Raises:
             OutputError: Another process works in the folder, it has become another run's, or it cannot be made.
@@ -166,7 +159,10 @@ class RunFolder:
         mark(self.path, "run")  # another machine may not see the folder of the main process
         own(self.path, [name])
         with disk_errors(path), path.open("a+b") as file:
-            _drop_cut_line(file)
+            file.seek(0)
+            content = file.read(path.stat().st_size)
+            if content and not content.endswith(b"\n"):  # the last line was cut off
+                file.truncate(content.rfind(b"\n") + 1)
 
             def append(line: str) -> None:
                 with disk_errors(path):
@@ -183,30 +179,22 @@ def rank_file(rank: int) -> str:
 
 def result_line(result: Result) -> str:
     """Returns a line of ``results.jsonl``."""
-    return _line(asdict(result))
+    return json.dumps(asdict(result), ensure_ascii=False) + "\n"
 
 
 def score_line(key: Key, scores: Mapping[str, float]) -> str:
     """Returns a line of ``scores.jsonl``."""
-    return _line({"id": key[0], "alpha": key[1], "seed": key[2], "scores": dict(scores)})
-
-
-def _line(row: Mapping[str, Any]) -> str:
+    row = {"id": key[0], "alpha": key[1], "seed": key[2], "scores": dict(scores)}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def parse_results(content: bytes) -> dict[Key, Result]:
+def parse_results(content: bytes) -> list[Result]:
     """Reads lines that :func:`result_line` made."""
-    rows = map(_as_result, map(json.loads, content.decode().split("\n")[:-1]))
-    return {result.key: result for result in rows}
+    return [_as_result(json.loads(line)) for line in content.decode().split("\n")[:-1]]
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], dict[Key, Result], dict[Key, Scores]]:
-    """Reads the folder of a finished run: its identity, answers and scores.
-
-    Raises:
-        InputError: It is not the folder of a run, or it holds no answers or no scores.
-    """
+    """Reads the identity, answers and scores of a finished run; raises InputError if the folder does not hold them."""
     if not is_file(path / RUN_FILE):
         raise InputError(f"{path} is not the folder of a run: {RUN_FILE} is missing")
     identity = read_json(path / RUN_FILE, f"run {path}", InputError)
@@ -219,31 +207,24 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[Key, Result], dict[Key, S
 
 def read_settings(path: Path) -> dict[str, str]:
     """Reads the settings of a run for display; prompts, preferences and what was not set are left out."""
-    identity = read_json(path / RUN_FILE, f"run {path}", InputError)
     left_out = {"alphas", "prompts", "format", "objectives", RESUMED, *FILES} | _NOT_COMPARED
-    return {
-        name: _short(value)
-        for name, value in _flat(identity).items()
-        if value is not None and name.partition(".")[0] not in left_out
-    }
+    flat = _flat(read_json(path / RUN_FILE, f"run {path}", InputError))
+    shown = {name: value for name, value in flat.items() if name.partition(".")[0] not in left_out}
+    return {name: _short(value) for name, value in shown.items() if value is not None}
 
 
 def differences(*identities: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Compares runs.
+    """Returns the name of each setting that differs between runs, and its value in every run, for display.
 
-    Different prompts are one difference. Fingerprints are compared only where all runs have them: those of earlier
+    Different prompts are one difference. Fingerprints are compared only if all runs have them: those of earlier
     versions have none.
-
-    Returns:
-        The name of each setting that differs, and its value in every run, for display.
     """
     left_out = _NOT_COMPARED | {name for name in FILES if not all(name in identity for identity in identities)}
     flat = [_flat(identity) for identity in identities]
-    names = [name for name in dict.fromkeys(n for each in flat for n in each) if name.split(".")[0] not in left_out]
     found: dict[str, list[str]] = {}
-    for name in names:
+    for name in dict.fromkeys(name for each in flat for name in each):
         values = [each.get(name) for each in flat]
-        if all(value == values[0] for value in values):
+        if name.split(".")[0] in left_out or all(value == values[0] for value in values):
             continue
         if name.startswith("prompts."):
             found["prompts"] = [str(sum(n.startswith("prompts.") for n in each)) for each in flat]
@@ -268,11 +249,7 @@ def _short(value: Any) -> str:
 
 
 def _read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-    """Reads JSON lines; a last line without its end does not count.
-
-    Raises:
-        OutputError: A line is broken.
-    """
+    """Reads JSON lines; a last line without its end does not count, and another broken one is an OutputError."""
     if not file.exists():
         return
     try:
@@ -284,18 +261,6 @@ def _read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
             yield read(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OutputError(f"{file}:{number}: not a line that parm-mlx has written ({error})") from None
-
-
-def _drop_cut_line(file: BinaryIO) -> None:
-    """Removes what follows the last line end of a file."""
-    start = size = file.seek(0, os.SEEK_END)
-    end = -1
-    while start and end < 0:
-        start = max(0, start - 2**16)
-        file.seek(start)
-        end = file.read(2**16).rfind(b"\n")
-    if start + end + 1 < size:
-        file.truncate(start + end + 1)
 
 
 def _as_alpha(value: Sequence[float] | None) -> Alpha | None:

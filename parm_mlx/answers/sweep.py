@@ -1,9 +1,8 @@
 """Prompts × preferences → answers and scores, in continuous batches of mixed α; what is there is not computed again.
 
-An answer depends on (prompt, α, seed): its random numbers come from the prompt and the seed alone. In a batch, sums are
-rounded differently for each shape of the batch, and a rounding can change a token. So the work is split into fixed
-groups. The batches of a group have the same members in whichever process they run, and a group that was interrupted is
-computed again whole; only its missing answers are kept.
+The random numbers of an answer come from its prompt and seed alone. But sums are rounded differently for each shape of
+a batch, and a rounding can change a token. So the work is split into fixed groups: their batches have the same members
+in whichever process they run, and a group that was interrupted is computed again whole; only what was missing is kept.
 """
 
 import hashlib
@@ -80,9 +79,7 @@ class Sweep:
     """Generates answers.
 
     Attributes:
-        model: The guided model.
         tokenizer: The base's tokenizer.
-        prompter: Renders prompts.
         sampling: How tokens are chosen; its seed is not used.
         max_tokens: Length of the longest answer.
         batch_size: Number of answers generated at the same time.
@@ -129,11 +126,7 @@ class Sweep:
                 yield Result(prompt.id, prompt.content, job.alpha, job.seed, answer.text, length, answer.finish_reason)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Checks that the models can read all prompts.
-
-        Raises:
-            InputError: They cannot; the prompt is named.
-        """
+        """Raises InputError, which names the prompt, if the models cannot read one."""
         for prompt in prompts:
             try:
                 self._tokens(prompt)
@@ -171,11 +164,11 @@ def answer_all(
         sweep: Generates them.
         groups: All jobs, as :func:`plan` groups them.
         group: The processes that share the work.
-        stopped: Asked at every token; when it returns True, unfinished answers are dropped.
-        progress: Shows progress.
+        stopped: Asked at every token; if it returns True, unfinished answers are dropped.
+        progress: Passes on the answers.
 
     Returns:
-        All answers in the order of the jobs (fewer where it was stopped), and those that are new.
+        All answers in the order of the jobs, fewer if it was stopped; and those that are new.
 
     Raises:
         RunError: They cannot be written; what is written stays.
@@ -211,28 +204,14 @@ def answer_all(
 
 
 def _of_all(group: Group, results: Iterable[Result]) -> dict[Key, Result]:
-    """Returns the answers of all processes."""
-    if group.size == 1:
-        return {result.key: result for result in results}
-    found: dict[Key, Result] = {}
-    for content in group.union("".join(map(result_line, results)).encode()):
-        found |= parse_results(content)
-    return found
+    contents = group.union("".join(map(result_line, results)).encode())
+    return {result.key: result for content in contents for result in parse_results(content)}
 
 
 def score_all(
     folder: RunFolder, results: Sequence[Result], rewards: Mapping[str, Scorer], progress: Progress[Any] = no_progress
 ) -> dict[Key, Scores]:
-    """Scores the answers that have no score yet, and writes the scores of every CHUNK answers before the next.
-
-    Args:
-        folder: Where the scores are kept.
-        results: All answers of the run.
-        rewards: By name, from prompts and answers to scores.
-        progress: Shows progress.
-
-    Returns:
-        The scores of all answers.
+    """Scores the answers that have no score yet, writes the scores of every CHUNK of them, and returns all scores.
 
     Raises:
         RunError: A reward failed, or scores cannot be written; what is written stays.

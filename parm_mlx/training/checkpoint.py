@@ -1,16 +1,13 @@
 """Checkpoints of a training run: a folder beside the output, with one directory per checkpoint.
 
-``OUT.checkpoints/step-00000120`` is an adapter directory that can be used as any other, with two more files:
-``optimizer.safetensors``, and ``state.json``, which holds everything else that the run needs to go on. A checkpoint is
-written beside and renamed, so it is whole or not there, and its marker has the SHA-256 of every file. The folder's
-marker names the run, and so does the marker of every checkpoint: only checkpoints that carry it count, and only they
-are ever removed.
+``OUT.checkpoints/step-00000120`` is an adapter directory with two more files: ``optimizer.safetensors``, and
+``state.json`` with everything else that the run needs to go on. A checkpoint is whole or not there, and its marker has
+the SHA-256 of every file. The markers of the folder and of each checkpoint name the run: only its checkpoints count,
+and only they are ever removed.
 """
 
-import io
 import json
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,15 +19,13 @@ from parm_mlx.files import disk_errors, flush, resolve
 from parm_mlx.fingerprint import changes, fingerprint
 from parm_mlx.outputs import claimed, new_directory, own, read_marker, remove_directory
 from parm_mlx.outputs.marker import written
-from parm_mlx.pblora.adapter import CONFIG_FILE
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.logging import METRICS_FILE
 
 STATE_FILE = "state.json"
 FORMAT_VERSION = 2
 AGAIN = "start from the beginning with --force, without --resume"
-# Where things are, how often something is shown or kept: none of it can change a step. Models are compared by their
-# fingerprints, wherever they lie.
+# None of these can change a step. Models and data are compared by their fingerprints, wherever they lie.
 FREE = {
     "model",
     "data",
@@ -50,7 +45,7 @@ Changes = dict[str, tuple[str | None, str | None]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files have been verified: its directory, the steps done, the state that the run stored."""
+    """A checkpoint whose files have been verified, with the steps done and the state that the run stored."""
 
     path: Path
     step: int
@@ -58,12 +53,7 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of the run that writes to ``out``.
-
-    Args:
-        out: The run's output; the folder is ``OUT.checkpoints`` beside it.
-        keep: How many of the newest checkpoints to keep.
-    """
+    """The checkpoints of the run that writes to ``out``: ``OUT.checkpoints``, with the ``keep`` newest and the best."""
 
     def __init__(self, out: Path, keep: int) -> None:
         self.path = out.parent / f"{out.name}.checkpoints"
@@ -77,35 +67,38 @@ class CheckpointFolder:
         return None if marker is None else str(marker.get("run"))
 
     def steps(self) -> list[int]:
-        """The steps of the run's checkpoints that are there, readable or not, in ascending order."""
+        """Returns the steps of the run's checkpoints, readable or not, in ascending order."""
         run = self.run
-        return [step for step, owner in self._found().items() if run is not None and owner == run]
+        return [step for step, owner in self._owners().items() if run is not None and owner == run]
 
-    def _found(self) -> dict[int, str | None]:
-        """The run that owns each checkpoint in the folder, by step, in ascending order."""
-        paths = list(self.path.iterdir()) if self.path.is_dir() else []
-        steps = {int(found[1]): path for path in paths if (found := _NAME.fullmatch(path.name))}
-        return {step: _owner(steps[step]) for step in sorted(steps)}
+    def _owners(self) -> dict[int, str | None]:
+        """The run that wrote each checkpoint, by step; None where its marker does not say so."""
+        owners = {}
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if found := _NAME.fullmatch(path.name):
+                marker = read_marker(path) or {}
+                owners[int(found[1])] = marker.get("run") if marker.get("name") == path.name else None
+        return dict(sorted(owners.items()))
 
     def at(self, step: int) -> Path:
-        """The path of the checkpoint of a step, whether it is there or not."""
+        """Returns the path of the checkpoint of a step, whether it is there or not."""
         return self.path / f"step-{step:08}"
 
     def last(self, before: int | None = None) -> Path | None:
-        """The newest checkpoint, or the newest of those before a step."""
+        """Returns the newest checkpoint, or the newest of those before a step."""
         steps = [step for step in self.steps() if before is None or step < before]
         return self.at(steps[-1]) if steps else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process; it is made if need be, and removed if there is nothing in it at the end.
+        """Holds the folder for this process; it is made if need be, and removed if it is empty at the end.
 
         Raises:
             OutputError: Another process trains to the same output, or the folder holds anything of others.
         """
         problem = f"{self.path} is in use: another process trains to the same output"
         with claimed(self.path, "checkpoints", problem) as marker:
-            others = [step for step, owner in self._found().items() if owner != marker["run"]]
+            others = [step for step, owner in self._owners().items() if owner != marker["run"]]
             if others:
                 raise OutputError(f"{self.at(others[0])} is not of the run of this folder", hint="move it away")
             own(self.path, [METRICS_FILE])
@@ -116,7 +109,7 @@ class CheckpointFolder:
 
         Args:
             step: Steps done.
-            state: The state that the run needs to go on, as plain values.
+            state: The state of the run, as plain values.
             write: Writes the other files into a directory.
             best: The step with the best validation.
 
@@ -144,7 +137,7 @@ class CheckpointFolder:
         return path
 
     def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that can be read; newer ones that cannot are removed, with a note.
+        """Returns the newest checkpoint that can be read; newer ones are removed, with a note.
 
         Raises:
             CheckpointError: There are checkpoints, but none can be read.
@@ -156,16 +149,16 @@ class CheckpointFolder:
             except CheckpointError as error:
                 broken.append(step)
                 note(f"{error}; the one before it is tried")
-                continue
-            for newer in broken:
-                self._remove(newer)
-            return checkpoint
+            else:
+                for newer in broken:
+                    self._remove(newer)
+                return checkpoint
         if broken:
             raise CheckpointError(f"no checkpoint in {self.path} can be read", hint=AGAIN)
         return None
 
     def check_unused(self) -> None:
-        """Raises OutputError when there are checkpoints of an earlier run."""
+        """Raises OutputError if there are checkpoints of an earlier run."""
         if steps := self.steps():
             raise OutputError(
                 f"{self.path} holds the checkpoints of an earlier run, up to step {steps[-1]}",
@@ -182,12 +175,6 @@ class CheckpointFolder:
 
     def _remove(self, step: int) -> None:
         remove_directory(self.at(step), self.run)
-
-
-def _owner(path: Path) -> str | None:
-    """The run that wrote a checkpoint to this place; None where its marker does not say so."""
-    marker = read_marker(path) or {}
-    return marker.get("run") if marker.get("name") == path.name else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -216,30 +203,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} is broken: {STATE_FILE} or its marker is not readable") from None
 
 
-def pack_checkpoint(path: Path) -> bytes:
-    """Packs a checkpoint for a machine that cannot read it; :func:`unpack_checkpoint` is the inverse."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for file in sorted(path.iterdir()):
-            archive.write(file, file.name)
-    return packed.getvalue()
-
-
-def unpack_checkpoint(packed: bytes, directory: Path) -> Checkpoint:
-    """Unpacks and reads a checkpoint."""
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        archive.extractall(directory)
-    return read_checkpoint(directory)
-
-
 def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide the steps of a run, as plain values."""
-    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
-    return {name: value for name, value in plain.items() if name not in FREE}
+    """Returns the settings that decide the steps of a run, as plain values."""
+    return {name: value for name, value in json.loads(json.dumps(config.to_dict())).items() if name not in FREE}
 
 
 def check_settings(stored: dict[str, Any], config: TrainConfig, where: Path) -> None:
-    """Raises CheckpointError, which shows every difference, where settings are not those of a checkpoint."""
+    """Raises CheckpointError, which shows every difference, if settings are not those of a checkpoint."""
     now = settings_of(config)
     names = [name for name in {**stored, **now} if stored.get(name) != now.get(name)]
     if names:
@@ -249,10 +219,7 @@ def check_settings(stored: dict[str, Any], config: TrainConfig, where: Path) -> 
 
 
 def models_of(config: TrainConfig) -> dict[str, str]:
-    """The fingerprints of the backbone, and of the adapter that the run begins from.
-
-    A run that goes on does not read that adapter again, so it may be gone by then.
-    """
+    """Returns the fingerprints of the backbone, and of the adapter to begin from unless it is gone by now."""
     found = {f"model: {name}": value for name, value in fingerprint(resolve(config.model)).items()}
     start = Path(config.start_from or "").expanduser()
     if config.start_from and start.is_dir():
@@ -261,27 +228,19 @@ def models_of(config: TrainConfig) -> dict[str, str]:
 
 
 def changes_since(state: Mapping[str, Any], data: list[dict[str, Any]], models: dict[str, str]) -> tuple[Changes, ...]:
-    """Compares data files and fingerprints of models with those in the state of a checkpoint.
-
-    Returns:
-        The changes of the data and those of the models: by name, the digests before and now.
-    """
+    """Returns the changes of data and of models since a checkpoint: by name, the digests before and now."""
     digests = [
         {file["file"]: str(file.get("sha256") or file.get("fingerprint")) for file in files}
         for files in (state["data"], data)
     ]
-    return changes(*digests), _model_changes(state["models"], models)
-
-
-def _model_changes(before: dict[str, str], now: dict[str, str]) -> Changes:
-    """Compares fingerprints; an adapter to begin from that is gone now is not needed any more."""
-    if not any(name.startswith(START) for name in now):
+    before = state["models"]
+    if not any(name.startswith(START) for name in models):  # a run that goes on does not read what it began from
         before = {name: value for name, value in before.items() if not name.startswith(START)}
-    return changes(before, now)
+    return changes(*digests), changes(before, models)
 
 
 def refuse_changes(where: Path, data: Changes, models: Changes) -> None:
-    """Raises CheckpointError, which shows every difference, where data or models have changed."""
+    """Raises CheckpointError, which shows every difference, if data or models have changed."""
     if not (found := data | models):
         return
     kinds = " and ".join(["data"] * bool(data) + ["models"] * bool(models))
@@ -290,23 +249,6 @@ def refuse_changes(where: Path, data: Changes, models: Changes) -> None:
         f"{where} was made with other {kinds} (SHA-256 of files, fingerprints of hub data sets):{lines}",
         hint=f"resume with the old {kinds}, {AGAIN}, or go on with --resume-anyway",
     )
-
-
-def finished_training(out: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The ``training`` entry of the adapter at ``out``, if these settings and models have made it."""
-    try:
-        training: dict[str, Any] = json.loads((out / CONFIG_FILE).read_text(encoding="utf-8"))["training"]
-        stored, models = training["settings"], training["models"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    same = all(stored.get(name) == value for name, value in settings_of(config).items())
-    return training if same and not _model_changes(models, models_of(config)) else None
-
-
-def version_note(stored: dict[str, str], now: dict[str, str]) -> str | None:
-    """A note when other versions made the checkpoint: then the last bits of the result may differ."""
-    found = [f"{name} {stored.get(name)} → {value}" for name, value in now.items() if stored.get(name) != value]
-    return f"versions have changed, so the last bits may differ: {', '.join(found)}" if found else None
 
 
 def _shown(settings: dict[str, Any], name: str) -> str:

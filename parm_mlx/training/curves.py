@@ -1,6 +1,6 @@
 """The training curves as a picture, drawn by matplotlib where it is installed (the ``plot`` extra)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ MISSING = f"no picture of the training curves: matplotlib is not installed ({INS
 
 
 def add_picture(directory: Path, records: Sequence[Record], note: Callable[[str], None]) -> None:
-    """Draws the curves into an adapter directory; where that cannot be done, a note says why."""
+    """Draws the curves into an adapter directory; a note says why if that cannot be done."""
     if not can_draw():
         note(MISSING)
         return
@@ -25,12 +25,11 @@ def add_picture(directory: Path, records: Sequence[Record], note: Callable[[str]
         note(f"no picture of the training curves: {error}")
 
 
-def draw(records: Iterable[Record]) -> Any:
-    """Draws loss, accuracies in training, and the accuracy of each objective over the α grid, as a figure."""
+def draw(records: Sequence[Record]) -> Any:
+    """Returns a figure of loss, accuracies in training, and the accuracy of each objective over the α grid."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    records = list(records)
     train = [record for record in records if isinstance(record, TrainRecord)]
     valid = [record for record in records if isinstance(record, ValidRecord)]
     names = list(train[0].accuracy if train else valid[0].grid[0].accuracy if valid else ())

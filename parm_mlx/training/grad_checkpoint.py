@@ -12,11 +12,8 @@ from parm_mlx.mlxlm import PrefixCache
 def checkpoint_blocks(model: nn.Module) -> None:
     """Has every block of a model keep only its inputs for the backward pass, in place.
 
-    Values and gradients stay the same, with dropout too: a block that is computed again draws the same random numbers.
+    Values and gradients stay the same: a block that is computed again draws the same random numbers for its dropout.
     The conditioning of the adapters must surround the whole of ``value_and_grad``.
-
-    Args:
-        model: An mlx-lm model with adapters attached.
     """
     for block in model.layers:
         kind: Any = type(block)
@@ -25,8 +22,6 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 @functools.cache
 def _checkpointed(kind: type) -> type:
-    """A kind of block that is computed again in the backward pass."""
-
     def call(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         if not self.training:
             return kind.__call__(self, x, *args, **kwargs)
@@ -70,5 +65,5 @@ def random_state() -> mx.array:
 
 
 def set_random_state(key: mx.array) -> None:
-    """Sets MLX's random state to a copy of a state that it has had."""
+    """Sets MLX's random state to a copy of an earlier one."""
     random_state()[:] = key

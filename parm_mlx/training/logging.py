@@ -18,26 +18,24 @@ from parm_mlx.mlxlm import reporting_callback
 from parm_mlx.outputs import write_file
 from parm_mlx.preference import format_alpha
 from parm_mlx.training.config import TrainConfig
-from parm_mlx.training.train_step import StepResult
-from parm_mlx.training.validation import GridPoint
+from parm_mlx.training.train_step import GridPoint, StepResult, by_objective
 
 METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """The steps since the last report.
+    """Means over the steps since the last report.
 
     Attributes:
         step: Steps done.
-        loss: Mean total loss.
-        objective_loss: Mean loss of each objective, not weighted by α.
+        loss: Total loss.
+        objective_loss: Loss of each objective, not weighted by α.
         accuracy: For each objective, the share of pairs whose preferred response is the more likely one.
-        grad_norm: Mean gradient norm before clipping.
+        grad_norm: Before clipping.
         learning_rate: Of the last step.
-        tokens_per_second: Tokens trained on, without padding.
-        padding: Share of the positions that the model read that was padding.
-        pairs_per_second: Pairs trained on.
+        tokens_per_second: Without padding.
+        padding: Share of padding in the positions that the model read.
         peak_memory_gb: Highest memory use of MLX so far, in GB (10⁹ bytes).
     """
 
@@ -71,23 +69,12 @@ class ResumeRecord:
 
 
 Record = TrainRecord | ValidRecord | ResumeRecord
-KINDS = {"train": TrainRecord, "valid": ValidRecord, "resumed with changes": ResumeRecord}
+KINDS: dict[str, type[Record]] = {"train": TrainRecord, "valid": ValidRecord, "resumed with changes": ResumeRecord}
 
 
 def as_metrics(record: Record) -> dict[str, Any]:
     """Returns a record as an object of ``metrics.jsonl``."""
     return {"kind": next(kind for kind, found in KINDS.items() if isinstance(record, found)), **asdict(record)}
-
-
-def from_metrics(line: dict[str, Any]) -> Record:
-    """The inverse of :func:`as_metrics`."""
-    fields = {name: value for name, value in line.items() if name != "kind"}
-    if "grid" in fields:
-        fields["grid"] = tuple(GridPoint(**{**point, "alpha": tuple(point["alpha"])}) for point in fields["grid"])
-    if "changed" in fields:
-        fields["changed"] = tuple(fields["changed"])
-    record: Record = KINDS[line["kind"]](**fields)
-    return record
 
 
 def write_metrics(path: Path, records: Iterable[Record]) -> None:
@@ -98,7 +85,16 @@ def write_metrics(path: Path, records: Iterable[Record]) -> None:
 
 def read_metrics(path: Path) -> list[Record]:
     """Reads the records of a file."""
-    return [from_metrics(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    records: list[Record] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        fields = json.loads(line)
+        kind = KINDS[fields.pop("kind")]
+        if "grid" in fields:
+            fields["grid"] = tuple(GridPoint(**{**point, "alpha": tuple(point["alpha"])}) for point in fields["grid"])
+        if "changed" in fields:
+            fields["changed"] = tuple(fields["changed"])
+        records.append(kind(**fields))
+    return records
 
 
 def _line(record: Record) -> str:
@@ -118,11 +114,23 @@ class MetricsLog:
         self._tracker: Any = None
 
     def begin(self, config: TrainConfig) -> None:
-        """Makes the file hold exactly the records so far, and starts the trackers of ``report_to``."""
-        if self.path:
-            write_file(self.path, map(_line, self.records))
-            if config.report_to:
-                self._tracker = _start_trackers(config)
+        """Makes the file hold exactly the records so far, and starts the trackers of ``report_to``.
+
+        Raises:
+            RunError: A tracker does not start, or the file cannot be written.
+        """
+        if self.path is None:
+            return
+        write_file(self.path, map(_line, self.records))
+        if config.report_to:
+            out, trackers = Path(config.out).expanduser(), ",".join(config.report_to)
+            directory = out.with_name(f"{out.name}.tracking") / out.name
+            with disk_errors(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._tracker = reporting_callback(trackers, config.project_name, str(directory), config.to_dict())
+            except Exception as error:  # each tracker has its own: no account, no network
+                raise RunError(f"--report-to {trackers}: {first_line(error)}") from error
 
     def add(self, record: TrainRecord | ValidRecord) -> None:
         """Adds a record, which others can read at once."""
@@ -143,9 +151,12 @@ class MetricsLog:
     @property
     def best_step(self) -> int | None:
         """The step with the lowest validation loss; the adapter before the first step does not count."""
-        losses = {record.step: record.loss for record in self.records if isinstance(record, ValidRecord)}
-        found = [step for step, loss in losses.items() if step > 0 and math.isfinite(loss)]
-        return min(found, key=lambda step: losses[step]) if found else None
+        losses = {
+            record.step: record.loss
+            for record in self.records
+            if isinstance(record, ValidRecord) and record.step > 0 and math.isfinite(record.loss)
+        }
+        return min(losses, key=lambda step: losses[step]) if losses else None
 
 
 class Meter:
@@ -156,7 +167,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Starts the next stretch of steps."""
+        """Begins a new report."""
         self.steps = self.tokens = self.pairs = self.inputs = self.cells = 0
         self.loss = self.norm = self.seconds = 0.0
         self.sums = np.zeros((3, len(self.objectives)))
@@ -189,20 +200,19 @@ class Meter:
         return {**{name: getattr(self, name) for name in names}, "sums": self.sums.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from the sums that :meth:`state` gave."""
+        """Goes on from the sums of :meth:`state`."""
         for name, value in state.items():
             setattr(self, name, np.array(value) if name == "sums" else value)
 
     def record(self, step: int, learning_rate: float) -> TrainRecord:
-        """The record of the steps since the last reset."""
+        """Returns the record of the steps since the last reset."""
         self.lap()
-        losses, correct, labelled = self.sums
-        count = np.where(labelled > 0, labelled, 1)
+        objective_loss, accuracy = by_objective(self.objectives, self.sums)
         return TrainRecord(
             step=step,
             loss=self.loss / self.steps,
-            objective_loss=dict(zip(self.objectives, (losses / count).tolist(), strict=True)),
-            accuracy=dict(zip(self.objectives, (correct / count).tolist(), strict=True)),
+            objective_loss=objective_loss,
+            accuracy=accuracy,
             grad_norm=self.norm / self.steps,
             learning_rate=learning_rate,
             tokens_per_second=self.tokens / self.seconds,
@@ -219,21 +229,8 @@ def check_trackers(names: Sequence[str]) -> None:
         raise ConfigError(f"--report-to {','.join(names)}: {listed} not installed", hint=f"pip install {listed}")
 
 
-def _start_trackers(config: TrainConfig) -> Any:
-    """Starts the trackers of ``report_to`` through mlx-lm's callback; their files go to ``OUT.tracking``."""
-    out = Path(config.out).expanduser()
-    directory = out.with_name(f"{out.name}.tracking") / out.name
-    trackers = ",".join(config.report_to or ())
-    with disk_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    try:
-        return reporting_callback(trackers, config.project_name, str(directory), config.to_dict())
-    except Exception as error:  # each tracker has its own: no account, no network
-        raise RunError(f"--report-to {trackers}: {first_line(error)}") from error
-
-
 def _tracked_report(record: TrainRecord) -> dict[str, Any]:
-    """A report under mlx-lm's names where it has them; ``iteration`` is the step."""
+    """A report under mlx-lm's names where it has them."""
     return {
         "iteration": record.step,
         "train_loss": record.loss,
@@ -248,7 +245,6 @@ def _tracked_report(record: TrainRecord) -> dict[str, Any]:
 
 
 def _tracked_validation(record: ValidRecord) -> dict[str, Any]:
-    """A validation under mlx-lm's names: the mean loss, and each accuracy at each grid point."""
     accuracies = {
         f"val_accuracy/{name} at {format_alpha(point.alpha, list(point.accuracy))}": share
         for point in record.grid

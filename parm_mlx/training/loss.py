@@ -16,14 +16,12 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from parm_mlx.kernels.logprob import target_logprobs
-
 
 class Loss(NamedTuple):
     """The objective on one batch.
 
     Attributes:
-        total: Σ_i α_i · mean loss of objective i, scalar. With one α per pair, α weighs inside the mean.
+        total: Σ_i α_i · mean loss of objective i. With one α per pair, α weighs inside the mean.
         per_objective: (k,) mean loss of each objective, not weighted by α; 0 where no pair is labelled.
         correct: (k,) summed weights of the pairs whose preferred response is the more likely one.
         labelled: (k,) summed weights of the pairs that the objective judged.
@@ -33,32 +31,6 @@ class Loss(NamedTuple):
     per_objective: mx.array
     correct: mx.array
     labelled: mx.array
-
-
-def token_logprobs(logits: mx.array, targets: mx.array) -> mx.array:
-    """The log-probability of each target.
-
-    Args:
-        logits: (N, V), of any floating type.
-        targets: (N,).
-
-    Returns:
-        (N,) float32.
-    """
-    return target_logprobs(logits, targets)
-
-
-def margins(logprobs: mx.array, preferred: mx.array) -> mx.array:
-    """How much more likely y_w is than y_l: log π(y_w | x) − log π(y_l | x), for every pair and objective.
-
-    Args:
-        logprobs: (2, B) log-probability of the first and the second response of each pair.
-        preferred: (B, k) 0 or 1, the response that each objective prefers.
-
-    Returns:
-        (B, k).
-    """
-    return (1 - 2 * preferred) * (logprobs[0] - logprobs[1])[:, None]
 
 
 def preference_loss(
@@ -75,14 +47,14 @@ def preference_loss(
     Args:
         logprobs: (2, B) log-probability of each response, summed over its tokens.
         preferred: (B, k) 0 or 1, the response that each objective prefers.
-        labelled: (B, k) the weight of the pair where the objective judged it, usually 1, else 0.
-        alpha: (k,) for the whole batch, or (B, k) with one preference vector per pair.
+        labelled: (B, k) the weight of the pair where the objective judged it, else 0.
+        alpha: (k,), or (B, k) with one preference vector per pair.
         beta: (k,) β_i.
         gamma: γ, the margin that the preferred response should win by.
-        count: (k,) the summed weights to take the means over, by default those here. The losses of the parts
-            of a batch, each with the batch's numbers, add up to the loss of the batch.
+        count: (k,) the summed weights to take the means over, by default those here. With those of a whole batch, the
+            losses of its micro-batches add up to its loss.
     """
-    margin = margins(logprobs, preferred)
+    margin = (1 - 2 * preferred) * (logprobs[0] - logprobs[1])[:, None]  # log π(y_w | x) − log π(y_l | x)
     losses = mx.logaddexp(0.0, gamma - beta * margin) * labelled
     count = labelled.sum(axis=0) if count is None else count
     weights = 1 / mx.where(count > 0, count, 1)
@@ -102,17 +74,10 @@ def smooth_tchebycheff(losses: mx.array, alpha: mx.array, smoothing: float, judg
         alpha: (k,).
         smoothing: μ > 0.
         judged: (k,) bool; objectives without any label have no place in the sum.
-
-    Returns:
-        A scalar between max α_i L_i and max α_i L_i + μ log k.
     """
-    return smoothing * mx.logsumexp(_scaled(losses, alpha, smoothing, judged))
+    return smoothing * mx.logsumexp(mx.where(judged, alpha * losses / smoothing, -mx.inf))
 
 
 def tchebycheff_weights(losses: mx.array, alpha: mx.array, smoothing: float, judged: mx.array) -> mx.array:
-    """The derivative of :func:`smooth_tchebycheff` in each L_i: α_i · softmax(α · L / μ)_i, of shape (k,)."""
-    return alpha * mx.softmax(_scaled(losses, alpha, smoothing, judged))
-
-
-def _scaled(losses: mx.array, alpha: mx.array, smoothing: float, judged: mx.array) -> mx.array:
-    return mx.where(judged, alpha * losses / smoothing, -mx.inf)
+    """The derivative of :func:`smooth_tchebycheff` in each L_i: α_i · softmax(α · L / μ)_i, (k,)."""
+    return alpha * mx.softmax(mx.where(judged, alpha * losses / smoothing, -mx.inf))

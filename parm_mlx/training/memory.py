@@ -1,6 +1,7 @@
 """Memory of training: a rough estimate before the model is loaded, and the measured peak of the largest batch."""
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import mlx.core as mx
 
@@ -10,7 +11,7 @@ from parm_mlx.files import resolve
 from parm_mlx.fingerprint import safetensors_header
 from parm_mlx.machine import usable_memory
 from parm_mlx.mlxlm import config_rows, weight_files
-from parm_mlx.training.batching import longest_batch
+from parm_mlx.training.batching import make_batch
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.progress import Progress
 from parm_mlx.training.response_logprobs import CHUNK
@@ -23,7 +24,7 @@ def estimate(config: TrainConfig) -> tuple[int, int, int]:
     """Estimates the bytes that a run needs whatever its batches are: weights, adapter, logits.
 
     The adapter is counted with its gradient and Adam's two moments, in float32, on q, k and v if no target modules are
-    given; the logits are those of a chunk of tokens, with their gradient. Activations are not in it.
+    given; the logits are those of a chunk of tokens, with their gradient.
 
     Raises:
         ModelError: There is no such model.
@@ -55,17 +56,13 @@ def check_largest_batch(train_step: TrainStep, pairs: Sequence[TokenPair], size:
     """Computes loss and gradients of the longest pairs once, without an update, and reports MLX's peak.
 
     A batch that does not fit fails here and not after hours. The run does not change: each step seeds its own dropout.
-
-    Args:
-        train_step: The step.
-        pairs: The training pairs.
-        size: Pairs per step; those of one micro-batch are computed.
-        progress: The listener.
+    ``size`` is the number of pairs per step; those of one micro-batch are computed.
 
     Raises:
         RunError: MLX cannot allocate that much.
     """
-    batch = longest_batch(pairs, -(-size // train_step.micro_batches))
+    longest = cycle(sorted(pairs, key=len, reverse=True))
+    batch = make_batch(list(islice(longest, -(-size // train_step.micro_batches))))
     k = train_step.beta.size
     shape = (k,) if train_step.smoothing is not None else (len(batch.pairs), k)
     mx.reset_peak_memory()
@@ -85,5 +82,5 @@ def check_largest_batch(train_step: TrainStep, pairs: Sequence[TokenPair], size:
 
 
 def gigabytes(size: int) -> str:
-    """A size in GB (10⁹ bytes)."""
+    """Returns a size in GB (10⁹ bytes)."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e9:.2f} GB"

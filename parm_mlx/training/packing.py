@@ -19,19 +19,19 @@ WORTH_SHARING = 0.9
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B pairs as arrays: shared prefixes (B, P), then the rest of their 2B sequences (2B, R).
+    """B pairs as arrays: shared prefixes (B, P), then the rest of their 2B sequences (2B, R), padded on the right.
 
-    Rows 0 … B-1 are the first responses, rows B … 2B-1 the second ones of the same pairs. Both arrays are padded on the
-    right. Only response tokens are predicted; they are listed flat, N of them (padded, with weight 0 on padding).
+    Rows 0 … B-1 are the first responses, rows B … 2B-1 the second ones of the same pairs. Only response tokens are
+    predicted; they are listed flat, N of them.
 
     Attributes:
         prefixes: Token ids (B, P); P is 0 where nothing is shared.
         lengths: Length of each prefix, without padding.
-        inputs: Token ids (2B, R) after the prefix; R is 0 where nothing but the prefix is read.
-        positions: (N,) where the hidden state that predicts each target is, among the (B · P) of the prefixes followed
-            by the (2B · R) of the rest.
-        targets: (N,) the response tokens.
-        members: (2B, N) float32, 1 where a target belongs to a row.
+        inputs: Token ids (2B, R) after the prefix; R may be 0.
+        positions: (N,) index of the hidden state that predicts each target, among the B · P of the prefixes and the
+            2B · R that follow.
+        targets: (N,) the response tokens; padded.
+        members: (2B, N) float32, 1 where a target belongs to a row; 0 for padding.
         tokens: Input positions that are not padding.
     """
 
@@ -55,11 +55,7 @@ def pack_rows(pairs: Sequence[TokenPair]) -> PackedBatch:
 
 
 def pack_shared(pairs: Sequence[TokenPair]) -> PackedBatch | None:
-    """Packs pairs so that what the two sequences of a pair have in common is read once.
-
-    Returns:
-        The arrays, or None where that would not save at least a tenth of the input positions.
-    """
+    """Packs pairs with common prefixes read once; None where that saves less than a tenth of the input positions."""
     lengths = [common_prefix(pair) for pair in pairs]
     rest = max(len(pair) - length for pair, length in zip(pairs, lengths, strict=True)) - 1
     whole = 2 * (max(len(pair) for pair in pairs) - 1)
@@ -69,9 +65,9 @@ def pack_shared(pairs: Sequence[TokenPair]) -> PackedBatch | None:
 
 
 def common_prefix(pair: TokenPair) -> int:
-    """Returns how many input tokens the two sequences of a pair begin with in common.
+    """The number of input tokens that the two sequences of a pair begin with in common.
 
-    A tokenizer may join the end of the prompt to the beginning of a response, so that this can be less than the prompt.
+    It can be less than the prompt: a tokenizer may join its end to the beginning of a response.
     """
     first, second = (row.ids[:-1] for row in pair.rows)
     length = min(len(first), len(second))
@@ -82,19 +78,18 @@ def common_prefix(pair: TokenPair) -> int:
 def _pack(pairs: Sequence[TokenPair], lengths: Sequence[int]) -> PackedBatch:
     rows = [pair.rows[side] for side in (0, 1) for pair in pairs]
     shared = [*lengths, *lengths]
-    width = max(lengths)
-    rest = _round_up(max(len(row) - 1 - skipped for row, skipped in zip(rows, shared, strict=True)), PAD_TOKENS)
-    prefixes = np.zeros((len(pairs), width), np.int32)
-    for i, (pair, length) in enumerate(zip(pairs, lengths, strict=True)):
-        prefixes[i, :length] = pair.rows[0].ids[:length]
-
+    reads = [len(row) - 1 - skipped for row, skipped in zip(rows, shared, strict=True)]
+    width, rest = max(lengths), _round_up(max(reads), PAD_TOKENS)
     count = _round_up(sum(len(row) - row.start for row in rows), PAD_TARGETS)
+    prefixes = np.zeros((len(pairs), width), np.int32)
     inputs = np.zeros((len(rows), rest), np.int32)
     positions, targets = np.zeros(count, np.int32), np.zeros(count, np.int32)
     members = np.zeros((len(rows), count), np.float32)
+    for i, length in enumerate(lengths):
+        prefixes[i, :length] = rows[i].ids[:length]
     done = 0
     for i, (row, skipped) in enumerate(zip(rows, shared, strict=True)):
-        inputs[i, : len(row) - 1 - skipped] = row.ids[skipped:-1]
+        inputs[i, : reads[i]] = row.ids[skipped:-1]
         end = done + len(row) - row.start
         before = np.arange(row.start - 1, len(row) - 1)
         in_prefix = (i % len(pairs)) * width + before
@@ -110,7 +105,7 @@ def _pack(pairs: Sequence[TokenPair], lengths: Sequence[int]) -> PackedBatch:
         positions=mx.array(positions),
         targets=mx.array(targets),
         members=mx.array(members),
-        tokens=sum(lengths) + sum(len(row) - 1 - skipped for row, skipped in zip(rows, shared, strict=True)),
+        tokens=sum(lengths) + sum(reads),
     )
 
 

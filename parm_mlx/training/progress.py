@@ -1,9 +1,9 @@
 """Listeners of a training run; on a terminal a bar with the latest numbers, elsewhere one line per report."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,15 +15,6 @@ from parm_mlx.preference import format_alpha
 from parm_mlx.training.logging import TrainRecord, ValidRecord
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class SizedIterable(Protocol[T_co]):
-    """Items whose number is known."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[T_co]: ...
 
 
 class Progress:
@@ -36,7 +27,7 @@ class Progress:
         """Takes something that the user should act on."""
         self.note(message)
 
-    def track(self, items: SizedIterable[T], label: str) -> Iterable[T]:
+    def track(self, items: Sequence[T], label: str) -> Iterable[T]:
         """Passes on the items of a piece of work that may take a while."""
         return items
 
@@ -57,11 +48,7 @@ class Progress:
 
 
 class ConsoleProgress(Progress):
-    """Shows a run on a console.
-
-    Args:
-        console: Where to write; it knows whether it is a terminal.
-    """
+    """Shows a run on a console, with bars if that is a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -78,11 +65,9 @@ class ConsoleProgress(Progress):
         """Writes a line that stands out."""
         self.console.print(f"[yellow]warning:[/] {escape(message)}")
 
-    def track(self, items: SizedIterable[T], label: str) -> Iterable[T]:
+    def track(self, items: Sequence[T], label: str) -> Iterable[T]:
         """Shows a bar while the items are worked on."""
-        if not self.console.is_terminal:
-            return items
-        return self._tracked(items, label)
+        return self._tracked(items, label) if self.console.is_terminal else items
 
     def begin(self, steps: int, done: int = 0) -> None:
         """Starts the bar, or the clock."""
@@ -99,12 +84,15 @@ class ConsoleProgress(Progress):
 
     def report(self, record: TrainRecord) -> None:
         """Updates the bar's numbers, or writes a line."""
+        shares = "  ".join(f"{name} {share:.0%}" for name, share in record.accuracy.items())
+        speed = f"{record.tokens_per_second:.0f} tokens/s  {record.padding:.0%} padding"
+        news = f"loss {record.loss:.4f}  {shares}  {speed}  {record.peak_memory_gb:.2f} GB peak"
         if self._bars:
-            self._bars.update(self._task, news=_news(record))
+            self._bars.update(self._task, news=news)
             return
         left = (time.monotonic() - self._started) * (self.steps - record.step) / (record.step - self._before)
         ending = f"  {_duration(left)} left" if record.step < self.steps else ""
-        self.console.print(f"step {record.step}/{self.steps}  {_news(record)}{ending}", markup=False)
+        self.console.print(f"step {record.step}/{self.steps}  {news}{ending}", markup=False)
 
     def validated(self, record: ValidRecord) -> None:
         """Writes the accuracies at every grid point."""
@@ -122,10 +110,9 @@ class ConsoleProgress(Progress):
     def _new_bars(self) -> Bars:
         left = TimeRemainingColumn(compact=True, table_column=Column(min_width=5))
         news = TextColumn("{task.fields[news]}", markup=False, table_column=Column(no_wrap=True))
-        columns = (MofNCompleteColumn(), BarColumn(10), left, news)
-        return Bars(*columns, console=self.console, transient=True)
+        return Bars(MofNCompleteColumn(), BarColumn(10), left, news, console=self.console, transient=True)
 
-    def _tracked(self, items: SizedIterable[T], label: str) -> Iterator[T]:
+    def _tracked(self, items: Sequence[T], label: str) -> Iterator[T]:
         with nullcontext(self._bars) if self._bars else self._new_bars() as bars:
             task = bars.add_task("", total=len(items), news=label)
             for item in items:
@@ -133,12 +120,6 @@ class ConsoleProgress(Progress):
                 bars.advance(task)
             bars.remove_task(task)
             bars.refresh()
-
-
-def _news(record: TrainRecord) -> str:
-    shares = "  ".join(f"{name} {share:.0%}" for name, share in record.accuracy.items())
-    speed = f"{record.tokens_per_second:.0f} tokens/s  {record.padding:.0%} padding"
-    return f"loss {record.loss:.4f}  {shares}  {speed}  {record.peak_memory_gb:.2f} GB peak"
 
 
 def _duration(seconds: float) -> str:

@@ -1,9 +1,8 @@
 """Log-probabilities of responses under a PARM: prompts are read once per pair, logits are held chunk by chunk.
 
-Two things save time and memory. Where a model's attention allows it, the prompt of a pair is read once: its keys and
-values serve both responses, at the positions and under the masks of the whole sequences, so that values and gradients
-are those of 2B separate rows (only dropout differs: both rows see a prompt with the same numbers dropped). And the
-output layer, the largest matrix of many models, is applied to response tokens only, a chunk at a time.
+Where a model's attention allows it, the keys and values of a prompt serve both responses. Values and gradients are
+those of 2B separate rows; only dropout differs: both rows see a prompt with the same numbers dropped. The output layer,
+the largest matrix of many models, is applied to response tokens only, a chunk at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +14,10 @@ import mlx.nn as nn
 import numpy as np
 
 from parm_mlx.data.tokenize import TokenPair, TokenRow
-from parm_mlx.kernels.logprob import logprobs_and_residual
+from parm_mlx.kernels.logprob import logprobs_and_residual, target_logprobs
 from parm_mlx.mlxlm import Layer, PrefixCache, attention_windows, trunk_and_output_layer
 from parm_mlx.pblora.layer import Preferences, conditioned
 from parm_mlx.training.batching import Batch
-from parm_mlx.training.loss import token_logprobs
 from parm_mlx.training.packing import PackedBatch, pack_rows, pack_shared
 
 CHUNK = 128
@@ -32,12 +30,12 @@ class ResponseScorer:
     Args:
         model: An mlx-lm model with adapters; the scores are differentiable in them.
         k: Number of objectives.
-        share: Whether prompts may be read once for both responses where the model allows it.
+        share: Read prompts once for both responses where the model allows it and it saves enough.
 
     Attributes:
         trunk_and_head: The model up to its last hidden states, and its output layer; None where the model does not come
             apart and is run whole.
-        shares: Whether prompts are shared in the batches where that saves enough.
+        shares: True if the model allows ``share``.
     """
 
     def __init__(self, model: nn.Module, k: int, share: bool = True) -> None:
@@ -50,35 +48,24 @@ class ResponseScorer:
         model.train(was_training)
 
     def conditioned(self, alpha: mx.array) -> AbstractContextManager[None]:
-        """Runs the block under α: (k,), or (B, k) with one preference vector per pair.
-
-        A backward pass that computes layers again needs it as much as the forward pass.
-        """
+        """Runs the block under α, (k,) or (B, k); a backward pass that computes layers again needs it too."""
         return conditioned(Preferences(alpha))
 
     def __call__(self, batch: Batch, alpha: mx.array) -> mx.array:
-        """Σ_t log π_θ(α)(y_t | x, y_<t) of every response, its end of sequence included.
-
-        Args:
-            batch: B pairs.
-            alpha: (k,), or (B, k) with one preference vector per pair.
-
-        Returns:
-            (2, B) float32.
-        """
+        """Returns Σ_t log π_θ(α)(y_t | x, y_<t) of every response, its end of sequence included: (2, B) float32."""
         packed = self.pack(batch)
         with self.conditioned(alpha):
             logprobs = packed.members @ self.token_logprobs(packed)
         return logprobs.reshape(2, -1)
 
     def pack(self, batch: Batch) -> PackedBatch:
-        """The arrays of a batch as they are read: prefixes shared where the model allows it and it saves enough."""
+        """Returns the arrays of a batch as they are read."""
         return (batch.shared if self.shares else None) or batch.rows
 
     def token_logprobs(self, packed: PackedBatch) -> mx.array:
-        """The log-probability of every response token, (N,) float32."""
+        """Returns the log-probability of every response token, (N,) float32."""
         if self.trunk_and_head is None:
-            return token_logprobs(_flat(self.model(packed.inputs))[packed.positions], packed.targets)
+            return target_logprobs(_flat(self.model(packed.inputs))[packed.positions], packed.targets)
         trunk, head = self.trunk_and_head
         hidden = hidden_states(trunk, packed, _caches(self.model, packed))[packed.positions]
         score = chunked_logprobs_with_grad if self.model.training else chunked_logprobs
@@ -86,16 +73,10 @@ class ResponseScorer:
 
 
 def split_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
-    """Splits a model into everything up to the last hidden states, and its output layer.
+    """Splits a model, in evaluation mode and under some preference, into trunk and output layer.
 
-    Families differ in what they do after the output layer (soft caps, scaling), so the split is kept only if trunk and
-    head reproduce the model's logits on a few tokens.
-
-    Args:
-        model: An mlx-lm model with adapters attached, in evaluation mode, under some preference.
-
-    Returns:
-        Trunk and head, or None where the model does not come apart this way.
+    Families differ in what they do after the output layer (soft caps, scaling): None is returned where trunk and head
+    do not reproduce the model's logits on a few tokens.
     """
     if (found := trunk_and_output_layer(model)) is None:
         return None
@@ -107,13 +88,7 @@ def split_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
 
 
 def hidden_states(trunk: Trunk, packed: PackedBatch, caches: Sequence[PrefixCache]) -> mx.array:
-    """The hidden state after every input, (B · P + 2B · R, H), in the order that ``packed.positions`` counts in.
-
-    Args:
-        trunk: A model up to its last hidden states.
-        packed: The batch.
-        caches: One per layer, for the keys and values of the prefixes.
-    """
+    """Returns the hidden state after every input, (B · P + 2B · R, H); the caches, one per layer, keep the prefixes."""
     if not packed.prefixes.size:
         return _flat(trunk(packed.inputs))
     prefixes = _flat(trunk(packed.prefixes, cache=list(caches)))
@@ -123,14 +98,10 @@ def hidden_states(trunk: Trunk, packed: PackedBatch, caches: Sequence[PrefixCach
 
 
 def can_share(model: nn.Module, trunk: Trunk) -> bool:
-    """Returns whether a model gives the same hidden states when prefixes are shared.
+    """Returns whether a model, in evaluation mode and under some preference, gives the same when prefixes are shared.
 
-    It does if all that its layers keep are keys and values, and if it takes positions and masks from its caches. That
-    is tried out on pairs of different lengths, and every attention window must have been asked of the caches.
-
-    Args:
-        model: An mlx-lm model with adapters attached, in evaluation mode, under some preference.
-        trunk: The model up to its last hidden states.
+    It does if its layers keep keys and values alone, and if it takes positions and masks from its caches. That is tried
+    out on pairs of different lengths, and every attention window must have been asked of the caches.
     """
     windows = attention_windows(model)
     if windows is None:
@@ -150,29 +121,26 @@ def can_share(model: nn.Module, trunk: Trunk) -> bool:
 
 
 def chunked_logprobs(head: Layer, hidden: mx.array, targets: mx.array, chunk: int = CHUNK) -> mx.array:
-    """The log-probability of each target, chunk by chunk, without a gradient of its own.
+    """Returns the log-probability of each target, (N,) float32; the logits of ``chunk`` tokens are held at a time.
 
     Args:
-        head: The output layer: linear, plain, tied or quantised, and frozen.
+        head: The output layer: plain, tied or quantised, and frozen.
         hidden: (N, H).
         targets: (N,).
-        chunk: Tokens whose logits are held at a time.
-
-    Returns:
-        (N,) float32.
+        chunk: Number of tokens.
     """
     done: list[mx.array] = []
     for h, y in _chunks(hidden, targets, chunk):
-        done.append(token_logprobs(head(_after(h, done)), y))
+        done.append(target_logprobs(head(_after(h, done)), y))
     return mx.concatenate(done)
 
 
 def chunked_logprobs_with_grad(head: Layer, hidden: mx.array, targets: mx.array, chunk: int = CHUNK) -> mx.array:
-    """The same numbers, for use inside ``value_and_grad``: d log p / d h is computed along and kept, (N, H).
+    """Returns the same numbers, for use inside ``value_and_grad``: d log p / d h is computed along and kept, (N, H).
 
     With z = W h, log p(y | h) = z_y − log Σ_v exp z_v, and its gradient in h is Wᵀ (1_y − p), as large as h itself. So
-    the logits of a chunk, N × vocabulary numbers, need not outlive the forward pass. It costs as much as a forward and
-    a backward pass of the output layer, also where no gradient is taken.
+    the logits of a chunk need not outlive the forward pass. Also where no gradient is taken, it costs a forward and a
+    backward pass of the output layer.
     """
 
     @mx.custom_function

@@ -1,53 +1,39 @@
 """A training run: from settings to an adapter directory, however it ends."""
 
+import io
+import json
 import signal
 import tempfile
+import zipfile
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
 
-from parm_mlx.data.dataset import PreferenceData, load_data
-from parm_mlx.data.tokenize import UNLABELLED, TokenPair, tokenize_pairs
 from parm_mlx.distributed import Group, join
-from parm_mlx.errors import CheckpointError, ConfigError, DataError, LostError, OutputError
-from parm_mlx.files import flush, resolve
-from parm_mlx.guidance.loading import load_base
-from parm_mlx.guidance.prompts import no_template
+from parm_mlx.errors import ConfigError, LostError, OutputError
+from parm_mlx.files import flush
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
-from parm_mlx.mlxlm import TokenizerWrapper, embedding_rows
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
-from parm_mlx.pblora.adapter import attach, read_adapter, read_config
-from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.targets import check_rank, default_targets, find_targets
-from parm_mlx.pblora.transform import matched, trainable_numbers
+from parm_mlx.pblora.adapter import CONFIG_FILE
 from parm_mlx.training import memory
-from parm_mlx.training.batching import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
     changes_since,
     check_settings,
-    finished_training,
     models_of,
-    pack_checkpoint,
-    refuse_changes,
-    unpack_checkpoint,
+    read_checkpoint,
+    settings_of,
 )
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.curves import add_picture
-from parm_mlx.training.grad_checkpoint import checkpoint_blocks
 from parm_mlx.training.logging import METRICS_FILE, MetricsLog, Record, as_metrics, check_trackers, read_metrics
-from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.progress import Progress
-from parm_mlx.training.response_logprobs import ResponseScorer
-from parm_mlx.training.train_step import TrainStep
-from parm_mlx.training.trainer import Trainer, data_files, draw_seed
+from parm_mlx.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -57,7 +43,7 @@ class TrainResult:
     Attributes:
         out: The adapter directory; when a signal ended the run, its last checkpoint, which is one too.
         steps: Steps done.
-        signal: The signal that ended the run early: SIGINT, SIGTERM or none.
+        signal: The signal that ended the run early: SIGINT, SIGTERM or None.
         records: Everything that was reported, in order.
         rank: Rank of this process among those that trained together; only process 0 has written ``out``.
     """
@@ -70,7 +56,7 @@ class TrainResult:
 
     @property
     def interrupted(self) -> bool:
-        """True where the run has steps left."""
+        """True if the run has steps left."""
         return self.signal is not None
 
     @property
@@ -91,28 +77,24 @@ def train(
     """Trains a PARM and writes its adapter directory, with ``metrics.jsonl`` and the curves as a picture in it.
 
     All input is checked before the first step. Checkpoints and the growing ``metrics.jsonl`` lie in
-    ``OUT.checkpoints``, which goes when the run is done, all but the best checkpoint if that is not the result. A run
-    that ended early, however it did, goes on from its newest checkpoint with ``resume`` and gives the same adapter, bit
-    for bit (on a CPU). Ctrl-C and SIGTERM end it after the step in progress and save a checkpoint; before the first
-    step that is a plain ``KeyboardInterrupt``.
+    ``OUT.checkpoints`` until the run is done; the best checkpoint stays if it is not the result. With ``resume``, a run
+    that ended early goes on from its newest checkpoint and gives the same adapter, bit for bit (on a CPU). Ctrl-C and
+    SIGTERM end it after the step in progress and save a checkpoint; before the first step they raise KeyboardInterrupt.
 
-    Under ``mlx.launch``, the processes share every batch out among them; the first one alone writes and reports. When
-    one is lost, the others end, and the first one saves a checkpoint.
+    Under ``mlx.launch``, the processes share every batch; the first one alone writes and reports. When one is lost, the
+    others end, and the first one saves a checkpoint.
 
     Example:
         >>> result = parm_mlx.train(model="llama", data="pairs.jsonl", out="my-parm", iters=200)
         >>> result.metrics["valid"]["loss"]
 
     Args:
-        config: The settings, or none if they are given by name.
-        force: Whether an adapter at ``out`` may be replaced, and checkpoints of an earlier run be dropped.
+        config: The settings; or they are given by name.
+        force: Replace an adapter at ``out``, and drop checkpoints of an earlier run.
         resume: Go on from the newest checkpoint; without any, start from the beginning.
-        resume_anyway: The same, also where data or models are not those that the run began with; the records say so.
-        progress: The listener; without one, nothing is shown.
+        resume_anyway: The same, also where data or models have changed; the records say so.
+        progress: The listener; by default nothing is shown.
         **settings: The fields of :class:`parm_mlx.training.config.TrainConfig`: ``model``, ``data``, ``out``, …
-
-    Returns:
-        The directory of the adapter and the metrics.
 
     Raises:
         InputError: Settings, data, model, checkpoints or output cannot be used; nothing has been trained.
@@ -133,13 +115,12 @@ def train(
         with group.agreed():
             begun = None
             if group.main:
-                check_trackers(config.report_to or ())
                 begun = _begin(config, folder, force, resume or resume_anyway, progress, held)
         begun = _broadcast(begun, out, group, held)
         if isinstance(begun, TrainResult):
             return begun
         with group.agreed():
-            trainer = prepare(config, group, progress, folder, begun, resume_anyway)
+            trainer = Trainer(config, group, progress, folder, begun, resume_anyway)
         group.check_same(trainer.facts())
         with stop_on_interrupt(signal.SIGINT, signal.SIGTERM) as stop:
             stopped = group.watch(stop)
@@ -159,6 +140,7 @@ def _begin(
     config: TrainConfig, folder: CheckpointFolder, force: bool, resume: bool, progress: Progress, held: ExitStack
 ) -> TrainResult | Checkpoint | None:
     """Checks and holds the output; returns the checkpoint to go on from, or the result if nothing is left to do."""
+    check_trackers(config.report_to or ())
     out, reads = Path(config.out).expanduser(), _reads(config)
     if not resume:
         check_new(out, force, reads)
@@ -192,161 +174,20 @@ def _broadcast(
     if isinstance(begun, TrainResult):
         message = str(begun.steps).encode()
     elif begun and group.size > 1:
-        message = pack_checkpoint(begun.path)
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for file in begun.path.iterdir():
+                archive.write(file, file.name)
+        message = packed.getvalue()
     message = group.broadcast(message)
     if group.main or not message:
         return begun
     if message.isdigit():
         return TrainResult(out, int(message), None, (), group.rank)
-    return unpack_checkpoint(message, Path(held.enter_context(tempfile.TemporaryDirectory(prefix="parm-mlx-"))))
-
-
-def prepare(
-    config: TrainConfig,
-    group: Group,
-    progress: Progress,
-    folder: CheckpointFolder,
-    checkpoint: Checkpoint | None = None,
-    anyway: bool = False,
-) -> Trainer:
-    """Loads and checks everything that a run reads; see :func:`train`."""
-    init, order, choice, alpha, dropout = map(np.random.default_rng, np.random.SeedSequence(config.seed).spawn(5))
-    start = read_adapter(resolve(config.start_from, "adapter")) if config.start_from and not checkpoint else None
-    data = _load_data(config, read_config(checkpoint.path) if checkpoint else start and start[0], progress)
-    models, k = models_of(config), len(data.objectives)
-    changes = changes_since(checkpoint.state, data_files(data), models) if checkpoint else ({}, {})
-    if checkpoint:
-        if not anyway:
-            refuse_changes(checkpoint.path, *changes)
-        _check_objectives(checkpoint.path, data.objectives)
-    beta = mx.array(config.betas(k))
-
-    progress.note(memory.announce(config))
-    model, tokenizer = load_base(config.model)
-    if config.chat_template is None and not tokenizer.has_chat_template:
-        progress.note(no_template("model's tokenizer has"))
-    train = _tokenize(config, data, "training", tokenizer, embedding_rows(model), progress)
-    valid = _tokenize(config, data, "validation", tokenizer, embedding_rows(model), progress)
-    data = replace(data, train=[], valid=[])  # the texts are not needed any more
-    steps = config.steps(len(train))
-    if config.warmup >= steps:
-        progress.note(f"the warm-up of {config.warmup} steps covers the whole run; see --warmup")
-
-    adapter, size = _adapter_for(config, model, data.objectives)
-    mx.random.seed(draw_seed(init))
-    layers = attach(model, adapter)
-    model.train()
-    if config.grad_checkpoint:
-        checkpoint_blocks(model)
-    progress.note(f"{steps} steps; {size} in {len(layers)} layers")
-    optimizer = Optimizer(
-        model, peak=config.learning_rate, warmup=config.warmup, steps=steps, weight_decay=config.weight_decay
-    )
-    scorer, micro_batches = ResponseScorer(model, k), config.grad_accumulation_steps
-    train_step = TrainStep(scorer, beta, config.gamma, optimizer, micro_batches, group, config.smoothing)
-    trainer = Trainer(
-        config=config,
-        group=group,
-        progress=progress,
-        folder=folder,
-        data=data,
-        models=models,
-        adapter=adapter,
-        train_step=train_step,
-        batches=TrainingBatches(train, config.pairs_per_step, order),
-        valid=fixed_batches(valid, config.batch_size, config.val_batches, choice),
-        pairs=(len(train), len(valid)),
-        steps=steps,
-        alpha_rng=alpha,
-        dropout_rng=dropout,
-    )
-    if start:
-        trainer.start_from(*start)
-    if checkpoint:
-        trainer.restore(checkpoint, *changes)
-    memory.check_largest_batch(train_step, train, config.pairs_per_step, progress)
-    return trainer
-
-
-def _load_data(config: TrainConfig, earlier: PBLoRAConfig | None, progress: Progress) -> PreferenceData:
-    """Reads the data; the objectives of the adapter that training goes on or begins from come first."""
-    first, given = earlier.objectives if earlier else (), config.objectives
-    if given and given[: len(first)] != first:
-        raise ConfigError(
-            f"objectives {', '.join(given)} must begin with those of {config.start_from}: {', '.join(first)}",
-            hint=f"--objectives {','.join(dict.fromkeys((*first, *given)))}",
-        )
-    data = load_data(
-        config.data,
-        objectives=given,
-        first=first,
-        seed=config.seed,
-        hold_out=config.val_batches != 0,
-        skip_bad=config.skip_bad,
-    )
-    for note in data.notes:
-        progress.note(note)
-    return data
-
-
-def _check_objectives(where: Path, now: tuple[str, ...]) -> None:
-    if (before := read_config(where).objectives) != now:
-        hint = "--start-from begins a new run from an adapter, and adds objectives"
-        raise CheckpointError(f"{where} is for {', '.join(before)}; the data now have {', '.join(now)}", hint=hint)
-
-
-def _tokenize(
-    config: TrainConfig,
-    data: PreferenceData,
-    split: str,
-    tokenizer: TokenizerWrapper,
-    rows: int | None,
-    progress: Progress,
-) -> list[TokenPair]:
-    """Tokenizes a split, and checks that every objective has judged a training pair."""
-    training = split == "training"
-    pairs = progress.track(data.train if training else data.valid, f"tokenizing {split}")
-    kept, note = tokenize_pairs(
-        tokenizer,
-        pairs,
-        data.objectives,
-        config.max_seq_length,
-        config.chat_template,
-        rows,
-        skip_bad=config.skip_bad,
-    )
-    if note:
-        progress.note(f"{split}: {note}")
-    labelled = sum((pair.preferred != UNLABELLED for pair in kept), start=np.zeros(len(data.objectives)))
-    if training and not labelled.all():
-        missing = [name for name, count in zip(data.objectives, labelled, strict=True) if not count]
-        raise DataError(
-            f"{config.data}: no training pair is left for {', '.join(missing)}",
-            hint=f"{note}; raise --max-seq-length" if note else "is the name spelled as in the data?",
-        )
-    return kept
-
-
-def _adapter_for(config: TrainConfig, model: nn.Module, objectives: tuple[str, ...]) -> tuple[PBLoRAConfig, str]:
-    """The adapter to train, and its size in words; other kinds than PBLoRA match it in trainable numbers."""
-    pblora = PBLoRAConfig(
-        objectives=objectives,
-        r1=config.r1,
-        r2=config.r2,
-        scale=config.lora_alpha / config.r2,
-        dropout=config.dropout,
-        target_modules=config.target_modules or default_targets(model),
-        objective_betas=config.betas(len(objectives)),
-        chat_template=config.chat_template,
-    )
-    targets = find_targets(model, pblora.target_modules)
-    linears = [target.linear for target in targets]
-    adapter = matched(pblora, config.adapter, config.lora_alpha, linears)
-    check_rank(adapter, targets)
-    size = f"{config.adapter} of rank {adapter.rank}, {trainable_numbers(adapter, linears):,} trainable numbers"
-    if config.adapter != "pblora":
-        size += f" (pblora of rank {pblora.rank}: {trainable_numbers(pblora, linears):,})"
-    return adapter, size
+    directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="parm-mlx-")))
+    with zipfile.ZipFile(io.BytesIO(message)) as archive:
+        archive.extractall(directory)
+    return read_checkpoint(directory)
 
 
 def _interrupted(trainer: Trainer, number: int | None) -> TrainResult:
@@ -386,9 +227,14 @@ def _add_report(trainer: Trainer, directory: Path) -> None:
 def _finished(
     config: TrainConfig, out: Path, folder: CheckpointFolder, newest: Checkpoint | None, progress: Progress
 ) -> TrainResult | None:
-    """The result of a run that had written its adapter before it was ended; the checkpoints go now."""
-    training = finished_training(out, config)
-    if training is None or (newest and newest.state["data"] != training["data"]):
+    """The result, if the adapter at ``out`` is that of these settings, data and models; the checkpoints go now."""
+    try:
+        training = json.loads((out / CONFIG_FILE).read_text(encoding="utf-8"))["training"]
+        same = all(training["settings"].get(name) == value for name, value in settings_of(config).items())
+        data = newest.state["data"] if newest else training["data"]
+        if not same or any(changes_since(training, data, models_of(config))):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     log = MetricsLog(None)
     log.records = read_metrics(out / METRICS_FILE)
@@ -398,7 +244,7 @@ def _finished(
 
 
 def _remove_checkpoints(folder: CheckpointFolder, log: MetricsLog, step: int, progress: Progress) -> None:
-    """Removes the checkpoints, but not the best one when the result is of another step."""
+    """Removes the checkpoints, all but the best one if the result is of another step."""
     best = log.best_step
     folder.clear(keep=None if best == step else best)
     if best in folder.steps():

@@ -1,6 +1,6 @@
-"""One training step: loss, gradients, update."""
+"""One training step: loss, gradients, update; and validation, the same pairs at the same α every time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -12,11 +12,14 @@ from mlx.utils import tree_map
 from numpy.typing import NDArray
 
 from parm_mlx.distributed import Group
+from parm_mlx.preference import Alpha, simplex_grid
 from parm_mlx.training.batching import Batch
 from parm_mlx.training.grad_checkpoint import random_state, set_random_state
 from parm_mlx.training.loss import preference_loss, smooth_tchebycheff, tchebycheff_weights
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.response_logprobs import ResponseScorer
+
+Item = tuple[Batch | None, int]
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,11 @@ class StepResult:
     """Measurements of a step, before its update.
 
     Attributes:
-        loss: The total loss.
         sums: (3, k): for each objective the summed loss, the correct pairs and the labelled pairs.
         grad_norm: Norm of the gradient before clipping.
-        learning_rate: Rate of the update.
-        pairs: Pairs of the batch.
-        tokens: Tokens of both sequences of its pairs.
+        tokens: Tokens of both sequences of every pair.
         inputs: Positions that the model read, without padding.
-        cells: Positions that the model read, padding included.
+        cells: Positions that the model read, with padding.
     """
 
     loss: float
@@ -43,11 +43,6 @@ class StepResult:
     inputs: int
     cells: int
 
-    @property
-    def finite(self) -> bool:
-        """True where neither loss nor gradient norm is NaN or infinite."""
-        return bool(np.isfinite(self.loss) and np.isfinite(self.grad_norm))
-
 
 class TrainStep:
     """Updates the adapters of a model.
@@ -57,9 +52,8 @@ class TrainStep:
         beta: (k,) β_i.
         gamma: γ.
         optimizer: Updates the model's trainable tensors.
-        micro_batches: The batch of a step is computed in so many micro-batches, one after another, in the memory of
-            one; the result is the same.
-        group: The processes that share the micro-batches out among them, this one alone by default.
+        micro_batches: Parts of a batch that are computed one after another; the result is the same.
+        group: The processes that share the micro-batches; by default this one alone.
         smoothing: μ of the smooth Tchebycheff scalarisation, which needs one α per step; None is the weighted sum.
     """
 
@@ -74,8 +68,7 @@ class TrainStep:
         smoothing: float | None = None,
     ) -> None:
         self.scorer, self.beta, self.gamma, self.optimizer = scorer, beta, gamma, optimizer
-        self.smoothing = smoothing
-        self.group = group or Group()
+        self.smoothing, self.group = smoothing, group or Group()
         self.micro_batches = -(-micro_batches // self.group.size) * self.group.size
         self._value_and_grad = nn.value_and_grad(scorer.model, self.loss)
 
@@ -83,25 +76,13 @@ class TrainStep:
         """Does step ``step`` (from 0) on a batch; α is (k,) or (B, k)."""
         (total, sums, read), grads = self.value_and_grad(batch, alpha)
         rate, norm = self.optimizer.update(step, grads)
-        mx.eval(total, sums, norm, self.scorer.model.trainable_parameters(), self.optimizer.state)
-        inputs, cells = np.array(read).tolist()
+        mx.eval(total, sums, norm, self.scorer.model.trainable_parameters(), self.optimizer.adamw.state)
         return StepResult(
-            loss=float(total),
-            sums=np.array(sums),
-            grad_norm=float(norm),
-            learning_rate=rate,
-            pairs=len(batch.pairs),
-            tokens=batch.tokens,
-            inputs=inputs,
-            cells=cells,
+            float(total), np.array(sums), float(norm), rate, len(batch.pairs), batch.tokens, *np.array(read).tolist()
         )
 
     def value_and_grad(self, batch: Batch, alpha: mx.array) -> tuple[tuple[mx.array, mx.array, mx.array], Any]:
-        """Computes loss and gradients of a batch, in micro-batches and on all processes.
-
-        Args:
-            batch: B pairs.
-            alpha: (k,) or (B, k).
+        """Computes a batch in micro-batches and on all processes; α is (k,) or (B, k).
 
         Returns:
             The total loss, (3, k) sums as :meth:`loss` gives them, (2,) the positions that were read without and with
@@ -122,7 +103,7 @@ class TrainStep:
     def compute(
         self, micro_batch: Batch, alpha: mx.array, count: mx.array | None = None, weights: mx.array | None = None
     ) -> Any:
-        """Computes one micro-batch in this process: what :meth:`value_and_grad` returns, evaluated."""
+        """Computes one micro-batch in this process; returns the same as :meth:`value_and_grad`, evaluated."""
         packed = self.scorer.pack(micro_batch)
         with self.scorer.conditioned(alpha):
             (total, sums), grads = self._value_and_grad(micro_batch, alpha, count, weights)
@@ -133,13 +114,13 @@ class TrainStep:
     def loss(
         self, batch: Batch, alpha: mx.array, count: mx.array | None = None, weights: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
-        """The total loss, and (3, k) summed loss, correct pairs and labelled pairs per objective.
+        """Returns the total loss, and (3, k) summed loss, correct pairs and labelled pairs per objective.
 
         Args:
             batch: B pairs.
             alpha: (k,) or (B, k).
             count: (k,) labelled pairs of the whole batch, if this is a micro-batch.
-            weights: (k,) the weights of the losses in the total, if they are not to be computed from this batch.
+            weights: (k,) the weights of the losses in the total, if the whole batch decides them.
         """
         logprobs = self.scorer(batch, alpha)
         count = batch.labelled.sum(axis=0) if count is None else count
@@ -151,13 +132,11 @@ class TrainStep:
         return total, mx.stack([loss.per_objective * count, loss.correct, loss.labelled])
 
     def _objective_weights(self, own: Sequence[Batch], alpha: mx.array, count: mx.array) -> mx.array | None:
-        """The weights of the objectives in micro-batches; None where they are α, or where there is one micro-batch.
-
-        The smooth Tchebycheff loss of a batch is not a sum over micro-batches. Its gradient is, with weights that the
-        losses of the whole batch decide: these are measured first, with the dropout of the pass that follows.
-        """
+        """The weights of the objectives in micro-batches; None where they are α, or where there is one micro-batch."""
         if self.smoothing is None or self.micro_batches == 1:
             return None
+        # The smooth Tchebycheff loss is not a sum over micro-batches. Its gradient is, with weights that the losses of
+        # the whole batch decide: these are measured first, with the dropout of the pass that follows.
         key = mx.array(random_state())
         losses = mx.zeros(self.beta.size)
         for micro_batch in own:
@@ -179,5 +158,85 @@ def _add(a: Any, b: Any) -> Any:
 
 
 def _means(sums: mx.array, count: mx.array) -> mx.array:
-    """(k,) the mean losses; 0 where no pair is labelled."""
     return sums / mx.where(count > 0, count, 1)
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """Loss and accuracies of the PARM at one preference vector.
+
+    Attributes:
+        alpha: The k weights.
+        loss: Σ_i α_i · loss of objective i, or the smooth Tchebycheff loss where that is trained.
+        objective_loss: Mean loss of each objective, not weighted by α.
+        accuracy: For each objective, the share of pairs whose preferred response is the more likely one.
+    """
+
+    alpha: Alpha
+    loss: float
+    objective_loss: dict[str, float]
+    accuracy: dict[str, float]
+
+
+def validation_grid(k: int) -> list[Alpha]:
+    """The α of every validation: 5 points for two objectives, 6 for three, the corners for more."""
+    return simplex_grid(k, {1: 1.0, 2: 0.25, 3: 0.5}.get(k, 1.0))
+
+
+def validate(
+    train_step: TrainStep,
+    batches: Sequence[Batch],
+    objectives: Sequence[str],
+    progress: Callable[[Sequence[Item]], Iterable[Item]] = iter,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[GridPoint] | None:
+    """Measures the objective on every batch at every grid point, without dropout.
+
+    Args:
+        train_step: Holds the model and the objective; the model is in training mode again afterwards.
+        batches: The validation batches.
+        objectives: The names of the k objectives.
+        progress: Passes on the (batch, grid point) items, and may show how far it is.
+        stopped: Asked between batches; if it returns True, validation ends and returns None.
+    """
+    k, group, model = train_step.beta.size, train_step.group, train_step.scorer.model
+    grid = validation_grid(k)
+    sums = np.zeros((len(grid), 3, k))
+    shares = [_share(batch, group) for batch in batches]
+    model.eval()
+    try:
+        for share, point in progress([(share, point) for share in shares for point in range(len(grid))]):
+            if stopped():
+                return None
+            own = train_step.loss(share, mx.array(grid[point]))[1] if share else mx.zeros((3, k))
+            sums[point] += np.array(group.sum(own))
+    finally:
+        model.train()
+    return [_grid_point(alpha, objectives, train_step.smoothing, at) for alpha, at in zip(grid, sums, strict=True)]
+
+
+def _share(batch: Batch, group: Group) -> Batch | None:
+    """The pairs of a batch that this process measures; None where there are too few for all."""
+    if group.size == 1:
+        return batch
+    shares = batch.split(group.size)
+    return shares[group.rank][0] if group.rank < len(shares) else None
+
+
+def _grid_point(
+    alpha: Alpha, objectives: Sequence[str], smoothing: float | None, sums: NDArray[np.float64]
+) -> GridPoint:
+    objective_loss, accuracy = by_objective(objectives, sums)
+    means = list(objective_loss.values())
+    loss = float(np.dot(alpha, means))
+    if smoothing is not None:
+        loss = float(smooth_tchebycheff(mx.array(means), mx.array(alpha), smoothing, mx.array(sums[2] > 0)))
+    return GridPoint(alpha, loss, objective_loss, accuracy)
+
+
+def by_objective(objectives: Sequence[str], sums: NDArray[np.float64]) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the mean loss and the accuracy of each objective, from sums as :meth:`TrainStep.loss` gives them."""
+    losses, correct, labelled = sums
+    count = np.where(labelled > 0, labelled, 1)
+    loss, accuracy = (dict(zip(objectives, (values / count).tolist(), strict=True)) for values in (losses, correct))
+    return loss, accuracy

@@ -1,25 +1,28 @@
 """The training loop, with all the state that a checkpoint holds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from parm_mlx.data.dataset import PreferenceData
 from parm_mlx.distributed import Group
 from parm_mlx.errors import AdapterError, CheckpointError, LostError, RunError
-from parm_mlx.machine import versions
-from parm_mlx.mlxlm import wired_limit
+from parm_mlx.files import resolve
+from parm_mlx.guidance.loading import load_base
+from parm_mlx.machine import usable_memory, versions
+from parm_mlx.mlxlm import embedding_rows, wired_limit
 from parm_mlx.pblora.adapter import (
     Tensors,
     adapter_tensors,
+    attach,
     backbone_reference,
     read_adapter,
+    read_config,
     read_safetensors,
     save_adapter,
     set_adapter_tensors,
@@ -27,17 +30,22 @@ from parm_mlx.pblora.adapter import (
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.transform import extend_objectives
 from parm_mlx.preference import sample_dirichlet
-from parm_mlx.training.batching import Batch, TrainingBatches
+from parm_mlx.training import memory
+from parm_mlx.training.batching import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import (
     AGAIN,
     Changes,
     Checkpoint,
     CheckpointFolder,
+    changes_since,
+    models_of,
     read_checkpoint,
+    refuse_changes,
     settings_of,
-    version_note,
 )
 from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.grad_checkpoint import checkpoint_blocks
+from parm_mlx.training.inputs import adapter_for, load_pairs, tokenize_split
 from parm_mlx.training.logging import (
     METRICS_FILE,
     Meter,
@@ -47,55 +55,87 @@ from parm_mlx.training.logging import (
     read_metrics,
     write_metrics,
 )
+from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.progress import Progress
-from parm_mlx.training.train_step import TrainStep
-from parm_mlx.training.validation import validate
+from parm_mlx.training.response_logprobs import ResponseScorer
+from parm_mlx.training.train_step import TrainStep, validate
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+CACHE_SHARE = 8  # MLX may keep an eighth of the usable memory in freed buffers
 
 
-@dataclass
 class Trainer:
     """A run whose input is loaded and checked, and the step it stands at.
 
-    Every use of randomness (initial adapter, order of the data, α, dropout, choice of validation pairs) has a stream of
-    its own, so that none depends on how often another was used.
+    ``steps`` are planned, ``done`` are done. With ``anyway``, data and models may differ from those of the checkpoint.
 
-    Attributes:
-        models: The fingerprints of the models.
-        train_step: The model, the objective and the optimizer.
-        pairs: Number of training and of validation pairs.
-        steps: Steps planned.
-        done: Steps done.
-        resumed: The steps after which the run went on with other data or models, and what had changed.
+    Raises:
+        InputError: Settings, data, model or checkpoint cannot be used.
     """
 
-    config: TrainConfig
-    group: Group
-    progress: Progress
-    folder: CheckpointFolder
-    data: PreferenceData
-    models: dict[str, str]
-    adapter: PBLoRAConfig
-    train_step: TrainStep
-    batches: TrainingBatches
-    valid: list[Batch]
-    pairs: tuple[int, int]
-    steps: int
-    alpha_rng: np.random.Generator
-    dropout_rng: np.random.Generator
-    done: int = 0
-    resumed: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(
+        self,
+        config: TrainConfig,
+        group: Group,
+        progress: Progress,
+        folder: CheckpointFolder,
+        checkpoint: Checkpoint | None,
+        anyway: bool,
+    ) -> None:
+        self.config, self.group, self.progress, self.folder = config, group, progress, folder
+        # Each use of randomness has a stream of its own, so that none depends on how often another was used.
+        streams = map(np.random.default_rng, np.random.SeedSequence(config.seed).spawn(5))
+        init, order, choice, self.alpha_rng, self.dropout_rng = streams
+        start = read_adapter(resolve(config.start_from, "adapter")) if config.start_from and not checkpoint else None
+        earlier = read_config(checkpoint.path) if checkpoint else start and start[0]
+        data = load_pairs(config, earlier, progress)
+        self.objectives, self.data = data.objectives, data_files(data)
+        self.models = models_of(config)
+        changed: tuple[Changes, ...] = ({}, {})
+        if checkpoint:
+            changed = changes_since(checkpoint.state, self.data, self.models)
+            if not anyway:
+                refuse_changes(checkpoint.path, *changed)
+            if earlier and earlier.objectives != data.objectives:
+                before, now = ", ".join(earlier.objectives), ", ".join(data.objectives)
+                hint = "--start-from begins a new run from an adapter, and adds objectives"
+                raise CheckpointError(f"{checkpoint.path} is for {before}; the data now have {now}", hint=hint)
+        beta = mx.array(config.betas(len(data.objectives)))
 
-    def __post_init__(self) -> None:
-        self.log = MetricsLog(self.folder.metrics if self.group.main else None)
-        self.meter = Meter(self.data.objectives)
+        progress.note(memory.announce(config))
+        self.model, tokenizer = load_base(config.model)
+        rows = embedding_rows(self.model)
+        train = tokenize_split(config, data, "training", tokenizer, rows, progress)
+        valid = tokenize_split(config, data, "validation", tokenizer, rows, progress)
+        del data  # the texts are not needed any more
+        self.pairs = len(train), len(valid)
+        self.batches = TrainingBatches(train, config.pairs_per_step, order)
+        self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
+        self.steps = config.steps(len(train))
+        if config.warmup >= self.steps:
+            progress.note(f"the warm-up of {config.warmup} steps covers the whole run; see --warmup")
+
+        self.adapter, size = adapter_for(config, self.model, self.objectives)
+        mx.random.seed(int(init.integers(2**32)))
+        layers = attach(self.model, self.adapter)
+        self.model.train()
+        if config.grad_checkpoint:
+            checkpoint_blocks(self.model)
+        progress.note(f"{self.steps} steps; {size} in {len(layers)} layers")
+        rate, decay = config.learning_rate, config.weight_decay
+        optimizer = Optimizer(self.model, peak=rate, warmup=config.warmup, steps=self.steps, weight_decay=decay)
+        scorer, micro_batches = ResponseScorer(self.model, len(self.objectives)), config.grad_accumulation_steps
+        self.train_step = TrainStep(scorer, beta, config.gamma, optimizer, micro_batches, group, config.smoothing)
+        self.log = MetricsLog(folder.metrics if group.main else None)
+        self.meter = Meter(self.objectives)
+        self.done = 0
+        self._resumed: list[dict[str, Any]] = []  # after which steps data or models had changed, and what of them
         self._before_step: dict[str, Any] | None = None
-
-    @property
-    def model(self) -> nn.Module:
-        """The backbone with its adapters."""
-        return self.train_step.scorer.model
+        if start:
+            self._start_from(*start)
+        if checkpoint:
+            self._restore(checkpoint, *changed)
+        memory.check_largest_batch(self.train_step, train, config.pairs_per_step, progress)
 
     @property
     def complete(self) -> bool:
@@ -109,6 +149,7 @@ class Trainer:
         self.log.begin(self.config)
         self.progress.begin(self.steps, self.done)
         self.meter.skip()
+        cache_limit = usable_memory() // CACHE_SHARE
         try:
             with wired_limit(self.model):
                 self._validate(stopped)
@@ -120,7 +161,8 @@ class Trainer:
                     self._validate(stopped)
                     if self._due(self.config.steps_per_save) or self.log.best_step == self.done:
                         self.save_checkpoint()
-                    mx.clear_cache()  # batches differ in shape: the buffers of one seldom serve the next
+                    if mx.get_cache_memory() > cache_limit:  # batches differ in shape: freed buffers pile up
+                        mx.clear_cache()
         finally:
             self.progress.end()
 
@@ -130,10 +172,10 @@ class Trainer:
             self._before_step = self._position()
         batch = next(self.batches)
         draws = 1 if self.config.alpha_per == "batch" else len(batch.pairs)
-        alpha = sample_dirichlet(self.alpha_rng, self.config.dirichlet, len(self.data.objectives), draws)
-        mx.random.seed((draw_seed(self.dropout_rng) + self.group.rank) % 2**32)
+        alpha = sample_dirichlet(self.alpha_rng, self.config.dirichlet, len(self.objectives), draws)
+        mx.random.seed((int(self.dropout_rng.integers(2**32)) + self.group.rank) % 2**32)
         result = self.train_step(self.done, batch, mx.array(alpha[0] if draws == 1 else alpha))
-        if not result.finite:
+        if not np.isfinite([result.loss, result.grad_norm]).all():
             numbers = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}"
             raise self._diverged(f"step {self.done + 1}: {numbers}. Rows of this step: {', '.join(batch.where)}")
         self.done += 1
@@ -156,12 +198,12 @@ class Trainer:
         return bool(self.valid) and self._due(self.config.steps_per_eval) and self.log.validated_at != self.done
 
     def _validate(self, stopped: Callable[[], bool]) -> None:
-        """Validates where that is due and has not been done; when asked to stop, it is left for later."""
+        """Validates if that is due; when asked to stop, it is left for later."""
         if not self._validation_due():
             return
         self.meter.lap()
         track = partial(self.progress.track, label="validating")
-        grid = validate(self.train_step, self.valid, self.data.objectives, track, stopped)
+        grid = validate(self.train_step, self.valid, self.objectives, track, stopped)
         if grid is not None:
             record = ValidRecord(self.done, sum(point.loss for point in grid) / len(grid), tuple(grid))
             self.log.add(record)
@@ -169,7 +211,7 @@ class Trainer:
         self.meter.skip()
 
     def _diverged(self, problem: str) -> RunError:
-        """Names the last checkpoint that was followed by a step without trouble."""
+        """The error that names the last checkpoint that was followed by a good step."""
         last = self.folder.last(before=self.done)
         remains = f"The last good checkpoint: {last}" if last else "There is no checkpoint yet"
         advice = "a lower --learning-rate, or a model in float32, usually helps"
@@ -181,7 +223,7 @@ class Trainer:
             return self._write_checkpoint() if self.group.main else self.folder.at(self.done)
 
     def rescue(self, lost: LostError) -> LostError:
-        """Saves the steps that are done when another process is gone, and returns the error to end with."""
+        """Saves the steps done when another process is gone, and returns the error to end with."""
         problem = f"{lost} after step {self.done}"
         if not self.group.main:
             return LostError(problem)
@@ -193,7 +235,7 @@ class Trainer:
     def _position(self) -> dict[str, Any]:
         """The positions of the random streams, as plain values."""
         return {
-            "order": self.batches.order.state(),
+            "order": {"batches": self.batches.done},
             "alpha_rng": self.alpha_rng.bit_generator.state,
             "dropout_rng": self.dropout_rng.bit_generator.state,
         }
@@ -207,9 +249,9 @@ class Trainer:
             **(self._before_step or self._position()),
             "meter": self.meter.state(),
             "settings": settings_of(self.config),
-            "data": data_files(self.data),
+            "data": self.data,
             "models": self.models,
-            "resumed_with_changes": self.resumed,
+            "resumed_with_changes": self._resumed,
             "versions": versions(),
         }
 
@@ -219,34 +261,29 @@ class Trainer:
 
         return self.folder.save(self.done, state, write, self.log.best_step)
 
-    def start_from(self, own: PBLoRAConfig, tensors: Tensors) -> None:
+    def _start_from(self, own: PBLoRAConfig, tensors: Tensors) -> None:
         """Begins from the adapter of ``--start-from``, with new objectives added to it.
 
         Raises:
             AdapterError: It is of another kind, rank or scale, or on other layers.
         """
-        source = self.config.start_from
-        misfit = f"adapter {source} does not fit this run: "
+        misfit = f"adapter {self.config.start_from} does not fit this run: "
         new = self.adapter.objectives[own.k :]
         own, tensors = extend_objectives(own, tensors, new)
-        both = {name: (getattr(own, name), getattr(self.adapter, name)) for name in ("kind", "r1", "r2", "scale")}
-        if different := [f"{name} is {before}, not {now}" for name, (before, now) in both.items() if before != now]:
+        settings = [(name, getattr(own, name), getattr(self.adapter, name)) for name in ("kind", "r1", "r2", "scale")]
+        if different := [f"{name} is {before}, not {now}" for name, before, now in settings if before != now]:
             hint = "--adapter, --r1, --r2, and --lora-alpha (scale times r2, or times the rank) must be those it has"
             raise AdapterError(misfit + "; ".join(different), hint=hint)
-        fresh = adapter_tensors(self.model)
-        layers, own_layers = ({name.rpartition(".")[0] for name in names} for names in (fresh, tensors))
-        if unequal := sorted(layers ^ own_layers):
-            more = f" and {len(unequal) - 1} other layers" if len(unequal) > 1 else ""
-            one, other = ("the adapter", "the run") if unequal[0] in own_layers else ("the run", "the adapter")
-            raise AdapterError(f"{misfit}{one} has {unequal[0]}{more}, {other} has not", hint="see --target-modules")
-        for name, tensor in tensors.items():
-            if tensor.shape != fresh[name].shape:
-                reason = f"{name} has shape {tensor.shape}, not {fresh[name].shape}"
-                raise AdapterError(misfit + reason, hint="is the adapter of another backbone?")
+        has, needs = _shapes(tensors), _shapes(adapter_tensors(self.model))
+        for name in sorted({*has, *needs}):
+            if has.get(name) != needs.get(name):
+                reason = f"{name} is {has.get(name, 'missing')} in the adapter, {needs.get(name, 'missing')} in the run"
+                raise AdapterError(misfit + reason, hint="see --target-modules; or is it for another backbone?")
         set_adapter_tensors(self.model, {name: tensor.astype(mx.float32) for name, tensor in tensors.items()})
-        self.progress.note(f"training begins from {source}" + (f", with {', '.join(new)} added" if new else ""))
+        added = f", with {', '.join(new)} added" if new else ""
+        self.progress.note(f"training begins from {self.config.start_from}{added}")
 
-    def restore(self, checkpoint: Checkpoint, data: Changes, models: Changes) -> None:
+    def _restore(self, checkpoint: Checkpoint, data: Changes, models: Changes) -> None:
         """Goes on from a checkpoint, and records changes of data and models; other data begin their order again."""
         state, path = checkpoint.state, checkpoint.path
         tensors = read_adapter(path)[1]
@@ -257,23 +294,24 @@ class Trainer:
         set_adapter_tensors(self.model, tensors)
         self.train_step.optimizer.restore(read_safetensors(path / OPTIMIZER_FILE))
         if not data:
-            self.batches.order.restore(state["order"])
+            self.batches.skip_to(state["order"]["batches"])
         self.alpha_rng.bit_generator.state = state["alpha_rng"]
         self.dropout_rng.bit_generator.state = state["dropout_rng"]
         self.meter.restore(state["meter"])
         self.log.records = read_metrics(path / METRICS_FILE)
         self.done = checkpoint.step
-        self.resumed = list(state["resumed_with_changes"])
+        self._resumed = list(state["resumed_with_changes"])
         if changed := data | models:
             self.progress.warn(f"going on with other data or models than before: {', '.join(changed)}")
-            self.resumed.append({"step": self.done, "changed": {name: list(both) for name, both in changed.items()}})
+            self._resumed.append({"step": self.done, "changed": {name: list(both) for name, both in changed.items()}})
             self.log.records.append(ResumeRecord(self.done, tuple(changed)))
         self.progress.note(f"going on after step {self.done} from {path}")
-        if note := version_note(state["versions"], versions()):
-            self.progress.note(note)
+        before, now = state["versions"], versions()
+        if other := [f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]]:
+            self.progress.note(f"versions have changed, so the last bits may differ: {', '.join(other)}")
 
     def result(self) -> tuple[int, Tensors]:
-        """The adapter that was asked for, and the step it is from."""
+        """Returns the adapter that ``save`` asks for, and the step it is from."""
         best = self.log.best_step
         if self.config.save == "best" and best is not None and best != self.done:
             return best, read_adapter(read_checkpoint(self.folder.at(best)).path)[1]
@@ -281,12 +319,11 @@ class Trainer:
 
     def write_adapter(self, directory: Path, final: Path, step: int, tensors: Tensors) -> None:
         """Writes the adapter of a step with its origin, and the metrics, into a directory that ``final`` will be."""
-        elsewhere = ("model", "data", "out")
         training = {
-            "settings": {name: value for name, value in self.config.to_dict().items() if name not in elsewhere},
-            "data": data_files(self.data),
+            "settings": {k: v for k, v in self.config.to_dict().items() if k not in ("model", "data", "out")},
+            "data": self.data,
             "models": self.models,
-            **({"resumed_with_changes": self.resumed} if self.resumed else {}),
+            **({"resumed_with_changes": self._resumed} if self._resumed else {}),
             "train_pairs": self.pairs[0],
             "valid_pairs": self.pairs[1],
             "steps": self.steps,
@@ -298,25 +335,20 @@ class Trainer:
         write_metrics(directory / METRICS_FILE, self.log.records)
 
     def facts(self) -> dict[str, Any]:
-        """Plain values that must be the same in every process."""
+        """Returns plain values that must be the same in every process."""
         lengths = [len(pair) for pair in self.batches.pairs]
         packages = {name: version for name, version in versions().items() if name not in ("python", "platform")}
         return {
             "settings": settings_of(self.config),
-            "data": data_files(self.data),
+            "data": self.data,
             "models": [_shapes(adapter_tensors(self.model)), lengths, self.models],
             "packages": packages,
         }
 
 
 def data_files(data: PreferenceData) -> list[dict[str, Any]]:
-    """The files that were read with the SHA-256 of their bytes, hub data sets with revision and fingerprint."""
+    """Returns the files that were read with their SHA-256, hub data sets with revision and fingerprint."""
     return [{"file": file.name, **file.identity, "pairs": file.pairs} for file in data.files]
-
-
-def draw_seed(rng: np.random.Generator) -> int:
-    """A seed for MLX's random numbers."""
-    return int(rng.integers(2**32))
 
 
 def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ import pytest
 
 from parm_mlx.training import curves
 from parm_mlx.training.logging import Record, TrainRecord, ValidRecord
-from parm_mlx.training.validation import GridPoint
+from parm_mlx.training.train_step import GridPoint
 
 PNG = b"\x89PNG\r\n"
 

@@ -25,8 +25,7 @@ from parm_mlx.training.logging import (
     write_metrics,
 )
 from parm_mlx.training.run import train
-from parm_mlx.training.train_step import StepResult
-from parm_mlx.training.validation import GridPoint
+from parm_mlx.training.train_step import GridPoint, StepResult
 
 TRAIN = TrainRecord(10, 0.7, {"a": 0.6, "b": 0.8}, {"a": 0.5, "b": 0.25}, 1.5, 1e-4, 100.0, 0.1, 4.0, 1.25)
 VALID = ValidRecord(10, 0.5, (GridPoint((0.7, 0.3), 0.5, {"a": 0.4, "b": 0.6}, {"a": 0.9, "b": 0.25}),))

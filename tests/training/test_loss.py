@@ -6,15 +6,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from parm_mlx.training.loss import preference_loss, smooth_tchebycheff, tchebycheff_weights, token_logprobs
+from parm_mlx.kernels.logprob import target_logprobs
+from parm_mlx.training.loss import preference_loss, smooth_tchebycheff, tchebycheff_weights
 from parm_mlx.training.train_step import TrainStep
 
 
-def test_token_logprobs_by_hand() -> None:
+def test_target_logprobs_by_hand() -> None:
     """softmax(0, log 3) = (1/4, 3/4)."""
     logits = mx.array([[0.0, math.log(3)], [30.0, 30.0]])
-    assert token_logprobs(logits, mx.array([1, 0])).tolist() == pytest.approx([math.log(0.75), math.log(0.5)])
-    assert token_logprobs(logits.astype(mx.bfloat16), mx.array([1, 0])).dtype == mx.float32
+    assert target_logprobs(logits, mx.array([1, 0])).tolist() == pytest.approx([math.log(0.75), math.log(0.5)])
+    assert target_logprobs(logits.astype(mx.bfloat16), mx.array([1, 0])).dtype == mx.float32
 
 
 LOGPROBS = mx.array([[-1.0, -5.0, -2.0], [-3.0, -4.0, -2.5]])  # differences 2, -1, 0.5

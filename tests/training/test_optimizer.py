@@ -41,4 +41,4 @@ def test_large_gradients_are_clipped_to_norm_one() -> None:
     optimizer = Optimizer(layer, peak=0.1, warmup=0, steps=10, weight_decay=0.0)
     _, norm = optimizer.update(0, {"weight": mx.array([[-50.0]])})
     assert norm.item() == 50
-    assert optimizer.state["weight"]["m"].item() == pytest.approx(-0.1, abs=1e-6)
+    assert optimizer.adamw.state["weight"]["m"].item() == pytest.approx(-0.1, abs=1e-6)

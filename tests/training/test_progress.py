@@ -5,7 +5,7 @@ from rich.console import Console
 
 from parm_mlx.training.logging import TrainRecord, ValidRecord
 from parm_mlx.training.progress import ConsoleProgress
-from parm_mlx.training.validation import GridPoint
+from parm_mlx.training.train_step import GridPoint
 
 RECORD = TrainRecord(
     step=10,

@@ -11,9 +11,10 @@ from tiny import FAMILIES, VOCABULARY, random_pairs, randomise, targets, tiny_mo
 
 from parm_mlx.data.tokenize import TokenPair, TokenRow
 from parm_mlx.guidance.guide import Guide
+from parm_mlx.kernels.logprob import target_logprobs
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training.batching import Batch, make_batch
-from parm_mlx.training.loss import preference_loss, token_logprobs
+from parm_mlx.training.loss import preference_loss
 from parm_mlx.training.response_logprobs import ResponseScorer, chunked_logprobs, chunked_logprobs_with_grad
 
 
@@ -194,7 +195,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(name: str, tokens:
     weights = mx.random.normal((tokens,))
 
     def total(hidden: mx.array, chunked: bool) -> mx.array:
-        logprobs = score(layer, hidden, targets, 8) if chunked else token_logprobs(layer(hidden), targets)
+        logprobs = score(layer, hidden, targets, 8) if chunked else target_logprobs(layer(hidden), targets)
         return (weights * logprobs).sum()
 
     value, slope = mx.value_and_grad(total)(hidden, True)

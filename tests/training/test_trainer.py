@@ -110,6 +110,21 @@ def test_the_largest_batch_comes_first_and_changes_nothing(
     assert same(tensors_of(measured), tensors_of(run(out=str(tmp_path / "other"))))
 
 
+def test_freed_buffers_are_returned_only_where_they_pile_up(
+    run: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After each of the 3 steps where MLX keeps more than this machine has, after none where it keeps nothing."""
+    cleared: list[int] = []
+    monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(1))
+    counts = []
+    for kept in (0, 2**60):
+        monkeypatch.setattr(mx, "get_cache_memory", lambda kept=kept: kept)
+        cleared.clear()
+        run(out=str(tmp_path / f"out{kept}"))
+        counts.append(len(cleared))
+    assert counts[1] - counts[0] == 3
+
+
 def test_metrics(run: Callable[..., TrainResult]) -> None:
     result = run(iters=5, steps_per_report=2, steps_per_eval=4)
     records = [json.loads(line) for line in (result.out / "metrics.jsonl").read_text().splitlines()]

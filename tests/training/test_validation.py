@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from parm_mlx.training.train_step import TrainStep
-from parm_mlx.training.validation import validate, validation_grid
+from parm_mlx.training.train_step import TrainStep, validate, validation_grid
 
 NAMES = ("safe", "help")
 
