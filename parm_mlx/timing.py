@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,54 +14,33 @@ from parm_mlx.mlxlm import generate_step, generation_stream
 TURN = 8  # tokens
 
 
-class Generation(Protocol):
-    """A generation of one or several sequences that can be paused between tokens.
+class Generation:
+    """A generation of one or several sequences that can be paused between tokens."""
 
-    Attributes:
-        sequences: The tokens of each sequence so far.
-    """
-
-    sequences: list[list[int]]
-
-    @property
-    def acceptance(self) -> float | None:
-        """Share of the drafted tokens that were accepted; None without drafts."""
-        ...
+    sequences: list[list[int]]  # the tokens of each so far
+    acceptance: float | None = None  # share of the drafted tokens that were accepted; None without drafts
 
     def read(self) -> None:
         """Reads the prompts, up to the first token of each sequence."""
-        ...
+        self.decode(1)
 
     def decode(self, steps: int) -> int:
         """Decodes at least ``steps`` tokens of each sequence, and returns their number over all sequences."""
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """Frees what the generation holds."""
-        ...
 
 
 Start = Callable[[], Generation]
 
 
-class SingleGeneration:
-    """One sequence, by mlx-lm's generate_step.
-
-    Args:
-        model: An mlx-lm model.
-        prompt: Token ids.
-        cache: A fresh prompt cache.
-    """
-
-    acceptance: float | None = None
+class SingleGeneration(Generation):
+    """One sequence, by mlx-lm's generate_step, with a fresh prompt cache."""
 
     def __init__(self, model: nn.Module, prompt: Sequence[int], cache: list[Any]) -> None:
-        self.sequences: list[list[int]] = [[]]
+        self.sequences = [[]]
         self._tokens = generate_step(mx.array(list(prompt)), model, max_tokens=-1, prompt_cache=cache)
-
-    def read(self) -> None:
-        """Reads the prompt, up to the first token."""
-        self.decode(1)
 
     def decode(self, steps: int) -> int:
         """Decodes ``steps`` tokens."""
@@ -74,20 +52,12 @@ class SingleGeneration:
         self._tokens.close()
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Times of one generation.
+class Sample(NamedTuple):
+    """Times of one generation."""
 
-    Attributes:
-        read: Seconds to the first token of each sequence.
-        decode: Seconds for the tokens after it.
-        tokens: Number of those tokens, over all sequences.
-        acceptance: Share of the drafted tokens that were accepted; None without drafts.
-    """
-
-    read: float
-    decode: float
-    tokens: int
+    read: float  # seconds to the first token of each sequence
+    decode: float  # seconds for the tokens after it
+    tokens: int  # number of those tokens, over all sequences
     acceptance: float | None = None
 
 
@@ -102,11 +72,8 @@ def time_in_turns(
     Args:
         starts: Starts each generation, by name.
         tokens: Tokens to decode of each sequence; rounded up to whole turns.
-        stopped: Asked before every turn.
+        stopped: Asked before every turn; True ends the work, and None is returned.
         rest: Idle seconds before every turn, in which threads of other processes wind down.
-
-    Returns:
-        The times by name; None if the work was stopped before the end.
     """
     turn = min(TURN, tokens)
     with ExitStack() as stack:

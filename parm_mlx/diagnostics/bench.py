@@ -38,46 +38,25 @@ Row = dict[str, Any]
 
 @dataclass
 class Case:
-    """One way to generate, at one number of sequences and one prompt length.
-
-    Attributes:
-        name: Name of the way.
-        batch: Number of sequences.
-        prompt: Prompt tokens of each.
-        weights: Bytes of its weights.
-        memory: Bytes at its peak: its weights, its cache and its working memory.
-        samples: Its times, one per round.
-    """
+    """One way to generate, at one number of sequences and one prompt length."""
 
     name: str
     batch: int
-    prompt: int
-    weights: int
-    memory: int
-    samples: list[Sample] = field(default_factory=list)
+    prompt: int  # tokens of each
+    weights: int  # bytes
+    memory: int  # bytes at its peak: its weights, its cache and its working memory
+    samples: list[Sample] = field(default_factory=list)  # one per round
 
 
-class BatchGeneration:
-    """Several sequences, by mlx-lm's BatchGenerator.
-
-    Args:
-        model: An mlx-lm model.
-        prompts: Token ids, the same number for each sequence.
-        caches: A fresh prompt cache for each.
-    """
-
-    acceptance: float | None = None
+class BatchGeneration(Generation):
+    """Several sequences, by mlx-lm's BatchGenerator: prompts of one length, each with a fresh prompt cache."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], caches: list[Cache]) -> None:
         rows = len(prompts)
         self._generator = BatchGenerator(model, max_tokens=ENDLESS, completion_batch_size=rows, prefill_batch_size=rows)
         uids = self._generator.insert([list(prompt) for prompt in prompts], caches=caches)
-        self.sequences: list[list[int]] = [[] for _ in uids]
+        self.sequences = [[] for _ in uids]
         self._sequence_of = dict(zip(uids, self.sequences, strict=True))
-
-    def read(self) -> None:
-        """Reads the prompts, up to the first token of each sequence."""
-        self.decode(1)
 
     def decode(self, steps: int) -> int:
         """Decodes ``steps`` tokens of each sequence."""
@@ -91,24 +70,12 @@ class BatchGeneration:
         self._generator.close()
 
 
-class DraftedGeneration:
-    """One sequence, by speculative decoding; a step ends when all tokens of a check are taken.
-
-    Args:
-        model: A guided model.
-        prompt: Token ids.
-        cache: A fresh prompt cache.
-        drafting: The draft model, or the base.
-    """
+class DraftedGeneration(Generation):
+    """One sequence, by speculative decoding; a step ends when all tokens of a check are taken."""
 
     def __init__(self, model: GuidedModel, prompt: Sequence[int], cache: Cache, drafting: Drafting) -> None:
-        self.sequences: list[list[int]] = [[]]
+        self.sequences = [[]]
         self._model, self._prompt, self._cache, self._drafting = model, list(prompt), cache, drafting
-
-    @property
-    def acceptance(self) -> float:
-        """Share of the drafted tokens that were accepted."""
-        return self._speculation.count.rate
 
     def read(self) -> None:
         """Reads the prompt, up to the tokens of the first check."""
@@ -125,23 +92,14 @@ class DraftedGeneration:
         before = len(tokens)
         while len(tokens) < before + steps or len(tokens) <= len(self._speculation.read):
             tokens.append(next(self._tokens))
+        self.acceptance = self._speculation.count.rate
         return len(tokens) - before
 
-    def close(self) -> None:
-        """Nothing is held."""
 
-
-def _plain(model: nn.Module, prompts: Sequence[Sequence[int]], alphas: Sequence[Alpha]) -> Generation:
-    """Starts a generation by a model without preferences."""
-    return _generation(model, prompts, [make_prompt_cache(model) for _ in alphas])
-
-
-def _preferring(model: nn.Module, prompts: Sequence[Sequence[int]], alphas: Sequence[Alpha]) -> Generation:
-    """Starts a generation by a guide or a guided model, each sequence with its own preference."""
-    return _generation(model, prompts, [model.make_cache(alpha) for alpha in alphas])
-
-
-def _generation(model: nn.Module, prompts: Sequence[Sequence[int]], caches: list[Cache]) -> Generation:
+def _generation(
+    model: nn.Module, preferring: bool, prompts: Sequence[Sequence[int]], alphas: Sequence[Alpha]
+) -> Generation:
+    caches = [model.make_cache(alpha) if preferring else make_prompt_cache(model) for alpha in alphas]
     if len(prompts) == 1:
         return SingleGeneration(model, prompts[0], caches[0])
     return BatchGeneration(model, prompts, caches)
@@ -150,22 +108,16 @@ def _generation(model: nn.Module, prompts: Sequence[Sequence[int]], caches: list
 def _drafted(
     model: GuidedModel, drafting: Drafting, prompts: Sequence[Sequence[int]], alphas: Sequence[Alpha]
 ) -> Generation:
-    """Starts a speculative generation of one sequence."""
     return DraftedGeneration(model, prompts[0], model.make_cache(alphas[0]), drafting)
 
 
 def ways(subjects: Subjects, batch: int = 1) -> dict[str, tuple[list[nn.Module], Way]]:
-    """Returns the ways to generate a batch, with the models that each needs.
-
-    Tokens are drafted for one sequence only.
-    """
+    """Returns the ways to generate a batch, with the models that each needs; tokens are drafted for batch 1 only."""
     guided = subjects.guided
     both = {GUIDED: guided} | ({SHARED: subjects.shared} if subjects.shared else {})
-    found: dict[str, tuple[list[nn.Module], Way]] = {
-        BASE: ([guided.base], partial(_plain, guided.base)),
-        GUIDE: ([guided.guide], partial(_preferring, guided.guide)),
-    }
-    found |= {name: ([model], partial(_preferring, model)) for name, model in both.items()}
+    found: dict[str, tuple[list[nn.Module], Way]] = {BASE: ([guided.base], partial(_generation, guided.base, False))}
+    for name, model in {GUIDE: guided.guide, **both}.items():
+        found[name] = [model], partial(_generation, model, True)
     if batch == 1:
         own = Drafting(None, subjects.drafted)
         found |= {f"{name}+self": ([model], partial(_drafted, model, own)) for name, model in both.items()}
@@ -177,23 +129,14 @@ def ways(subjects: Subjects, batch: int = 1) -> dict[str, tuple[list[nn.Module],
 
 
 def check_batches(subjects: Subjects, plan: Plan) -> None:
-    """Checks that the models can generate the planned batches.
-
-    Raises:
-        InputError: mlx-lm cannot batch their prompt caches.
-    """
+    """Raises InputError if mlx-lm cannot batch the models' prompt caches and the plan asks for it."""
     caches = make_prompt_cache(subjects.guided.base), subjects.guided.guide.make_cache()
     if max(plan.batches) > 1 and not all(map(can_batch, caches)):
         raise InputError("mlx-lm cannot generate several sequences at once with these models", hint="--batch 1")
 
 
 def measure(subjects: Subjects, plan: Plan, stopped: Callable[[], bool] = lambda: False) -> Iterator[list[Case]]:
-    """Measures one comparison after the other.
-
-    Args:
-        subjects: The models.
-        plan: What to measure.
-        stopped: Asked before every turn; the round in progress is dropped then.
+    """Measures one comparison after the other, until ``stopped``, which drops the round in progress.
 
     Yields:
         The cases of a comparison: first without samples, when every case has run alone for its memory, and then after
@@ -217,7 +160,7 @@ def _compare(
             return
         starts[name] = partial(way, prompts, alphas)
         weights = weight_bytes(*models)
-        cases.append(Case(name, batch, prompt, weights, weights + memory_of(starts[name])))
+        cases.append(Case(name, batch, prompt, weights, weights + _memory(starts[name])))
     yield cases
     for _ in range(plan.rounds):
         samples = time_in_turns(starts, plan.tokens, stopped)
@@ -228,7 +171,7 @@ def _compare(
         yield cases
 
 
-def memory_of(start: Start) -> int:
+def _memory(start: Start) -> int:
     """Returns the peak bytes of a generation that runs alone, beyond those held before: its cache and work space."""
     mx.clear_cache()
     held = mx.get_active_memory()
@@ -250,9 +193,6 @@ def summarise(cases: Sequence[Case]) -> list[Row]:
 
         of_floor    = (t of the base + t of the guide) / t
         of_unguided = t of the base / t
-
-    Args:
-        cases: The cases of one comparison with base and guide, with one sample per round.
 
     Returns:
         Rows for JSON. Ratios and rates are medians over the rounds, with the lowest and the highest as ``…_spread``.
@@ -281,26 +221,15 @@ def _row(case: Case, times: list[float], base: list[float], floor: list[float]) 
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, Any]:
-    return {name: _digits(median(values)), f"{name}_spread": [_digits(min(values)), _digits(max(values))]}
-
-
-def _digits(value: float) -> float:
-    """Rounds to five significant digits, more than a measurement has."""
-    return float(f"{value:.5g}")
+    # Five significant digits are more than a measurement has.
+    middle, low, high = (float(f"{value:.5g}") for value in (median(values), min(values), max(values)))
+    return {name: middle, f"{name}_spread": [low, high]}
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
     """Draws decode tokens/s and their share of unguided decoding over the batch, and prefill tokens/s over the prompt.
 
-    Lines go through medians; bars show the lowest and the highest round.
-
-    Args:
-        rows: The rows of all comparisons.
-        out: The picture; its suffix decides the format.
-
-    Raises:
-        ImportError: matplotlib is not installed; see :func:`parm_mlx.drawing.can_draw`.
-        RunError: The picture cannot be written.
+    Lines go through medians; bars show the lowest and the highest round. The suffix of ``out`` decides the format.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -310,17 +239,13 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     left, middle, right = figure.subplots(1, 3)
     first = rows[0]
     batched = [row for row in rows if row["prompt"] == first["prompt"]]
-    read = [row for row in rows if row["batch"] == first["batch"]]
     _lines(left, batched, "batch", "decode_tokens_per_second")
-    left.set(
-        title=f"decoding, prompts of {first['prompt']} tokens", xlabel="sequences", ylabel="tokens/s, all sequences"
-    )
+    speed = "tokens/s, all sequences"
+    left.set(title=f"decoding, prompts of {first['prompt']} tokens", xlabel="sequences", ylabel=speed)
     _lines(middle, batched, "batch", "of_unguided")
     middle.set(title="speed relative to unguided decoding", xlabel="sequences")
-    _lines(right, read, "prompt", "prefill_tokens_per_second")
-    right.set(
-        title=f"reading prompts, {first['batch']} at once", xlabel="prompt tokens", ylabel="tokens/s, all sequences"
-    )
+    _lines(right, [row for row in rows if row["batch"] == first["batch"]], "prompt", "prefill_tokens_per_second")
+    right.set(title=f"reading prompts, {first['batch']} at once", xlabel="prompt tokens", ylabel=speed)
     for axis in (left, middle, right):
         axis.set_ylim(bottom=0)
         axis.grid(color="0.9")
@@ -330,7 +255,6 @@ def draw(rows: Sequence[Row], out: Path) -> None:
 
 
 def _lines(axis: Any, rows: Sequence[Row], across: str, what: str) -> None:
-    """Draws a line for each case."""
     for number, name in enumerate(dict.fromkeys(row["case"] for row in rows)):
         points = sorted((row[across], row[what], *row[f"{what}_spread"]) for row in rows if row["case"] == name)
         places, values, low, high = zip(*points, strict=True)
@@ -340,5 +264,6 @@ def _lines(axis: Any, rows: Sequence[Row], across: str, what: str) -> None:
         style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4, "capsize": 2}
         axis.errorbar(places, values, yerr=[below, above], label=name, **style)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(sorted({row[across] for row in rows}), [str(x) for x in sorted({row[across] for row in rows})])
+    ticks = sorted({row[across] for row in rows})
+    axis.set_xticks(ticks, list(map(str, ticks)))
     axis.minorticks_off()

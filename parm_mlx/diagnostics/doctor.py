@@ -33,23 +33,13 @@ SIDE = 1024
 NO_METAL = "not available: no Metal; plain operations do the same"
 REPORT = "plain operations take its place; please report it with the output of --json"
 
-Status = Literal["ok", "warning", "failed"]
-
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
-
-    Attributes:
-        name: What was checked.
-        status: ``"warning"`` is worth knowing, ``"failed"`` is wrong.
-        found: The result in words.
-        hint: What to do if it is not ok.
-        data: The result in numbers.
-    """
+    """The result of one check, in words and in numbers (``data``)."""
 
     name: str
-    status: Status
+    status: Literal["ok", "warning", "failed"]  # a warning is worth knowing, a failure is wrong
     found: str
     hint: str | None = None
     data: dict[str, Any] = field(default_factory=dict)
@@ -120,9 +110,8 @@ def check_memory() -> Check:
     """Measures memory: models must fit in it."""
     total, usable = physical_memory(), usable_memory()
     data = {"memory_bytes": total, "usable_bytes": usable}
-    if not has_metal():
-        return Check("memory", "ok", f"{total / 1e9:.1f} GB", data=data)
-    return Check("memory", "ok", f"{total / 1e9:.1f} GB; Metal's wired limit is {usable / 1e9:.1f} GB", data=data)
+    limit = f"; Metal's wired limit is {usable / 1e9:.1f} GB" if has_metal() else ""
+    return Check("memory", "ok", f"{total / 1e9:.1f} GB{limit}", data=data)
 
 
 def check_blas() -> Check:
@@ -164,22 +153,14 @@ def is_finite(model: GuidedModel, request: Request, answer: Answer) -> bool:
 
 
 def judge_guidance(objectives: tuple[str, ...], texts: list[list[str]], finite: bool, speed: float) -> Check:
-    """Checks that answers follow α.
-
-    Args:
-        objectives: Names of scorers.
-        texts: For each objective, the answers where it has all the weight.
-        finite: True if all log-probabilities are finite.
-        speed: Tokens per second.
-    """
-    scores = [[sum(map(SCORERS[name], part)) / len(part) for part in texts] for name in objectives]
+    """Checks that answers follow α: for each objective, ``texts`` has the answers where it has all the weight."""
+    scores = {name: [sum(map(SCORERS[name], part)) / len(part) for part in texts] for name in objectives}
     moved, follows = [], True
-    for own, (name, means) in enumerate(zip(objectives, scores, strict=True)):
+    for own, (name, means) in enumerate(scores.items()):
         without = max(mean for i, mean in enumerate(means) if i != own)
         moved.append(f"{name} {without:.1f} → {means[own]:.1f}")
         follows = follows and means[own] > without
-    named = dict(zip(objectives, scores, strict=True))
-    data = {"tokens_per_second": round(speed, 1), "finite": finite, "scores": named}
+    data = {"tokens_per_second": round(speed, 1), "finite": finite, "scores": scores}
     found = f"{', '.join(moved)} as their weight goes 0 → 1; {speed:.0f} tokens/s"
     hint = "the bundled model computes wrong numbers here; please report it with the output of --json"
     if not finite:
@@ -190,16 +171,14 @@ def judge_guidance(objectives: tuple[str, ...], texts: list[list[str]], finite: 
 
 
 def check_all_kernels() -> list[Check]:
-    """Checks every kernel and records those to use; without Metal there is nothing to check.
-
-    Raises:
-        ConfigError: ``PARM_MLX_KERNELS`` has a wrong value, or asks for kernels where there is no Metal.
-    """
-    launcher.runs("lowrank", mx.float32)
+    """Checks every kernel and records those to use; without Metal there is nothing to check."""
+    launcher.runs("lowrank", mx.float32)  # raises ConfigError for a wrong PARM_MLX_KERNELS
     broken = record_is_broken()
     if not launcher.available():
-        hint = f"delete {record_path()}"
-        return [Check("kernels", "failed", "the record of an earlier check is broken", hint) if broken else _absent()]
+        if broken:
+            return [Check("kernels", "failed", "the record of an earlier check is broken", f"delete {record_path()}")]
+        reason = "not used: MLX computes on the CPU" if mx.metal.is_available() else NO_METAL
+        return [Check("kernels", "ok", reason, data={"available": False})]
     verdicts = sorted(check_kernels(), key=lambda verdict: (verdict.kernel, verdict.dtype))
     results = [judge_kernel(kernel, list(own)) for kernel, own in groupby(verdicts, lambda v: v.kernel)]
     save_record(passed(verdicts))
@@ -211,24 +190,24 @@ def check_all_kernels() -> list[Check]:
 
 
 def judge_kernel(kernel: str, verdicts: Sequence[Verdict]) -> Check:
-    """Sums up the cases of one kernel.
-
-    Args:
-        kernel: Its name.
-        verdicts: Its cases, grouped by dtype.
-    """
-    name, data = f"kernel {kernel}", {"cases": [_plain(verdict) for verdict in verdicts]}
+    """Sums up the cases of one kernel, grouped by dtype."""
+    # JSON has no infinity: the error of a kernel that did not run is null.
+    cases = [
+        asdict(verdict) | {"error": verdict.error if isfinite(verdict.error) else None, "passed": verdict.passed}
+        for verdict in verdicts
+    ]
+    name, data = f"kernel {kernel}", {"cases": cases}
     wrong = next((verdict for verdict in verdicts if not verdict.passed), None)
     if wrong is not None:
         reason = wrong.problem or f"error {wrong.error:.1e}, and {wrong.limit:.1e} is allowed"
         return Check(name, "failed", f"{wrong.dtype}, {wrong.size}: {reason}", REPORT, data)
     parts = []
-    for dtype, own in groupby(verdicts, lambda v: v.dtype):
-        cases = list(own)
-        error = max(case.error for case in cases)
-        ratios = [case.ratio for case in cases if case.typical and case.ratio is not None]
+    for dtype, group in groupby(verdicts, lambda v: v.dtype):
+        own = list(group)
+        ratios = [verdict.ratio for verdict in own if verdict.typical and verdict.ratio is not None]
         speed = f", {median(ratios):.1f} times its twin's speed" if ratios else ""
-        parts.append(f"{dtype} error {error:.0e}{speed}{'' if passed(cases) else ', so it is not used'}")
+        error = max(verdict.error for verdict in own)
+        parts.append(f"{dtype} error {error:.0e}{speed}{'' if passed(own) else ', so it is not used'}")
     return Check(name, "ok", "; ".join(parts), data=data)
 
 
@@ -241,13 +220,3 @@ def record_is_broken() -> bool:
     except (OSError, ValueError, RecursionError):
         return True
     return not isinstance(record, dict) or not {"made with", "passed"} <= record.keys()
-
-
-def _absent() -> Check:
-    reason = NO_METAL if not mx.metal.is_available() else "not used: MLX computes on the CPU"
-    return Check("kernels", "ok", reason, data={"available": False})
-
-
-def _plain(verdict: Verdict) -> dict[str, Any]:
-    """Returns a verdict for JSON, which has no infinity: the error of a kernel that did not run is null."""
-    return asdict(verdict) | {"error": verdict.error if isfinite(verdict.error) else None, "passed": verdict.passed}

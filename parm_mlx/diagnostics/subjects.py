@@ -33,21 +33,13 @@ TEXT = (
 
 @dataclass(frozen=True)
 class Subjects:
-    """The models and the text of a benchmark.
+    """The models and the text of a benchmark."""
 
-    Attributes:
-        guided: Base and guide, two models.
-        text: Token ids that prompts are cut from; it is repeated where it is too short.
-        shared: Base and guide on the same weights, in one forward pass.
-        draft: A draft model.
-        drafted: Tokens drafted at a time.
-    """
-
-    guided: GuidedModel
-    text: tuple[int, ...]
-    shared: SharedModel | None = None
+    guided: GuidedModel  # base and guide, two models
+    text: tuple[int, ...]  # token ids that prompts are cut from, repeated if too short
+    shared: SharedModel | None = None  # base and guide on the same weights, in one forward pass
     draft: nn.Module | None = None
-    drafted: int = Drafting.tokens
+    drafted: int = Drafting.tokens  # at a time
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
         """Returns prompts of ``length`` tokens; each begins at another place in the text."""
@@ -62,13 +54,7 @@ class Subjects:
 
 
 def random_llama(size: Size, seed: int, heads: int | None = None) -> nn.Module:
-    """Makes a Llama with random weights.
-
-    Args:
-        size: Its size.
-        seed: Seed of the weights.
-        heads: Number of attention heads; by default each has 64 dimensions.
-    """
+    """Makes a Llama with random weights; by default its attention heads have 64 dimensions each."""
     mx.random.seed(seed)
     multiple = GROUP if size.bits else 32
     model = llama.Model(
@@ -90,15 +76,6 @@ def random_llama(size: Size, seed: int, heads: int | None = None) -> nn.Module:
     return model
 
 
-def random_guide(model: nn.Module) -> Guide:
-    """Makes a guide of two objectives: random PBLoRA adapters (r1 = r2 = 4) on query, key and value projections."""
-    config = PBLoRAConfig(objectives=("a", "b"))
-    attach(model, config)
-    randomise_adapters(model)
-    model.eval()
-    return Guide(model, config)
-
-
 def randomise_adapters(model: nn.Module) -> None:
     """Sets B, which is zero before training, to small random numbers, so that the adapters have an effect."""
     for layer in adapted_layers(model).values():
@@ -106,7 +83,29 @@ def randomise_adapters(model: nn.Module) -> None:
     mx.eval(model.parameters())
 
 
-def random_draft(base: nn.Module) -> nn.Module:
+def random_subjects(size: Size, drafted: int = Drafting.tokens) -> Subjects:
+    """Makes a base and a guide of one size with different random weights, and the shared model of the guide.
+
+    Raises:
+        InputError: They do not fit in memory.
+    """
+    needed, memory = 2 * 4 * size.numbers / 1e9, usable_memory() / 1e9
+    if needed > memory:
+        raise InputError(
+            f"two random models of this size need about {needed:.0f} GB, and there are {memory:.0f} GB of memory",
+            hint="lower --hidden, --layers or --vocabulary",
+        )
+    base, backbone = random_llama(size, BASE_SEED), random_llama(size, GUIDE_SEED)
+    config = PBLoRAConfig(objectives=("a", "b"))  # r1 = r2 = 4, on query, key and value projections
+    attach(backbone, config)
+    randomise_adapters(backbone)
+    backbone.eval()
+    guide = Guide(backbone, config)
+    text = tuple(range(min(100, size.vocabulary)))
+    return Subjects(GuidedModel(base, guide), text, SharedModel(guide), _first_quarter(base), drafted)
+
+
+def _first_quarter(base: nn.Module) -> nn.Module:
     """Makes a draft model of the first quarter of the base's layers."""
     count = max(1, len(base.layers) // 4)
     kinds = base.args.layer_types[:count]
@@ -117,28 +116,6 @@ def random_draft(base: nn.Module) -> nn.Module:
     return draft
 
 
-def random_subjects(size: Size, drafted: int = Drafting.tokens) -> Subjects:
-    """Makes a base and a guide of one size with different random weights, and the shared model of the guide.
-
-    Args:
-        size: Size of both.
-        drafted: Tokens drafted at a time.
-
-    Raises:
-        InputError: They do not fit in memory.
-    """
-    needed = 2 * 4 * size.numbers
-    if needed > usable_memory():
-        raise InputError(
-            f"two random models of this size need about {needed / 1e9:.0f} GB, and there are "
-            f"{usable_memory() / 1e9:.0f} GB of memory",
-            hint="lower --hidden, --layers or --vocabulary",
-        )
-    base, guide = random_llama(size, BASE_SEED), random_guide(random_llama(size, GUIDE_SEED))
-    text = tuple(range(min(100, size.vocabulary)))
-    return Subjects(GuidedModel(base, guide), text, SharedModel(guide), random_draft(base), drafted)
-
-
 def loaded_subjects(
     model: str | None,
     parm: Sequence[str],
@@ -147,19 +124,7 @@ def loaded_subjects(
     draft_model: str | None = None,
     drafted: int = Drafting.tokens,
 ) -> Subjects:
-    """Loads the user's own models; with the shared model if base and guide have the same weights.
-
-    Args:
-        model: Directory or hub id of the base; the backbone of the guide when left out.
-        parm: Directories or hub ids of the adapters.
-        guide_model: Backbone of the adapters; what they record when left out.
-        beta: β, or one for each adapter.
-        draft_model: Directory or hub id of a draft model.
-        drafted: Tokens drafted at a time.
-
-    Raises:
-        InputError: Something cannot be loaded.
-    """
+    """Loads the user's own models, by the names of the flags; with the shared model if weights are the same."""
     base: str | Path = model or guide_model or recorded_backbone(parm[0])
     guided, tokenizer, _ = load_with_tokenizers(base, list(parm), guide_model, beta=beta, share="off")
     draft = load_draft(draft_model, tokenizer, base) if draft_model else None

@@ -4,14 +4,12 @@ import statistics
 from collections.abc import Sequence
 from functools import partial
 
-import mlx.nn as nn
-
 from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import Backbone, SharedModel, weights_differ
 from parm_mlx.mlxlm import make_prompt_cache
 from parm_mlx.preference import Alpha
-from parm_mlx.timing import SingleGeneration, time_in_turns
+from parm_mlx.timing import Generation, SingleGeneration, time_in_turns
 
 TOKENS, ROUNDS = 24, 3
 BACKBONE = "backbone_token_ms"
@@ -20,32 +18,26 @@ BACKBONE = "backbone_token_ms"
 def token_costs(model: GuidedModel, prompt: Sequence[int], alpha: Alpha, drafted: bool = False) -> dict[str, float]:
     """Measures milliseconds per token, one sequence each, in turns; medians of a few rounds.
 
-    Args:
-        model: The guided model.
-        prompt: Token ids of the base.
-        alpha: The preference.
-        drafted: Whether answers are drafted; only recorded.
-
     Returns:
         ``base_token_ms``, ``guide_token_ms``, ``guided_token_ms`` and ``backbone_token_ms`` (the guide's backbones
         without their adapters); and 1 or 0 for ``one_pass`` (base and guide share a forward pass), ``same_weights``
-        (they could) and ``drafted``.
+        (they could) and ``drafted``, which is only recorded.
     """
     guides = model.guide.guides if isinstance(model.guide, Guides) else [model.guide]
     shared = isinstance(model, SharedModel)
     backbones = {} if shared else {f"{BACKBONE} {i}": Backbone(guide.model) for i, guide in enumerate(guides)}
-    plain = {"base_token_ms": model.base, **backbones}
-    guided = {"guide_token_ms": model.guide, "guided_token_ms": model}
+    preferring = {"guide_token_ms": model.guide, "guided_token_ms": model}
+    models = {"base_token_ms": model.base, **backbones, **preferring}
 
-    def start(of: nn.Module, knows_alpha: bool) -> SingleGeneration:
-        return SingleGeneration(of, prompt, of.make_cache(alpha) if knows_alpha else make_prompt_cache(of))
+    def start(name: str) -> Generation:
+        of = models[name]
+        return SingleGeneration(of, prompt, of.make_cache(alpha) if name in preferring else make_prompt_cache(of))
 
-    starts = {name: partial(start, of, False) for name, of in plain.items()}
-    starts |= {name: partial(start, of, True) for name, of in guided.items()}
+    starts = {name: partial(start, name) for name in models}
     rounds = [time_in_turns(starts, TOKENS) or {} for _ in range(ROUNDS)]
     found = {
         name: statistics.median(1000 * samples[name].decode / samples[name].tokens for samples in rounds)
-        for name in starts
+        for name in models
     }
     found[BACKBONE] = sum(found.pop(name) for name in backbones) if backbones else found["base_token_ms"]
     same = not shared and len(guides) == 1 and weights_differ(model.base, guides[0].model) is None

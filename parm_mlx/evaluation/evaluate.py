@@ -15,8 +15,7 @@ from parm_mlx.distributed import Group, join
 from parm_mlx.errors import InputError
 from parm_mlx.evaluation.cost import token_costs
 from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
-from parm_mlx.evaluation.scores import Normalize, Run
-from parm_mlx.evaluation.summary import compare, summarise
+from parm_mlx.evaluation.summary import Normalize, Run, compare, summarise
 from parm_mlx.files import expanded, read_json, resolve
 from parm_mlx.fingerprint import fingerprint
 from parm_mlx.guidance.guided import GuidedModel
@@ -197,7 +196,7 @@ def _answer_and_score(
     note: Callable[[str], None],
     progress: Progress[Any],
 ) -> Run | None:
-    """Generates and scores what is missing in a folder; returns None in all processes but the main one."""
+    """Generates and scores what is missing; returns None in all processes but the main one."""
     total = sum(map(len, jobs))
     began = time.perf_counter()
     with stop_on_interrupt() as stopped:
@@ -234,18 +233,9 @@ def compare_runs(
     bootstrap: int = 1000,
     note: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """Compares finished runs on one normalisation and one reference point; writes metrics, pictures and a page.
+    """Compares finished runs on one scale; writes metrics, pictures and a page to the new folder ``out``.
 
-    Args:
-        folders: Folders of two or more runs.
-        out: A new folder for the comparison.
-        normalize: As for :func:`evaluate`.
-        reference: As for :func:`evaluate`.
-        bootstrap: As for :func:`evaluate`.
-        note: Receives notes for the user.
-
-    Returns:
-        The content of ``metrics.json``.
+    Other arguments are those of :func:`evaluate`. Returns the content of ``metrics.json``.
 
     Raises:
         InputError: A folder holds no finished run, or the runs cannot be compared.
@@ -259,10 +249,10 @@ def compare_runs(
     unique = len({folder.name for folder in folders}) == len(folders)
     runs, identities = [], []
     for folder in folders:
-        identity, results, scores = read_run(folder)
-        identities.append(identity)
-        name, objectives = folder.name if unique else str(folder), tuple(identity["objectives"])
-        runs.append(Run(name, objectives, identity["rewards"], list(results.values()), scores, _earlier_timing(folder)))
+        run, results, scores = read_run(folder)
+        identities.append(run)
+        name, timing = folder.name if unique else str(folder), _earlier_timing(folder)
+        runs.append(Run(name, tuple(run["objectives"]), run["rewards"], list(results.values()), scores, timing))
     summary = compare(runs, normalize=normalize, reference=reference, samples=bootstrap)
     summary["settings"] = dict(differences(*identities))
     if len(summary["differences"]) < len(runs) - 1:
@@ -348,7 +338,7 @@ def _seeds(sampling: Sampling, count: int) -> list[int]:
 
 
 def _prompts(given: Path | Sequence[Content] | None, bundled: bool) -> list[Prompt]:
-    """Returns prompts with their ids; by default the questions that the bundled model was not trained on."""
+    """Returns prompts; by default the questions that the bundled model was not trained on."""
     if isinstance(given, Path):
         found = read_prompts(given)
         check_distinct(found, given)
@@ -362,7 +352,6 @@ def _prompts(given: Path | Sequence[Content] | None, bundled: bool) -> list[Prom
 
 
 def _alphas(given: Path | Sequence[AlphaSpec] | None, step: float | None, objectives: Sequence[str]) -> list[Alpha]:
-    """Returns the preferences of a grid, of a file or of a list."""
     if given is None:
         k = len(objectives)
         return simplex_grid(k, GRID_STEPS.get(k, COARSE) if step is None else step)

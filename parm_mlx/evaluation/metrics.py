@@ -11,20 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-Integers = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 
 class Effort(NamedTuple):
-    """The limit of exact hypervolumes, and the accuracy beyond.
+    """The limit of exact hypervolumes, and the accuracy beyond."""
 
-    Attributes:
-        work: Largest n^(k/2) that is computed exactly; 1e9 takes seconds, 1e7 some 10 ms.
-        directions: Number of directions of the approximation.
-    """
-
-    work: float
-    directions: int
+    work: float  # largest n^(k/2) that is computed exactly; 1e9 takes seconds, 1e7 some 10 ms
+    directions: int  # of the approximation
 
 
 EXACT_OBJECTIVES = 5  # with so few, thousands of points take milliseconds
@@ -37,66 +31,38 @@ TIE = 1e-9  # scores closer than this, relative to the largest, are equal: the r
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-    """Returns the volume that points dominate above a reference point.
+    """Returns the volume that points (n, k) dominate above a reference point (k,).
 
     HV = volume of { x : reference ≤ x ≤ r for a point r }. Points that are not above the reference in every objective
     add nothing. Exact as far as VALUE allows, which is for all fronts up to EXACT_OBJECTIVES objectives.
-
-    Args:
-        points: (n, k).
-        reference: (k,).
     """
-    return _volume(np.asarray(points, float), np.asarray(reference, float), VALUE)[0]
+    return float(hypervolumes(np.asarray(points, float)[None], reference, VALUE)[0][0])
 
 
-def hypervolumes(samples: ArrayLike, reference: ArrayLike) -> tuple[Array, bool]:
-    """Returns the hypervolumes of many fronts.
-
-    Args:
-        samples: (S, n, k).
-        reference: (k,).
-
-    Returns:
-        (S,) and whether all are exact, which they are as far as SAMPLE allows.
-    """
-    found = [_volume(points, np.asarray(reference, float), SAMPLE) for points in np.asarray(samples, float)]
+def hypervolumes(samples: ArrayLike, reference: ArrayLike, effort: Effort = SAMPLE) -> tuple[Array, bool]:
+    """Returns the hypervolumes of fronts (S, n, k), and True if all are exact."""
+    found = [_volume(points, np.asarray(reference, float), effort) for points in np.asarray(samples, float)]
     return np.array([value for value, _ in found]), all(exact for _, exact in found)
-
-
-def hypervolume_is_exact(points: ArrayLike, reference: ArrayLike) -> bool:
-    """Returns False if :func:`hypervolume` approximates."""
-    points, reference = np.asarray(points, float), np.asarray(reference, float)
-    return _is_exact(len(_counting(points, reference)), points.shape[1], VALUE.work)
 
 
 def _volume(points: Array, reference: Array, effort: Effort) -> tuple[float, bool]:
     import moocore
 
-    counting = _counting(points, reference)
-    exact = _is_exact(len(counting), points.shape[1], effort.work)
-    if not len(counting):
+    above = points[(points > reference).all(axis=1)]
+    above = above[front(above)]
+    n, k = above.shape
+    exact = k <= EXACT_OBJECTIVES or float(n) ** (k / 2) <= effort.work
+    if not n:
         return 0.0, exact
     if exact:
-        return float(moocore.hypervolume(counting, ref=reference, maximise=True)), True
-    return float(moocore.hv_approx(counting, ref=reference, maximise=True, nsamples=effort.directions)), False
+        return float(moocore.hypervolume(above, ref=reference, maximise=True)), True
+    return float(moocore.hv_approx(above, ref=reference, maximise=True, nsamples=effort.directions)), False
 
 
-def _counting(points: Array, reference: Array) -> Array:
-    above = points[(points > reference).all(axis=1)]
-    return above[front(above)]
-
-
-def _is_exact(n: int, k: int, work: float) -> bool:
-    return k <= EXACT_OBJECTIVES or float(n) ** (k / 2) <= work
-
-
-def front(points: ArrayLike) -> Integers:
-    """Returns the indices of the points that no other point dominates (as good in every objective, better in one).
+def front(points: ArrayLike) -> NDArray[np.intp]:
+    """Returns the indices of the points (n, k) that no other dominates (as good in every objective, better in one).
 
     Of equal points the first counts.
-
-    Args:
-        points: (n, k).
     """
     import moocore
 
@@ -107,15 +73,7 @@ def front(points: ArrayLike) -> Integers:
 
 
 def mip(alphas: ArrayLike, points: ArrayLike) -> Any:
-    """Returns the mean inner product: the mean over α of αᵀ r(α).
-
-    Args:
-        alphas: (A, k).
-        points: (…, A, k).
-
-    Returns:
-        (…): a number for one front, an array for several.
-    """
+    """Returns the mean inner product of points (…, A, k), the mean over α of αᵀ r(α): a number for one front."""
     return np.einsum("ak,...ak->...", np.asarray(alphas, float), np.asarray(points, float)) / len(np.asarray(alphas))
 
 
@@ -124,24 +82,15 @@ def mip_gain(alphas: ArrayLike, points: ArrayLike) -> Any:
 
     mean over α of αᵀ (r(α) − r̄), r̄ = mean over α of r(α). Above 0 if scores rise with their weights, 0 if α has no
     effect, below 0 if the effect is reversed.
-
-    Args:
-        alphas: (A, k).
-        points: (…, A, k).
     """
     points = np.asarray(points, float)
     return mip(alphas, points - points.mean(axis=-2, keepdims=True))
 
 
 def spearman(weights: ArrayLike, scores: ArrayLike) -> Any:
-    """Returns Spearman's ρ, the correlation of ranks; equal values share their mean rank, and a constant side gives 0.
+    """Returns Spearman's ρ, the correlation of ranks, of weights (A,) and scores (…, A) of one objective.
 
-    Args:
-        weights: (A,), of one objective.
-        scores: (…, A), of that objective.
-
-    Returns:
-        (…), each from −1 to 1.
+    Equal values share their mean rank, and a constant side gives 0.
     """
     first, second = ranks(weights), ranks(scores)
     first, second = first - first.mean(), second - second.mean(axis=-1, keepdims=True)
@@ -168,12 +117,9 @@ def ranks(values: ArrayLike) -> Array:
 
 
 def spacing(points: ArrayLike) -> float:
-    """Returns Schott's spacing of a front: 0 if its points are evenly spread.
+    """Returns Schott's spacing of the points (n, k) of a front: 0 if they are evenly spread, or fewer than two.
 
-    S = √( 1/(n − 1) · Σ_i (d̄ − d_i)² ), d_i = min over j ≠ i of Σ_m |r_im − r_jm|. 0 for fewer than two points.
-
-    Args:
-        points: (n, k), points of the front only.
+    S = √( 1/(n − 1) · Σ_i (d̄ − d_i)² ), d_i = min over j ≠ i of Σ_m |r_im − r_jm|.
     """
     points = np.asarray(points, float)
     if len(points) < 2:
@@ -183,42 +129,22 @@ def spacing(points: ArrayLike) -> float:
     return float(distances.min(axis=1).std(ddof=1))
 
 
-def corners(alphas: ArrayLike) -> Integers:
-    """Returns the index of the α that gives each objective the most weight: the corners of a full grid. (k,)"""
-    return np.asarray(np.argmax(np.asarray(alphas, float), axis=0))
-
-
 def corner_difference(alphas: ArrayLike, points: ArrayLike) -> Array:
-    """Returns how far each score moves from corner to corner.
+    """Returns how far each score of points (…, A, k), k ≥ 2, moves from corner to corner of the grid. (…, k)
 
     r_i(α with the most weight on i) − mean over the other objectives j of r_i(α with the most weight on j).
-
-    Args:
-        alphas: (A, k), k ≥ 2.
-        points: (…, A, k).
-
-    Returns:
-        (…, k).
     """
-    at = np.asarray(points, float)[..., corners(alphas), :]  # (…, corner, objective)
+    at = np.asarray(points, float)[..., np.argmax(np.asarray(alphas, float), axis=0), :]  # (…, corner, objective)
     own = np.diagonal(at, axis1=-2, axis2=-1)
     others = (at.sum(axis=-2) - own) / (at.shape[-1] - 1)
     return np.asarray(own - others)
 
 
 def bootstrap(scores: ArrayLike, samples: int, seed: int) -> Array:
-    """Returns means over P prompts drawn with replacement.
+    """Returns means of scores (P, …) over P prompts drawn with replacement. (S, …)
 
     All preferences and objectives of a prompt are drawn together. The same seed draws the same prompts for every array
     of P, so that samples of two runs on the same prompts can be subtracted.
-
-    Args:
-        scores: (P, …).
-        samples: S.
-        seed: Seed of the draws.
-
-    Returns:
-        (S, …).
     """
     scores = np.asarray(scores, float)
     drawn = np.random.default_rng(seed).multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=samples)
@@ -239,15 +165,9 @@ def interval(value: float, samples: ArrayLike) -> dict[str, float]:
 
 
 def neighbours(alphas: ArrayLike) -> Mask:
-    """Finds neighbouring preferences: no third one is closer to both than they are to each other.
+    """Finds neighbours among different preferences: no third one is closer to both than they are to each other. (A, A)
 
     For k = 2 those are consecutive preferences; on the simplex grid, those one step apart.
-
-    Args:
-        alphas: (A, k), all different.
-
-    Returns:
-        (A, A), symmetric, False on the diagonal.
     """
     distances = _distances(np.asarray(alphas, float))
     found, closer = np.ones(distances.shape, bool), distances * (1 - TIE)
@@ -258,17 +178,11 @@ def neighbours(alphas: ArrayLike) -> Mask:
 
 
 def indistinguishable(scores: ArrayLike) -> Mask:
-    """Finds pairs of preferences whose points differ by less than the noise in every objective.
+    """Finds pairs of preferences whose points differ by less than the noise in every objective: (P, A, k) to (A, A).
 
     |mean over prompts of (r(α) − r(α'))| ≤ DEVIATIONS · √(variance over prompts / P): 0 is in the interval of a
-    bootstrap over prompts whose samples are normally distributed. Each pair is tested by itself:
-    some that differ by noise alone are told apart.
-
-    Args:
-        scores: (P, A, k).
-
-    Returns:
-        (A, A), symmetric, True on the diagonal.
+    bootstrap over prompts whose samples are normally distributed. Each pair is tested by itself: some that differ by
+    noise alone are told apart.
     """
     scores = np.asarray(scores, float)
     means = scores.mean(axis=0)
@@ -283,16 +197,9 @@ def indistinguishable(scores: ArrayLike) -> Mask:
 
 
 def clusters(near: Mask, same: Mask) -> list[list[int]]:
-    """Groups neighbouring preferences whose points are indistinguishable.
+    """Groups :func:`neighbours` that are :func:`indistinguishable`; returns the indices of groups of two or more.
 
     In grid order, each preference joins the first group in which it has a neighbour and is indistinguishable from all.
-
-    Args:
-        near: (A, A), of :func:`neighbours`.
-        same: (A, A), of :func:`indistinguishable`.
-
-    Returns:
-        Indices of the groups of two or more.
     """
     groups: list[list[int]] = []
     for index in range(len(near)):

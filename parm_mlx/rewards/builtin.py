@@ -7,65 +7,24 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-WARM_EXPRESSIONS = (
-    "always here for you",
-    "be kind to yourself",
-    "cheering for you",
-    "delighted",
-    "enjoy every minute",
-    "glad",
-    "good for you",
-    "good luck",
-    "great question",
-    "happy for you",
-    "happy to help",
-    "have fun",
-    "hug",
-    "i believe in you",
-    "in good hands",
-    "lovely",
-    "my friend",
-    "proud of you",
-    "right here with you",
-    "take good care of yourself",
-    "trust yourself",
-    "warm wishes",
-    "well done",
-    "with pleasure",
-    "wonderful",
-    "you are doing great",
-    "you can do this",
-    "you are so welcome",
-    "you've got this",
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
+WARM_EXPRESSIONS = _listed(
+    "always here for you, be kind to yourself, cheering for you, delighted, enjoy every minute, glad, good for you, "
+    "good luck, great question, happy for you, happy to help, have fun, hug, i believe in you, in good hands, "
+    "lovely, my friend, proud of you, right here with you, take good care of yourself, trust yourself, warm wishes, "
+    "well done, with pleasure, wonderful, you are doing great, you can do this, you are so welcome, you've got this"
 )
-HEDGES = (
-    "appears",
-    "could",
-    "i guess",
-    "i think",
-    "i would",
-    "i wouldn't",
-    "may",
-    "maybe",
-    "might",
-    "perhaps",
-    "probably",
-    "seems",
-    "usually",
+HEDGES = _listed(
+    "appears, could, i guess, i think, i would, i wouldn't, may, maybe, might, perhaps, probably, seems, usually"
 )
-CAUTIONS = (
-    "avoid",
-    "be careful",
-    "do not",
-    "don't",
-    "important not to",
-    "never",
-    "not to",
-    "should not",
-    "take care not",
-    "unwise",
+CAUTIONS = _listed(
+    "avoid, be careful, do not, don't, important not to, never, not to, should not, take care not, unwise"
 )
-REASONS = ("as", "because", "reason", "since", "so that")
+REASONS = _listed("as, because, reason, since, so that")
 _COMMON = (
     "a about after again all also am an and any are as at be because been before but by can could did do does "
     "don't for from get go had has have he her here him his how i if in into is it its just like make may maybe "
@@ -134,11 +93,5 @@ def reasons(text: str) -> float:
 
 
 SCORERS: dict[str, Callable[[str], float]] = {
-    "warmth": warmth,
-    "brevity": brevity,
-    "detail": detail,
-    "focus": focus,
-    "caution": caution,
-    "hedging": hedging,
-    "reasons": reasons,
+    scorer.__name__: scorer for scorer in (warmth, brevity, detail, focus, caution, hedging, reasons)
 }

@@ -17,10 +17,7 @@ class Classifier:
     It reads the conversation in its tokenizer's chat template or, if there is none, prompt and answer as a pair of
     texts. Longer conversations are truncated.
 
-    Args:
-        source: Directory or hub id.
-        label: Name of the output; optional if there is only one.
-        answer_alone: Read the answer only.
+    ``source`` is a directory or hub id; ``label`` names the output, and is optional if there is only one.
 
     Raises:
         InputError: torch or transformers is missing, there is no such output, or there are several and no name.
@@ -30,9 +27,8 @@ class Classifier:
     def __init__(self, source: str, label: str | None = None, answer_alone: bool = False) -> None:
         missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
         if missing:
-            raise InputError(
-                f"hf:{source} needs {' and '.join(missing)}", hint="install it: pip install 'parm-mlx[rewards]'"
-            )
+            hint = "install it: pip install 'parm-mlx[rewards]'"
+            raise InputError(f"hf:{source} needs {' and '.join(missing)}", hint=hint)
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -43,10 +39,8 @@ class Classifier:
             model = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             if "trust_remote_code" in str(error):
-                raise ModelError(
-                    f"hf:{source}: auto_map is refused: code of a model is never run, and transformers has no class of "
-                    "its own for it"
-                ) from error
+                reason = "code of a model is never run, and transformers has no class of its own for it"
+                raise ModelError(f"hf:{source}: auto_map is refused: {reason}") from error
             raise ModelError(f"hf:{source} cannot be loaded: {first_line(error)}") from error
         self.commit: str | None = getattr(model.config, "_commit_hash", None)
         on_gpu = torch.backends.mps.is_available()
@@ -58,11 +52,7 @@ class Classifier:
         self._limit = min(limit for limit in limits if limit)
 
     def __call__(self, prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
-        """Scores answers, each to its prompt.
-
-        Raises:
-            ModelError: The chat template refuses a conversation.
-        """
+        """Scores answers, each to its prompt."""
         rows = [self._read(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         batches = [rows] if self._padded and rows else [[row] for row in rows]
         return [score for batch in batches for score in self._forward(batch)]
@@ -75,11 +65,11 @@ class Classifier:
             if self._tokenizer.chat_template:
                 text = conversation(self._tokenizer, prompt, answer)
                 return self._tokenizer(text, add_special_tokens=False, **cut)
-            return self._tokenizer(_turns(prompt), answer, **cut)
+            question = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+            return self._tokenizer(question, answer, **cut)
         except TemplateError as error:
-            raise ModelError(
-                f"the chat template of hf:{self._source} does not accept a conversation: {error}"
-            ) from error
+            of = f"the chat template of hf:{self._source}"
+            raise ModelError(f"{of} does not accept a conversation: {error}") from error
 
     def _forward(self, rows: Sequence[Any]) -> list[float]:
         import torch
@@ -92,8 +82,3 @@ class Classifier:
             outputs = self._model(**{key: value.to(self._model.device) for key, value in batch.items()}).logits
         scores: list[float] = outputs[:, self._index].float().tolist()
         return scores
-
-
-def _turns(prompt: Content) -> str:
-    """Joins the messages of a prompt by empty lines."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)

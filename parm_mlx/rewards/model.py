@@ -37,21 +37,13 @@ KINDS = ("sequence-classification", "score")
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """The content of ``reward.json``.
+    """The content of ``reward.json``."""
 
-    Attributes:
-        kind: ``"sequence-classification"``, or ``"score"`` for the score heads of Beaver.
-        labels: The names of the outputs.
-        lower_is_better: The outputs are costs, to be negated.
-        chat_template: Name of a built-in chat template; None is the tokenizer's own.
-        pad_token_id: A token that is skipped when the last one is looked for, as in transformers.
-    """
-
-    kind: str
-    labels: tuple[str, ...]
-    lower_is_better: bool = False
-    chat_template: str | None = None
-    pad_token_id: int | None = None
+    kind: str  # "sequence-classification", or "score" for the score heads of Beaver
+    labels: tuple[str, ...]  # the names of the outputs
+    lower_is_better: bool = False  # the outputs are costs, to be negated
+    chat_template: str | None = None  # name of a built-in chat template; None is the tokenizer's own
+    pad_token_id: int | None = None  # is skipped when the last token is looked for, as in transformers
 
     def save(self, directory: Path) -> None:
         """Writes ``reward.json``."""
@@ -60,11 +52,7 @@ class RewardSettings:
 
 
 def read_settings(directory: Path) -> RewardSettings:
-    """Reads ``reward.json``.
-
-    Raises:
-        ModelError: It is missing, of another format, or a value in it cannot be used.
-    """
+    """Reads ``reward.json``; raises ModelError if it is missing, of another format, or a value cannot be used."""
     if not (directory / REWARD_FILE).is_file():
         raise ModelError(
             f"{directory} is not a reward model: {REWARD_FILE} is missing",
@@ -77,32 +65,23 @@ def read_settings(directory: Path) -> RewardSettings:
         settings = RewardSettings(**content)  # type: ignore[arg-type]
     except TypeError as error:
         raise ModelError(f"reward model {directory}: {REWARD_FILE}: {str(error).split(') ')[-1]}") from None
-    wrong = [
-        key
-        for key, good in (
-            ("kind", settings.kind in KINDS),
-            ("labels", settings.labels and _is_texts(settings.labels)),
-            ("lower_is_better", isinstance(settings.lower_is_better, bool)),
-            ("chat_template", isinstance(settings.chat_template, str | None)),
-            ("pad_token_id", isinstance(settings.pad_token_id, int | None)),
-        )
-        if not good
-    ]
-    if wrong:
-        raise ModelError(f"reward model {directory}: {REWARD_FILE}: {', '.join(wrong)} cannot be used")
+    labels: Any = settings.labels
+    good = {
+        "kind": settings.kind in KINDS,
+        "labels": labels and isinstance(labels, list) and all(isinstance(text, str) for text in labels),
+        "lower_is_better": isinstance(settings.lower_is_better, bool),
+        "chat_template": isinstance(settings.chat_template, str | None),
+        "pad_token_id": isinstance(settings.pad_token_id, int | None),
+    }
+    if not all(good.values()):
+        wrong = ", ".join(name for name in good if not good[name])
+        raise ModelError(f"reward model {directory}: {REWARD_FILE}: {wrong} cannot be used")
     check_template(settings.chat_template)
     return settings
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
 class RewardModel:
-    """A reward model. Its weights are read when the first answer is scored.
-
-    Args:
-        source: Directory or hub id.
+    """A reward model, by its directory or hub id. Its weights are read when the first answer is scored.
 
     Raises:
         ModelError: There is no such reward model, it cannot be read, or its weights are not finite.
@@ -116,24 +95,15 @@ class RewardModel:
         check_finite_files(path)
         widen_on_cpu(self.backbone)
         if self.settings.chat_template is None and not self.tokenizer.has_chat_template:
-            raise ModelError(
-                f"reward model {source} has no chat template",
-                hint=f"set chat_template in {REWARD_FILE} to one of {', '.join(CHAT_TEMPLATES)}",
-            )
+            hint = f"set chat_template in {REWARD_FILE} to one of {', '.join(CHAT_TEMPLATES)}"
+            raise ModelError(f"reward model {source} has no chat template", hint=hint)
         self._weight, self._bias = _read_head(path, self.settings, self.backbone(mx.array([[0]])).shape[-1])
         # Attention ignores padding to the right. Models with other kinds of layers score one answer at a time.
         self._batched = attention_windows(self.backbone) is not None
         self._limit, self._rows = context_length(self.backbone), embedding_rows(self.backbone)
 
     def output(self, label: str | None) -> Callable[[Sequence[Content], Sequence[str]], list[float]]:
-        """Returns one output as a reward: from prompts and answers to scores. A cost is negated here and nowhere else.
-
-        Args:
-            label: Name of the output; optional if there is only one.
-
-        Raises:
-            InputError: There is no such output, or there are several and no name.
-        """
+        """Returns one output as a reward: from prompts and answers to scores. A cost is negated only here."""
         index = label_index("reward model ", self.source, label, self.settings.labels)
         sign = -1.0 if self.settings.lower_is_better else 1.0
 
@@ -170,14 +140,12 @@ class RewardModel:
         prompt, answer = escape(self.tokenizer, prompt), escape(self.tokenizer, answer)
         try:
             if name is not None:
-                text = render_answered(name, prompt, answer, self.tokenizer.eos_token or "")
-                ids = encode(self.tokenizer, text)
+                ids = encode(self.tokenizer, render_answered(name, prompt, answer, self.tokenizer.eos_token or ""))
             else:
                 ids = token_ids(self.tokenizer, conversation(self.tokenizer, prompt, answer))
         except TemplateError as error:
-            raise ModelError(
-                f"the chat template of reward model {self.source} does not accept a conversation: {error}"
-            ) from error
+            of = f"the chat template of reward model {self.source}"
+            raise ModelError(f"{of} does not accept a conversation: {error}") from error
         if self._limit is not None and len(ids) > self._limit:
             raise RunError(f"reward model {self.source} reads {self._limit} tokens; a conversation has {len(ids)}")
         if lone := lone_token(self.tokenizer, ids, self._rows, "reward model"):
@@ -198,11 +166,7 @@ def label_index(kind: str, source: str, label: str | None, labels: Sequence[str]
 
 
 def conversation(tokenizer: Any, prompt: Content, answer: str) -> str:
-    """Renders a prompt and its answer in the tokenizer's own chat template.
-
-    Raises:
-        jinja2.TemplateError: The template does not accept these messages.
-    """
+    """Renders a prompt and its answer in the tokenizer's own chat template; raises jinja2.TemplateError."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     messages = [*messages, {"role": "assistant", "content": answer}]
     return apply_template(tokenizer, messages, answered=True)
@@ -223,8 +187,6 @@ def _read_head(directory: Path, settings: RewardSettings, hidden: int) -> tuple[
     bias = tensors.pop("bias", mx.zeros(outputs))
     weight = tensors.pop("weight", mx.zeros(()))
     if weight.shape != (outputs, hidden) or bias.shape != (outputs,) or tensors:
-        raise ModelError(
-            f"reward model {directory}: {HEAD_FILE} must hold weight {(outputs, hidden)} and optionally "
-            f"bias {(outputs,)}"
-        )
+        shapes = f"weight {(outputs, hidden)} and optionally bias {(outputs,)}"
+        raise ModelError(f"reward model {directory}: {HEAD_FILE} must hold {shapes}")
     return weight.astype(mx.float32), bias.astype(mx.float32)

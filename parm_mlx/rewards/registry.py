@@ -8,8 +8,8 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,10 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 class Reward:
-    """A named reward.
+    """A named reward: a function that scores at most ``batch_size`` answers at once, each to its prompt.
 
-    Args:
-        name: Its name.
-        spec: What it is; another spec, other scores.
-        function: Scores several answers, each to its prompt.
-        batch_size: Most answers that the function is given at once; None for no limit.
-        source: The spec as the user gave it; ``spec`` by default.
-        digest: A digest of its files; None where it has none.
+    ``spec`` says what it is (another spec, other scores), ``source`` how the user gave it, if otherwise, and ``digest``
+    is that of its files, if it has any.
     """
 
     def __init__(
@@ -52,13 +47,6 @@ class Reward:
 
     def __call__(self, prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
         """Scores answers: each different pair of prompt and answer once, in batches of similar length.
-
-        Args:
-            prompts: A text or messages for each answer.
-            answers: The answers.
-
-        Returns:
-            A score for each, larger is better.
 
         Raises:
             RunError: The reward failed, or did not return a finite number for each.
@@ -77,14 +65,8 @@ class Reward:
 
     def _score(self, prompts: list[Content], answers: list[str]) -> list[float]:
         what = f"reward {self.name} ({self.spec})"
-        try:
-            with redirect_stdout(sys.stderr):
-                values = list(self._function(prompts, answers))
-        except ParmError:
-            raise
-        except (Exception, SystemExit) as error:
-            _raise_if_stopped(error)
-            raise RunError(f"{what} failed: {_reason(error)}") from error
+        with _user_code(f"{what} failed", RunError, passes=ParmError):  # which our own rewards raise
+            values = list(self._function(prompts, answers))
         if len(values) != len(answers):
             raise RunError(f"{what} returned {len(values)} scores for {len(answers)} answers")
         return [_finite(value, answer, what) for value, answer in zip(values, answers, strict=True)]
@@ -102,7 +84,7 @@ def _finite(value: Any, answer: str, what: str) -> float:
 
 
 def load_rewards(specs: Sequence[str] | Mapping[str, str | Function]) -> dict[str, Reward]:
-    """Loads rewards.
+    """Loads rewards by name, in this order.
 
     Args:
         specs: ``NAME=SPEC`` each, or SPEC by name. SPEC is ``builtin:NAME`` or the name of a built-in scorer, or
@@ -111,17 +93,13 @@ def load_rewards(specs: Sequence[str] | Mapping[str, str | Function]) -> dict[st
             directory or hub id of a reward model. ``#LABEL`` after the last two picks one of several outputs. In a
             mapping, SPEC may be the function itself.
 
-    Returns:
-        The rewards by name, in this order.
-
     Raises:
         InputError: A SPEC has none of these forms, a name is given twice, or something does not exist.
         RunError: A download failed.
     """
     models: dict[str, Any] = {}
     rewards: dict[str, Reward] = {}
-    for given in specs.items() if isinstance(specs, Mapping) else map(_split, specs):
-        name, spec = given
+    for name, spec in specs.items() if isinstance(specs, Mapping) else map(_split, specs):
         if name in rewards:
             raise InputError(f"reward {name} is given twice")
         if isinstance(spec, str):
@@ -140,17 +118,24 @@ def _split(given: str) -> tuple[str, str]:
 
 def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
     kind, colon, rest = spec.partition(":")
-    if kind == "builtin" and colon:
-        return Reward(name, spec, _builtin(rest))
-    if not colon and spec in SCORERS:
-        return Reward(name, f"builtin:{spec}", _builtin(spec))
+    if (kind == "builtin" and colon) or spec in SCORERS:
+        scorer = rest if colon else spec
+        if scorer not in SCORERS:
+            raise InputError(f"there is no built-in scorer {scorer}: {', '.join(SCORERS)}{_close(scorer)}")
+        return Reward(name, f"builtin:{scorer}", lambda prompts, answers: map(SCORERS[scorer], answers))
     if colon and kind in ("hf", "hf-answer"):
-        function, version = _classifier(*_split_label(rest), kind == "hf-answer")
-        return Reward(name, spec, function, digest=version)
+        from parm_mlx.rewards.hf import Classifier
+
+        source, label = _split_label(rest)
+        classifier, path = Classifier(source, label, kind == "hf-answer"), expanded(source)
+        return Reward(name, spec, classifier, digest=directory_digest(path) if is_dir(path) else classifier.commit)
     source, label = _split_label(spec)
     if is_dir(expanded(source)) or (not colon and "/" in source):
-        function, version = _reward_model(source, label, models)
-        return Reward(name, spec, function, digest=version)
+        from parm_mlx.rewards.model import RewardModel
+
+        if source not in models:
+            models[source] = RewardModel(source)
+        return Reward(name, spec, models[source].output(label), digest=directory_digest(models[source].path))
     if colon:
         function, version = _python(kind, rest)
         return Reward(name, f"{spec}@{version[:8]}", function, None, spec, version)
@@ -158,13 +143,6 @@ def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
         f"reward {name}: {spec} is neither a built-in scorer ({', '.join(SCORERS)}), the directory of a reward model "
         f"nor module:function{_close(spec)}"
     )
-
-
-def _builtin(name: str) -> Function:
-    if name not in SCORERS:
-        raise InputError(f"there is no built-in scorer {name}: {', '.join(SCORERS)}{_close(name)}")
-    scorer = SCORERS[name]
-    return lambda prompts, answers: map(scorer, answers)
 
 
 def _close(name: str) -> str:
@@ -178,39 +156,15 @@ def _split_label(spec: str) -> tuple[str, str | None]:
     return (source, label) if sign and not is_dir(expanded(spec)) else (spec, None)
 
 
-def _reward_model(source: str, label: str | None, models: dict[str, Any]) -> tuple[Function, str]:
-    """Returns a reward model and the digest of its files."""
-    from parm_mlx.rewards.model import RewardModel
-
-    if source not in models:
-        models[source] = RewardModel(source)
-    return models[source].output(label), directory_digest(models[source].path)
-
-
-def _classifier(source: str, label: str | None, answer_alone: bool) -> tuple[Function, str | None]:
-    """Returns a classifier, and the digest of its directory or the commit of its repository."""
-    from parm_mlx.rewards.hf import Classifier
-
-    classifier = Classifier(source, label, answer_alone)
-    path = expanded(source)
-    return classifier, directory_digest(path) if is_dir(path) else classifier.commit
-
-
 def _python(module: str, name: str) -> tuple[Function, str]:
-    """Returns a function of a module, and a digest of the files of the module and of the function.
-
-    The module may lie in the current directory. What it prints goes to stderr.
-    """
+    """Returns a function of a module, which may lie in the current directory, and a digest of the files of both."""
     if not all(part.isidentifier() for part in module.split(".")):
         raise InputError(f"{module!r} is not the name of a Python module", hint="a reward is NAME=module:function")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        with redirect_stdout(sys.stderr):
+        with _user_code(f"reward module {module} cannot be imported", InputError):
             found: Any = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        _raise_if_stopped(error)
-        raise InputError(f"reward module {module} cannot be imported: {_reason(error)}") from error
     finally:
         if here in sys.path:
             sys.path.remove(here)
@@ -218,25 +172,26 @@ def _python(module: str, name: str) -> tuple[Function, str]:
         found = getattr(found, part, None)
     if not callable(found):
         raise InputError(f"module {module} has no function {name}")
-    function: Function = found
     origin = sys.modules.get(getattr(inspect.unwrap(found), "__module__", None) or module)
     files = dict.fromkeys(getattr(each, "__file__", None) for each in (sys.modules[module], origin))
-    return function, digest(b"".join(Path(file).read_bytes() for file in files if file))
+    return found, digest(b"".join(Path(file).read_bytes() for file in files if file))
 
 
-def _raise_if_stopped(error: BaseException) -> None:
-    """Raises a SystemExit of this package again: the handler of a signal has raised it in the middle of user code."""
-    if isinstance(error, SystemExit) and _PACKAGE in Path(_frame(error).filename).parents:
-        raise error
-
-
-def _frame(error: BaseException) -> traceback.FrameSummary:
-    """Returns the innermost frame of a traceback."""
-    return traceback.extract_tb(error.__traceback__)[-1]
-
-
-def _reason(error: BaseException) -> str:
-    """Describes an exception in one line. A SyntaxError names its own line; its traceback ends in importlib."""
-    name, message, frame = type(error).__name__, first_line(error), _frame(error)
-    shown = name if message == name else f"{name}: {message}"
-    return shown if frame.filename.startswith("<") else f"{shown} (at {Path(frame.filename).name}:{frame.lineno})"
+@contextmanager
+def _user_code(what: str, failure: type[ParmError], passes: Any = ()) -> Iterator[None]:
+    """Sends what code of the user prints to stderr, and makes one line of what it raises, except for what passes."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except passes:
+        raise
+    except (Exception, SystemExit) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        # The handler of a signal raises SystemExit in the middle of user code.
+        if isinstance(error, SystemExit) and _PACKAGE in Path(frame.filename).parents:
+            raise
+        name, message = type(error).__name__, first_line(error)
+        shown = name if message == name else f"{name}: {message}"
+        # A SyntaxError names its own line; its traceback ends in importlib.
+        at = "" if frame.filename.startswith("<") else f" (at {Path(frame.filename).name}:{frame.lineno})"
+        raise failure(f"{what}: {shown}{at}") from error

@@ -10,10 +10,8 @@ from parm_mlx.evaluation import metrics
 from parm_mlx.evaluation.metrics import (
     bootstrap,
     corner_difference,
-    corners,
     front,
     hypervolume,
-    hypervolume_is_exact,
     hypervolumes,
     interval,
     mip,
@@ -83,7 +81,7 @@ def test_many_objectives_are_approximated_for_the_bootstrap() -> None:
     reference = np.full(12, -2.0)
     values, exact = hypervolumes(np.stack([points, points]), reference)
     assert not exact
-    assert hypervolume_is_exact(points, reference)
+    assert hypervolumes(points[None], reference, metrics.VALUE)[1]
     assert values == pytest.approx(hypervolume(points, reference), rel=2e-2)
 
 
@@ -98,14 +96,13 @@ def test_values_beyond_their_limit_are_approximated(monkeypatch: pytest.MonkeyPa
     points, reference = sphere(np.random.default_rng(3), 12, 6), np.full(6, -2.0)
     exact = hypervolume(points, reference)
     monkeypatch.setattr(metrics, "VALUE", metrics.VALUE._replace(work=10.0))
-    assert not hypervolume_is_exact(points, reference)
+    assert not hypervolumes(points[None], reference, metrics.VALUE)[1]
     assert hypervolume(points, reference) == pytest.approx(exact, rel=2e-3)
     assert hypervolume(points, reference) != exact
 
 
 def test_few_objectives_are_always_exact() -> None:
     points = sphere(np.random.default_rng(4), 1001, 5)
-    assert hypervolume_is_exact(points, np.full(5, -2.0))
     assert hypervolumes(points[None], np.full(5, -2.0))[1]
 
 
@@ -161,14 +158,11 @@ def test_spacing_by_hand() -> None:
     assert spacing(np.zeros((0, 2))) == 0
 
 
-def test_corners_by_hand() -> None:
-    assert corners(ALPHAS).tolist() == [0, 2]
-    assert corners([(0.2, 0.8), (0.9, 0.1), (0.5, 0.5)]).tolist() == [1, 0], "not a full grid: the nearest ones"
-
-
 def test_corner_differences_by_hand() -> None:
     """k = 2: 5 − 1 and 7 − 3. k = 3: r_1 is 6 at its corner, 1 and 3 at the others: 6 − 2; then 5 − ½, and 0 − 1."""
     assert corner_difference(ALPHAS, [[5, 3], [9, 9], [1, 7]]).tolist() == [4, 4]
+    nearly = [(0.2, 0.8), (0.9, 0.1), (0.5, 0.5)]
+    assert corner_difference(nearly, [[1, 7], [5, 3], [9, 9]]).tolist() == [4, 4], "not a full grid: the nearest ones"
     three = [[6, 1, 1], [1, 5, 1], [3, 0, 0]]
     assert corner_difference(np.eye(3), three).tolist() == [4, 4.5, -1]
     assert corner_difference(np.eye(3), [three, three]).shape == (2, 3)

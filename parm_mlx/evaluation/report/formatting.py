@@ -7,13 +7,13 @@ from typing import Any
 Interval = Mapping[str, float]
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Formats a number to a few digits, with a true minus sign; a dash stands for none."""
+def number(value: float | None) -> str:
+    """Formats a number to three digits, with a true minus sign; a dash stands for none."""
     if value is None or not math.isfinite(value):
         return "–"
     if abs(value) < 1e-9:  # what rounding leaves of 0
         return "0"
-    return (f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}").replace("-", "−")
+    return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
 
 
 def interval(value: Interval) -> str:
@@ -104,7 +104,8 @@ def _run(run: Mapping[str, Any]) -> str:
     lines = [_aligned(rows), "", f"hypervolume         {interval(run['hv'])}   reference point {reference(run)}"]
     lines.append(f"mean inner product  {interval(run['mip'])}")
     lines += [f"Spearman {name}  {interval(value)}" for name, value in run["spearman"].items()]
-    lines += ["", run["normalization"]["text"], f"Reference point: {run['reference_text']}", _brackets(run), ""]
+    lines += ["", run["normalization"]["text"], f"Reference point: {run['reference_text']}"]
+    lines += [f"In brackets: {run['confidence']['text']}", ""]
     lines += [f"! {f['text']}" for f in run["diagnosis"] if f["found"]] or ["No sign of failure found."]
     return "\n".join([*lines, timing(run["time"])]).rstrip()
 
@@ -122,11 +123,7 @@ def _comparison(summary: Mapping[str, Any]) -> str:
         lines.append(f"{one['run']} less {one['less']}: {figures}")
     lines += [f"They differ in {name}: {', '.join(values)}" for name, values in summary.get("settings", {}).items()]
     lines += ["", f"Joint reference point {reference(summary)}: {summary['reference_text']}"]
-    return "\n".join([*lines, summary["normalization"]["text"], _brackets(summary)])
-
-
-def _brackets(summary: Mapping[str, Any]) -> str:
-    return f"In brackets: {summary['confidence']['text']}"
+    return "\n".join([*lines, summary["normalization"]["text"], f"In brackets: {summary['confidence']['text']}"])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,6 @@
 """Placement of labels beside points where they cover nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import cos, hypot, pi, sin
 from typing import Any
@@ -16,66 +16,49 @@ _ANGLES = [pi * (step + 0.5) / 8 for step in range(16)]
 
 
 def place(axis: Any, wanted: Sequence[tuple[int, str]], points: Sequence[tuple[float, float]], **style: Any) -> None:
-    """Labels some points of a plane; a label that would cover a marker, a label or the frame is left out.
+    """Labels some of the points of a plane, by index, the most important first; the layout must be final.
 
-    The figure must have its final layout.
-
-    Args:
-        axis: The axes, of matplotlib.
-        wanted: Indices of points and their labels, the most important first.
-        points: All points, in data coordinates.
-        style: Style of the text.
+    A label that would cover a marker, a label or the frame is left out.
     """
-    figure = axis.figure
-    scale = figure.dpi / 72
-    renderer = figure.canvas.get_renderer()
+    scale = axis.figure.dpi / 72
+    renderer = axis.figure.canvas.get_renderer()
     frame = axis.get_window_extent(renderer)
     places = axis.transData.transform(np.asarray(points, dtype=float))
     reach = _MARKER * scale
     taken: list[Box] = [(x - reach, y - reach, x + reach, y + reach) for x, y in places]
     lines = _segments(axis)
     for index, text in wanted:
-        label = axis.annotate(
-            text, points[index], (0, 0), textcoords="offset points", ha="center", va="center", **style
-        )
+        look = {"textcoords": "offset points", "ha": "center", "va": "center", **style}
+        label = axis.annotate(text, points[index], (0, 0), **look)
         label.set_in_layout(False)
         extent = label.get_window_extent(renderer)
-        found = _best(places[index], extent.width, extent.height, scale, frame, taken, lines)
-        if found is None:
+        free = [
+            (distance / _DISTANCES[0] + 2 * _crossed(box, lines), distance, offset, box)
+            for distance, offset, box in _around(places[index], extent.width, extent.height, scale)
+            if frame.x0 <= box[0] and frame.y0 <= box[1] and box[2] <= frame.x1 and box[3] <= frame.y1
+            if not any(_overlap(box, other) for other in taken)
+        ]
+        if not free:
             label.remove()
             continue
-        (dx, dy), box, distance = found
-        label.set_position((dx / scale, dy / scale))
+        _, distance, offset, box = min(free, key=lambda found: found[0])
+        label.set_position(offset)
         taken.append(box)
         if distance > _DISTANCES[0]:
             _lead(axis, places[index], box, reach, style.get("color", "black"))
 
 
-def _best(
-    place: NDArray[Any],
-    width: float,
-    height: float,
-    scale: float,
-    frame: Any,
-    taken: Sequence[Box],
-    lines: NDArray[Any],
-) -> tuple[tuple[float, float], Box, float] | None:
-    """Finds the free place around a point that crosses the fewest lines, the nearer the better."""
-    best, least = None, float("inf")
+def _around(
+    place: NDArray[Any], width: float, height: float, scale: float
+) -> Iterator[tuple[float, tuple[float, float], Box]]:
+    """Yields places around a point: distance and offset in points, and the box in pixels."""
     for distance in _DISTANCES:
         for angle in _ANGLES:
             dx = cos(angle) * distance * scale + min(1.0, max(-1.0, 1.5 * cos(angle))) * width / 2
             dy = sin(angle) * distance * scale + min(1.0, max(-1.0, 1.5 * sin(angle))) * height / 2
             x, y = place[0] + dx, place[1] + dy
             box = (x - width / 2 - 1, y - height / 2 - 1, x + width / 2 + 1, y + height / 2 + 1)
-            if box[0] < frame.x0 or box[1] < frame.y0 or box[2] > frame.x1 or box[3] > frame.y1:
-                continue
-            if any(_overlap(box, other) for other in taken):
-                continue
-            cost = distance / _DISTANCES[0] + 2 * _crossed(box, lines)
-            if cost < least:
-                best, least = ((dx, dy), box, distance), cost
-    return best
+            yield distance, (dx / scale, dy / scale), box
 
 
 def _overlap(a: Box, b: Box) -> bool:

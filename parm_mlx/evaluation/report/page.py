@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.answers.store import Key, Result
-from parm_mlx.drawing import can_draw
 from parm_mlx.evaluation.report.formatting import caption, count, number, runs_of, timing, unit
-from parm_mlx.evaluation.report.plots import MISSING, add_pictures, inline_svg
+from parm_mlx.evaluation.report.plots import attempt, draw, inline_svg
 from parm_mlx.files import disk_errors
 from parm_mlx.preference import Alpha, format_alpha
 
@@ -22,55 +21,29 @@ _HERE = Path(__file__).parent
 def write_report(
     summary: Summary, results: Sequence[Result], scores: AllScores, out: Path, note: Callable[[str], None]
 ) -> None:
-    """Writes ``metrics.json``, the pictures and the page into a folder; see :func:`write_page`.
-
-    Args:
-        summary: The content of ``metrics.json``.
-        results: The answers of the run; none for a comparison.
-        scores: Their scores.
-        out: The folder.
-        note: Receives the reason why there is no picture.
-
-    Raises:
-        RunError: A file cannot be written.
-    """
+    """Writes ``metrics.json``, the pictures and the page into a folder; ``note`` receives why there is no picture."""
     with disk_errors(out):
         text = json.dumps(summary, indent=1, ensure_ascii=False)
         (out / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
-    add_pictures(summary, out, note)
+    _, no_picture = attempt(lambda: draw(summary, out))
+    if no_picture:
+        note(no_picture)
     write_page(summary, results, scores, out)
 
 
 def write_page(summary: Summary, results: Sequence[Result], scores: AllScores, out: Path) -> Path:
-    """Writes ``report.html`` into a folder.
-
-    Args:
-        summary: The content of ``metrics.json`` of a run or of a comparison.
-        results: The answers of the run; none for a comparison.
-        scores: Their scores, by (id, α, seed).
-        out: The folder.
-
-    Returns:
-        The page.
+    """Writes ``report.html`` into a folder, and returns it; a comparison (of ``metrics.json``) has no answers.
 
     Raises:
         RunError: The page cannot be written.
     """
-    page = out / PAGE_FILE
-    with disk_errors(page):
-        page.write_bytes(_render(summary, results, scores).encode("utf-8", "replace"))
-    return page
-
-
-def _render(summary: Summary, results: Sequence[Result], scores: AllScores) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     run = summary if summary["kind"] == "run" else None
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(_HERE))
     environment.globals |= {"number": number, "alpha": format_alpha}
-    svg, no_picture = _picture(summary)
-    data = _answers(run, results, scores) if run and results else None
-    return environment.get_template("page.html").render(
+    svg, no_picture = attempt(lambda: inline_svg(summary))
+    html = environment.get_template("page.html").render(
         summary=summary,
         run=run,
         title=_title(summary),
@@ -81,10 +54,14 @@ def _render(summary: Summary, results: Sequence[Result], scores: AllScores) -> s
         time=timing(run["time"]) if run else "",
         svg=svg,
         no_picture=no_picture,
-        data=embed(data) if data else "",
+        data=embed(_answers(run, results, scores)) if run and results else "",
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
         js=(_HERE / "page.js").read_text(encoding="utf-8"),
     )
+    page = out / PAGE_FILE
+    with disk_errors(page):
+        page.write_bytes(html.encode("utf-8", "replace"))
+    return page
 
 
 def embed(value: Any) -> str:
@@ -113,13 +90,12 @@ def _answers(run: Summary, results: Sequence[Result], scores: AllScores) -> dict
         found = [_rounded(scores[result.key][name]) for name in rewards]
         answer = [result.text, result.tokens, int(result.finish_reason != "length"), found]
         answers[result.id][seeds.index(result.seed)][columns[result.alpha]] = answer
-    every = [run["unguided"], *run["points"]]
     return {
         "objectives": run["objectives"],
         "rewards": rewards,
         "alphas": alphas,
         "seeds": seeds,
-        "means": [[_rounded(point["raw"][name]) for name in rewards] for point in every],
+        "means": [[_rounded(point["raw"][name]) for name in rewards] for point in [run["unguided"], *run["points"]]],
         "first": min(range(len(alphas)), key=lambda index: sum(w**2 for w in alphas[index])),  # the most even α
         "prompts": list(prompts.values()),
         "answers": list(answers.values()),
@@ -128,16 +104,6 @@ def _answers(run: Summary, results: Sequence[Result], scores: AllScores) -> dict
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
-
-
-def _picture(summary: Summary) -> tuple[str, str]:
-    """Returns the picture, or the reason why there is none."""
-    if not can_draw():
-        return "", MISSING
-    try:
-        return inline_svg(summary), ""
-    except Exception as error:  # the picture is optional: its failure must not cost the page
-        return "", f"no picture: {error}"
 
 
 def _title(summary: Summary) -> str:

@@ -1,6 +1,7 @@
 """The panels of an evaluation's pictures: planes, the simplex, parallel coordinates, and rows of intervals."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,17 @@ Style = tuple[str, Any, str, str]
 
 def styles(runs: Sequence[Run]) -> list[Style]:
     """Returns colour, dashes, marker and filling of each run; the second six have hollow markers."""
-    found = []
-    for number_, _ in enumerate(runs):
-        colour, dashes, marker = STYLES[number_ % len(STYLES)]
-        found.append((colour, dashes, marker, colour if (number_ // len(STYLES)) % 2 == 0 else PAPER))
-    return found
+    return [
+        (colour, dashes, marker, colour if i // len(STYLES) % 2 == 0 else PAPER)
+        for i, (_, (colour, dashes, marker)) in enumerate(zip(runs, cycle(STYLES), strict=False))
+    ]
 
 
-def means(points: Sequence[Point], name: str) -> list[float]:
-    """Returns the mean scores of an objective. (n,)"""
+def _means(points: Sequence[Point], name: str) -> list[float]:
     return [point["scores"][name]["mean"] for point in points]
 
 
-def bars(points: Sequence[Point], name: str) -> list[list[float]]:
+def _reach(points: Sequence[Point], name: str) -> list[list[float]]:
     """Returns how far the intervals reach below and above the means. (2, n)"""
     scores = [point["scores"][name] for point in points]
     below = [max(0.0, score["mean"] - score["low"]) for score in scores]
@@ -47,27 +46,24 @@ def plane(axis: Any, run: Run, x: str, y: str, panel: int) -> None:
     points, front = run["points"], set(run["front"]["indices"])
     weighed = run["objectives"].index(x)
     _frame(axis, run, x, y)
-    for group, colour in ((points, SOFT), ([run["unguided"]], INK)):
-        crosses = {"xerr": bars(group, x), "yerr": bars(group, y), "ecolor": colour, "elinewidth": 0.7}
-        _fade(axis.errorbar(means(group, x), means(group, y), **crosses, fmt="none", zorder=2), 0.6)
+    _crosses(axis, points, x, y, SOFT, 0.7, 0.6)
+    _crosses(axis, [run["unguided"]], x, y, INK, 0.7, 0.6)
     if len(run["objectives"]) == 2:
-        line = sorted((points[i]["scores"][x]["mean"], points[i]["scores"][y]["mean"]) for i in front)
+        line = sorted(_place(points[index], x, y) for index in front)
         axis.plot(*zip(*line, strict=True), color=INK, linewidth=1.3, zorder=3)
     for index, point in enumerate(points):
-        (marker,) = axis.plot(
-            *([value] for value in _place(point, x, y)),
-            color=colormaps[SHADES](point["alpha"][weighed]),
-            **_marker(index in front),
-            zorder=5 if index in front else 4,
-        )
+        look = {**_marker(index in front), "color": colormaps[SHADES](point["alpha"][weighed])}
+        (marker,) = axis.plot(*_place(point, x, y), **look, zorder=5 if index in front else 4)
         marker.set_gid(f"point-{index}-{panel}")
-    axis.plot(*([value] for value in _place(run["unguided"], x, y)), **_unguided(), zorder=6)
+    axis.plot(*_place(run["unguided"], x, y), **_unguided(), zorder=6)
 
 
-def _fade(drawn: Any, alpha: float) -> None:
-    """Makes the bars of an errorbar transparent, not its markers."""
-    for part in drawn[2]:
-        part.set_alpha(alpha)
+def _crosses(axis: Any, points: Sequence[Point], x: str, y: str, colour: str, width: float, alpha: float) -> None:
+    """Draws the intervals of points in both directions."""
+    look = {"xerr": _reach(points, x), "yerr": _reach(points, y), "ecolor": colour, "elinewidth": width}
+    drawn = axis.errorbar(_means(points, x), _means(points, y), **look, fmt="none", zorder=2)
+    for bar in drawn[2]:
+        bar.set_alpha(alpha)
 
 
 def _place(point: Point, x: str, y: str) -> tuple[float, float]:
@@ -103,18 +99,19 @@ def key(line: bool) -> list[Any]:
 
 def shade(axis: Any, label: str) -> None:
     """Adds the colours of weights from 0 to 1 beside a panel."""
-    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    bar = axis.figure.colorbar(ScalarMappable(Normalize(0, 1), SHADES), ax=axis, fraction=0.045, pad=0.02)
-    _bar(bar, label)
-    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "¼", "½", "¾", "1"])
+    _colour_bar(axis, Normalize(0, 1), label).set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "¼", "½", "¾", "1"])
 
 
-def _bar(bar: Any, label: str) -> None:
+def _colour_bar(axis: Any, norm: Any, label: str) -> Any:
+    from matplotlib.cm import ScalarMappable
+
+    bar = axis.figure.colorbar(ScalarMappable(norm, SHADES), ax=axis, fraction=0.045, pad=0.02)
     bar.set_label(label, color=SOFT, labelpad=6)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=SOFT)
+    return bar
 
 
 def label_points(axis: Any, run: Run, x: str, y: str) -> None:
@@ -134,13 +131,12 @@ def label_points(axis: Any, run: Run, x: str, y: str) -> None:
 def simplex(axis: Any, run: Run, panel: int) -> None:
     """Draws three objectives: every α at its place in the triangle, coloured by αᵀr(α)."""
     from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     corners = np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])
     names, front = run["objectives"], set(run["front"]["indices"])
     alphas = np.array([point["alpha"] for point in run["points"]])
-    scores = np.array([means(run["points"], name) for name in names]).T
+    scores = np.array([_means(run["points"], name) for name in names]).T
     gained = (alphas * scores).sum(axis=1)
     axis.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.12, 0.98))
     axis.axis("off")
@@ -158,7 +154,7 @@ def simplex(axis: Any, run: Run, panel: int) -> None:
         style = {**_marker(index in front), "markersize": 9.5 if index in front else 6.5}
         (marker,) = axis.plot([x], [y], color=colormaps[SHADES](norm(value)), **style, zorder=4)
         marker.set_gid(f"point-{index}-{panel}")
-    _bar(axis.figure.colorbar(ScalarMappable(norm, SHADES), ax=axis, fraction=0.045, pad=0.02), "αᵀr(α)")
+    _colour_bar(axis, norm, "αᵀr(α)")
 
 
 def parallel(axis: Any, run: Run) -> None:
@@ -177,7 +173,7 @@ def parallel(axis: Any, run: Run) -> None:
             group.sort(key=lambda point, at=place_: point["alpha"][at])  # type: ignore[misc]
             colours = colormaps[SHADES]([point["alpha"][place_] for point in group])
             look = {"c": colours, "marker": marker, "s": size**2, "edgecolors": INK, "linewidths": 0.5}
-            axis.scatter([place_] * len(group), means(group, name), **look, zorder=5 if on_front else 4)
+            axis.scatter([place_] * len(group), _means(group, name), **look, zorder=5 if on_front else 4)
     heights, reach = _reached(run)
     axis.errorbar(range(len(names)), heights, reach, fmt="none", ecolor=INK, elinewidth=1.1, zorder=3)
     alone = {**_unguided(), "linestyle": "--", "color": INK, "markerfacecolor": PAPER}
@@ -187,12 +183,12 @@ def parallel(axis: Any, run: Run) -> None:
 def _reached(run: Run) -> tuple[list[float], NDArray[Any]]:
     """Returns each objective's score at the α that weighs it most, (k,), and the reach of its interval, (2, k)."""
     heights, reach = [], []
-    for place_, name in enumerate(run["objectives"]):
-        weights = [point["alpha"][place_] for point in run["points"]]
+    for i, name in enumerate(run["objectives"]):
+        weights = [point["alpha"][i] for point in run["points"]]
         best = run["points"][weights.index(max(weights))]
         heights.append(best["scores"][name]["mean"])
-        reach.append(np.array(bars([best], name))[:, 0])
-    return heights, np.array(reach).T
+        reach.append(_reach([best], name))
+    return heights, np.concatenate(reach, axis=1)
 
 
 def _coordinates(axis: Any, run: Run) -> None:
@@ -205,27 +201,23 @@ def _coordinates(axis: Any, run: Run) -> None:
     axis.grid(axis="x", color=RULE)
 
 
-def planes_of_runs(axis: Any, runs: Sequence[Run], x: str, y: str, line: bool) -> None:
+def planes_of_runs(axis: Any, runs: Sequence[Run], x: str, y: str) -> None:
     """Draws two objectives of several runs, which differ in colour, marker and dashes."""
     _frame(axis, runs[0], x, y)
     for run, (colour, dashes, marker, face) in zip(runs, styles(runs), strict=True):
         points = run["points"]
-        crosses = {"xerr": bars(points, x), "yerr": bars(points, y), "ecolor": colour, "elinewidth": 0.6}
-        _fade(axis.errorbar(means(points, x), means(points, y), **crosses, fmt="none", zorder=2), 0.45)
-        if line:
+        _crosses(axis, points, x, y, colour, 0.6, 0.45)
+        if len(run["objectives"]) == 2:
             front = sorted(_place(points[index], x, y) for index in run["front"]["indices"])
             axis.plot(*zip(*front, strict=True), color=colour, linestyle=dashes, linewidth=1.4, zorder=3)
         look = {"marker": marker, "markersize": 6, "markerfacecolor": face, "markeredgecolor": colour}
-        axis.plot(means(points, x), means(points, y), **look, linestyle="none", zorder=4)
+        axis.plot(_means(points, x), _means(points, y), **look, linestyle="none", zorder=4)
         look = {"marker": UNGUIDED, "markersize": 8, "markerfacecolor": PAPER, "markeredgecolor": colour}
-        axis.plot(*([value] for value in _place(run["unguided"], x, y)), **look, linestyle="none", zorder=5)
+        axis.plot(*_place(run["unguided"], x, y), **look, linestyle="none", zorder=5)
 
 
 def parallel_of_runs(axis: Any, runs: Sequence[Run]) -> None:
-    """Draws more objectives of several runs: the score at the α that weighs the axis's objective most.
-
-    A cross in the run's colour is its base alone.
-    """
+    """Draws more objectives of several runs: the scores at the α that weighs each most, and crosses for the base."""
     names = runs[0]["objectives"]
     _coordinates(axis, runs[0])
     step = min(0.12, 0.5 / len(runs))
@@ -246,22 +238,13 @@ def key_of_runs(runs: Sequence[Run], line: bool) -> list[Any]:
     handles, length = [], 34 if len(runs) < ONE_COLUMN else 20
     for run, (colour, dashes, marker, face) in zip(runs, styles(runs), strict=True):
         look: dict[str, Any] = {"color": colour, "linestyle": dashes if line else "none", "marker": marker}
-        handles.append(
-            Line2D(
-                [], [], **look, markerfacecolor=face, label=f"{short(run['name'], length)}   HV {interval(run['hv'])}"
-            )
-        )
+        look["label"] = f"{short(run['name'], length)}   HV {interval(run['hv'])}"
+        handles.append(Line2D([], [], **look, markerfacecolor=face))
     return [*handles, Line2D([], [], **_unguided(), label="the base alone")]
 
 
 def rows(axis: Any, values: Sequence[tuple[str, Mapping[str, float], str, Any]], xlabel: str) -> None:
-    """Draws rows of one number each with its interval.
-
-    Args:
-        axis: The axes.
-        values: Label, interval, the key of its middle, and colour with marker, from the top.
-        xlabel: What the numbers are.
-    """
+    """Draws rows from the top: label, interval, the key of its middle, and colour with marker."""
     for height, (_, value, middle, (colour, marker)) in enumerate(values):
         at = value[middle]
         reach = [[max(0.0, at - value["low"])], [max(0.0, value["high"] - at)]]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from parm_mlx.drawing import INSTALL, can_draw
 from parm_mlx.evaluation.report import panels
@@ -22,6 +22,7 @@ from parm_mlx.files import disk_errors
 PNG_FILE, SVG_FILE = "pareto.png", "pareto.svg"
 MISSING = f"no picture: matplotlib is not installed ({INSTALL})"
 Summary = Mapping[str, Any]
+T = TypeVar("T")
 
 _SETTINGS: Any = {
     "axes.axisbelow": True,
@@ -49,26 +50,20 @@ _SETTINGS: Any = {
 }
 
 
-def add_pictures(summary: Summary, out: Path, note: Callable[[str], None]) -> None:
-    """Draws the pictures into a folder; if that fails, a note says why."""
+def attempt(action: Callable[[], T]) -> tuple[T | None, str]:
+    """Returns what drawing returns, or the reason why there is no picture: its failure must not cost the figures."""
     if not can_draw():
-        note(MISSING)
-        return
+        return None, MISSING
     try:
-        draw(summary, out)
-    except Exception as error:  # the picture is optional: its failure must not cost the figures
-        note(f"no picture: {error}")
+        return action(), ""
+    except Exception as error:
+        return None, f"no picture: {error}"
 
 
 def draw(summary: Summary, out: Path) -> None:
-    """Writes ``pareto.png`` and ``pareto.svg``.
-
-    Args:
-        summary: The content of ``metrics.json`` of a run or of a comparison.
-        out: The folder.
+    """Writes ``pareto.png`` and ``pareto.svg`` into a folder; needs matplotlib, see :func:`parm_mlx.drawing.can_draw`.
 
     Raises:
-        ImportError: matplotlib is not installed; see :func:`parm_mlx.drawing.can_draw`.
         RunError: A picture cannot be written.
     """
     with _matplotlib():
@@ -83,9 +78,6 @@ def inline_svg(summary: Summary) -> str:
     """Returns the picture as an ``<svg>`` element; CSS sets ``--ink``, ``--soft``, ``--rule`` and ``--paper``.
 
     The markers of point i of a run are groups with ids ``point-i-…``.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
     with _matplotlib():
         text = io.StringIO()
@@ -131,21 +123,25 @@ def _title(summary: Summary) -> str:
     return short(summary["name"], 60) if summary["kind"] == "run" else f"{len(summary['runs'])} runs"
 
 
-def _legend(drawn: Any, summary: Summary, handles: list[Any]) -> None:
+def _legend(drawn: Any, summary: Summary, runs: list[Summary], line: bool) -> None:
     """Adds the legend above the panels; its title is that of the picture."""
-    columns = len(handles) if summary["kind"] == "run" else 1 if len(handles) <= panels.ONE_COLUMN else 2
+    if summary["kind"] == "run":
+        handles = panels.key(line)
+        columns = len(handles)
+    else:
+        handles = panels.key_of_runs(runs, line)
+        columns = 1 if len(handles) <= panels.ONE_COLUMN else 2
     font = {"size": 12, "weight": "bold"}
     style = {"ncols": columns, "fontsize": 8.5, "title_fontproperties": font, "alignment": "left"}
     drawn.legend(handles=handles, loc="outside upper left", title=_title(summary), borderpad=0.1, **style)
 
 
 def _one(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
-    compared = summary["kind"] == "comparison"
     drawn.suptitle(_title(summary), x=0.012, ha="left", fontsize=12, fontweight="bold")
     axis, (name,) = drawn.subplots(), summary["objectives"]
     values = []
     for run, (colour, _, marker, _) in zip(runs, panels.styles(runs), strict=True):
-        called = f"{short(run['name'], 24)}: " if compared else ""
+        called = f"{short(run['name'], 24)}: " if summary["kind"] == "comparison" else ""
         values.append((f"{called}the base alone", run["unguided"]["scores"][name], "mean", (colour, panels.UNGUIDED)))
         values += [(f"{called}guided", point["scores"][name], "mean", (colour, marker)) for point in run["points"]]
     drawn.set_figheight(1.7 + 0.42 * len(values))
@@ -154,42 +150,39 @@ def _one(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
 
 def _two(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
     axis, (x, y) = drawn.subplots(), summary["objectives"]
-    if summary["kind"] == "comparison":
-        panels.planes_of_runs(axis, runs, x, y, line=True)
-        _legend(drawn, summary, panels.key_of_runs(runs, line=True))
-    else:
-        panels.plane(axis, summary, x, y, 0)
-        panels.shade(axis, f"weight of {short(x)} in α")
-        _legend(drawn, summary, panels.key(line=True))
+    _plane(axis, summary, runs, x, y, 0)
+    _legend(drawn, summary, runs, line=True)
+    if summary["kind"] == "run":
         drawn.draw_without_rendering()
         panels.label_points(axis, summary, x, y)
 
 
+def _plane(axis: Any, summary: Summary, runs: list[Summary], x: str, y: str, panel: int) -> None:
+    if summary["kind"] == "comparison":
+        panels.planes_of_runs(axis, runs, x, y)
+    else:
+        panels.plane(axis, summary, x, y, panel)
+        panels.shade(axis, f"weight of {short(x)} in α")
+
+
 def _three(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
-    axes = drawn.subplots(2, 2).flat
-    pairs = list(combinations(summary["objectives"], 2))
-    for panel, (axis, (x, y)) in enumerate(zip(axes, pairs, strict=False)):
-        if summary["kind"] == "comparison":
-            panels.planes_of_runs(axis, runs, x, y, line=False)
-        else:
-            panels.plane(axis, summary, x, y, panel)
-            panels.shade(axis, f"weight of {short(x)} in α")
+    *planes, last = drawn.subplots(2, 2).flat
+    for panel, (axis, (x, y)) in enumerate(zip(planes, combinations(summary["objectives"], 2), strict=True)):
+        _plane(axis, summary, runs, x, y, panel)
     if summary["kind"] == "comparison":
         looks = [(colour, marker) for colour, _, marker, _ in panels.styles(runs)]
         values = [(run["name"], run["mip"], "value", look) for run, look in zip(runs, looks, strict=True)]
-        panels.rows(axes[3], values, "MIP, mean of αᵀr(α)")
-        _legend(drawn, summary, panels.key_of_runs(runs, line=False))
+        panels.rows(last, values, "MIP, mean of αᵀr(α)")
     else:
-        panels.simplex(axes[3], summary, 3)
-        _legend(drawn, summary, panels.key(line=False))
+        panels.simplex(last, summary, 3)
+    _legend(drawn, summary, runs, line=False)
 
 
 def _many(drawn: Any, summary: Summary, runs: list[Summary]) -> None:
     axis = drawn.subplots()
     if summary["kind"] == "comparison":
         panels.parallel_of_runs(axis, runs)
-        _legend(drawn, summary, panels.key_of_runs(runs, line=True))
     else:
         panels.parallel(axis, summary)
         panels.shade(axis, "weight of the axis's objective in α")
-        _legend(drawn, summary, panels.key(line=False))
+    _legend(drawn, summary, runs, line=summary["kind"] == "comparison")

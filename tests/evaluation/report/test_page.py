@@ -12,7 +12,7 @@ from evaluation.made_up import made_up_run
 
 from parm_mlx.answers.store import Result
 from parm_mlx.errors import RunError
-from parm_mlx.evaluation.report import page
+from parm_mlx.evaluation.report import page, plots
 from parm_mlx.evaluation.report.page import embed, write_page
 from parm_mlx.evaluation.summary import Run, compare, summarise
 
@@ -133,7 +133,7 @@ def test_without_a_picture_the_page_says_why(tmp_path: Path, monkeypatch: pytest
         raise RuntimeError("no <fonts>")
 
     if reason == "missing":
-        monkeypatch.setattr(page, "can_draw", lambda: False)
+        monkeypatch.setattr(plots, "can_draw", lambda: False)
     monkeypatch.setattr(page, "inline_svg", fail)
     parsed = Parsed(written(tmp_path, made_up_run(1, 0.5, prompts=2)).read_text(encoding="utf-8"))
     assert "svg" not in parsed.tags

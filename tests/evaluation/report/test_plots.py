@@ -215,18 +215,14 @@ def test_settings_and_letters_that_the_font_lacks_do_not_matter(tmp_path: Path) 
     assert (tmp_path / "pareto.png").exists()
 
 
-def test_without_matplotlib_there_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "can_draw", lambda: False)
-    notes: list[str] = []
-    plots.add_pictures(one(1), tmp_path, notes.append)
-    assert notes == [plots.MISSING]
-    assert list(tmp_path.iterdir()) == []
+    assert plots.attempt(lambda: "drawn") == (None, plots.MISSING)
 
 
 def test_a_picture_that_fails_costs_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"pareto.png was not written: No such file"):
         plots.draw(one(1), tmp_path / "missing")
-    notes: list[str] = []
-    plots.add_pictures(one(1), tmp_path / "missing", notes.append)
-    assert len(notes) == 1
-    assert notes[0].startswith("no picture: ")
+    drawn, reason = plots.attempt(lambda: plots.draw(one(1), tmp_path / "missing"))
+    assert drawn is None
+    assert reason.startswith("no picture: ")
