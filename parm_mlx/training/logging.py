@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from parm_mlx.errors import ConfigError, RunError, first_line
-from parm_mlx.files import disk_errors
+from parm_mlx.files import disk_errors, expanded
 from parm_mlx.mlxlm import reporting_callback
 from parm_mlx.outputs import write_file
 from parm_mlx.preference import format_alpha
@@ -221,7 +221,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def _start_trackers(config: TrainConfig) -> Any:
     """Starts the trackers of ``report_to`` through mlx-lm's callback; their files go to ``OUT.tracking``."""
-    out = Path(config.out).expanduser()
+    out = expanded(config.out)
     directory = out.with_name(f"{out.name}.tracking") / out.name
     trackers = ",".join(config.report_to or ())
     with disk_errors(directory):

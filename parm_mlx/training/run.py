@@ -15,7 +15,7 @@ from parm_mlx.data.dataset import PreferenceData, load_data
 from parm_mlx.data.tokenize import UNLABELLED, TokenPair, tokenize_pairs
 from parm_mlx.distributed import Group, join
 from parm_mlx.errors import CheckpointError, ConfigError, DataError, LostError, OutputError
-from parm_mlx.files import flush, resolve
+from parm_mlx.files import expanded, flush, resolve
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
@@ -126,7 +126,7 @@ def train(
     group = join()
     if progress is None or not group.main:
         progress = Progress()
-    out = Path(config.out).expanduser()
+    out = expanded(config.out)
     folder = CheckpointFolder(out, config.keep_checkpoints)
     with group.reported_once(), ExitStack() as held:
         with group.agreed():
@@ -158,7 +158,7 @@ def _begin(
     config: TrainConfig, folder: CheckpointFolder, force: bool, resume: bool, progress: Progress, held: ExitStack
 ) -> TrainResult | Checkpoint | None:
     """Checks and holds the output; returns the checkpoint to go on from, or the result if nothing is left to do."""
-    out, reads = Path(config.out).expanduser(), _reads(config)
+    out, reads = expanded(config.out), _reads(config)
     if not resume:
         check_new(out, force, reads)
     check_apart(folder.path, reads)
