@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import AdapterError, ModelError
-from parm_mlx.files import read_json
+from parm_mlx.files import is_file, read_json
 from parm_mlx.fingerprint import safetensors_header
 from parm_mlx.mlxlm import weight_files
 from parm_mlx.pblora.adapter import CONFIG_FILE as ADAPTER_CONFIG
@@ -60,10 +60,14 @@ def detect(path: Path, name: str | None = None) -> Source:
         ModelError: It holds a model without a readable config, a model that is neither causal LM nor reward model, or
             no model and no adapter.
     """
-    if (path / ADAPTER_CONFIG).exists() or any(path.glob("adapter*.safetensors")) or any(path.glob("adapter*.bin")):
+    if (
+        is_file(path / ADAPTER_CONFIG, AdapterError)
+        or any(path.glob("adapter*.safetensors"))
+        or any(path.glob("adapter*.bin"))
+    ):
         config = read_json(path / ADAPTER_CONFIG, f"adapter {path}", AdapterError)
         kind = _adapter_kind(path, config)
-    elif (path / MODEL_CONFIG).exists() or any(path.glob("model*.safetensors")):
+    elif is_file(path / MODEL_CONFIG, ModelError) or any(path.glob("model*.safetensors")):
         config = read_json(path / MODEL_CONFIG, f"model {path}", ModelError)
         kind = _model_kind(path, config)
     else:
@@ -87,7 +91,7 @@ def _adapter_kind(path: Path, config: dict[str, Any]) -> Kind:
 
 
 def _model_kind(path: Path, config: dict[str, Any]) -> Kind:
-    if (path / REWARD_FILE).exists():
+    if is_file(path / REWARD_FILE, ModelError):
         return Kind.MLX_REWARD
     listed = config.get("architectures")
     architectures = [str(name) for name in listed] if isinstance(listed, list) else []

@@ -7,8 +7,8 @@ from pathlib import Path
 from parm_mlx.convert import peft
 from parm_mlx.convert.detect import Kind, Source, detect
 from parm_mlx.convert.model import Quantization, convert_model
-from parm_mlx.errors import AdapterError, InputError
-from parm_mlx.files import resolve
+from parm_mlx.errors import AdapterError, InputError, ModelError
+from parm_mlx.files import expanded, is_dir, resolve
 from parm_mlx.guidance.templates import check_template
 from parm_mlx.mlxlm import load_weights_and_tokenizer
 from parm_mlx.outputs import check_new, new_directory
@@ -107,7 +107,7 @@ def _convert_adapter(request: Request, source: Source, say: Say) -> None:
             load_into(backbone, config, tensors)
         except AdapterError as error:
             raise AdapterError(f"{request.source} on guide model {given}: {error}", hint=error.hint) from None
-        is_hub_id = not Path(given).expanduser().is_dir()
+        is_hub_id = not is_dir(expanded(given, ModelError), ModelError)
         absolute = given if is_hub_id else str(path.resolve())
         config = replace(config, base_model=absolute if request.to_peft else backbone_reference(given, request.out))
     elif request.to_peft and config.base_model is not None:

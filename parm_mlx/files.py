@@ -21,15 +21,19 @@ _DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tikt
 
 
 def expanded(path: str | Path, error: type[InputError] = InputError) -> Path:
-    """Returns a path with ``~`` expanded; raises ``error`` if there is no such user, or the path is not text."""
+    """Returns a path with ``~`` or ``~user`` at its start expanded; of a folder named ``~x`` (``./~x``), the full path.
+
+    Raises ``error`` if there is no such user, or the path is not UTF-8 or holds a NUL character.
+    """
     try:
         if b"\0" in str(path).encode():
             raise error(f"{path}: a path cannot hold a NUL character")
-        return Path(path).expanduser()
     except UnicodeEncodeError:
         raise error(f"{path}: a path must be UTF-8") from None
-    except RuntimeError:
-        raise error(f"{path}: there is no such user") from None
+    text = os.path.expanduser(path)  # noqa: PTH111  (pathlib expands ./~x too)
+    if text.startswith("~"):
+        raise error(f"{path}: there is no such user")
+    return Path(text).absolute() if str(Path(text)).startswith("~") else Path(text)
 
 
 def decoded(text: str, what: str) -> str:
@@ -54,7 +58,7 @@ def is_file(path: Path, error: type[InputError] = InputError) -> bool:
 def _mode(path: Path, error: type[InputError]) -> int:
     try:
         return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no path is called so
         return 0
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}") from None

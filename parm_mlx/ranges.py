@@ -18,11 +18,7 @@ class Whole:
         return f"a whole number from {self.low} to {self.high}"
 
     def read(self, value: Any) -> int:
-        """The value as a number; text such as ``"12"`` or ``"1e3"`` counts as what it means.
-
-        Raises:
-            ValueError: It is not such a number; the message begins with "must be".
-        """
+        """Returns a number, or what a text spells (``"1e3"``); ValueError ("must be …") for others than these."""
         number = _exact(value)
         if number is None or not self.low <= number <= self.high:
             raise ValueError(f"must be {self}, got {shown(value)}")
@@ -31,30 +27,19 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
-    """Numbers from ``low`` to ``high``.
-
-    Attributes:
-        low: The smallest.
-        high: The largest.
-        or_zero: Whether 0 is one, too.
-        below: Whether ``high`` is not one.
-    """
+    """Numbers from ``low`` to ``high``."""
 
     low: float
     high: float
-    or_zero: bool = False
-    below: bool = False
+    or_zero: bool = False  # 0 is one, too
+    below: bool = False  # ``high`` is not one
 
     def __str__(self) -> str:
         to = "up to but below" if self.below else "to"
         return f"{'0 or ' if self.or_zero else ''}a number from {self.low:g} {to} {self.high:g}"
 
     def read(self, value: Any) -> float:
-        """The value as a number; text such as ``"5e-4"`` counts as what it means.
-
-        Raises:
-            ValueError: It is not such a number; the message begins with "must be".
-        """
+        """Returns a number, or what a text spells (``"5e-4"``); ValueError ("must be …") for others than these."""
         number = as_float(value)
         inside = self.low <= number <= self.high and not (self.below and number == self.high)
         if not inside and not (self.or_zero and number == 0):
@@ -63,7 +48,7 @@ class Real:
 
 
 def as_float(value: Any) -> float:
-    """The value as a float; not a number where it is none, or none that a float can hold."""
+    """Returns a value as a float, NaN where it is not a number that a float can hold."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -71,7 +56,7 @@ def as_float(value: Any) -> float:
 
 
 def shown(value: Any) -> str:
-    """The value as an error shows it: cut short where it is long."""
+    """Returns a value as an error shows it: cut short where it is long."""
     try:
         text = repr(value)
     except ValueError:  # Python does not write out integers of thousands of digits
@@ -80,16 +65,14 @@ def shown(value: Any) -> str:
 
 
 def _exact(value: Any) -> int | None:
-    """The value as a whole number, digit for digit, where it is one."""
+    """Returns a value as a whole number, digit for digit, where it is one."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    try:
-        return int(value) if isinstance(value, str) else _whole_float(value)
-    except ValueError:
-        return _whole_float(value)
-
-
-def _whole_float(value: Any) -> int | None:
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            pass
     number = as_float(value)
     return int(number) if number.is_integer() else None
 

@@ -5,14 +5,14 @@ the command line and its line in ``--help`` and docs/cli.md (:mod:`parm_mlx.cli.
 """
 
 import os
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Protocol, get_args, get_origin
 
-from parm_mlx.errors import ConfigError
-from parm_mlx.files import read_yaml
+from parm_mlx.errors import ConfigError, InputError
+from parm_mlx.files import expanded, read_yaml
 from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, shown
 
 TemplateName = Literal["beaver", "alpaca", "hh", "plain"]
@@ -22,22 +22,14 @@ class Limits(Protocol):
     """The values that a setting may have."""
 
     def read(self, value: Any) -> Any:
-        """Returns the value as what it means; text counts as what it spells.
-
-        Raises:
-            ValueError: It is not allowed; the message goes on after the setting's name: "must be …".
-        """
+        """Returns what a value means; text counts as what it spells. ValueError ("must be …") where it may not be."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Text that is not empty.
+    """Text that is not empty."""
 
-    Attributes:
-        is_path: Whether it is a path or a hub id, in which ``~`` stands for the home folder.
-    """
-
-    is_path: bool = False
+    is_path: bool = False  # a path or a hub id, in which ``~`` stands for the home folder
 
     def read(self, value: Any) -> str:
         """Returns the text; numbers and path objects count as what they spell."""
@@ -50,21 +42,13 @@ class Text:
             text.encode()
         except UnicodeEncodeError:
             raise ValueError(f"must be UTF-8 text, got {shown(text)}") from None
-        return expand_home(text) if self.is_path else text
-
-
-def expand_home(path: str) -> str:
-    """Returns a path with ``~`` or ``~user`` at its start replaced; of a folder named ``~x`` (``./~x``), the full path.
-
-    Raises:
-        ValueError: There is no such user.
-    """
-    expanded = os.path.expanduser(path)  # noqa: PTH111  (pathlib expands ./~x too)
-    if expanded.startswith("~"):
-        raise ValueError(
-            f"begins with an unknown home folder, {shown(path.partition('/')[0])}; a name needs ./ before it"
-        )
-    return os.path.abspath(expanded) if str(Path(expanded)).startswith("~") else expanded  # noqa: PTH100
+        if not self.is_path or not str(Path(text)).startswith("~"):
+            return text
+        try:
+            return str(expanded(text))
+        except InputError:
+            user = shown(text.partition("/")[0])
+            raise ValueError(f"begins with an unknown home folder, {user}; a name needs ./ before it") from None
 
 
 class Switch:
@@ -137,11 +121,9 @@ def plain_type(kind: Any) -> Any:
     return members[0] if NoneType in get_args(kind) else kind
 
 
-def limits_of(kind: Any, limits: Limits | None = None) -> Limits:
-    """Returns the limits of a setting: those declared, or else those of its type."""
+def limits_of(kind: Any) -> Limits:
+    """Returns the limits of a setting that has only a type."""
     kind = plain_type(kind)
-    if limits is not None:
-        return limits
     if get_origin(kind) is Literal:
         return Choice(*get_args(kind))
     if kind is bool:
@@ -157,42 +139,27 @@ def check(settings: Any) -> list[str]:
         if value in (None, "") and declared.default == "":
             problems.append(f"{declared.name} is missing")
         elif value is not None or declared.default is not None:
+            limits = declared.metadata["limits"] or limits_of(declared.type)
             try:
-                object.__setattr__(settings, declared.name, read(declared, value))
+                object.__setattr__(settings, declared.name, limits.read(value))
             except ValueError as reason:
                 problems.append(f"{declared.name} {reason}")
     return problems
 
 
-def read(declared: "Field[Any]", value: Any) -> Any:
-    """Returns a value of a declared setting as what it means.
-
-    Raises:
-        ValueError: It is not allowed.
-    """
-    assert declared.default is not MISSING
-    return limits_of(declared.type, declared.metadata["limits"]).read(value)
-
-
 def read_settings(path: Path, settings: type) -> dict[str, Any]:
-    """Reads a YAML file of settings; ``batch_size`` and ``batch-size`` are the same key.
-
-    Args:
-        path: The file.
-        settings: The dataclass that declares them.
+    """Reads a YAML file of settings, as a dataclass declares them; ``batch_size`` and ``batch-size`` are the same key.
 
     Raises:
         ConfigError: It cannot be read, is not a mapping, or has unknown keys.
     """
     content = read_yaml(path, "config", ConfigError)
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise ConfigError(f"config {path} must hold 'name: value' lines")
     names = [declared.name for declared in fields(settings)]
     values: dict[str, Any] = {}
     unknown = []
-    for key, value in content.items():
+    for key, value in (content or {}).items():
         name = key.replace("-", "_") if isinstance(key, str) else ""
         if name not in names:
             close = get_close_matches(name, names, 1)
@@ -206,11 +173,7 @@ def read_settings(path: Path, settings: type) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are chosen.
-
-    Raises:
-        ConfigError: Numbers are out of their ranges; all such are listed.
-    """
+    """How tokens are chosen; ConfigError lists all numbers that are out of their ranges."""
 
     temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP)
     top_p: float = setting(0.0, "Nucleus sampling; 0 turns it off.", SHARE)

@@ -10,6 +10,7 @@ from parm_mlx.cli import console
 from parm_mlx.cli.options import DraftOptions, GuideOptions, Json, declared, flag, grouped, redeclared
 from parm_mlx.diagnostics.plan import BATCH, HIDDEN, LAYERS, PROMPT, ROUNDS, TOKENS, VOCABULARY, Plan, Size
 from parm_mlx.errors import InputError, OutputError
+from parm_mlx.files import is_dir
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import parse_betas
 from parm_mlx.ranges import Whole
@@ -33,14 +34,12 @@ class BenchModels(GuideOptions):
 
 @grouped
 def bench(
-    batch: Annotated[tuple[int, ...], flag("Numbers of sequences at once, each with its own α.", Items(BATCH))] = (
-        1,
-        4,
-        16,
-    ),
-    prompt: Annotated[tuple[int, ...], flag("Prompt lengths, in tokens.", Items(PROMPT))] = (64, 256),
-    tokens: Annotated[int, flag("Tokens decoded of each sequence in a round.", TOKENS)] = 24,
-    rounds: Annotated[int, flag("Rounds; figures are medians over them.", ROUNDS)] = 3,
+    batch: Annotated[
+        tuple[int, ...], flag("Numbers of sequences at once, each with its own α.", Items(BATCH))
+    ] = Plan.batches,
+    prompt: Annotated[tuple[int, ...], flag("Prompt lengths, in tokens.", Items(PROMPT))] = Plan.prompts,
+    tokens: Annotated[int, flag("Tokens decoded of each sequence in a round.", TOKENS)] = Plan.tokens,
+    rounds: Annotated[int, flag("Rounds; figures are medians over them.", ROUNDS)] = Plan.rounds,
     hidden: Annotated[
         int | None, flag("Size of the random models' hidden states, a multiple of 64.", HIDDEN, default_text="512")
     ] = None,
@@ -94,7 +93,7 @@ def bench(
     subjects, described = _subjects(sizes, models, draft_model, num_draft_tokens)
 
     from parm_mlx.diagnostics.bench import check_batches, draw, measure, summarise
-    from parm_mlx.machine import load_per_core
+    from parm_mlx.machine import device_name, load_per_core, versions
 
     check_batches(subjects, plan)
     load = load_per_core()
@@ -108,7 +107,11 @@ def bench(
                 done[cases[0].batch, cases[0].prompt] = summarise(cases)
     rows = [row for group in done.values() for row in group]
     if as_json:
-        console.record(_record(described, plan, rows, load, complete=not stopped()))
+        machine = versions() | {"device": device_name(), "load_per_core": round(load, 2)}
+        settings, complete = asdict(plan), not stopped()
+        console.record(
+            {"models": described, "settings": settings, "machine": machine, "complete": complete, "cases": rows}
+        )
     elif rows:
         _show(list(done.values()))
     if plot and rows:
@@ -119,7 +122,7 @@ def bench(
         console.note(f"picture: {plot}")
     if stopped():
         console.note(
-            "stopped: " + ("the figures are those of the rounds that were done" if rows else "no round was done")
+            f"stopped: {'the figures are those of the rounds that were done' if rows else 'no round was done'}"
         )
         raise typer.Exit(console.INTERRUPTED)
 
@@ -134,7 +137,7 @@ def _check_plot(plot: Path) -> None:
     if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot draws .png, .svg or .pdf files, got {plot.name}")
     check_new_file(plot)
-    if not plot.absolute().parent.is_dir():
+    if not is_dir(plot.absolute().parent, OutputError):
         raise OutputError(f"{plot} cannot be written: there is no directory {plot.parent}")
 
 
@@ -161,18 +164,6 @@ def _subjects(
     described = asdict(models) | {"beta": betas, "draft_model": draft_model, "drafted": drafted}
     subjects = loaded_subjects(models.model, models.parm, models.guide_model, betas, draft_model, drafted)
     return subjects, described
-
-
-def _record(described: dict[str, Any], plan: Plan, rows: "list[Row]", load: float, complete: bool) -> dict[str, Any]:
-    from parm_mlx.machine import device_name, versions
-
-    return {
-        "models": described,
-        "settings": asdict(plan),
-        "machine": versions() | {"device": device_name(), "load_per_core": round(load, 2)},
-        "complete": complete,
-        "cases": rows,
-    }
 
 
 def _show(groups: "list[list[Row]]") -> None:

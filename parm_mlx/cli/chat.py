@@ -2,11 +2,12 @@
 
 import re
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from parm_mlx.cli import console
 from parm_mlx.cli.options import Alpha, DraftOptions, MaxTokens, ModelOptions, flag, grouped
-from parm_mlx.cli.session import Session, note_drafts, open_session
+from parm_mlx.cli.session import note_drafts, open_session, read_alpha
 from parm_mlx.errors import ParmError, PreferenceError
 from parm_mlx.files import decoded
 from parm_mlx.interrupt import stop_on_interrupt
@@ -16,6 +17,7 @@ from parm_mlx.settings import SamplingSettings
 if TYPE_CHECKING:
     from parm_mlx.guidance.chat import Conversation
     from parm_mlx.guidance.sampling import Sampling
+    from parm_mlx.guidance.session import Session
 
 COMMANDS = """\
 /alpha 0.8,0.2          answer by this preference from now on (also by name: /alpha warmth=0.8,focus=0.2)
@@ -46,16 +48,17 @@ def chat(
       echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
     """
     session = open_session(models, drafts)
-    weights = session.alpha(alpha)
+    weights = read_alpha(alpha, session.objectives)
 
     from parm_mlx.guidance.chat import Conversation
+    from parm_mlx.guidance.sampling import Sampling
 
     conversation = Conversation(
         session.model, session.tokenizer, session.prompter, weights, models.system_prompt, session.drafting
     )
     if not quiet:
         console.note(f"preference: {format_alpha(weights, session.objectives)}   /help lists the commands")
-    Chat(session, conversation, session.sampling(sampling), max_tokens, quiet).run()
+    Chat(session, conversation, Sampling(**asdict(sampling)), max_tokens, quiet).run()
     if not quiet:
         note_drafts(conversation.drafts)
 
@@ -64,12 +67,10 @@ class Chat:
     """The loop of one conversation at a terminal or a pipe."""
 
     def __init__(
-        self, session: Session, conversation: "Conversation", sampling: "Sampling", max_tokens: int, quiet: bool
+        self, session: "Session", conversation: "Conversation", sampling: "Sampling", max_tokens: int, quiet: bool
     ) -> None:
-        self._session = session
-        self._conversation = conversation
-        self._sampling = sampling
-        self._max_tokens = max_tokens
+        self._session, self._conversation = session, conversation
+        self._sampling, self._max_tokens = sampling, max_tokens
         self._note = (lambda _: None) if quiet else console.note
         self._prompt = "" if quiet or not sys.stdin.isatty() else ">> "
 
@@ -87,7 +88,7 @@ class Chat:
                 else:
                     self._answer(line)
             except ParmError as error:
-                console.show_error(error)
+                console.print_error(str(error), error.hint)
 
     def _read(self) -> str | None:
         try:
@@ -108,7 +109,7 @@ class Chat:
         rest = rest.strip()
         if name == "/alpha":
             if rest:
-                self._conversation.alpha = self._session.alpha(rest)
+                self._conversation.alpha = read_alpha(rest, self._session.objectives)
             self._note(f"preference: {format_alpha(self._conversation.alpha, self._session.objectives)}")
         elif name == "/compare":
             self._compare(re.sub(r"\s*([,=])\s*", r"\1", rest).split())
@@ -148,9 +149,9 @@ class Chat:
             raise PreferenceError("nothing to compare yet: ask something first")
         if not specs:
             raise PreferenceError("/compare needs preferences", hint="for instance /compare 1,0 0.5,0.5 0,1")
-        alphas = self._session.alphas(specs)
-        requests = [Request(question, alpha, self._sampling) for alpha in alphas]
         session = self._session
+        alphas = [read_alpha(spec, session.objectives) for spec in specs]
+        requests = [Request(question, alpha, self._sampling) for alpha in alphas]
         with stop_on_interrupt() as stopped:
             answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
             for answer in in_order(answers):

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import parm_mlx
-from parm_mlx.errors import ParmError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,11 +82,6 @@ def note(message: str) -> None:
     stderr().print(message, style="dim", markup=False)
 
 
-def show_error(error: ParmError) -> None:
-    """Prints an error and its hint."""
-    print_error(str(error), error.hint)
-
-
 def print_error(message: str, hint: str | None = None) -> None:
     """Prints ``error: …`` and ``hint: …``."""
     from rich.markup import escape
@@ -109,7 +103,4 @@ def progress(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     """Passes items on, with a progress bar on stderr if that is a terminal."""
     from rich.progress import track
 
-    if not stderr().is_terminal:
-        yield from items
-        return
-    yield from track(items, label, total, console=stderr(), transient=True)
+    yield from track(items, label, total, console=stderr(), transient=True) if stderr().is_terminal else items

@@ -9,7 +9,7 @@ from parm_mlx.cli import console
 from parm_mlx.cli.options import flag, grouped, path_or_id
 from parm_mlx.errors import InputError
 from parm_mlx.ranges import Whole
-from parm_mlx.settings import PATH
+from parm_mlx.settings import PATH, TemplateName
 
 
 @grouped
@@ -48,11 +48,10 @@ def convert(
         ),
     ] = None,
     chat_template: Annotated[
-        str | None,
-        typer.Option(
-            "--chat-template",
-            help="Built-in chat template that an adapter was trained with; the adapter records it.",
-            show_default="the tokenizer's own",
+        TemplateName | None,
+        flag(
+            "Built-in chat template that an adapter was trained with; the adapter records it.",
+            default_text="the tokenizer's own",
         ),
     ] = None,
     lower_is_better: Annotated[
@@ -77,22 +76,21 @@ def convert(
       parm-mlx convert official-adapter --out parm --objectives harmless,helpful --guide-model backbone
       parm-mlx convert parm --out official-again --to peft
     """
-    given = {"--q-bits": q_bits, "--q-group-size": q_group_size, "--q-mode": q_mode}
-    lone = [option for option, value in given.items() if value is not None]
-    if lone and not quantize:
-        raise InputError(f"{', '.join(lone)} needs -q", hint="add -q to quantise the model")
+    details = {"--q-bits": q_bits, "--q-group-size": q_group_size, "--q-mode": q_mode}
+    given = [option for option, value in details.items() if value is not None]
+    if given and not quantize:
+        raise InputError(f"{', '.join(given)} needs -q", hint="add -q to quantise the model")
 
     from parm_mlx.convert.model import Quantization
     from parm_mlx.convert.run import Request
     from parm_mlx.convert.run import convert as run
 
-    quantization = Quantization(q_mode or "affine", q_bits, q_group_size) if quantize else None
     request = Request(
         source=source,
         out=out,
         to_peft=to == "peft",
         force=force,
-        quantization=quantization,
+        quantization=Quantization(q_mode or "affine", q_bits, q_group_size) if quantize else None,
         dtype=dtype,
         objectives=objectives,
         guide_model=guide_model,

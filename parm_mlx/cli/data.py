@@ -1,7 +1,8 @@
 """``parm-mlx data``: shows preference data, writes any format of it as ours, and labels it by reward models."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,12 +14,13 @@ from parm_mlx.settings import PATH, TemplateName
 from parm_mlx.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from parm_mlx.data.dataset import Disagreement
-    from parm_mlx.data.inspect import Inspection, SplitSummary
     from parm_mlx.data.relabel import Relabelled
 
 app = typer.Typer(rich_markup_mode=None)
 
+Source = Annotated[
+    str, typer.Argument(metavar="DATA", help="A file, a folder or a hub id, as for train --data.", parser=path_or_id)
+]
 Objectives = Annotated[tuple[str, ...] | None, declared(TrainConfig, "objectives")]
 SkipBad = Annotated[bool, declared(TrainConfig, "skip_bad")]
 
@@ -54,13 +56,9 @@ def data(context: typer.Context) -> None:
 
 @grouped
 def inspect(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="DATA", help="A file, a folder or a hub id, as for train --data.", parser=path_or_id),
-    ],
+    source: Source,
     model: Annotated[
-        str | None,
-        flag("Backbone to train: its tokenizer measures lengths.", PATH, default_text="no lengths"),
+        str | None, flag("Backbone to train: its tokenizer measures lengths.", PATH, default_text="no lengths")
     ] = None,
     max_seq_length: Annotated[int, declared(TrainConfig, "max_seq_length")] = 1024,
     chat_template: Annotated[TemplateName | None, declared(TrainConfig, "chat_template")] = None,
@@ -81,7 +79,7 @@ def inspect(
     path = resolve(model) if model else None
     found = inspect_data(
         source,
-        objectives=parse_objectives(objectives) if objectives else None,
+        objectives=objectives and parse_objectives(objectives),
         tokenizer=load_tokenizer_alone(path) if path else None,
         max_length=max_seq_length,
         chat_template=chat_template,
@@ -89,16 +87,14 @@ def inspect(
         progress=console.progress,
     )
     if as_json:
-        console.record(found.to_dict())
+        console.record(found)
     else:
         console.echo("\n".join(_inspection_lines(found)))
 
 
 @grouped
 def prepare(
-    source: Annotated[
-        str, typer.Argument(help="A file, a folder or a hub id; splits that exist are made again.", parser=path_or_id)
-    ],
+    source: Source,
     out: Annotated[Path, flag("Folder to write.")],
     valid_share: Annotated[float, flag("Share of the prompts for validation; 0: none.", SHARE)] = 0.1,
     test_share: Annotated[float, flag("Share of the prompts for testing; 0: none.", SHARE)] = 0.1,
@@ -109,8 +105,9 @@ def prepare(
 ) -> None:
     """Write preference data in our format, split by prompt into train, valid and test.
 
-    The folder appears whole or not at all. Rows of the same pair become one with the labels of all of them. Rows whose
-    responses are equal, and labels that contradict each other, are left out and counted.
+    The folder appears whole or not at all. Splits that exist are made again. Rows of the same pair become one with the
+    labels of all of them. Rows whose responses are equal, and labels that contradict each other, are left out and
+    counted.
 
     \b
     Examples:
@@ -120,10 +117,10 @@ def prepare(
     """
     from parm_mlx.data.prepare import prepare as run
 
-    done = run(
+    notes = run(
         source,
         out,
-        objectives=parse_objectives(objectives) if objectives else None,
+        objectives=objectives and parse_objectives(objectives),
         valid_share=valid_share,
         test_share=test_share,
         seed=seed,
@@ -132,18 +129,13 @@ def prepare(
         progress=console.progress,
     )
     console.echo(out)
-    for note in done.notes():
+    for note in notes:
         console.note(note)
 
 
 @grouped
 def relabel(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA", help="A file, a folder or a hub id; its labels are not used.", parser=path_or_id
-        ),
-    ],
+    source: Source,
     reward: Annotated[
         list[str],
         flag(
@@ -165,9 +157,9 @@ def relabel(
 ) -> None:
     """Label pairs by reward models: each prefers the response that it scores higher.
 
-    Both responses of every pair are scored. The rows written have "preferred", and "margins": by how much the
-    preferred response is ahead. Ties are not labelled, nor are leads below --min-margin; a pair without any label is
-    dropped. All of it is counted. The file appears whole or not at all, and replaces none.
+    Both responses of every pair are scored; labels of the data are not used. The rows written have "preferred", and
+    "margins": by how much the preferred response is ahead. Ties are not labelled, nor are leads below --min-margin; a
+    pair without any label is dropped. All of it is counted. The file appears whole or not at all, and replaces none.
 
     \b
     Examples:
@@ -196,59 +188,60 @@ app.command("relabel", short_help="Label pairs by reward models.")(relabel)
 
 
 def _relabelled_lines(done: "Relabelled") -> list[str]:
-    lines = [f"{done.rows} rows read, {done.written} pairs relabelled"]
     left_out = {
         "rows have two equal responses": done.equal,
         "rows are of the same pair as an earlier row": done.repeated,
         "pairs get no label": done.dropped,
     }
-    lines += [f"left out: {count} {reason}" for reason, count in left_out.items() if count]
-    for name, count in done.labels.items():
-        lines.append(
-            f"{name}: {count} labels, {done.ties[name]} ties, {done.near_ties[name]} below the smallest margin"
-        )
-    return [*lines, *_disagreement_lines(done.disagreement), *([done.bad.note()] if done.bad.count else [])]
-
-
-def _disagreement_lines(found: "Disagreement") -> list[str]:
     return [
-        f"{a} and {b} disagree in {differ} of {both} pairs ({differ / both:.0%})"
-        for (a, b), (both, differ) in found.items()
-        if both
+        f"{done.rows} rows read, {done.written} pairs relabelled",
+        *(f"left out: {count} {reason}" for reason, count in left_out.items() if count),
+        *(
+            f"{name}: {count} labels, {done.ties[name]} ties, {done.near_ties[name]} below the smallest margin"
+            for name, count in done.labels.items()
+        ),
+        *(_disagreement_line(names, both, differ) for names, (both, differ) in done.disagreement.items() if both),
+        *([done.bad.note()] if done.bad.count else []),
     ]
 
 
-def _inspection_lines(found: "Inspection") -> list[str]:
-    lines = [f"{name}: {form}" for name, form in found.formats.items()]
-    lines.append(f"objectives: {', '.join(found.objectives)}")
-    lines += _disagreement_lines(found.disagreement)
-    for split in found.splits:
-        lines += ["", *_split_lines(split, found.limit)]
-    if [split.name for split in found.splits] == ["train"]:
+def _disagreement_line(objectives: Sequence[str], both: int, differ: int) -> str:
+    return f"{' and '.join(objectives)} disagree in {differ} of {both} pairs ({differ / both:.0%})"
+
+
+def _inspection_lines(found: dict[str, Any]) -> list[str]:
+    from parm_mlx.data.pairs import Problems
+
+    lines = [f"{name}: {form}" for name, form in found["files"].items()]
+    lines.append(f"objectives: {', '.join(found['objectives'])}")
+    for each in found["disagreement"]:
+        lines.append(_disagreement_line(each["objectives"], each["judged_by_both"], each["differ"]))
+    for split in found["splits"]:
+        lines += ["", *_split_lines(split, found["max_seq_length"])]
+    if len(found["splits"]) == 1:
         lines += ["", "there is no valid split: training holds out a tenth of the prompts, at most 500"]
-    shared = [f"{count} by {a} and {b}" for (a, b), count in found.shared_prompts.items()]
-    if shared:
+    if shared := [f"{each['prompts']} by {' and '.join(each['splits'])}" for each in found["shared_prompts"]]:
         lines += ["", f"prompts shared: {', '.join(shared)}"]
-    if found.bad.count:
-        lines += ["", found.bad.note(), "training needs --skip-bad to leave them out"]
+    if bad := Problems(found["bad_rows"]["count"], found["bad_rows"]["first"]).note():
+        lines += ["", bad, "training needs --skip-bad to leave them out"]
     return lines
 
 
-def _split_lines(split: "SplitSummary", limit: int | None) -> list[str]:
+def _split_lines(split: dict[str, Any], limit: int | None) -> list[str]:
     lines = [
-        f"{split.name}: {split.rows} rows",
-        f"  prompts          {split.prompts} different; {split.repeated_prompts} rows repeat one",
-        f"  labels           {_named(split.labels)}",
-        f"  equal responses  {split.equal_responses}",
-        f"  merged           {split.merged_rows} rows are of the same pair as an earlier one",
-        f"  contradictions   {_named(split.contradictions)}",
-        f"  pairs            {_named(split.pairs)}; {split.pairs_of_several_objectives} for several objectives",
+        f"{split['name']}: {split['rows']} rows",
+        f"  prompts          {split['prompts']} different; {split['repeated_prompts']} rows repeat one",
+        f"  labels           {_named(split['labels'])}",
+        f"  equal responses  {split['equal_responses']}",
+        f"  merged           {split['merged_rows']} rows are of the same pair as an earlier one",
+        f"  contradictions   {_named(split['contradictions'])}",
+        f"  pairs            {_named(split['pairs'])}; {split['pairs_of_several_objectives']} for several objectives",
     ]
-    if split.token_percentiles:
-        shares = ", ".join(f"{share}%: {value}" for share, value in split.token_percentiles.items())
+    if split["token_percentiles"]:
+        shares = ", ".join(f"{share}%: {value}" for share, value in split["token_percentiles"].items())
         lines.append(f"  tokens           {shares} (limit {limit})")
-    dropped = "".join(f"; {count} dropped: {reason}" for reason, count in split.dropped.items())
-    return [*lines, f"  training         {split.kept} kept{dropped}"]
+    dropped = "".join(f"; {count} dropped: {reason}" for reason, count in split["dropped"].items())
+    return [*lines, f"  training         {split['kept']} kept{dropped}"]
 
 
 def _named(counts: dict[str, int]) -> str:

@@ -1,14 +1,11 @@
 """``parm-mlx doctor``: the health of this machine."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from parm_mlx.cli import console
 from parm_mlx.cli.options import flag, grouped
-
-if TYPE_CHECKING:
-    from parm_mlx.diagnostics.doctor import Check
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -34,18 +31,13 @@ def doctor(
     done = []
     for found in console.progress(run_checks(), len(checks()), "checks"):
         done += found
-        if not as_json:
-            for check in found:
-                _show(check)
+        for check in [] if as_json else found:
+            console.stdout().print(f"{check.status:<9}", style=STYLES[check.status], end="")
+            console.stdout().print(f"{check.name:<15} {check.found}")
+            if check.hint:
+                console.stdout().print(f"{'':<25}hint: {check.hint}")
     failed = any(check.status == "failed" for check in done)
     if as_json:
         console.record({"ok": not failed, "checks": [check.to_dict() for check in done]})
     if failed:
         raise typer.Exit(1)
-
-
-def _show(check: "Check") -> None:
-    console.stdout().print(f"{check.status:<9}", style=STYLES[check.status], end="")
-    console.stdout().print(f"{check.name:<15} {check.found}")
-    if check.hint:
-        console.stdout().print(f"{'':<25}hint: {check.hint}")

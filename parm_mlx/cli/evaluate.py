@@ -93,11 +93,12 @@ def evaluate(
     from parm_mlx.evaluation.report.page import METRICS_FILE, PAGE_FILE
     from parm_mlx.guidance.sampling import Sampling
 
-    summary: dict[str, Any] | None
+    how: Any = {"normalize": normalize, "reference": reference, "bootstrap": bootstrap, "note": console.note}
     if compare:
-        _no_more_than_compare(context)
-        how: Any = {"normalize": normalize, "reference": reference, "bootstrap": bootstrap}
-        summary = compare_runs(runs or [], out, **how, note=console.note)
+        for name in context.params.keys() - how.keys() - {"runs", "out", "compare", "as_json"}:
+            if is_given(context, name):
+                raise InputError(f"--{name.replace('_', '-')} cannot be used with --compare: the runs are done already")
+        summary: dict[str, Any] | None = compare_runs(runs or [], out, **how)
     elif runs:
         raise InputError(f"{runs[0]}: folders of runs go with --compare", hint="a new run takes --out alone")
     else:
@@ -114,12 +115,9 @@ def evaluate(
                 max_tokens=max_tokens,
                 num_samples=num_samples,
                 batch_size=batch_size,
-                normalize=normalize,
-                reference=reference,
-                bootstrap=bootstrap,
                 resume_anyway=resume_anyway,
-                note=console.note,
                 progress=console.progress,
+                **how,
                 **asdict(models),
                 **asdict(drafts),
             )
@@ -132,10 +130,3 @@ def evaluate(
         else:
             console.echo(table(summary))
         console.note(f"{out / PAGE_FILE}  {out / METRICS_FILE}")
-
-
-def _no_more_than_compare(context: typer.Context) -> None:
-    allowed = {"runs", "out", "compare", "normalize", "reference", "bootstrap", "as_json"}
-    for name in context.params.keys() - allowed:
-        if is_given(context, name):
-            raise InputError(f"--{name.replace('_', '-')} cannot be used with --compare: the runs are done already")

@@ -4,15 +4,21 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from parm_mlx.cli import console
 from parm_mlx.cli.options import Alphas, DraftOptions, MaxTokens, ModelOptions, flag, grouped
-from parm_mlx.cli.session import Session, note_drafts, open_session
+from parm_mlx.cli.session import note_drafts, open_session, read_alpha
 from parm_mlx.errors import DataError, InputError
 from parm_mlx.files import decoded
 from parm_mlx.preference import Alpha, format_alpha
 from parm_mlx.settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from parm_mlx.guidance.generate import Answer
+    from parm_mlx.guidance.session import Session
+
+Job = tuple[int, str, Alpha]  # the prompt's number, the prompt, the preference
 
 
 @grouped
@@ -49,21 +55,23 @@ def generate(
     if ignore_chat_template and models.chat_template:
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
     session = open_session(models, drafts, template=not ignore_chat_template)
-    alphas, betas = session.alphas(alpha), session.betas
+    specs: list[str | None] = [*alpha] if alpha else [None]
+    alphas = [read_alpha(spec, session.objectives) for spec in specs]
+    beta = session.betas[0] if len(session.betas) == 1 else session.betas
 
     from parm_mlx.guidance.speculation import DraftCount
 
     kept = DraftCount()
     jobs = [(number, text, weights) for number, text in enumerate(texts) for weights in alphas]
-    for (_, text, weights), answer in answers(session, jobs, sampling, max_tokens, models.system):
+    for (_, text, weights), answer in answers(session, jobs, sampling, max_tokens):
         if answer.drafts is not None:
             kept.add(answer.drafts)
         if as_json:
-            record = {
+            record: dict[str, Any] = {
                 "prompt": text,
                 "alpha": list(weights),
                 "objectives": list(session.objectives),
-                "beta": betas[0] if len(betas) == 1 else betas,
+                "beta": beta,
                 "seed": sampling.seed,
                 "text": answer.text,
                 "tokens": len(answer.tokens),
@@ -80,20 +88,18 @@ def generate(
     note_drafts(kept)
 
 
-Job = tuple[int, str, Alpha]
-
-
 def answers(
-    session: Session, jobs: list[Job], sampling: SamplingSettings, max_tokens: int, system: list[dict[str, str]]
-) -> Iterator[tuple[Job, Any]]:
-    """Generates an answer for every (prompt number, prompt, α), in that order, as soon as each is known."""
+    session: "Session", jobs: list[Job], sampling: SamplingSettings, max_tokens: int
+) -> "Iterator[tuple[Job, Answer]]":
+    """Generates an answer for every job, in that order, each as soon as it is known."""
     from parm_mlx.guidance.generate import generate_batch, in_order
-    from parm_mlx.guidance.sampling import Request
+    from parm_mlx.guidance.sampling import Request, Sampling
 
+    how = Sampling(**asdict(sampling))
     requests = []
     for number, text, weights in jobs:
-        tokens = session.prompter([*system, {"role": "user", "content": text}] if system else text)
-        requests.append(Request(tokens, weights, session.sampling(sampling), number))
+        prompt = [*session.system, {"role": "user", "content": text}] if session.system else text
+        requests.append(Request(session.prompter(prompt), weights, how, number))
     produced = generate_batch(session.model, session.tokenizer, requests, max_tokens, drafting=session.drafting)
     for answer in in_order(console.progress(produced, len(requests), "answers")):
         yield jobs[answer.index], answer
@@ -109,8 +115,9 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
         return texts
     from parm_mlx.data.prompts import read_prompts
 
-    found = read_prompts(file)
-    for prompt in found:
+    found = []
+    for prompt in read_prompts(file):
         if not isinstance(prompt.content, str):
             raise DataError(f'{file}:{prompt.line}: "prompt" must be a text')
-    return [str(prompt.content) for prompt in found]
+        found.append(prompt.content)
+    return found

@@ -56,27 +56,20 @@ def _prepare_streams() -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    """Ends the program by its own hand, so that nothing unfinished is left behind."""
+    """Ends the program as an exception does, so that nothing unfinished is left behind."""
     sys.exit(128 + number)
 
 
 def _end_lost(failure: threading.ExceptHookArgs) -> None:
     """Ends the program where other processes are lost and MLX waits for them in the main thread, for ever."""
     if isinstance(failure.exc_value, LostError):
-        console.show_error(failure.exc_value)
+        console.print_error(str(failure.exc_value), failure.exc_value.hint)
         os._exit(failure.exc_value.exit_code)
     threading.__excepthook__(failure)
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command.
-
-    Args:
-        arguments: The command line without the program's name.
-
-    Returns:
-        The exit code.
-    """
+    """Runs one command, given its arguments; returns the exit code."""
     debug = "--debug" in arguments
     arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
     try:
@@ -105,7 +98,7 @@ def _report(error: BaseException) -> int:
         return console.INTERRUPTED
     if isinstance(error, ParmError):
         if not isinstance(error, QuietError):
-            console.show_error(error)
+            console.print_error(str(error), error.hint)
         return error.exit_code
     if hasattr(error, "format_message"):  # the command-line parser's
         if message := error.format_message():
@@ -117,7 +110,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, UnicodeError):
         console.print_error(f"a text is not UTF-8: {error}")
         return 2
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.home, Path.expanduser
         console.print_error("a path begins with ~ and the name of a user that does not exist")
         return 2
     if isinstance(error, MemoryError):

@@ -8,8 +8,7 @@ anything is loaded: a number out of its range, empty text, text that is not UTF-
 import inspect
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import Field, dataclass, fields, is_dataclass
-from dataclasses import field as dataclass_field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -20,13 +19,6 @@ from parm_mlx.ranges import DRAFT_TOKENS, MAX_TOKENS, Real, Whole
 from parm_mlx.settings import PATH, Limits, TemplateName, limits_of, plain_type, setting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class Given:
-    """Marks a parameter that takes those settings of a dataclass that were given as flags, by name."""
-
-    settings: type
 
 
 def flag(
@@ -54,35 +46,40 @@ def flag(
 
 def declared(settings: type, name: str) -> Any:
     """Returns the flag of one field of a dataclass of settings."""
-    return _flag_of(next(field for field in fields(settings) if field.name == name))
+    return _flag_of(_field(settings, name))
 
 
 def redeclared(settings: type, name: str, **changes: Any) -> Any:
     """Declares the setting of another group again, with other words in its help."""
-    found = next(field for field in fields(settings) if field.name == name)
-    return dataclass_field(default=found.default, metadata={**found.metadata, **changes})
+    found = _field(settings, name)
+    return field(default=found.default, metadata={**found.metadata, **changes})
+
+
+def _field(settings: type, name: str) -> "Field[Any]":
+    return next(found for found in fields(settings) if found.name == name)
 
 
 def grouped(command: Command) -> Command:
     """Makes a command take each of its groups of settings as flags; also gives every other flag its limits.
 
-    A parameter's default, an object of the group's class, holds the defaults of its flags.
+    A parameter's default, an object of the group's class, holds the defaults of its flags. A parameter with the
+    annotation ``Annotated[dict[str, Any], Settings]`` takes those settings that were given as flags, by name.
     """
     signature = inspect.signature(command)
     groups: dict[str, Any] = {}
-    marked: dict[str, type] = {}
+    given: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         notes = get_args(parameter.annotation)
         if is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
             parameters += _parameters(groups[name], parameter.default)
-        elif notes and isinstance(notes[-1], Given):
-            marked[name] = notes[-1].settings
-            parameters += _parameters(marked[name])
+        elif notes and is_dataclass(notes[-1]):
+            given[name] = notes[-1]
+            parameters += _parameters(given[name])
         else:
             parameters.append(parameter)
-    if marked and "context" not in signature.parameters:
+    if given and "context" not in signature.parameters:
         parameters.insert(0, inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     parameters = [_completed(parameter) for parameter in parameters]
 
@@ -90,9 +87,9 @@ def grouped(command: Command) -> Command:
     def run(**values: Any) -> Any:
         context = values["context"] if "context" in signature.parameters else values.pop("context", None)
         for name, settings in groups.items():
-            values[name] = settings(**{field.name: values.pop(field.name) for field in fields(settings)})
-        for name, settings in marked.items():
-            flags = {field.name: values.pop(field.name) for field in fields(settings)}
+            values[name] = settings(**{option.name: values.pop(option.name) for option in fields(settings)})
+        for name, settings in given.items():
+            flags = {option.name: values.pop(option.name) for option in fields(settings)}
             values[name] = {flag: value for flag, value in flags.items() if is_given(context, flag)}
         return command(**values)
 
@@ -102,32 +99,25 @@ def grouped(command: Command) -> Command:
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Tells whether a flag stands on the command line."""
+    """Tells if a flag stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def _parameters(settings: type, defaults: Any = None) -> Iterator[inspect.Parameter]:
-    """The flags of a group; ``defaults`` is an object of it, or None."""
-    for field in fields(settings):
-        default = getattr(defaults, field.name, field.default)
+    """Yields the flags of a group; ``defaults`` is an object of it, or None."""
+    for option in fields(settings):
+        default = getattr(defaults, option.name, option.default)
         yield inspect.Parameter(
-            field.name,
+            option.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None if default == "" else default,
-            annotation=Annotated[field.type, _flag_of(field)],
+            annotation=Annotated[option.type, _flag_of(option)],
         )
 
 
-def _flag_of(field: "Field[Any]") -> Any:
-    told = field.metadata
-    return flag(
-        told["help"],
-        told["limits"],
-        name=_flag_name(field.name),
-        default_text=told["default_text"],
-        metavar=told["metavar"],
-    )
+def _flag_of(option: "Field[Any]") -> Any:
+    return flag(name=_flag_name(option.name), **option.metadata)
 
 
 def _flag_name(parameter: str) -> str:
@@ -135,7 +125,7 @@ def _flag_name(parameter: str) -> str:
 
 
 def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
-    """A parameter as typer takes it: with the limits of its type, and switches without a ``--no-…``."""
+    """Returns a parameter as typer takes it: with the limits of its type, and switches without a ``--no-…``."""
     parameter = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
     if get_origin(parameter.annotation) is not Annotated:
         return parameter
@@ -206,16 +196,6 @@ class ModelOptions(GuideOptions):
     )
     allow_special: bool = setting(False, "Read control tokens that are written out in prompts as tokens, not as text.")
     system_prompt: str | None = setting(None, "System message put before the prompt.")
-
-    @property
-    def names(self) -> dict[str, Any]:
-        """What the models are called."""
-        return {"model": self.model, "parm": self.parm, "guide_model": self.guide_model}
-
-    @property
-    def system(self) -> list[dict[str, str]]:
-        """The messages before every prompt."""
-        return [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from parm_mlx.cli import console
-from parm_mlx.cli.options import Given, flag, grouped
+from parm_mlx.cli.options import flag, grouped
 from parm_mlx.training.config import TrainConfig
 
 
 @grouped
 def train(
-    given: Annotated[dict[str, Any], Given(TrainConfig)],
+    given: Annotated[dict[str, Any], TrainConfig],
     config: Annotated[Path | None, flag("YAML file with any of these settings; flags override it.")] = None,
     resume: Annotated[
-        bool,
-        flag("Continue from the newest checkpoint, with the same settings, data and models."),
+        bool, flag("Continue from the newest checkpoint, with the same settings, data and models.")
     ] = False,
     resume_anyway: Annotated[
-        bool,
-        flag("Continue also where data or models have changed; the adapter records it."),
+        bool, flag("Continue also where data or models have changed; the adapter records it.")
     ] = False,
     force: Annotated[bool, flag("Replace an adapter that exists at --out, and checkpoints of an earlier run.")] = False,
 ) -> None:

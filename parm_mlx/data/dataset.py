@@ -1,12 +1,12 @@
 """Preference data: files → pairs, equal ones merged, split so that no prompt is both in training and validation."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,54 +18,34 @@ from parm_mlx.errors import DataError
 VALID_SHARE = 0.1
 MAX_VALID_PROMPTS = 500
 
-T = TypeVar("T")
+# Passes items on and may show how far it is; called with the items, their number if it is known, and a label.
+Progress = Callable[[Iterable[Any], int | None, str], Iterable[Any]]
+Disagreement = dict[tuple[str, str], tuple[int, int]]
 
 
-class Progress(Protocol):
-    """Passes items on, and may show how far it is."""
-
-    def __call__(self, items: Iterable[T], total: int | None, label: str, /) -> Iterable[T]:
-        """Yields the items; ``total`` is their number if it is known."""
-
-
-def no_progress(items: Iterable[T], _total: int | None, _label: str, /) -> Iterable[T]:
-    """Passes items on."""
+def no_progress(items: Iterable[Any], _total: int | None, _label: str) -> Iterable[Any]:
+    """Passes items on and shows nothing."""
     return items
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file or hub split that was read.
-
-    Attributes:
-        name: Its name.
-        identity: The SHA-256 of a file; revision and fingerprint of a data set on the hub.
-        pairs: Its number of rows, without those that cannot be used.
-    """
+    """A file or hub split that was read."""
 
     name: str
-    identity: dict[str, str]
-    pairs: int
+    identity: dict[str, str]  # the SHA-256 of a file; revision and fingerprint of a data set on the hub
+    pairs: int  # rows without those that cannot be used
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rows of a source as pairs; rows of the same pair are not merged yet.
+    """The rows of a source as pairs; rows of the same pair are not merged yet."""
 
-    Attributes:
-        objectives: In the order of α.
-        splits: The rows of each split, in the order of the data.
-        formats: The format of each file, by name.
-        counts: The number of rows of each file, by name.
-        unwanted: Objectives whose labels are left out.
-        problems: Rows that cannot be used.
-    """
-
-    objectives: tuple[str, ...]
+    objectives: tuple[str, ...]  # in the order of α
     splits: dict[str, list[Pair]]
-    formats: dict[str, str]
-    counts: dict[str, int]
-    unwanted: tuple[str, ...]
+    formats: dict[str, str]  # by file
+    counts: dict[str, int]  # rows by file
+    unwanted: tuple[str, ...]  # objectives whose labels are left out
     problems: Problems
 
 
@@ -78,22 +58,18 @@ def read_dataset(
     skip_bad: bool = False,
     progress: Progress = no_progress,
 ) -> Dataset:
-    """Reads the rows of files into memory.
+    """Reads the rows of files, of the ``source`` that errors name, into memory.
 
-    Args:
-        source: Name of the whole in errors.
-        files: Files to read.
-        objectives: The objectives that are wanted; by default those that occur in the files of train. Pairs come
-            without the labels of others, and so perhaps without any.
-        first: Objectives that come first if none are named, whether they occur or not.
-        skip_bad: Leave out rows that cannot be used, as long as there are others.
-        progress: Shows how many rows are read.
+    By default the objectives are ``first``, whether they occur or not, and those that occur in the files of train.
+    Pairs come without the labels of other objectives, and so perhaps without any. With ``skip_bad``, rows that cannot
+    be used are left out, as long as there are others.
 
     Raises:
         DataError: A file cannot be read, rows cannot be used (all of them are reported together), or an objective does
             not occur.
     """
-    problems, labels = Problems(), _Labels(objectives, first)
+    problems, names = Problems(), list(objectives or first)
+    found, unwanted = dict[str, None](), dict[str, None]()
     splits: dict[str, list[Pair]] = {file.split: [] for file in files}
     formats, counts = {}, {}
     file_per_objective = any(file.objective in (objectives or ()) for file in files)
@@ -106,79 +82,48 @@ def read_dataset(
         for where, row in progress(file.rows(problems), None, "rows"):
             empty = False
             try:
-                rows.append(labels.wanted(reader(row, where), file.split))
+                pair = reader(row, where)
+                unknown = [name for name in pair.preferred if name not in names]
+                if unknown and objectives is None and file.split == "valid":
+                    known, hint = f"the objectives are {', '.join(names)}", _meant(unknown[0], names)
+                    raise RowError(f"unknown objective {unknown[0]!r} ({known}){f'; {hint}' if hint else ''}")
             except RowError as error:
                 problems.add(where, error)
+                continue
+            found.update(dict.fromkeys(pair.preferred))
+            if objectives is None and file.split == "train":
+                names += unknown
+            elif unknown and file.split != "test":
+                unwanted.update(dict.fromkeys(unknown))
+                pair = replace(pair, preferred={name: i for name, i in pair.preferred.items() if name in names})
+            rows.append(pair)
         if empty and problems.count == bad_before:
             problems.add(file.name, "the file is empty")
         formats[file.name], counts[file.name] = reader.format or "", len(rows) - rows_before
     if not (skip_bad and any(splits.values())):
         problems.raise_any(source)
-    labels.check_found(source)
-    return Dataset(tuple(labels.objectives), splits, formats, counts, tuple(labels.unwanted), problems)
+    for name in objectives or ():
+        if found and name not in found:
+            raise DataError(
+                f"data {source}: unknown objective {name!r}; the data has {', '.join(found)}", hint=_meant(name, found)
+            )
+    return Dataset(tuple(names), splits, formats, counts, tuple(unwanted), problems)
 
 
-class _Labels:
-    """The objectives found so far, and the labels of a pair that are wanted."""
-
-    def __init__(self, given: Sequence[str] | None, first: Sequence[str]) -> None:
-        self._given = given
-        self.objectives = list(given or first)
-        self.unwanted: list[str] = []
-        self._found: dict[str, None] = {}
-
-    def wanted(self, pair: Pair, split: str) -> Pair:
-        """Returns the pair with the labels that are wanted.
-
-        Raises:
-            RowError: It has an objective that only validation knows.
-        """
-        self._found.update(dict.fromkeys(pair.preferred))
-        unknown = [name for name in pair.preferred if name not in self.objectives]
-        if not unknown or split == "test":
-            return pair
-        if self._given is not None:
-            self.unwanted += [name for name in unknown if name not in self.unwanted]
-            return replace(pair, preferred={n: label for n, label in pair.preferred.items() if n not in unknown})
-        if split == "valid":
-            close = get_close_matches(unknown[0], self.objectives, 1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise RowError(f"unknown objective {unknown[0]!r} (the objectives are {', '.join(self.objectives)}){meant}")
-        self.objectives += unknown
-        return pair
-
-    def check_found(self, source: str | Path) -> None:
-        """Checks that every objective that the user named occurs.
-
-        Raises:
-            DataError: One does not; those of the data are named.
-        """
-        for name in self._given or ():
-            if self._found and name not in self._found:
-                close = get_close_matches(name, self._found, 1)
-                raise DataError(
-                    f"data {source}: unknown objective {name!r}; the data has {', '.join(self._found)}",
-                    hint=f"did you mean {close[0]!r}?" if close else None,
-                )
+def _meant(name: str, names: Iterable[str]) -> str | None:
+    close = get_close_matches(name, names, 1)
+    return f"did you mean {close[0]!r}?" if close else None
 
 
 @dataclass(frozen=True)
 class MergeCounts:
-    """Numbers of what merging leaves out.
+    """Numbers of what merging leaves out."""
 
-    Attributes:
-        equal: Rows whose responses are equal.
-        merged: Rows of the same pair as an earlier one, merged with it.
-        unjudged: Pairs without a label for the objectives.
-        contradicted: Pairs without a label left, because all of them contradict each other.
-        contradictions: For each objective, pairs whose labels contradict each other.
-    """
-
-    equal: int
-    merged: int
-    unjudged: int
-    contradicted: int
-    contradictions: dict[str, int]
+    equal: int  # rows whose responses are equal
+    merged: int  # rows of the same pair as an earlier one
+    unjudged: int  # pairs without a label for the objectives
+    contradicted: int  # pairs without a label left, because all of them contradict each other
+    contradictions: dict[str, int]  # for each objective, pairs whose labels contradict each other
 
     def __add__(self, other: "MergeCounts") -> "MergeCounts":
         return MergeCounts(
@@ -198,24 +143,17 @@ class MergeCounts:
             notes.append(f"{self.equal} pairs are left out: both responses are equal")
         if self.merged:
             notes.append(f"{self.merged} rows are of the same pair as an earlier row and merged with it")
-        if any(self.contradictions.values()):
-            named = ", ".join(f"{name} ({count})" for name, count in self.contradictions.items() if count)
+        if named := ", ".join(f"{name} ({count})" for name, count in self.contradictions.items() if count):
             notes.append(f"labels of one pair that contradict each other are dropped: {named}")
         return notes
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Different pairs, in the order of their first rows, each with the labels of all its rows.
+    """Different pairs, in the order of their first rows, each with the labels of all its rows."""
 
-    Attributes:
-        different: All pairs of two different responses; those without a label left have no ``preferred``.
-        first: The index of each pair's first row.
-        counts: Numbers of what is left out.
-    """
-
-    different: list[Pair]
-    first: list[int]
+    different: list[Pair]  # those without a label left have no ``preferred``
+    first: list[int]  # the index of each pair's first row
     counts: MergeCounts
 
     @property
@@ -228,11 +166,8 @@ def merge(rows: Sequence[Pair], objectives: Sequence[str]) -> Merged:
     """Makes one pair of all rows with the same prompt and the same two responses, in either order.
 
     A label that is given twice counts once. Labels of one objective that contradict each other are dropped. A margin is
-    that of the first row that has one. Prompt and responses are those of the first row.
-
-    Args:
-        rows: The rows as pairs.
-        objectives: The k objectives; labels of others do not count.
+    that of the first row that has one. Prompt and responses are those of the first row; labels of other objectives do
+    not count.
     """
     groups: dict[bytes, list[int]] = {}
     for i, row in enumerate(rows):
@@ -275,9 +210,6 @@ def count_labels(pairs: Sequence[Pair], objectives: Sequence[str]) -> dict[str, 
     return {name: counts[name] for name in objectives}
 
 
-Disagreement = dict[tuple[str, str], tuple[int, int]]
-
-
 def disagreement(pairs: Sequence[Pair], objectives: Sequence[str]) -> Disagreement:
     """Returns for each two objectives how many pairs both judged, and in how many of those they differ."""
     found = dict.fromkeys(combinations(objectives, 2), (0, 0))
@@ -290,21 +222,13 @@ def disagreement(pairs: Sequence[Pair], objectives: Sequence[str]) -> Disagreeme
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """Preference data for training.
+    """Preference data for training."""
 
-    Attributes:
-        objectives: The k objectives, in the order of α.
-        train: Pairs to learn from.
-        valid: Held-out pairs; their prompts are not among those of ``train``. May be empty.
-        files: Files that were read.
-        notes: What the user should know, one line each.
-    """
-
-    objectives: tuple[str, ...]
+    objectives: tuple[str, ...]  # in the order of α
     train: list[Pair]
-    valid: list[Pair]
+    valid: list[Pair]  # their prompts are not among those of ``train``; may be empty
     files: tuple[FileRecord, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # for the user, one line each
 
 
 def load_data(
@@ -330,8 +254,7 @@ def load_data(
         skip_bad: Leave out rows that cannot be used rather than refusing the data.
 
     Raises:
-        DataError: There are no such data, rows cannot be used (all of them are reported together), an objective is not
-            in the data, or every prompt to validate is to train, too.
+        DataError: As for :func:`read_dataset`, or every prompt to validate is to train, too.
         RunError: The hub cannot be reached.
     """
     files = [file for file in find_files(source, objectives) if file.split != "test"]
@@ -359,7 +282,7 @@ def load_data(
     notes.insert(0, f"{len(learned)} pairs to train on, {len(held)} to validate; objectives and their labels: {labels}")
     if hold_out and not held:
         notes.append("too few prompts to hold some out: there is no validation")
-    elif bare := [name for name, count in count_labels(held, names).items() if not count and held]:
+    elif held and (bare := [name for name, count in count_labels(held, names).items() if not count]):
         notes.append(f"no pair to validate is labelled for {', '.join(bare)}")
     if data.problems.count:
         notes.append(data.problems.note())
@@ -368,15 +291,7 @@ def load_data(
 
 
 def held_out(prompts: Sequence[Hashable], seed: int) -> list[bool]:
-    """Chooses a tenth of the prompts (at most 500) with all their pairs; none if there is a single prompt.
-
-    Args:
-        prompts: The prompt of each pair.
-        seed: Seed of the choice.
-
-    Returns:
-        For each pair, whether it is held out.
-    """
+    """Returns for each prompt of a pair whether it is held out: a tenth (at most 500), none if there is only one."""
     different = len(set(prompts))
     size = min(max(1, round(VALID_SHARE * different)), MAX_VALID_PROMPTS) if different > 1 else 0
     return [split == 1 for split in split_by_prompt(prompts, [size], seed)]

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from parm_mlx.data.pairs import Pair, RowError
+from parm_mlx.data.pairs import Pair, RowError, as_messages
 from parm_mlx.errors import PreferenceError
 from parm_mlx.guidance.templates import Content, Message
 from parm_mlx.preference import parse_objectives
@@ -34,6 +34,7 @@ _FIELDS = (
 _SAFE_OBJECTIVES = {"helpful": "better_response_id", "harmless": "safer_response_id"}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
 _KEYS_SHOWN = 8
 
 Row = dict[str, Any]
@@ -45,14 +46,11 @@ class RowReader:
 
     Args:
         objective: What a row of chosen and rejected without the field ``objective`` judges.
-
-    Attributes:
-        format: Name of the format, None before the first row that has one.
     """
 
     def __init__(self, objective: str | None = None) -> None:
+        self.format: str | None = None  # None before the first row that has one
         self._objective = objective
-        self.format: str | None = None
         self._first = ""
 
     def __call__(self, row: Any, where: str) -> Pair:
@@ -82,11 +80,7 @@ def as_row(pair: Pair) -> str:
 
 
 def format_of(row: Row) -> str:
-    """Returns the format whose fields a row has.
-
-    Raises:
-        RowError: It has the fields of none, of several, or not all of one.
-    """
+    """Returns the format whose fields a row has; RowError for those of none, of several, or not all of one."""
     found = [(wanted, wanted & row.keys()) for wanted in _FIELDS if wanted & row.keys()]
     if not found:
         _fail(
@@ -115,11 +109,7 @@ def keys_of(row: Row) -> str:
 
 
 def parse_prompt(row: Row) -> Content:
-    """Returns the prompt of a row.
-
-    Raises:
-        RowError: It is missing, empty, or neither a text nor messages that an assistant can answer.
-    """
+    """Returns the prompt of a row; RowError if it is not a text or messages that an assistant can answer."""
     if "prompt" not in row:
         _fail(f"'prompt' is missing; {keys_of(row)}")
     prompt = row["prompt"]
@@ -136,11 +126,7 @@ def parse_prompt(row: Row) -> Content:
 
 
 def check_text(value: Any, what: str) -> str:
-    """Returns a text that can be tokenised and written.
-
-    Raises:
-        RowError: It is not a text, or holds a NUL character or half of a surrogate pair.
-    """
+    """Returns a text; RowError if it is not one, or holds a NUL character or half of a surrogate pair."""
     if not isinstance(value, str):
         _fail(f"{what} must be a text, not {_kind(value)}")
     if "\0" in value:
@@ -172,15 +158,11 @@ def _parse_chosen(row: Row, objective: str | None) -> Parsed:
     return _same_prompt(prompt, asked) if asked else prompt, responses, preferred
 
 
-def _parse_conversations(row: Row, objective: str | None) -> Parsed:
-    prompt, responses = _split_both(row, _split_conversation)
+def _parse_whole(row: Row, objective: str | None) -> Parsed:
+    """Parses conversations or transcripts that hold the prompt."""
+    prompt, responses = _split_both(row, _split_conversation if isinstance(row["chosen"], list) else _split_transcript)
     if not prompt:
         _fail(f"'prompt' is missing, and 'chosen' holds the response alone; {keys_of(row)}")
-    return prompt, responses, {_judged(row, objective): 0}
-
-
-def _parse_transcripts(row: Row, objective: str | None) -> Parsed:
-    prompt, responses = _split_both(row, _split_transcript)
     return prompt, responses, {_judged(row, objective): 0}
 
 
@@ -193,8 +175,8 @@ def _parse_safe_rlhf(row: Row, _: str | None) -> Parsed:
 _PARSERS: dict[str, Callable[[Row, str | None], Parsed]] = {
     PAIRS: _parse_pairs,
     CHOSEN: _parse_chosen,
-    CONVERSATIONS: _parse_conversations,
-    TRANSCRIPTS: _parse_transcripts,
+    CONVERSATIONS: _parse_whole,
+    TRANSCRIPTS: _parse_whole,
     SAFE_RLHF: _parse_safe_rlhf,
 }
 
@@ -235,8 +217,7 @@ def _split_last(messages: list[Message], field: str) -> tuple[list[Message], str
 
 def _same_prompt(prompt: Content, asked: list[Message]) -> list[Message]:
     """Returns what a whole conversation asks, which must be the prompt; a system message may come before it."""
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    bare, wanted = ([(m["role"], m["content"].strip()) for m in messages] for messages in (asked, given))
+    bare, wanted = ([(m["role"], m["content"].strip()) for m in each] for each in (asked, as_messages(prompt)))
     if bare[-len(wanted) :] != wanted or any(role != "system" for role, _ in bare[: -len(wanted)]):
         _fail("'chosen' answers something else than 'prompt'")
     return asked
@@ -248,7 +229,7 @@ def _with_system(row: Row, prompt: Content) -> Content:
     if system is None or system == "":
         return prompt
     message = {"role": "system", "content": check_text(system, "'system'")}
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = as_messages(prompt)
     if messages[0] == message:
         return messages
     if messages[0]["role"] == "system":
@@ -304,15 +285,7 @@ def _message(message: Any, what: str) -> Message:
 
 
 def _kind(value: Any) -> str:
-    kinds = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else kinds.get(type(value), f"a value of type {type(value).__name__}")
+    return "null" if value is None else _KINDS.get(type(value), f"a value of type {type(value).__name__}")
 
 
 def _as_json(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 
 from parm_mlx.data.dataset import (
     Dataset,
-    Disagreement,
     Merged,
     Progress,
     count_labels,
@@ -20,7 +18,7 @@ from parm_mlx.data.dataset import (
     no_progress,
     read_dataset,
 )
-from parm_mlx.data.pairs import Pair, Problems, RowError
+from parm_mlx.data.pairs import Pair, RowError
 from parm_mlx.data.sources import SPLITS, find_files
 from parm_mlx.data.tokenize import check_eos, tokenize_pair
 from parm_mlx.mlxlm import TokenizerWrapper
@@ -32,79 +30,6 @@ UNJUDGED = "no label for the objectives"
 UNUSED = "training does not read it"
 
 
-@dataclass(frozen=True)
-class SplitSummary:
-    """Numbers of one split, or of all data if they are not split.
-
-    Attributes:
-        name: ``train``, ``valid`` or ``test``.
-        rows: Number of rows.
-        prompts: Number of different prompts.
-        repeated_prompts: Rows whose prompt an earlier row has.
-        equal_responses: Rows whose responses are equal.
-        labels: For each objective, how many rows it judged.
-        merged_rows: Rows of the same pair as an earlier one.
-        contradictions: For each objective, pairs whose labels contradict each other.
-        pairs: For each objective, how many pairs it judged: the sizes of the data sets D_i.
-        pairs_of_several_objectives: Pairs that serve several objectives.
-        token_percentiles: Tokens per row; a share of the rows has at most so many. Empty without a tokenizer.
-        kept: Pairs that training uses.
-        dropped: Rows that training leaves out, by the first reason that holds.
-    """
-
-    name: str
-    rows: int
-    prompts: int
-    repeated_prompts: int
-    equal_responses: int
-    labels: dict[str, int]
-    merged_rows: int
-    contradictions: dict[str, int]
-    pairs: dict[str, int]
-    pairs_of_several_objectives: int
-    token_percentiles: dict[str, int]
-    kept: int
-    dropped: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Contents of preference data.
-
-    Attributes:
-        objectives: In the order of α that training would use.
-        formats: The format of each file or hub split, by name.
-        splits: The splits in the order train, valid, test.
-        shared_prompts: How many prompts two splits have in common.
-        disagreement: For two objectives, how many pairs both judged and in how many of those they differ.
-        limit: The length limit, None without a tokenizer.
-        bad: Rows that cannot be used.
-    """
-
-    objectives: tuple[str, ...]
-    formats: dict[str, str]
-    splits: tuple[SplitSummary, ...]
-    shared_prompts: dict[tuple[str, str], int]
-    disagreement: Disagreement
-    limit: int | None
-    bad: Problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns all of it as plain values."""
-        return {
-            "objectives": list(self.objectives),
-            "files": self.formats,
-            "max_seq_length": self.limit,
-            "bad_rows": {"count": self.bad.count, "first": self.bad.shown},
-            "splits": [asdict(split) for split in self.splits],
-            "shared_prompts": [{"splits": pair, "prompts": count} for pair, count in self.shared_prompts.items()],
-            "disagreement": [
-                {"objectives": pair, "judged_by_both": both, "differ": differ}
-                for pair, (both, differ) in self.disagreement.items()
-            ],
-        }
-
-
 def inspect_data(
     source: str | Path,
     *,
@@ -114,18 +39,16 @@ def inspect_data(
     chat_template: str | None = None,
     embeddings: int | None = None,
     progress: Progress = no_progress,
-) -> Inspection:
-    """Reads preference data and counts what is in it; rows that cannot be used are counted as well.
+) -> dict[str, Any]:
+    """Reads preference data and counts what is in it, and what training would keep and drop.
 
-    Args:
-        source: A file, a folder or a data set on the hub, as training reads it; ``test`` is looked at as well.
-        objectives: Their names in the order of α; by default those of the data, in order of appearance. The labels of
-            others are left out.
-        tokenizer: The backbone's tokenizer, to measure lengths; without, there are none.
-        max_length: Most tokens that a prompt with its response may have.
-        chat_template: Name of a built-in chat template; None is the tokenizer's own.
-        embeddings: Rows of the backbone's embedding; None is not checked.
-        progress: Shows how many rows are read.
+    Rows that cannot be used are counted as well, and so is ``test``, which training does not read. Lengths are measured
+    by the backbone's tokenizer, if it is given; further arguments are those of training.
+
+    Returns:
+        Plain values, as ``parm-mlx data inspect --json`` prints them. In a split, ``labels`` counts rows and ``pairs``
+        counts pairs that an objective judged: the sizes of the data sets D_i; ``dropped`` counts rows by the first
+        reason that holds.
 
     Raises:
         DataError: There are no such data, no row can be used, or an objective is not in the data.
@@ -140,45 +63,50 @@ def inspect_data(
         lengths = _measure(data, tokenizer, chat_template, embeddings, progress)
         if not any(data.splits.values()):
             data.problems.raise_any(source)
-    merged = {split: merge(rows, data.objectives) for split, rows in data.splits.items()}
-    prompts = {split: {row.prompt_key for row in rows} for split, rows in data.splits.items()}
+    merged = {split: merge(data.splits[split], data.objectives) for split in SPLITS if split in data.splits}
+    prompts = {split: {row.prompt_key for row in data.splits[split]} for split in merged}
     trained = {pair.prompt_key for pair in merged["train"].labelled}
     splits = []
-    for split in (split for split in SPLITS if split in merged):
-        rows, pairs, of_split = data.splits[split], merged[split].labelled, merged[split]
-        counts, labels = of_split.counts, count_labels(rows, data.objectives)
-        dropped = _dropped(split, of_split, len(rows), trained, lengths[split], max_length)
+    for name, of_split in merged.items():
+        rows, pairs, counts = data.splits[name], of_split.labelled, of_split.counts
+        dropped = _dropped(name, of_split, len(rows), trained, lengths[name], max_length)
         splits.append(
-            SplitSummary(
-                name=split,
-                rows=len(rows),
-                prompts=len(prompts[split]),
-                repeated_prompts=len(rows) - len(prompts[split]),
-                equal_responses=counts.equal,
-                labels=labels,
-                merged_rows=counts.merged,
-                contradictions=counts.contradictions,
-                pairs=count_labels(pairs, data.objectives),
-                pairs_of_several_objectives=sum(len(pair.preferred) > 1 for pair in pairs),
-                token_percentiles=percentiles(lengths[split]) if tokenizer else {},
-                kept=len(rows) - sum(dropped.values()),
-                dropped=dropped,
-            )
+            {
+                "name": name,
+                "rows": len(rows),
+                "prompts": len(prompts[name]),
+                "repeated_prompts": len(rows) - len(prompts[name]),
+                "equal_responses": counts.equal,
+                "labels": count_labels(rows, data.objectives),
+                "merged_rows": counts.merged,
+                "contradictions": counts.contradictions,
+                "pairs": count_labels(pairs, data.objectives),
+                "pairs_of_several_objectives": sum(len(pair.preferred) > 1 for pair in pairs),
+                "token_percentiles": percentiles(lengths[name]) if tokenizer else {},
+                "kept": len(rows) - sum(dropped.values()),
+                "dropped": dropped,
+            }
         )
-    names = [split.name for split in splits]
-    shared = {(a, b): len(prompts[a] & prompts[b]) for a, b in combinations(names, 2)}
-    every_pair = [pair for name in names for pair in merged[name].labelled]
-    differing = {both: count for both, count in disagreement(every_pair, data.objectives).items() if count[0]}
-    limit = max_length if tokenizer else None
-    return Inspection(data.objectives, data.formats, tuple(splits), shared, differing, limit, data.problems)
+    every_pair = [pair for of_split in merged.values() for pair in of_split.labelled]
+    return {
+        "objectives": list(data.objectives),
+        "files": data.formats,
+        "max_seq_length": max_length if tokenizer else None,
+        "bad_rows": {"count": data.problems.count, "first": data.problems.shown},
+        "splits": splits,
+        "shared_prompts": [
+            {"splits": [a, b], "prompts": len(prompts[a] & prompts[b])} for a, b in combinations(merged, 2)
+        ],
+        "disagreement": [
+            {"objectives": list(names), "judged_by_both": both, "differ": differ}
+            for names, (both, differ) in disagreement(every_pair, data.objectives).items()
+            if both
+        ],
+    }
 
 
 def _measure(
-    data: Dataset,
-    tokenizer: TokenizerWrapper,
-    chat_template: str | None,
-    embeddings: int | None,
-    progress: Progress,
+    data: Dataset, tokenizer: TokenizerWrapper, template: str | None, embeddings: int | None, progress: Progress
 ) -> dict[str, list[int]]:
     """Returns the tokens of each row's longer response; rows that cannot be tokenised leave the data."""
     lengths: dict[str, list[int]] = {}
@@ -186,7 +114,7 @@ def _measure(
         lengths[split], kept = [], list[Pair]()
         for row in progress(rows, len(rows), f"tokenizing {split}"):
             try:
-                lengths[split].append(len(tokenize_pair(tokenizer, row, (), chat_template, embeddings)))
+                lengths[split].append(len(tokenize_pair(tokenizer, row, (), template, embeddings)))
                 kept.append(row)
             except RowError as error:
                 data.problems.add(row.where, error)
@@ -205,7 +133,7 @@ def percentiles(lengths: Sequence[int]) -> dict[str, int]:
 def _dropped(
     split: str, merged: Merged, rows: int, trained: set[bytes], lengths: Sequence[int], max_length: int
 ) -> dict[str, int]:
-    """Returns the rows that training leaves out, by the first reason that holds."""
+    """Counts the rows that training leaves out, by the first reason that holds."""
     if split == "test":
         return {UNUSED: rows}
     counts = merged.counts

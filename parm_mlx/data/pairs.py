@@ -6,39 +6,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parm_mlx.errors import DataError
-from parm_mlx.guidance.templates import Content
+from parm_mlx.guidance.templates import Content, Message
 
 SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two responses to one prompt.
-
-    Attributes:
-        prompt: A user's text, or a conversation that ends before the response.
-        responses: The two responses.
-        preferred: For each objective that judged this pair, the index (0 or 1) of the response it prefers.
-        where: Where it comes from: ``pairs.jsonl:12``, or ``owner/name[train] row 12`` on the hub.
-        margins: For objectives whose label is by scores, by how much the preferred response is ahead, ≥ 0.
-    """
+    """Two responses to one prompt: a user's text, or a conversation that ends before the response."""
 
     prompt: Content
     responses: tuple[str, str]
-    preferred: dict[str, int]
-    where: str
-    margins: dict[str, float] = field(default_factory=dict)
+    preferred: dict[str, int]  # for each objective that judged, the index (0 or 1) of the response it prefers
+    where: str  # ``pairs.jsonl:12``, or ``owner/name[train] row 12`` on the hub
+    margins: dict[str, float] = field(default_factory=dict)  # by objective: how far the preferred is ahead, ≥ 0
 
     @property
     def prompt_key(self) -> bytes:
         """16 bytes that are equal for equal prompts, whether given as text or as one user message."""
-        messages = [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
-        return _digest(json.dumps([[message["role"], message["content"].strip()] for message in messages]))
+        messages = [[message["role"], message["content"].strip()] for message in as_messages(self.prompt)]
+        return _digest(json.dumps(messages))
 
     @property
     def key(self) -> bytes:
         """16 bytes that are equal for the same prompt with the same two responses, in either order."""
         return _digest(json.dumps([self.prompt_key.hex(), *sorted(self.responses)]))
+
+
+def as_messages(prompt: Content) -> list[Message]:
+    """Returns a prompt as messages; a text is one of the user's."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def _digest(text: str) -> bytes:
@@ -51,15 +48,10 @@ class RowError(Exception):
 
 @dataclass
 class Problems:
-    """Rows that cannot be used: all are counted, the first 20 are kept to be shown.
-
-    Attributes:
-        count: Number of bad rows.
-        shown: File, line and reason of the first of them.
-    """
+    """Rows that cannot be used: all are counted, the first 20 are kept to be shown."""
 
     count: int = 0
-    shown: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)  # file, line and reason
 
     def add(self, where: str, reason: object) -> None:
         """Adds a bad row."""
@@ -68,15 +60,11 @@ class Problems:
             self.shown.append(f"{where}: {reason}")
 
     def note(self) -> str:
-        """The number of bad rows and the first of them, as a note; empty without bad rows."""
+        """Returns the number of bad rows and the first of them as a note; empty without bad rows."""
         return self._listed(f"{self.count} rows are left out: they cannot be used") if self.count else ""
 
     def raise_any(self, source: str | Path) -> None:
-        """Raises one error for all bad rows.
-
-        Raises:
-            DataError: With the number of bad rows and the first 20 of them.
-        """
+        """Raises one DataError for all bad rows, if there are any."""
         if self.count == 1:
             raise DataError(self.shown[0])
         if self.count:

@@ -2,37 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from parm_mlx.data.dataset import MergeCounts, Progress, merge, no_progress, read_dataset, split_by_prompt
+from parm_mlx.data.dataset import Progress, merge, no_progress, read_dataset, split_by_prompt
 from parm_mlx.data.formats import as_row
-from parm_mlx.data.pairs import Pair, Problems
+from parm_mlx.data.pairs import Pair
 from parm_mlx.data.sources import RECORD_FILE, SPLITS, find_files
 from parm_mlx.errors import DataError
 from parm_mlx.outputs import check_new, new_directory
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Numbers of what was written.
-
-    Attributes:
-        rows: Number of rows of each split.
-        prompts: Number of different prompts of each split.
-        counts: Numbers of what was merged and left out.
-        bad: Rows left out because they cannot be used.
-    """
-
-    rows: dict[str, int]
-    prompts: dict[str, int]
-    counts: MergeCounts
-    bad: Problems
-
-    def notes(self) -> list[str]:
-        """Returns what a user should know, one line each."""
-        written = [f"{name}.jsonl: {rows} rows, {self.prompts[name]} prompts" for name, rows in self.rows.items()]
-        return [*written, *self.counts.notes(), *([self.bad.note()] if self.bad.count else [])]
 
 
 def prepare(
@@ -46,22 +24,14 @@ def prepare(
     skip_bad: bool = False,
     force: bool = False,
     progress: Progress = no_progress,
-) -> Prepared:
+) -> list[str]:
     """Writes ``train.jsonl``, ``valid.jsonl`` and ``test.jsonl``, whole or not at all, and a record of how.
 
     Every prompt is in one split only, with all its rows; rows of the same pair become one with all their labels. Splits
-    that the source has already are put together and made again.
+    that the source has already are put together and made again. A share of the prompts that is 0 has no file.
 
-    Args:
-        source: A file, a folder or a data set on the hub, as training reads it.
-        out: The folder to write.
-        objectives: The objectives to keep; by default all.
-        valid_share: Share of the prompts for validation; 0 for none.
-        test_share: Share of the prompts for testing; 0 for none.
-        seed: Seed of the split.
-        skip_bad: Leave out rows that cannot be used rather than refusing the data.
-        force: Replace prepared data at ``out``.
-        progress: Shows how many rows are read.
+    Returns:
+        What a user should know, one line each.
 
     Raises:
         DataError: There are no such files, rows cannot be used, an objective is not in the data, or there are too few
@@ -80,19 +50,15 @@ def prepare(
     splits: dict[str, list[Pair]] = {name: [] for name, size in zip(SPLITS, (1, *sizes), strict=True) if size}
     for pair, split in zip(pairs, split_of, strict=True):
         splits[SPLITS[split]].append(pair)
-    prepared = Prepared(
-        rows={name: len(members) for name, members in splits.items()},
-        prompts={name: len({pair.prompt_key for pair in members}) for name, members in splits.items()},
-        counts=merged.counts,
-        bad=data.problems,
-    )
+    rows = {name: len(members) for name, members in splits.items()}
+    prompt_counts = {name: len({pair.prompt_key for pair in members}) for name, members in splits.items()}
     record = {
         "source": [{"file": file.name, **file.identity()} for file in files],
         "seed": seed,
         "valid_share": valid_share,
         "test_share": test_share,
-        "rows": prepared.rows,
-        "prompts": prepared.prompts,
+        "rows": rows,
+        "prompts": prompt_counts,
         **asdict(merged.counts),
         "bad": data.problems.count,
         "first_bad": data.problems.shown,
@@ -102,7 +68,8 @@ def prepare(
             with (directory / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(map(as_row, members))
         (directory / RECORD_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return prepared
+    notes = [f"{name}.jsonl: {count} rows, {prompt_counts[name]} prompts" for name, count in rows.items()]
+    return [*notes, *merged.counts.notes(), *([data.problems.note()] if data.problems.count else [])]
 
 
 def _sizes(prompts: int, valid_share: float, test_share: float) -> list[int]:

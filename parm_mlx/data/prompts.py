@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from parm_mlx.data.formats import check_text, parse_prompt
 from parm_mlx.data.pairs import Problems, RowError
 from parm_mlx.data.sources import check_regular, read_rows
 from parm_mlx.errors import DataError, PreferenceError
-from parm_mlx.files import read_text
+from parm_mlx.files import expanded, read_text
 from parm_mlx.guidance.prompts import Prompt, content_id
 from parm_mlx.preference import Alpha, parse_alpha
 
@@ -24,16 +24,16 @@ def read_prompts(file: Path) -> list[Prompt]:
     Raises:
         DataError: The file cannot be read, has another suffix or no prompt, or rows are wrong; all are named.
     """
-    readers: dict[str, Callable[[Path, Problems, str], Iterator[tuple[int, Any]]]] = {
-        ".txt": _read_txt,
-        ".jsonl": read_rows,
-        ".json": read_rows,
-        ".csv": _read_csv,
-    }
-    if file.suffix not in readers:
+    file, problems, prompts = expanded(file, DataError), Problems(), list[Prompt]()
+    if file.suffix == ".txt":
+        rows: Iterator[tuple[int, Any]] = _lines(file)
+    elif file.suffix == ".csv":
+        rows = _csv_rows(file, problems)
+    elif file.suffix in (".jsonl", ".json"):
+        rows = read_rows(file, problems, str(file))
+    else:
         raise DataError(f"{file}: a file of prompts must end with .txt, .jsonl, .json or .csv")
-    problems, prompts = Problems(), list[Prompt]()
-    for line, row in readers[file.suffix](file, problems, str(file)):
+    for line, row in rows:
         try:
             prompts.append(_prompt(row, line))
         except RowError as error:
@@ -45,11 +45,7 @@ def read_prompts(file: Path) -> list[Prompt]:
 
 
 def check_distinct(prompts: Sequence[Prompt], file: Path) -> None:
-    """Checks that no two prompts have the same id.
-
-    Raises:
-        DataError: Two have.
-    """
+    """Raises DataError where two prompts have the same id."""
     seen: dict[str, Prompt] = {}
     for prompt in prompts:
         first = seen.setdefault(prompt.id, prompt)
@@ -66,7 +62,7 @@ def read_alphas(file: Path, objectives: Sequence[str]) -> list[Alpha]:
         DataError: The file cannot be read, holds none, or one twice.
         PreferenceError: A line is not a preference.
     """
-    found: dict[Alpha, int] = {}
+    file, found = expanded(file, DataError), dict[Alpha, int]()
     for number, line in _lines(file):
         try:
             alpha = parse_alpha(line.strip("[]"), objectives)
@@ -91,11 +87,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def _read_txt(file: Path, problems: Problems, name: str) -> Iterator[tuple[int, Any]]:
-    return _lines(file)
-
-
-def _read_csv(file: Path, problems: Problems, name: str) -> Iterator[tuple[int, Any]]:
+def _csv_rows(file: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
     rows = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
     try:
         if "prompt" not in (rows.fieldnames or ()):
@@ -103,7 +95,7 @@ def _read_csv(file: Path, problems: Problems, name: str) -> Iterator[tuple[int, 
         for row in rows:
             yield rows.line_num, {key: value for key, value in row.items() if value and key in ("prompt", "id", "uid")}
     except csv.Error as error:
-        problems.add(f"{name}:{rows.line_num}", f"broken CSV: {error}")
+        problems.add(f"{file}:{rows.line_num}", f"broken CSV: {error}")
 
 
 def _prompt(row: Any, line: int) -> Prompt:

@@ -6,15 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from parm_mlx.data.dataset import (
-    Disagreement,
-    Progress,
-    count_labels,
-    disagreement,
-    merge,
-    no_progress,
-    read_dataset,
-)
+from parm_mlx.data.dataset import Disagreement, Progress, count_labels, disagreement, merge, no_progress, read_dataset
 from parm_mlx.data.formats import as_row
 from parm_mlx.data.pairs import Pair, Problems
 from parm_mlx.data.sources import find_files
@@ -30,29 +22,16 @@ Scorer = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Relabelled:
-    """Numbers of what became of the pairs of a source.
-
-    Attributes:
-        rows: Rows read.
-        equal: Rows left out because both responses are equal.
-        repeated: Rows left out because an earlier row is of the same pair.
-        written: Pairs that some reward has labelled.
-        dropped: Pairs that no reward has labelled.
-        labels: For each objective, the pairs it labelled.
-        ties: For each objective, the pairs whose responses it scores alike.
-        near_ties: For each objective, the pairs it left unlabelled because of the smallest margin asked for.
-        disagreement: For two objectives, the pairs both labelled and those of them they disagree about.
-        bad: Rows left out because they cannot be used.
-    """
+    """Numbers of what became of the pairs of a source; ``labels`` and ties are counted for each objective."""
 
     rows: int
-    equal: int
-    repeated: int
+    equal: int  # rows whose responses are equal
+    repeated: int  # rows of the same pair as an earlier one
     written: int
-    dropped: int
+    dropped: int  # pairs that no reward has labelled
     labels: dict[str, int]
-    ties: dict[str, int]
-    near_ties: dict[str, int]
+    ties: dict[str, int]  # pairs whose responses are scored alike
+    near_ties: dict[str, int]  # pairs below the smallest margin
     disagreement: Disagreement
     bad: Problems
 
@@ -125,11 +104,7 @@ def relabel(
 
 
 def parse_min_margins(specs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """Reads the smallest margins that are labels.
-
-    Args:
-        specs: ``"0.5"`` for all objectives, ``"helpful=0.5"`` for one, which goes before.
-        names: The objectives.
+    """Reads the smallest margins that are labels: ``"0.5"`` for all objectives, ``"helpful=0.5"`` for one.
 
     Raises:
         ConfigError: A margin is not a finite number ≥ 0 or given twice, or an objective is unknown.
@@ -152,11 +127,7 @@ def parse_min_margins(specs: Sequence[str], names: Sequence[str]) -> dict[str, f
 
 
 def check_output(out: str | Path) -> Path:
-    """Checks that the file may be written.
-
-    Raises:
-        OutputError: It may not, or its name does not end with ``.jsonl``.
-    """
+    """Raises OutputError where the file may not be written, or its name does not end with ``.jsonl``."""
     path = check_new_file(out)
     if path.suffix != ".jsonl":
         raise OutputError(f"{path}: the name of the file must end with .jsonl")

@@ -38,25 +38,15 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True)
 class DataFile(ABC):
-    """A file, or a split of a data set on the hub, whose rows have one format.
+    """A file, or a split of a data set on the hub, whose rows have one format."""
 
-    Attributes:
-        name: Name in errors and records.
-        split: ``train``, ``valid`` or ``test``; ``train`` if the data are not split.
-        objective: The objective that its rows judge, as far as a file or folder name tells it.
-    """
-
-    name: str
-    split: str
-    objective: str | None
+    name: str  # in errors and records
+    split: str  # ``train``, ``valid`` or ``test``; ``train`` if the data are not split
+    objective: str | None  # that its rows judge, as far as a file or folder name tells it
 
     @abstractmethod
     def rows(self, problems: Problems) -> Iterator[tuple[str, Any]]:
-        """Yields (where, decoded row); rows that cannot be decoded go to ``problems``.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Yields (where, decoded row); rows that cannot be decoded go to ``problems``."""
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
@@ -82,11 +72,7 @@ class LocalFile(DataFile):
 
 @dataclass(frozen=True)
 class HubSplit(DataFile):
-    """A split of a data set on the hub.
-
-    Attributes:
-        dataset: A ``datasets.Dataset``; its rows lie in a file and are read as they are needed.
-    """
+    """A split of a data set on the hub: a ``datasets.Dataset``, whose rows are read as they are needed."""
 
     dataset: Any = field(repr=False)
 
@@ -134,27 +120,23 @@ def find_files(source: str | Path, objectives: Sequence[str] | None = None) -> l
 
 
 def is_hub_id(source: str) -> bool:
-    """Tells whether a text may be the id of a data set: ``owner/name``, ``owner/name@revision:folder,folder``."""
+    """Tells if a text may be the id of a data set: ``owner/name``, ``owner/name@revision:folder,folder``."""
     return _HUB_ID.fullmatch(source) is not None
 
 
 def _files_of_folder(folder: Path) -> list[DataFile]:
     found = _data_files(folder)
-    splits = [name for name in found if name in _SPLIT_OF]
-    if "train" in found:
-        found = {name: path for name, path in found.items() if name not in _NOT_SPLITS}
-    per_objective = [path.name for name, path in found.items() if name not in splits]
-    if "train" in found and per_objective:
+    others = [path.name for name, path in found.items() if name not in (*SPLITS, *_NOT_SPLITS)]
+    if "train" in found and others:
         raise DataError(
-            f"data {folder}: {found['train'].name} beside {', '.join(per_objective)}; keep either splits or one file "
+            f"data {folder}: {found['train'].name} beside {', '.join(others)}; keep either splits or one file "
             "per objective"
         )
-    if splits and "train" not in splits:
+    if "train" in found:
+        return [LocalFile(path.name, name, None, path) for name, path in found.items() if name in SPLITS]
+    if found.keys() & set(SPLITS):
         raise DataError(f"data {folder}: train.jsonl is missing")
-    return [
-        LocalFile(path.name, _SPLIT_OF[name], None, path) if splits else LocalFile(path.name, "train", name, path)
-        for name, path in found.items()
-    ]
+    return [LocalFile(path.name, "train", name, path) for name, path in found.items()]
 
 
 def _files_of_folders(folder: Path, objectives: Sequence[str]) -> list[DataFile]:
@@ -162,35 +144,30 @@ def _files_of_folders(folder: Path, objectives: Sequence[str]) -> list[DataFile]
     found = {path.name: files for path in inner if (files := _data_files(path))}
     found = {name: found[name] for name in found if name in objectives} or found
     for name, files in found.items():
-        if "train" not in files or not files.keys() <= {*_SPLIT_OF, *_NOT_SPLITS}:
+        if "train" not in files or not files.keys() <= {*SPLITS, *_NOT_SPLITS}:
             raise DataError(
                 f"data {folder / name}: a folder per objective holds train.jsonl, and optionally valid.jsonl and "
                 f"test.jsonl, not {', '.join(path.name for path in files.values())}",
                 hint="--objectives names the folders to read",
             )
     return [
-        LocalFile(f"{name}/{path.name}", _SPLIT_OF[stem], name, path)
+        LocalFile(f"{name}/{path.name}", split, name, path)
         for name, files in found.items()
-        for stem, path in files.items()
-        if stem in _SPLIT_OF
+        for split, path in files.items()
+        if split in SPLITS
     ]
 
 
 def _data_files(folder: Path) -> dict[str, Path]:
     """Returns the data files of a folder by the names of their splits or objectives."""
     found: dict[str, Path] = {}
-    split_files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         hidden = path.name == RECORD_FILE or path.name.startswith(".")
-        if hidden or not path.name.endswith(_SUFFIXES) or not path.is_file():
-            continue
-        name = _stem(path)
-        other = found.get(name) or split_files.get(_SPLIT_OF.get(name, ""))
-        if other:
-            raise DataError(f"data {folder}: both {other.name} and {path.name}; keep one of them")
-        found[name] = path
-        if name in _SPLIT_OF:
-            split_files[_SPLIT_OF[name]] = path
+        if not hidden and path.name.endswith(_SUFFIXES) and path.is_file():
+            name = _stem(path)
+            other = found.setdefault(_SPLIT_OF.get(name, name), path)
+            if other is not path:
+                raise DataError(f"data {folder}: both {other.name} and {path.name}; keep one of them")
     return found
 
 
@@ -260,15 +237,11 @@ def _without_none(value: Any) -> Any:
 
 
 def check_regular(path: Path) -> None:
-    """Checks that a path is a regular file; reading a pipe or a device might never end.
-
-    Raises:
-        DataError: It is missing, cannot be looked at, or is something else.
-    """
-    if is_dir(path, DataError) or (is_file(path, DataError) and not path.is_file()):
-        raise DataError(f"{path} is not a regular file")
-    if not is_file(path, DataError):
+    """Raises DataError where a path is not a regular file; reading a pipe or a device might never end."""
+    if not is_dir(path, DataError) and not is_file(path, DataError):
         raise DataError(f"{path}: no such file")
+    if not path.is_file():
+        raise DataError(f"{path} is not a regular file")
 
 
 def _open(path: Path) -> io.BufferedReader:
@@ -298,7 +271,7 @@ def read_rows(path: Path, problems: Problems, name: str | None = None) -> Iterat
                 problems.add(f"{name}:1", "the file is UTF-16; save it as UTF-8")
                 return
             is_list = ".json" in path.suffixes and start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-            for line, row in _read_list(file, name, problems) if is_list else _read_lines(file, name, problems):
+            for line, row in (_read_list if is_list else _read_lines)(file, name, problems):
                 yield line, row
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             problems.add(f"{name}:{line}", f"the compressed file is broken here or soon after: {error}")
@@ -334,7 +307,8 @@ def _read_list(file: BinaryIO, name: str, problems: Problems) -> Iterator[tuple[
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        problems.add(f"{name}:{_line_of(error)}", "not UTF-8 text")
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problems.add(f"{name}:{line}", "not UTF-8 text")
         return
     decoder, line, counted = json.JSONDecoder(), 1, 0
     position, separator = _skip_space(text, text.index("[") + 1), ","
@@ -368,10 +342,6 @@ def _read_list(file: BinaryIO, name: str, problems: Problems) -> Iterator[tuple[
 def _skip_space(text: str, position: int) -> int:
     found = _SPACE.match(text, position)
     return found.end() if found else position
-
-
-def _line_of(error: UnicodeDecodeError) -> int:
-    return error.object.count(b"\n", 0, error.start) + 1
 
 
 def _json_problem(error: Exception) -> str:

@@ -19,15 +19,10 @@ UNLABELLED = -1
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One prompt with one response.
+    """One prompt with one response: [BOS] prompt response EOS."""
 
-    Attributes:
-        ids: [BOS] prompt response EOS, int32 (L,).
-        start: Index of the first response token. The response is ``ids[start:]``, EOS included.
-    """
-
-    ids: NDArray[np.int32]
-    start: int
+    ids: NDArray[np.int32]  # (L,)
+    start: int  # the response is ``ids[start:]``, EOS included
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,17 +30,11 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """A tokenised pair.
-
-    Attributes:
-        rows: Prompt with the first and with the second response.
-        preferred: int8 (k,): 0 or 1, the response that each objective prefers; -1 where it did not judge.
-        where: Where it comes from: file name and line, or hub data set and row.
-    """
+    """A tokenised pair: the prompt with the first and with the second response."""
 
     rows: tuple[TokenRow, TokenRow]
-    preferred: NDArray[np.int8]
-    where: str
+    preferred: NDArray[np.int8]  # (k,): 0 or 1, the response that each objective prefers; -1 where it did not judge
+    where: str  # file name and line, or hub data set and row
 
     def __len__(self) -> int:
         """Tokens of the longer row."""
@@ -53,15 +42,10 @@ class TokenPair:
 
 
 def tokenize(tokenizer: TokenizerWrapper, prompt: str, response: str) -> TokenRow:
-    """Tokenises a rendered prompt with one response.
+    """Tokenises a prompt, as ``render_prompt`` returns it, with one response, without a turn's end.
 
     BOS comes first if the tokenizer has one and the prompt does not begin with it; EOS is appended unless the response
     ends with it.
-
-    Args:
-        tokenizer: An mlx-lm tokenizer with an end-of-sequence token.
-        prompt: As :func:`parm_mlx.guidance.prompts.render_prompt` returns it.
-        response: The response, without a turn's end.
     """
     ids, start = split_response(tokenizer, prompt, response.removesuffix(tokenizer.eos_token or ""))
     if len(ids) == start or ids[-1] != tokenizer.eos_token_id:
@@ -81,14 +65,9 @@ def tokenize_pairs(
 ) -> tuple[list[TokenPair], str | None]:
     """Tokenises pairs and leaves out those that are too long; nothing is ever cut.
 
-    Args:
-        tokenizer: An mlx-lm tokenizer.
-        pairs: Pairs to tokenise.
-        objectives: The k objectives.
-        max_length: Most tokens that a prompt with its response may have, BOS and EOS included.
-        chat_template: Name of a built-in chat template; by default the tokenizer's own.
-        rows: Rows of the model's embedding; None is not checked.
-        skip_bad: Leave out pairs that cannot be tokenised, as long as there are others.
+    The length counts a prompt with its response, BOS and EOS included. The chat template is a built-in one, or by
+    default the tokenizer's own. ``rows`` are those of the model's embedding; None is not checked. With ``skip_bad``,
+    pairs that cannot be tokenised are left out, as long as there are others.
 
     Returns:
         The pairs that fit, and a note that counts the others, if there are any.
@@ -120,11 +99,7 @@ def tokenize_pairs(
 
 
 def check_eos(tokenizer: TokenizerWrapper) -> None:
-    """Checks that responses can end.
-
-    Raises:
-        ModelError: The tokenizer has no end-of-sequence token.
-    """
+    """Raises ModelError where the tokenizer has no end-of-sequence token."""
     if tokenizer.eos_token_id is None:
         raise ModelError("the model's tokenizer has no end-of-sequence token: a response could not end")
 
@@ -136,7 +111,7 @@ def tokenize_pair(
     chat_template: str | None = None,
     rows: int | None = None,
 ) -> TokenPair:
-    """Tokenises one pair.
+    """Tokenises one pair; see :func:`tokenize_pairs`.
 
     Raises:
         RowError: The chat template does not accept the prompt, no token is left of the prompt, or the model has no

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,17 @@ from parm_mlx.errors import InputError
 from parm_mlx.evaluation.cost import token_costs
 from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
 from parm_mlx.evaluation.summary import Normalize, Run, compare, summarise
-from parm_mlx.files import expanded, read_json, resolve
+from parm_mlx.files import expanded, read_json
 from parm_mlx.fingerprint import fingerprint
-from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.loading import (
-    BUNDLED,
-    BUNDLED_BASE,
-    BUNDLED_PARM,
-    Share,
-    load_draft,
-    load_with_tokenizers,
-    recorded_backbone,
-)
-from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
+from parm_mlx.guidance.loading import BUNDLED, Share
+from parm_mlx.guidance.prompts import Prompt, content_id
 from parm_mlx.guidance.sampling import Sampling
-from parm_mlx.guidance.speculation import Drafting
+from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.templates import Content
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
-from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.outputs import check_claim, check_new, new_directory, update
-from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, parse_betas, simplex_grid
+from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, simplex_grid
 from parm_mlx.ranges import SEED
 from parm_mlx.rewards.builtin import SCORERS
 from parm_mlx.rewards.registry import Function, Reward, load_rewards
@@ -126,14 +115,21 @@ def evaluate(
     seeds = _seeds(sampling, num_samples)
     if grid is not None and alphas is not None:
         raise InputError("a grid and a list of preferences exclude each other")
-    if draft_model is not None and self_speculation:
-        raise InputError("a draft model and self-speculation exclude each other")
-    if num_draft_tokens is not None and draft_model is None and not self_speculation:
-        raise InputError("a number of draft tokens needs a draft model or self-speculation")
     check_claim(out, "run")
-    models = _load_models(model, parm, guide_model, beta, share)
-    objectives = models.guided.objectives
-    drafting = _load_drafting(models, draft_model, self_speculation, num_draft_tokens)
+    session = load_session(
+        model,
+        parm,
+        guide_model,
+        beta=beta,
+        share=share,
+        chat_template=chat_template,
+        allow_special=allow_special,
+        system_prompt=system_prompt,
+        draft_model=draft_model,
+        self_speculation=self_speculation,
+        num_draft_tokens=num_draft_tokens,
+    )
+    prompter, objectives = session.prompter, session.objectives
     if reference is not None and len(reference) != len(objectives):
         raise InputError(f"the reference point has {len(reference)} numbers for {len(objectives)} objectives")
     asked = _prompts(prompts, bundled=parm is None)[:limit]
@@ -141,18 +137,18 @@ def evaluate(
 
     keep_freed_memory()
     group = join()
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    prompter = models.prompter(chat_template, drafting, allow_special)
     if prompter.note and group.main:
         note(prompter.note)
-    sweep = Sweep(models.guided, models.tokenizer, prompter, sampling, max_tokens, batch_size, system, drafting)
+    sweep = Sweep(
+        session.model, session.tokenizer, prompter, sampling, max_tokens, batch_size, session.system, session.drafting
+    )
     with group.reported_once(), group.agreed():
         sweep.check(asked)
         loaded = _rewards(rewards, objectives)
         settings = {
-            **models.names,
+            **session.names,
             "share": share,
-            "beta": list(models.betas),
+            "beta": list(session.betas),
             **{name: getattr(sampling, name) for name in ("temp", "top_p", "top_k", "min_p")},
             "max_tokens": max_tokens,
             "seeds": seeds,
@@ -165,7 +161,7 @@ def evaluate(
         identity = {
             "objectives": list(objectives),
             "settings": settings,
-            "models": {role: fingerprint(path) for role, path in models.paths().items()},
+            "models": {role: fingerprint(path) for role, path in session.paths().items()},
             "reward_files": {reward.source: reward.digest for reward in loaded.values() if reward.digest},
         }
         folder = RunFolder(out, identity, resume_anyway)
@@ -260,71 +256,6 @@ def compare_runs(
     with new_directory(out) as partial:
         write_report(summary, [], {}, partial, note)
     return summary
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The loaded models of a run, and what names them."""
-
-    guided: GuidedModel
-    tokenizer: TokenizerWrapper
-    guide_tokenizer: TokenizerWrapper
-    betas: tuple[float, ...]
-    base: str
-    adapters: list[str]
-    guide_model: str | None
-    names: dict[str, Any]
-
-    def prompter(self, chat_template: str | None, drafting: Drafting | None, allow_special: bool) -> Prompter:
-        return Prompter(
-            self.tokenizer,
-            self.guide_tokenizer,
-            base_template=chat_template,
-            guide_template=self.guided.guide.chat_template,
-            limit=self.guided.context_length,
-            rows=self.guided.rows,
-            draft_rows=drafting.rows if drafting else None,
-            allow_special=allow_special,
-        )
-
-    def paths(self) -> dict[str, Path]:
-        """Returns the directories of the models by their roles."""
-        paths = {"base": resolve(self.base)}
-        for number, adapter in enumerate(self.adapters, 1):
-            of = "" if len(self.adapters) == 1 else f" {number}"
-            own = resolve(self.guide_model, "guide model") if self.guide_model else recorded_backbone(adapter)
-            paths[f"adapter{of}"] = resolve(adapter, "adapter")
-            if own.resolve() != paths["base"].resolve():
-                paths[f"guide model{of}"] = own
-        return paths
-
-
-def _load_models(
-    model: str | Path | None,
-    parm: str | Path | Sequence[str | Path] | None,
-    guide_model: str | Path | None,
-    beta: float | str | Sequence[float],
-    share: Share,
-) -> _Models:
-    adapters = [str(each) for each in ([parm] if isinstance(parm, str | Path) else parm or [])]
-    if not adapters and (model is not None or guide_model is not None):
-        raise InputError("a base or a guide model needs a PARM, the adapter that guides", hint="or leave all three out")
-    guide = None if guide_model is None else str(guide_model)
-    names = {"model": None if model is None else str(model), "parm": adapters or None, "guide_model": guide}
-    betas = parse_betas(beta, max(len(adapters), 1))
-    base = str(model or guide_model or recorded_backbone(adapters[0])) if adapters else str(BUNDLED_BASE)
-    adapters = adapters or [str(BUNDLED_PARM)]
-    loaded = load_with_tokenizers(base, adapters, guide, beta=betas, share=share)
-    return _Models(*loaded, betas, base, adapters, guide, names)
-
-
-def _load_drafting(
-    models: _Models, draft_model: str | Path | None, by_base: bool, tokens: int | None
-) -> Drafting | None:
-    if draft_model is None and not by_base:
-        return None
-    draft = load_draft(str(draft_model), models.tokenizer, models.base) if draft_model is not None else None
-    return Drafting(draft, tokens or Drafting.tokens)
 
 
 def _seeds(sampling: Sampling, count: int) -> list[int]:

@@ -24,6 +24,10 @@ class Conversation:
         last_question: The prompt that ends in the last question; None before the first.
     """
 
+    _base: CachedTokens
+    _guide: CachedTokens
+    _draft: CachedTokens
+
     def __init__(
         self,
         model: GuidedModel,

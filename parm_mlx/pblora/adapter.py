@@ -15,8 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from parm_mlx.errors import AdapterError, first_line
-from parm_mlx.files import pickled_weights, read_json
+from parm_mlx.errors import AdapterError, ModelError, first_line
+from parm_mlx.files import expanded, is_dir, pickled_weights, read_json
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import PBLoRALinear, core_shapes, tensor_shapes
 from parm_mlx.pblora.targets import find_targets
@@ -90,14 +90,14 @@ def set_adapter_tensors(model: nn.Module, tensors: Mapping[str, mx.array]) -> No
 
 def backbone_reference(model: str, out: Path) -> str:
     """Returns the record of a backbone in an adapter at ``out``: a hub id as it is, a directory as a relative path."""
-    path = Path(model).expanduser()
-    return os.path.relpath(path.resolve(), out.expanduser().resolve()) if path.is_dir() else model
+    path = expanded(model, ModelError)
+    return os.path.relpath(path.resolve(), expanded(out).resolve()) if is_dir(path, ModelError) else model
 
 
 def find_backbone(path: Path, reference: str) -> str | Path:
     """The inverse of :func:`backbone_reference` for the adapter at ``path``."""
     beside = path / reference
-    return beside.resolve() if reference.startswith("..") and beside.is_dir() else reference
+    return beside.resolve() if reference.startswith("..") and is_dir(beside, ModelError) else reference
 
 
 def save_adapter(path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:

@@ -15,7 +15,7 @@ import mlx.core as mx
 from jinja2 import TemplateError
 
 from parm_mlx.errors import InputError, ModelError, RunError
-from parm_mlx.files import read_json, resolve
+from parm_mlx.files import is_file, read_json, resolve
 from parm_mlx.guidance.encoding import encode, escape, lone_token, token_ids
 from parm_mlx.guidance.loading import widen_on_cpu
 from parm_mlx.guidance.prompts import apply_template
@@ -53,7 +53,7 @@ class RewardSettings:
 
 def read_settings(directory: Path) -> RewardSettings:
     """Reads ``reward.json``; raises ModelError if it is missing, of another format, or a value cannot be used."""
-    if not (directory / REWARD_FILE).is_file():
+    if not is_file(directory / REWARD_FILE, ModelError):
         raise ModelError(
             f"{directory} is not a reward model: {REWARD_FILE} is missing",
             hint=f"`parm-mlx convert {directory}` makes one from a classifier; hf:{directory} uses it unconverted",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import CheckpointError, OutputError, RunError
-from parm_mlx.files import disk_errors, flush, resolve
+from parm_mlx.files import disk_errors, expanded, flush, is_dir, resolve
 from parm_mlx.fingerprint import changes, fingerprint
 from parm_mlx.outputs import claimed, new_directory, own, read_marker, remove_directory
 from parm_mlx.outputs.marker import written
@@ -221,8 +221,7 @@ def check_settings(stored: dict[str, Any], config: TrainConfig, where: Path) -> 
 def models_of(config: TrainConfig) -> dict[str, str]:
     """Returns the fingerprints of the backbone, and of the adapter to begin from unless it is gone by now."""
     found = {f"model: {name}": value for name, value in fingerprint(resolve(config.model)).items()}
-    start = Path(config.start_from or "").expanduser()
-    if config.start_from and start.is_dir():
+    if config.start_from and is_dir(start := expanded(config.start_from)):
         found |= {f"{START}: {name}": value for name, value in fingerprint(start).items()}
     return found
 

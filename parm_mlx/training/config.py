@@ -7,21 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parm_mlx.errors import ConfigError, PreferenceError
+from parm_mlx.files import expanded
 from parm_mlx.preference import parse_objectives
-from parm_mlx.ranges import (
-    BATCH,
-    BETA,
-    CONCENTRATION,
-    COUNT,
-    DROPOUT,
-    MAX_TOKENS,
-    RANK,
-    SCALE,
-    SEED,
-    STEP,
-    Real,
-    Whole,
-)
+from parm_mlx.ranges import BATCH, BETA, CONCENTRATION, COUNT, DROPOUT, MAX_TOKENS, RANK, SCALE, SEED, STEP, Real, Whole
 from parm_mlx.settings import PATH, TEXT, Choice, Items, TemplateName, check, read_settings, setting
 
 SMOOTHING = 0.1
@@ -123,55 +111,44 @@ class TrainConfig:
     )
     val_batches: int = setting(25, "Batches per validation; -1 for all, 0 for none.", Whole(-1, COUNT.high))
     report_to: tuple[str, ...] | None = setting(
-        None,
-        "Also send the numbers to trackers: wandb, swanlab, comma-separated.",
-        Items(Choice("wandb", "swanlab")),
+        None, "Also send the numbers to trackers: wandb, swanlab, comma-separated.", Items(Choice("wandb", "swanlab"))
     )
     project_name: str = setting("parm-mlx", "Project that trackers show the run in.")
     seed: int = setting(0, "Seed of everything random.", SEED)
 
     def __post_init__(self) -> None:
-        problems = check(self)
-        if not problems and self.objectives is not None:
-            try:
-                object.__setattr__(self, "objectives", parse_objectives(self.objectives))
-            except PreferenceError as reason:
-                problems.append(str(reason))
-        if not problems and self.save == "best" and self.val_batches == 0:
-            problems.append("save is 'best', but val_batches is 0: only validation tells which is best")
-        if not problems and self.pairs_per_step > STEP.high:
-            problems.append(
-                f"batch_size times grad_accumulation_steps must be at most {STEP.high}, got {self.pairs_per_step}"
-            )
-        if not problems:
-            problems += self._settle_scalarization()
-        if problems:
-            raise ConfigError("training settings: " + "; ".join(problems))
-
-    def _settle_scalarization(self) -> list[str]:
-        """Fills in what the scalarisation decides, and says what contradicts it."""
+        if problem := "; ".join(check(self)) or self._contradiction():
+            raise ConfigError(f"training settings: {problem}")
         smooth = self.scalarization == "tchebycheff"
-        if smooth and self.alpha_per == "example":
-            return ["scalarization is 'tchebycheff', which needs one alpha per step, but alpha_per is 'example'"]
-        if not smooth and self.smoothing is not None:
-            return ["smoothing is for scalarization 'tchebycheff', and that is 'linear'"]
         object.__setattr__(self, "alpha_per", self.alpha_per or ("batch" if smooth else "example"))
         if smooth and self.smoothing is None:
             object.__setattr__(self, "smoothing", SMOOTHING)
-        return []
+
+    def _contradiction(self) -> str | None:
+        """Says which settings, each allowed alone, cannot be together."""
+        if self.objectives is not None:
+            try:
+                parse_objectives(self.objectives)
+            except PreferenceError as reason:
+                return str(reason)
+        if self.save == "best" and self.val_batches == 0:
+            return "save is 'best', but val_batches is 0: only validation tells which is best"
+        if self.pairs_per_step > STEP.high:
+            return f"batch_size times grad_accumulation_steps must be at most {STEP.high}, got {self.pairs_per_step}"
+        if self.scalarization == "tchebycheff" and self.alpha_per == "example":
+            return "scalarization is 'tchebycheff', which needs one alpha per step, but alpha_per is 'example'"
+        if self.scalarization == "linear" and self.smoothing is not None:
+            return "smoothing is for scalarization 'tchebycheff', and that is 'linear'"
+        return None
 
     @classmethod
     def from_sources(cls, file: str | Path | None, flags: Mapping[str, Any]) -> "TrainConfig":
-        """Settings of a YAML file, overridden by flags.
-
-        Args:
-            file: The YAML file, if there is one; ``batch_size`` and ``batch-size`` are the same key.
-            flags: Settings by name, those that were given.
+        """Returns the settings of a YAML file, if there is one, overridden by those that were given as flags.
 
         Raises:
             ConfigError: The file cannot be read, holds unknown keys, or settings are wrong.
         """
-        values = read_settings(Path(file), cls) if file else {}
+        values = read_settings(expanded(file, ConfigError), cls) if file else {}
         for source, where in ((values, f"config {file}"), (flags, "training settings")):
             if {"iters", "epochs"} <= source.keys():
                 raise ConfigError(f"{where}: iters and epochs are both given; choose one")
@@ -180,7 +157,7 @@ class TrainConfig:
         return cls(**{**values, **flags})
 
     def steps(self, pairs: int) -> int:
-        """Number of steps for so many training pairs."""
+        """Returns the number of steps for so many training pairs."""
         if self.iters is not None:
             return self.iters
         return max(1, math.ceil(self.epochs * pairs / self.pairs_per_step))
@@ -191,15 +168,11 @@ class TrainConfig:
         return self.batch_size * self.grad_accumulation_steps
 
     def betas(self, k: int) -> tuple[float, ...]:
-        """β_i of k objectives.
-
-        Raises:
-            ConfigError: ``beta_objective`` holds neither one number nor k.
-        """
+        """Returns β_i of k objectives; ConfigError if ``beta_objective`` holds neither one number nor k."""
         if len(self.beta_objective) not in (1, k):
             raise ConfigError(f"training settings: beta_objective has {len(self.beta_objective)} numbers, not 1 or {k}")
         return self.beta_objective * k if len(self.beta_objective) == 1 else self.beta_objective
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values."""
+        """Returns the settings as plain values."""
         return asdict(self)

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from parm_mlx.errors import ConfigError, RunError, first_line
-from parm_mlx.files import disk_errors
+from parm_mlx.files import disk_errors, expanded
 from parm_mlx.mlxlm import reporting_callback
 from parm_mlx.outputs import write_file
 from parm_mlx.preference import format_alpha
@@ -123,7 +123,7 @@ class MetricsLog:
             return
         write_file(self.path, map(_line, self.records))
         if config.report_to:
-            out, trackers = Path(config.out).expanduser(), ",".join(config.report_to)
+            out, trackers = expanded(config.out), ",".join(config.report_to)
             directory = out.with_name(f"{out.name}.tracking") / out.name
             with disk_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)

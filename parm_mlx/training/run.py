@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from parm_mlx.distributed import Group, join
 from parm_mlx.errors import ConfigError, LostError, OutputError
-from parm_mlx.files import flush
+from parm_mlx.files import expanded, flush
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
@@ -109,7 +109,7 @@ def train(
     group = join()
     if progress is None or not group.main:
         progress = Progress()
-    out = Path(config.out).expanduser()
+    out = expanded(config.out)
     folder = CheckpointFolder(out, config.keep_checkpoints)
     with group.reported_once(), ExitStack() as held:
         with group.agreed():
@@ -141,7 +141,7 @@ def _begin(
 ) -> TrainResult | Checkpoint | None:
     """Checks and holds the output; returns the checkpoint to go on from, or the result if nothing is left to do."""
     check_trackers(config.report_to or ())
-    out, reads = Path(config.out).expanduser(), _reads(config)
+    out, reads = expanded(config.out), _reads(config)
     if not resume:
         check_new(out, force, reads)
     check_apart(folder.path, reads)

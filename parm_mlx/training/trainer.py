@@ -14,6 +14,7 @@ from parm_mlx.distributed import Group
 from parm_mlx.errors import AdapterError, CheckpointError, LostError, RunError
 from parm_mlx.files import resolve
 from parm_mlx.guidance.loading import load_base
+from parm_mlx.guidance.prompts import no_template
 from parm_mlx.machine import usable_memory, versions
 from parm_mlx.mlxlm import embedding_rows, wired_limit
 from parm_mlx.pblora.adapter import (
@@ -104,6 +105,8 @@ class Trainer:
 
         progress.note(memory.announce(config))
         self.model, tokenizer = load_base(config.model)
+        if config.chat_template is None and not tokenizer.has_chat_template:
+            progress.note(no_template("model's tokenizer has"))
         rows = embedding_rows(self.model)
         train = tokenize_split(config, data, "training", tokenizer, rows, progress)
         valid = tokenize_split(config, data, "validation", tokenizer, rows, progress)

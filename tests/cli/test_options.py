@@ -11,7 +11,7 @@ from fuzz_cli import RECIPES, commands
 from typer.main import get_command
 
 from parm_mlx.cli.app import app
-from parm_mlx.cli.options import Given, flag, grouped, redeclared
+from parm_mlx.cli.options import flag, grouped, redeclared
 from parm_mlx.ranges import Real, Whole
 from parm_mlx.settings import TEXT, Items, setting
 from parm_mlx.training.config import TrainConfig
@@ -104,7 +104,7 @@ def brew(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         called.append((cup, tea))
 
     @grouped
-    def given(flags: Annotated[dict[str, Any], Given(Tea)], milk: Annotated[bool, flag("Milk.")] = False) -> None:
+    def given(flags: Annotated[dict[str, Any], Tea], milk: Annotated[bool, flag("Milk.")] = False) -> None:
         called.append((flags, milk))
 
     kitchen.command("tea")(tea)

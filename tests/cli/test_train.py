@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from parm_mlx.cli.options import ModelOptions
-from parm_mlx.cli.session import open_session
 from parm_mlx.guidance.encoding import encode
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.guidance.prompts import render_prompt
+from parm_mlx.guidance.session import load_session
 from parm_mlx.training.progress import ConsoleProgress
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -54,7 +53,7 @@ def test_training_and_the_use_of_its_result(train: RunCli, run_cli: RunCli, fold
 def test_guidance_reads_the_template_of_the_training(train: RunCli, folder: Path, official: Path) -> None:
     assert train("--iters", 1, "--val-batches", 0, "--chat-template", "hh")[0] == 0
     assert json.loads((folder / "mine" / "adapter_config.json").read_text())["chat_template"] == "hh"
-    prompter = open_session(ModelOptions(model=str(official / "base_lm"), parm=[str(folder / "mine")])).prompter
+    prompter = load_session(official / "base_lm", folder / "mine").prompter
     tokenizer = load_base(official / "base_lm")[1]
     assert prompter("Hi").guide == encode(tokenizer, "\n\nHuman: Hi\n\nAssistant:")
     assert prompter("Hi").base == encode(tokenizer, render_prompt(tokenizer, "Hi"))

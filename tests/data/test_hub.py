@@ -83,7 +83,7 @@ def test_a_data_set_is_read_like_files(hub: Hub) -> None:
         {"file": "o/safe[train]", "revision": SHA, "fingerprint": "f00d", "pairs": 1},
         {"file": "o/safe[validation]", "revision": SHA, "fingerprint": "f00d", "pairs": 2},
     ]
-    assert inspect_data("o/safe").formats["o/safe[test]"] == "PKU-SafeRLHF"
+    assert inspect_data("o/safe")["files"]["o/safe[test]"] == "PKU-SafeRLHF"
 
 
 def test_folders_and_configurations_are_objectives(hub: Hub) -> None:

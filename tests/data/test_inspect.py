@@ -43,16 +43,17 @@ def folder(write_rows: Write) -> Path:
 
 def test_what_is_in_the_data_and_what_training_keeps(folder: Path, official: Path) -> None:
     found = inspect_data(folder, tokenizer=load_base(official / "arm_base")[1], max_length=64)
-    train, valid, test = found.splits
-    assert found.objectives == ("long", "short")
-    assert found.formats == {f"{name}.jsonl": "responses and preferred" for name in ("train", "valid", "test")}
-    assert (train.rows, train.prompts, train.equal_responses) == (5, 4, 1)
-    assert train.labels == {"long": 4, "short": 4}
-    assert found.disagreement == {("long", "short"): (3, 2)}
-    assert (train.kept, train.dropped) == (3, {EQUAL: 1, TOO_LONG: 1})
-    assert (valid.kept, valid.dropped) == (1, {SHARED: 1})
-    assert (test.kept, test.dropped) == (0, {UNUSED: 2})
-    assert found.shared_prompts == {("train", "valid"): 1, ("train", "test"): 1, ("valid", "test"): 1}
+    train, valid, test = found["splits"]
+    assert found["objectives"] == ["long", "short"]
+    assert found["files"] == {f"{name}.jsonl": "responses and preferred" for name in ("train", "valid", "test")}
+    assert (train["rows"], train["prompts"], train["equal_responses"]) == (5, 4, 1)
+    assert train["labels"] == {"long": 4, "short": 4}
+    assert found["disagreement"] == [{"objectives": ["long", "short"], "judged_by_both": 3, "differ": 2}]
+    assert (train["kept"], train["dropped"]) == (3, {EQUAL: 1, TOO_LONG: 1})
+    assert (valid["kept"], valid["dropped"]) == (1, {SHARED: 1})
+    assert (test["kept"], test["dropped"]) == (0, {UNUSED: 2})
+    both = (["train", "valid"], ["train", "test"], ["valid", "test"])
+    assert found["shared_prompts"] == [{"splits": splits, "prompts": 1} for splits in both]
 
 
 @pytest.mark.parametrize("template", [None, "alpaca"])
@@ -60,48 +61,47 @@ def test_it_keeps_what_training_keeps(folder: Path, official: Path, template: st
     tokenizer = load_base(official / "arm_base")[1]
     found = inspect_data(folder, tokenizer=tokenizer, max_length=100, chat_template=template)
     data = load_data(folder)
-    for split, pairs in zip(found.splits, (data.train, data.valid), strict=False):
+    for split, pairs in zip(found["splits"], (data.train, data.valid), strict=False):
         kept, _ = tokenize_pairs(tokenizer, pairs, data.objectives, 100, template)
-        assert split.kept == len(kept)
-        assert max(len(pair) for pair in kept) <= split.token_percentiles["100"]
+        assert split["kept"] == len(kept)
+        assert max(len(pair) for pair in kept) <= split["token_percentiles"]["100"]
 
 
 def test_one_objective_of_several(folder: Path) -> None:
     """Q4 is not judged for long, nor is a row of test; labels of short and other do not count."""
     found, data = inspect_data(folder, objectives=["long"]), load_data(folder, objectives=["long"])
-    train, _, test = found.splits
-    assert (found.objectives, train.labels, found.disagreement) == (("long",), {"long": 4}, {})
-    assert train.dropped == {UNJUDGED: 1, EQUAL: 1}
-    assert train.kept == len(data.train)
-    assert test.dropped == {UNUSED: 2}
+    train, _, test = found["splits"]
+    assert (found["objectives"], train["labels"], found["disagreement"]) == (["long"], {"long": 4}, [])
+    assert train["dropped"] == {UNJUDGED: 1, EQUAL: 1}
+    assert train["kept"] == len(data.train)
+    assert test["dropped"] == {UNUSED: 2}
 
 
 def test_percentiles_are_lengths_that_occur(write_rows: Write) -> None:
     """Of 20 rows with 1 … 20 tokens, half have at most 10, nine tenths at most 18, and so on."""
     assert percentiles(range(20, 0, -1)) == {"50": 10, "90": 18, "95": 19, "99": 20, "100": 20}
     found = inspect_data(write_rows([row("Q", "a", "b", x=0)]))
-    assert found.splits[0].token_percentiles == {}
+    assert found["splits"][0]["token_percentiles"] == {}
 
 
 def test_one_file_per_objective(write_rows: Write) -> None:
     write_rows([{"prompt": "Q", "chosen": "a", "rejected": "b"}], "d/helpful.jsonl")
     path = write_rows([{"prompt": "Q", "chosen": "b", "rejected": "a"}], "d/harmless.jsonl")
     found = inspect_data(path.parent)
-    assert found.objectives == ("harmless", "helpful")
-    assert [(split.name, split.rows) for split in found.splits] == [("train", 2)]
-    assert found.disagreement == {("harmless", "helpful"): (1, 1)}
-    assert found.splits[0].dropped == {MERGED: 1}
-    assert (found.splits[0].pairs, found.splits[0].pairs_of_several_objectives) == ({"harmless": 1, "helpful": 1}, 1)
-    assert inspect_data(path.parent, objectives=["helpful", "harmless"]).objectives == ("helpful", "harmless")
+    (split,) = found["splits"]
+    assert found["objectives"] == ["harmless", "helpful"]
+    assert (split["name"], split["rows"], split["dropped"]) == ("train", 2, {MERGED: 1})
+    assert found["disagreement"] == [{"objectives": ["harmless", "helpful"], "judged_by_both": 1, "differ": 1}]
+    assert (split["pairs"], split["pairs_of_several_objectives"]) == ({"harmless": 1, "helpful": 1}, 1)
+    assert inspect_data(path.parent, objectives=["helpful", "harmless"])["objectives"] == ["helpful", "harmless"]
 
 
 def test_bad_rows_are_counted_and_the_others_inspected(write_rows: Write, official: Path) -> None:
     path = write_rows(["{", row("Q", "a", "b", x=0), row([{"role": "system", "content": "S"}], "a", "b", x=0)])
     tokenizer = load_base(official / "arm_base")[1]
     found = inspect_data(path, tokenizer=tokenizer, max_length=64, chat_template="beaver")
-    assert (found.splits[0].rows, found.bad.count) == (1, 2)
-    assert [line.partition(": ")[0] for line in found.bad.shown] == ["pairs.jsonl:1", "pairs.jsonl:3"]
-    assert found.to_dict()["bad_rows"]["count"] == 2
+    assert (found["splits"][0]["rows"], found["bad_rows"]["count"]) == (1, 2)
+    assert [line.partition(": ")[0] for line in found["bad_rows"]["first"]] == ["pairs.jsonl:1", "pairs.jsonl:3"]
     with pytest.raises(DataError, match=r"pairs\.jsonl:1: broken"):
         inspect_data(write_rows(["{"]))
     with pytest.raises(DataError, match="unknown objective 'y'; the data has x"):
@@ -110,7 +110,7 @@ def test_bad_rows_are_counted_and_the_others_inspected(write_rows: Write, offici
 
 def test_contradictions_and_merged_rows(write_rows: Write) -> None:
     rows = [row("1", "a", "b", x=0, y=0), row("1", "b", "a", x=0), row("2", "a", "b", x=0), row("2", "a", "b", x=1)]
-    found = inspect_data(write_rows(rows)).to_dict()["splits"][0]
+    found = inspect_data(write_rows(rows))["splits"][0]
     assert found["labels"] == {"x": 4, "y": 1}
     assert (found["merged_rows"], found["contradictions"]) == (2, {"x": 2, "y": 0})
     assert (found["pairs"], found["pairs_of_several_objectives"]) == ({"x": 0, "y": 1}, 0)

@@ -20,18 +20,24 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: [json.loads(line) for line in text.split("\n") if line] for name, text in texts.items()}
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    return record
+
+
 def test_the_split_is_by_prompt_and_complete(write_rows: Write, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     """24 rows on 12 prompts, each prompt twice: shares of 0.25 and 0.1 are 3 prompts and 1 prompt."""
     path = write_rows(rows)
-    done = prepare(path, tmp_path / "out", valid_share=0.25, test_share=0.1)
-    splits = read(tmp_path / "out")
-    assert done.prompts == {"train": 8, "valid": 3, "test": 1}
-    assert done.rows == {name: len(split) for name, split in splits.items()} == {"train": 16, "valid": 6, "test": 2}
+    notes = prepare(path, tmp_path / "out", valid_share=0.25, test_share=0.1)
+    assert notes[1] == "valid.jsonl: 6 rows, 3 prompts"
+    splits, record = read(tmp_path / "out"), read_record(tmp_path / "out")
+    assert record["prompts"] == {"train": 8, "valid": 3, "test": 1}
+    assert record["rows"] == {name: len(split) for name, split in splits.items()}
+    assert record["rows"] == {"train": 16, "valid": 6, "test": 2}
     prompts = [{row["prompt"] for row in split} for split in splits.values()]
     assert sum(map(len, prompts)) == len(set.union(*prompts)) == 12
     written = [json.dumps(row) for split in splits.values() for row in split]
     assert sorted(written) == sorted(json.dumps(row) for row in rows)
-    record = json.loads((tmp_path / "out" / RECORD_FILE).read_text())
     assert record["source"] == [{"file": "pairs.jsonl", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}]
     data = load_data(tmp_path / "out")
     assert (len(data.train), len(data.valid), data.objectives) == (16, 6, ("long", "short"))
@@ -85,9 +91,11 @@ def test_what_is_left_out_is_counted(write_rows: Write, rows: list[dict[str, Any
     with pytest.raises(DataError, match=r"2 rows cannot be used"):
         prepare(path, tmp_path / "out", objectives=["long", "short"])
     assert not (tmp_path / "out").exists()
-    done = prepare(path, tmp_path / "out", objectives=["long", "short"], skip_bad=True)
-    assert (sum(done.rows.values()), done.counts.equal, done.bad.count) == (23, 1, 2)
-    assert [line.partition(": ")[0] for line in done.bad.shown] == ["pairs.jsonl:25", "pairs.jsonl:26"]
+    notes = prepare(path, tmp_path / "out", objectives=["long", "short"], skip_bad=True)
+    assert notes[-1].startswith("2 rows are left out")
+    record = read_record(tmp_path / "out")
+    assert (sum(record["rows"].values()), record["equal"], record["bad"]) == (23, 1, 2)
+    assert [line.partition(": ")[0] for line in record["first_bad"]] == ["pairs.jsonl:25", "pairs.jsonl:26"]
 
 
 def test_nothing_but_bad_rows_is_refused(write_rows: Write, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_run_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ({"prompts": []}, "prompts are missing"),
         ({"prompts": "one text"}, "prompts are missing"),
         ({"prompts": None, "model": BUNDLED_BASE, "parm": BUNDLED_PARM}, "prompts are missing"),
-        ({"model": BUNDLED_BASE}, "needs a PARM"),
+        ({"model": BUNDLED_BASE}, "need a PARM"),
         ({"rewards": {"warmth": length}}, "no --reward for focus"),
         ({"num_samples": 2}, "temperature above 0"),
         ({"reference": [0.0]}, "has 1 numbers for 2 objectives"),

@@ -1,0 +1,114 @@
+"""Models that are loaded and ready to answer, as the commands and an evaluation ask for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parm_mlx.errors import InputError
+from parm_mlx.files import resolve
+from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.loading import (
+    BUNDLED_BASE,
+    BUNDLED_PARM,
+    Share,
+    load_draft,
+    load_with_tokenizers,
+    recorded_backbone,
+)
+from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.speculation import Drafting
+from parm_mlx.guidance.templates import Message
+from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.preference import parse_betas
+
+
+@dataclass(frozen=True)
+class Session:
+    """A guided model and all that it takes to ask it."""
+
+    names: dict[str, Any]  # ``model``, ``parm`` and ``guide_model`` as they were asked for; None where left out
+    base: str  # directory or hub id of the base
+    adapters: list[str]
+    betas: tuple[float, ...]
+    model: GuidedModel
+    tokenizer: TokenizerWrapper
+    prompter: Prompter
+    drafting: Drafting | None
+    system: list[Message]  # the messages before every prompt
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives that α weighs."""
+        return self.model.objectives
+
+    def paths(self) -> dict[str, Path]:
+        """Returns the directories of the models by their roles."""
+        paths, guide_model = {"base": resolve(self.base)}, self.names["guide_model"]
+        for number, adapter in enumerate(self.adapters, 1):
+            of = "" if len(self.adapters) == 1 else f" {number}"
+            own = resolve(guide_model, "guide model") if guide_model else recorded_backbone(adapter)
+            paths[f"adapter{of}"] = resolve(adapter, "adapter")
+            if own.resolve() != paths["base"].resolve():
+                paths[f"guide model{of}"] = own
+        return paths
+
+
+def load_session(
+    model: str | Path | None = None,
+    parm: str | Path | Sequence[str | Path] | None = None,
+    guide_model: str | Path | None = None,
+    *,
+    beta: float | str | Sequence[float] = 1.0,
+    share: Share = "auto",
+    template: bool = True,
+    chat_template: str | None = None,
+    allow_special: bool = False,
+    system_prompt: str | None = None,
+    draft_model: str | Path | None = None,
+    self_speculation: bool = False,
+    num_draft_tokens: int | None = None,
+) -> Session:
+    """Loads models and makes them ready to answer; the bundled ones where none is named.
+
+    The base is by default the guide's backbone, and that is what the adapters record. ``template`` renders prompts with
+    chat templates. Other arguments are those of :func:`parm_mlx.evaluate`.
+
+    Raises:
+        InputError: The arguments contradict each other, β is wrong, or something cannot be loaded.
+    """
+    adapters = [str(each) for each in ([parm] if isinstance(parm, str | Path) else parm or [])]
+    names = {
+        "model": None if model is None else str(model),
+        "parm": adapters or None,
+        "guide_model": None if guide_model is None else str(guide_model),
+    }
+    betas = parse_betas(beta, max(len(adapters), 1))
+    if not adapters and (model is not None or guide_model is not None):
+        raise InputError(
+            "--model and --guide-model need a PARM, the adapter that guides", hint="add --parm, or leave all three out"
+        )
+    if draft_model is not None and self_speculation:
+        raise InputError("--draft-model and --self-speculation exclude each other")
+    if num_draft_tokens is not None and draft_model is None and not self_speculation:
+        raise InputError("--num-draft-tokens needs a draft model", hint="add --draft-model MODEL or --self-speculation")
+    base = str(model or guide_model or recorded_backbone(adapters[0])) if adapters else str(BUNDLED_BASE)
+    adapters = adapters or [str(BUNDLED_PARM)]
+    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=betas, share=share)
+    drafting = None
+    if draft_model is not None or self_speculation:
+        drafter = None if draft_model is None else load_draft(draft_model, tokenizer, base)
+        drafting = Drafting(drafter, num_draft_tokens or Drafting.tokens)
+    prompter = Prompter(
+        tokenizer,
+        guide_tokenizer,
+        template,
+        base_template=chat_template,
+        guide_template=guided.guide.chat_template,
+        limit=guided.context_length,
+        rows=guided.rows,
+        draft_rows=drafting.rows if drafting else None,
+        allow_special=allow_special,
+    )
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, system)
