@@ -42,9 +42,9 @@ def evaluate(
     model: str | Path | None = None,
     parm: str | Path | Sequence[str | Path] | None = None,
     guide_model: str | Path | None = None,
-    prompts: Path | Sequence[Content] | None = None,
+    prompts: str | Path | Sequence[Content] | None = None,
     limit: int | None = None,
-    alphas: Path | Sequence[AlphaSpec] | None = None,
+    alphas: str | Path | Sequence[AlphaSpec] | None = None,
     grid: float | None = None,
     rewards: Rewards | None = None,
     beta: float | str | Sequence[float] = 1.0,
@@ -77,9 +77,9 @@ def evaluate(
             without ``parm`` the bundled model.
         parm: Directory or hub id of the adapter, or of several with one objective each.
         guide_model: Backbone of the adapters; by default what they record.
-        prompts: A file, or texts and conversations. By default the bundled model's held-out questions.
+        prompts: The path of a file, or texts and conversations; by default the bundled model's held-out questions.
         limit: Number of prompts to take; None takes all.
-        alphas: A file of preferences, or preferences.
+        alphas: The path of a file of preferences, or a list of them.
         grid: Step of a grid of preferences, in place of ``alphas``; by default 0.1 for two objectives, 0.25 for three,
             0.5 for more.
         rewards: A reward for each objective, by its name, and others to report; see
@@ -268,26 +268,29 @@ def _seeds(sampling: Sampling, count: int) -> list[int]:
     return list(range(sampling.seed, sampling.seed + count))
 
 
-def _prompts(given: Path | Sequence[Content] | None, bundled: bool) -> list[Prompt]:
+def _prompts(given: str | Path | Sequence[Content] | None, bundled: bool) -> list[Prompt]:
     """Returns prompts; by default the questions that the bundled model was not trained on."""
-    if isinstance(given, Path):
-        found = read_prompts(given)
-        check_distinct(found, given)
+    if isinstance(given, (str, Path)):
+        file = expanded(given)
+        found = read_prompts(file)
+        check_distinct(found, file)
         return found
     contents: Sequence[Content] = given or []
     if given is None and bundled:
         contents = json.loads((BUNDLED / "held_out_prompts.json").read_text(encoding="utf-8"))
-    if not contents or isinstance(contents, str):
+    if not contents:
         raise InputError("prompts are missing", hint="for instance a file of them: --prompts questions.txt")
     return list({content_id(content): Prompt(content_id(content), content) for content in contents}.values())
 
 
-def _alphas(given: Path | Sequence[AlphaSpec] | None, step: float | None, objectives: Sequence[str]) -> list[Alpha]:
+def _alphas(
+    given: str | Path | Sequence[AlphaSpec] | None, step: float | None, objectives: Sequence[str]
+) -> list[Alpha]:
     if given is None:
         k = len(objectives)
         return simplex_grid(k, GRID_STEPS.get(k, COARSE) if step is None else step)
-    if isinstance(given, Path):
-        return read_alphas(given, objectives)
+    if isinstance(given, (str, Path)):
+        return read_alphas(expanded(given), objectives)
     found = list(dict.fromkeys(parse_alpha(spec, objectives) for spec in given))
     if not found:
         raise InputError("preferences are missing")

@@ -53,7 +53,7 @@ def test_a_run_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ({"grid": 0.5}, "exclude each other"),
         ({"alphas": []}, "preferences are missing"),
         ({"prompts": []}, "prompts are missing"),
-        ({"prompts": "one text"}, "prompts are missing"),
+        ({"prompts": "missing.txt"}, "missing.txt: no such file"),
         ({"prompts": None, "model": BUNDLED_BASE, "parm": BUNDLED_PARM}, "prompts are missing"),
         ({"model": BUNDLED_BASE}, "need a PARM"),
         ({"rewards": {"warmth": length}}, "no --reward for focus"),
