@@ -184,3 +184,26 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if problems := check(self):
             raise ConfigError(f"sampling: {'; '.join(problems)}")
+
+
+def check_models(
+    model: Any,
+    parm: Any,
+    guide_model: Any,
+    draft_model: Any = None,
+    self_speculation: bool = False,
+    num_draft_tokens: int | None = None,
+) -> None:
+    """Checks that models and drafting do not contradict each other.
+
+    Raises:
+        InputError: They do.
+    """
+    if not parm and (model is not None or guide_model is not None):
+        raise InputError(
+            "--model and --guide-model need a PARM, the adapter that guides", hint="add --parm, or leave all three out"
+        )
+    if draft_model is not None and self_speculation:
+        raise InputError("--draft-model and --self-speculation exclude each other")
+    if num_draft_tokens is not None and draft_model is None and not self_speculation:
+        raise InputError("--num-draft-tokens needs a draft model", hint="add --draft-model MODEL or --self-speculation")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from parm_mlx.cli import console
 from parm_mlx.cli.options import DraftOptions, ModelOptions
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
+from parm_mlx.settings import check_models
 
 if TYPE_CHECKING:
     from parm_mlx.guidance.session import Session
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 def open_session(models: ModelOptions, drafts: DraftOptions = DraftOptions(), *, template: bool = True) -> "Session":
     """Loads the models that the flags name; the bundled ones where none is named."""
+    check_models(models.model, models.parm, models.guide_model, **asdict(drafts))
     from parm_mlx.guidance.session import load_session
 
     session = load_session(**asdict(models), **asdict(drafts), template=template)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parm_mlx.errors import InputError
 from parm_mlx.files import resolve
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import (
@@ -21,6 +20,7 @@ from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.preference import parse_betas
+from parm_mlx.settings import check_models
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,7 @@ def load_session(
         "guide_model": None if guide_model is None else str(guide_model),
     }
     betas = parse_betas(beta, max(len(adapters), 1))
-    if not adapters and (model is not None or guide_model is not None):
-        raise InputError(
-            "--model and --guide-model need a PARM, the adapter that guides", hint="add --parm, or leave all three out"
-        )
-    if draft_model is not None and self_speculation:
-        raise InputError("--draft-model and --self-speculation exclude each other")
-    if num_draft_tokens is not None and draft_model is None and not self_speculation:
-        raise InputError("--num-draft-tokens needs a draft model", hint="add --draft-model MODEL or --self-speculation")
+    check_models(model, adapters, guide_model, draft_model, self_speculation, num_draft_tokens)
     base = str(model or guide_model or recorded_backbone(adapters[0])) if adapters else str(BUNDLED_BASE)
     adapters = adapters or [str(BUNDLED_PARM)]
     guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=betas, share=share)

@@ -65,7 +65,7 @@ class PBLoRAConfig:
             yield "training must be a JSON object"
 
     def _are_betas(self, betas: Any) -> bool:
-        one_each = isinstance(betas, tuple) and len(betas) == len(self.objectives)
+        one_each = isinstance(betas, tuple) and _are_names(self.objectives) and len(betas) == len(self.objectives)
         return one_each and all(isinstance(beta, int | float) and 0 < as_float(beta) < float("inf") for beta in betas)
 
     @property
