@@ -30,9 +30,8 @@ from parm_mlx.diagnostics.subjects import random_llama, randomise_adapters
 from parm_mlx.kernels.logprob import target_logprobs
 from parm_mlx.machine import describe_machine
 from parm_mlx.pblora import PBLoRAConfig, attach
-from parm_mlx.training.batching import Batch, make_batch
+from parm_mlx.training.batching import Batch, PackedBatch, make_batch
 from parm_mlx.training.optimizer import Optimizer
-from parm_mlx.training.packing import PackedBatch
 from parm_mlx.training.response_logprobs import ResponseScorer, chunked_logprobs_with_grad
 from parm_mlx.training.train_step import TrainStep
 

@@ -48,7 +48,8 @@ def read(model: nn.Module, tokens: Sequence[int], cache: Cache, rows: int = 1) -
     for start in range(0, len(tokens), STEP):
         model(mx.array([tokens[start : start + STEP]] * rows), cache=cache)
         _evaluate(cache)
-        mx.clear_cache()
+        if start + STEP < len(tokens):
+            mx.clear_cache()
 
 
 @dataclass

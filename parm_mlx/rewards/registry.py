@@ -6,6 +6,7 @@
 import importlib
 import inspect
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -181,7 +182,7 @@ def _python(module: str, name: str) -> tuple[Function, str]:
 def _user_code(what: str, failure: type[ParmError], passes: Any = ()) -> Iterator[None]:
     """Sends what code of the user prints to stderr, and makes one line of what it raises, except for what passes."""
     try:
-        with redirect_stdout(sys.stderr):
+        with _stdout_to_stderr():
             yield
     except passes:
         raise
@@ -195,3 +196,17 @@ def _user_code(what: str, failure: type[ParmError], passes: Any = ()) -> Iterato
         # A SyntaxError names its own line; its traceback ends in importlib.
         at = "" if frame.filename.startswith("<") else f" (at {Path(frame.filename).name}:{frame.lineno})"
         raise failure(f"{what}: {shown}{at}") from error
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Sends to stderr what is printed, also by subprocesses and libraries that write to file descriptor 1."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

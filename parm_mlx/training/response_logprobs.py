@@ -17,8 +17,7 @@ from parm_mlx.data.tokenize import TokenPair, TokenRow
 from parm_mlx.kernels.logprob import logprobs_and_residual, target_logprobs
 from parm_mlx.mlxlm import Layer, PrefixCache, attention_windows, trunk_and_output_layer
 from parm_mlx.pblora.layer import Preferences, conditioned
-from parm_mlx.training.batching import Batch
-from parm_mlx.training.packing import PackedBatch, pack_rows, pack_shared
+from parm_mlx.training.batching import Batch, PackedBatch, pack_rows, pack_shared
 
 CHUNK = 128
 Trunk = Callable[..., mx.array]

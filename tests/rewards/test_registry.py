@@ -157,12 +157,15 @@ def test_a_signal_in_the_middle_of_a_function_ends_the_program() -> None:
 
 
 def test_what_a_reward_prints_goes_to_stderr(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "loud_rewards.py").write_text("print('one')\ndef f(p, a):\n    print('two')\n    return [1] * len(a)\n")
+    """Also what a subprocess prints, which knows the file descriptor alone."""
+    body = "    print('two', flush=True)\n    os.system('echo three')\n    return [1]\n"
+    code = f"import os\nprint('one')\ndef f(p, a):\n{body}"
+    (tmp_path / "loud_rewards.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     assert load_rewards(["a=loud_rewards:f"])["a"](["p"], ["a"]) == [1.0]
-    assert capsys.readouterr() == ("", "one\ntwo\n")
+    assert capfd.readouterr() == ("", "one\ntwo\nthree\n")
 
 
 def test_functions_themselves_are_rewards() -> None:

@@ -2,7 +2,7 @@ import mlx.core as mx
 import numpy as np
 
 from parm_mlx.data.tokenize import TokenPair, TokenRow
-from parm_mlx.training.packing import common_prefix, pack_rows, pack_shared
+from parm_mlx.training.batching import common_prefix, pack_rows, pack_shared
 
 
 def pair(prompt: list[int], first: list[int], second: list[int]) -> TokenPair:
