@@ -56,9 +56,10 @@ def test_no_option_takes_an_empty_value_or_bytes_that_are_not_text(run_cli: Run)
 
 
 def test_no_number_is_taken_out_of_its_range(run_cli: Run) -> None:
+    """Three of nine values for each option, in turns."""
     assert len(NUMBERS) > 60
-    for command, name in NUMBERS:
-        for value in OUT_OF_ANY_RANGE:
+    for i, (command, name) in enumerate(NUMBERS):
+        for value in OUT_OF_ANY_RANGE[i % 3 :: 3]:
             assert_refused(run_cli, command, name, value)
 
 
