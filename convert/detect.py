@@ -25,6 +25,7 @@ class Kind(enum.Enum):
     HF_MODEL = "Hugging Face causal LM"
     HF_REWARD = "Hugging Face reward model"
     MLX_MODEL = "MLX model"
+    GGUF = "GGUF model"
     MLX_REWARD = "parm-mlx reward model"
     PEFT_PBLORA = "PEFT PBLoRA adapter"
     PEFT_LORA = "PEFT LoRA adapter"
@@ -32,8 +33,8 @@ class Kind(enum.Enum):
 
     @property
     def is_model(self) -> bool:
-        """It is a model, not an adapter."""
-        return self in (Kind.HF_MODEL, Kind.HF_REWARD, Kind.MLX_MODEL, Kind.MLX_REWARD)
+        """True for models, False for adapters."""
+        return self in (Kind.HF_MODEL, Kind.HF_REWARD, Kind.MLX_MODEL, Kind.MLX_REWARD, Kind.GGUF)
 
 
 _ADAPTERS = {

@@ -1,11 +1,14 @@
 """One conversion from beginning to end: find the source, see what it is, convert it, write the result."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parm_mlx.convert import peft
 from parm_mlx.convert.detect import Kind, Source, detect
+from parm_mlx.convert.gguf import unpack
+from parm_mlx.convert.gguf_file import is_gguf
 from parm_mlx.convert.model import Quantization, convert_model
 from parm_mlx.errors import AdapterError, InputError, ModelError
 from parm_mlx.files import expanded, is_dir, resolve
@@ -21,7 +24,7 @@ Say = Callable[[str], None]
 class Request:
     """A conversion, with options for one kind of source each."""
 
-    source: str  # directory or hub id of a model or an adapter
+    source: str  # directory or hub id of a model or an adapter, or a GGUF file
     out: Path
     to_peft: bool = False  # an adapter in PEFT's format, not in ours
     force: bool = False
@@ -42,10 +45,15 @@ def convert(request: Request, say: Say) -> None:
     """
     check_new(request.out, request.force, [request.source, request.guide_model])
     check_template(request.chat_template)
-    source = detect(resolve(request.source, "source"), request.source)
+    if is_gguf(request.source):
+        source = Source(expanded(request.source), Kind.GGUF, {}, request.source)
+    else:
+        source = detect(resolve(request.source, "source"), request.source)
     say(f"{source.name} is a {source.kind.value}")
     _check_options(request, source.kind)
-    if source.kind.is_model:
+    if source.kind is Kind.GGUF:
+        _convert_gguf(request, source.path, say)
+    elif source.kind.is_model:
         convert_model(
             source,
             request.out,
@@ -85,6 +93,29 @@ def _check_options(request: Request, kind: Kind) -> None:
     for option, value in (("--objectives", request.objectives), ("--chat-template", request.chat_template)):
         if value is not None:
             raise InputError(f"{option} cannot be used with --to peft: PEFT's config has no place for it")
+
+
+def _convert_gguf(request: Request, path: Path, say: Say) -> None:
+    """Unpacks a GGUF model, and then quantises or casts it where that is asked."""
+    if request.quantization is None and request.dtype is None:
+        with new_directory(request.out, request.force, [path]) as partial:
+            notes, _ = unpack(path, partial)
+    else:
+        with tempfile.TemporaryDirectory(prefix="parm-mlx-") as folder:
+            notes, is_quantised = unpack(path, Path(folder))
+            if is_quantised and request.quantization is not None:
+                raise ModelError(f"{path} is quantised already", hint="it converts without -q, as it is")
+            unpacked = replace(detect(Path(folder)), kind=Kind.HF_MODEL, name=request.source)
+            convert_model(
+                unpacked,
+                request.out,
+                quantization=request.quantization,
+                dtype=request.dtype,
+                force=request.force,
+                say=say,
+            )
+    for note in notes:
+        say(note)
 
 
 def _convert_adapter(request: Request, source: Source, say: Say) -> None:

@@ -167,7 +167,8 @@ def resolve(source: str | Path, what: str = "model") -> Path:
     if is_dir(path, ModelError):
         return path
     if is_file(path, ModelError):
-        raise ModelError(f"{what} {source} is a file, not a directory", hint="give the directory that holds it")
+        hint = f"parm-mlx convert {source} --out DIR" if path.suffix == ".gguf" else "give the directory that holds it"
+        raise ModelError(f"{what} {source} is a file, not a directory", hint=hint)
     if not _HUB_ID.fullmatch(str(source)):
         raise ModelError(f"{what} {source}: no such directory")
     return _download(str(source), what)

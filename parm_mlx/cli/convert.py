@@ -15,7 +15,10 @@ from parm_mlx.settings import PATH, TemplateName
 @grouped
 def convert(
     source: Annotated[
-        str, typer.Argument(help="Model or adapter: directory or hub id. Its kind is detected.", parser=path_or_id)
+        str,
+        typer.Argument(
+            help="Model or adapter: directory or hub id, or a GGUF file. Its kind is detected.", parser=path_or_id
+        ),
     ],
     out: Annotated[Path, flag("Directory to write.")],
     force: Annotated[bool, flag("Replace an existing model or adapter in --out.")] = False,
@@ -66,12 +69,14 @@ def convert(
     """Convert models, reward models and adapters.
 
     Hugging Face causal LMs become MLX models. Sequence classifiers of decoders and Beaver's score models become reward
-    models for evaluate and data relabel. PARM adapters of the official code (PEFT, PBLORA) and plain LoRA adapters
+    models for evaluate and data relabel. GGUF files of llama.cpp become MLX models with the same weights, bit for bit
+    where MLX has their format (docs/gguf.md). PARM adapters of the official code (PEFT, PBLORA) and plain LoRA adapters
     (PEFT, LORA: a GenARM reward model) become PARM adapters of parm-mlx; --to peft takes them back, tensor for tensor.
 
     \b
     Examples:
       parm-mlx convert Qwen/Qwen2.5-0.5B-Instruct --out base -q --q-bits 4
+      parm-mlx convert SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2
       parm-mlx convert beaver-7b-v1.0-cost --out models/beaver-cost -q
       parm-mlx convert official-adapter --out parm --objectives harmless,helpful --guide-model backbone
       parm-mlx convert parm --out official-again --to peft
