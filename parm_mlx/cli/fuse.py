@@ -23,7 +23,7 @@ def fuse(
     """Fix a PARM at one preference and write it as a plain MLX model.
 
     The result is the reward model alone, no longer steerable; any mlx-lm tool loads it. Quantising fused weights again
-    would swallow small updates, so a quantised backbone needs --dequantize.
+    would round small updates away, so a quantised backbone needs --dequantize.
 
     \b
     Example:

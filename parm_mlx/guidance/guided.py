@@ -2,6 +2,8 @@
 
     log π̃(y_t) = log π_base(y_t | x, y_<t) + (1/β) · log π_θ(α)(y_t | x, y_<t) − log Z
 
+The line of code is in :func:`parm_mlx.kernels.combine.combine_logits_ops`.
+
 Base, guide and both together look like mlx-lm models, so its generators run them unchanged. α enters with
 ``make_cache(alpha=…)`` and lives in the prompt cache. In :mod:`parm_mlx.guidance.shared`, base and guide share weights.
 """

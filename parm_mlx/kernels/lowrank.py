@@ -2,8 +2,9 @@
 
     y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
 
-The kernel is for decoding, where a few rows meet thin matrices, and the time goes into launching three operations one
-after the other. For many rows the products are large, and MLX's own are better.
+:func:`lowrank_update_ops` is the equation in MLX's operations, :func:`add_projection` its second half. The kernel is for
+decoding: for few rows and a low rank, launching three operations takes most of the time. For many rows MLX's own
+products are better.
 """
 
 from typing import Any, cast
@@ -31,14 +32,17 @@ def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.
     Returns:
         (B, L, out) in the dtype of y.
     """
-    if is_fused(y, x, a, core, b):
-        return cast(mx.array, _fused(y, x, a, core, b))
-    return lowrank_update_ops(y, x, a, core, b)
+    return fused_update(y, x, a, core, b) if is_fused(y, x, a, core, b) else lowrank_update_ops(y, x, a, core, b)
 
 
 def lowrank_update_ops(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
     """The equation: W x + s · B · M(α) · A · x for y = W x; arguments and result of :func:`lowrank_update`."""
-    return mx.addmm(y, x @ a.T @ core, b.T).astype(y.dtype)
+    return add_projection(y, x @ a.T, core, b.T).astype(y.dtype)
+
+
+def add_projection(y: mx.array, z: mx.array, core: mx.array | None, b: mx.array) -> mx.array:
+    """Computes y + (z · core) b for z = x Aᵀ (B, L, r) and b = Bᵀ (r, out); without a core, b is core · Bᵀ."""
+    return mx.addmm(y, z if core is None else z @ core, b)
 
 
 def lowrank_slope_ops(g: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
@@ -55,6 +59,11 @@ def is_fused(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array)
         and x.dtype == y.dtype
         and {a.dtype, core.dtype, b.dtype} <= {y.dtype, mx.float32}
     )
+
+
+def fused_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
+    """Computes :func:`lowrank_update` with the kernel, where :func:`is_fused`."""
+    return cast(mx.array, _fused(y, x, a, core, b))
 
 
 @mx.custom_function

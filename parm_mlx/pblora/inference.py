@@ -1,9 +1,8 @@
 """α bound for generation: all that depends on α alone is computed once, the rest with few operations per token.
 
-    y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
-
-Where :mod:`parm_mlx.kernels` has a kernel, it computes that as it stands. Elsewhere the A of layers that read the same
-input (query, key and value) are one matrix, and for one α in all rows the core is folded into Bᵀ.
+The equation is that of :mod:`parm_mlx.kernels.lowrank`. Where its kernel runs, it computes the update as it stands.
+Elsewhere the A of layers that read the same input (query, key and value) are one matrix, and for one α in all rows the
+core is folded into Bᵀ.
 """
 
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from parm_mlx.kernels.lowrank import is_fused, lowrank_update
-from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, core_matrix, core_shapes
+from parm_mlx.kernels.lowrank import add_projection, fused_update, is_fused
+from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, core_shapes, scaled_core
 
 
 class _Factors(NamedTuple):
@@ -55,12 +54,11 @@ class BoundPreferences(Conditioning):
         """Adds s · B · M(α) · A · x for x (B, L, in) to y (B, L, out)."""
         core = self._cores[layer.index]
         if is_fused(y, x, layer.a, core, layer.b):
-            return lowrank_update(y, x, layer.a, core, layer.b)
+            return fused_update(y, x, layer.a, core, layer.b)
         factors = self._factors(x.dtype)[layer.index]
-        z = self._down(x, factors)[..., factors.rows]
-        return mx.addmm(y, z if factors.core is None else z @ factors.core, factors.b)
+        return add_projection(y, self._projected(x, factors)[..., factors.rows], factors.core, factors.b)
 
-    def _down(self, x: mx.array, factors: _Factors) -> mx.array:
+    def _projected(self, x: mx.array, factors: _Factors) -> mx.array:
         """A x, which the first layer that reads x computes for all of them."""
         if self._last is None or self._last[0] is not x or self._last[1] is not factors.a:
             z = x @ factors.a.T
@@ -108,8 +106,8 @@ def joined_a(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> mx.array:
 
 
 def _cores(layers: Sequence[PBLoRALinear], alpha: mx.array) -> mx.array:
-    """The cores of every layer and row, s · M(α)ᵀ: (layers, B, r1 + r2, r1 + r2)."""
+    """The scaled cores of every layer and row: (layers, B, r1 + r2, r1 + r2)."""
     config = layers[0].config
     tensors = {name: mx.stack([layer[name] for layer in layers]) for name in core_shapes(config)}
-    cores = config.scale * core_matrix(tensors, config, alpha).swapaxes(-1, -2)
+    cores = scaled_core(tensors, config, alpha)
     return mx.broadcast_to(cores, (len(layers), *cores.shape[-3:]))

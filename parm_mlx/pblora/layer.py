@@ -4,7 +4,7 @@ For a frozen weight W (out, in), ranks r1 and r2, and a preference vector α (k,
 
     y = W x + s · B · M(α) · A · x
 
-The kinds of adapter differ in M(α) alone:
+The line of code is in :func:`parm_mlx.kernels.lowrank.lowrank_update_ops`. The kinds of adapter differ in M(α) alone:
 
     pblora      M(α) = blockdiag(W1, W2(α)),  W2(α) = reshape(αᵀ W2, (r2, r2))       PARM
     lora        M = I, whatever α is; r2 = 0                                          plain LoRA, GenARM
@@ -57,6 +57,11 @@ def core_matrix(tensors: Mapping[str, mx.array], config: PBLoRAConfig, alpha: mx
             scaled = factor * alpha.astype(factor.dtype)
             diagonal = mx.concatenate([mx.broadcast_to(sigma, (*scaled.shape[:-1], config.r1)), scaled], axis=-1)
             return diagonal[..., None, :] * mx.eye(config.rank, dtype=diagonal.dtype)
+
+
+def scaled_core(tensors: Mapping[str, mx.array], config: PBLoRAConfig, alpha: mx.array) -> mx.array:
+    """Computes core = s · M(α)ᵀ, which the update takes; arguments and shape as of :func:`core_matrix`."""
+    return config.scale * core_matrix(tensors, config, alpha).swapaxes(-1, -2)
 
 
 def _block_diagonal(upper: mx.array, lower: mx.array) -> mx.array:
@@ -116,26 +121,26 @@ class PBLoRALinear(nn.Module):
         return conditioning.add_update(self, x, self.linear(x))
 
     def core(self, alpha: mx.array) -> mx.array:
-        """M(α) for α (B, k): (B, r1 + r2, r1 + r2)."""
+        """Computes M(α) for α (B, k): (B, r1 + r2, r1 + r2). For inspection only."""
         return core_matrix(self, self.config, alpha)
 
     def delta(self, alpha: mx.array) -> mx.array:
-        """ΔW(α) = s · B · M(α) · A for one α (k,): (out, in). For inspection and fusing only."""
-        delta: mx.array = self.config.scale * (self.b @ self.core(alpha[None])[0] @ self.a)
+        """Computes ΔW(α) = s · B · M(α) · A for one α (k,): (out, in). For inspection and fusing only."""
+        delta: mx.array = self.b @ scaled_core(self, self.config, alpha[None])[0].T @ self.a
         return delta
 
     def fuse(self, alpha: mx.array, dequantize: bool = False) -> nn.Linear:
         """Returns the plain linear layer with weight W + ΔW(α), for α (k,).
 
         Raises:
-            InputError: The layer is quantised and ``dequantize`` is not set. Quantising the sum again would swallow
-                updates smaller than a quantisation step, so that is not offered.
+            InputError: The layer is quantised and ``dequantize`` is not set. Quantising the sum again would round
+                away updates smaller than a quantisation step, so that is not offered.
         """
         linear, weight = self.linear, self.linear.weight
         if isinstance(linear, nn.QuantizedLinear):
             if not dequantize:
                 raise InputError(
-                    "the model is quantised; quantising again after fusing would swallow small updates",
+                    "the model is quantised; quantising again after fusing would round small updates away",
                     hint="fuse into plain weights with --dequantize",
                 )
             how = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
@@ -148,7 +153,7 @@ class PBLoRALinear(nn.Module):
 
 
 class Conditioning:
-    """What a forward pass runs under: it gives every layer its update."""
+    """Conditioning of a forward pass: adds the update of each layer."""
 
     def begin(self) -> "Conditioning":
         """Returns the conditioning of one forward pass: a copy if it keeps state during a pass."""
@@ -178,13 +183,13 @@ class Preferences(Conditioning):
 
     def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
         """Adds s · B · M(α) · A · x to y; in training with dropout on x."""
-        core = layer.config.scale * layer.core(self.alpha).swapaxes(-1, -2)
+        core = scaled_core(layer, layer.config, self.alpha)
         if core.shape[0] > 1:
             core = mx.tile(core, (x.shape[0] // core.shape[0], 1, 1))
         return lowrank_update(y, layer.dropout(x), layer.a, core, layer.b)
 
 
-# mlx-lm's models call their layers with x alone, so what a pass runs under reaches them through the context.
+# mlx-lm's models call their layers with x alone, so the conditioning of a pass reaches them through the context.
 _active: ContextVar[Conditioning | None] = ContextVar("parm_mlx_conditioning", default=None)
 
 

@@ -57,13 +57,22 @@ def preference_loss(
     margin = (1 - 2 * preferred) * (logprobs[0] - logprobs[1])[:, None]  # log π(y_w | x) − log π(y_l | x)
     losses = mx.logaddexp(0.0, gamma - beta * margin) * labelled
     count = labelled.sum(axis=0) if count is None else count
-    weights = 1 / mx.where(count > 0, count, 1)
     return Loss(
-        total=((alpha * losses).sum(axis=0) * weights).sum(),
-        per_objective=losses.sum(axis=0) * weights,
+        total=means((alpha * losses).sum(axis=0), count).sum(),
+        per_objective=means(losses.sum(axis=0), count),
         correct=((margin > 0) * labelled).sum(axis=0),
         labelled=labelled.sum(axis=0),
     )
+
+
+def means(sums: mx.array, count: mx.array) -> mx.array:
+    """The mean of each objective, (k,), from sums and the weights that they are made of; 0 where there is none."""
+    return sums * (1 / mx.where(count > 0, count, 1))
+
+
+def scalarise(losses: mx.array, alpha: mx.array, judged: mx.array, smoothing: float | None) -> mx.array:
+    """One loss of the means L_i of all objectives (k,): Σ_i α_i · L_i, or with μ the smooth Tchebycheff loss."""
+    return (alpha * losses).sum() if smoothing is None else smooth_tchebycheff(losses, alpha, smoothing, judged)
 
 
 def smooth_tchebycheff(losses: mx.array, alpha: mx.array, smoothing: float, judged: mx.array) -> mx.array:

@@ -15,7 +15,7 @@ from parm_mlx.distributed import Group
 from parm_mlx.preference import Alpha, simplex_grid
 from parm_mlx.training.batching import Batch
 from parm_mlx.training.grad_checkpoint import random_state, set_random_state
-from parm_mlx.training.loss import preference_loss, smooth_tchebycheff, tchebycheff_weights
+from parm_mlx.training.loss import means, preference_loss, scalarise, tchebycheff_weights
 from parm_mlx.training.optimizer import Optimizer
 from parm_mlx.training.response_logprobs import ResponseScorer
 
@@ -97,7 +97,7 @@ class TrainStep:
         computed = (self.compute(micro_batch, own_alpha, count, weights) for micro_batch, own_alpha in own)
         (total, sums, read), grads = self.group.sum(reduce(_add, computed) if own else self._nothing())
         if self.smoothing is not None:
-            total = smooth_tchebycheff(_means(sums[0], count), alpha, self.smoothing, count > 0)
+            total = scalarise(means(sums[0], count), alpha, count > 0, self.smoothing)
         return (total, sums, read), grads
 
     def compute(
@@ -128,7 +128,7 @@ class TrainStep:
         loss = preference_loss(logprobs, batch.preferred, batch.labelled, linear, self.beta, self.gamma, count)
         total = loss.total
         if self.smoothing is not None and weights is None:
-            total = smooth_tchebycheff(loss.per_objective, alpha, self.smoothing, count > 0)
+            total = scalarise(loss.per_objective, alpha, count > 0, self.smoothing)
         return total, mx.stack([loss.per_objective * count, loss.correct, loss.labelled])
 
     def _objective_weights(self, own: Sequence[Batch], alpha: mx.array, count: mx.array) -> mx.array | None:
@@ -143,7 +143,7 @@ class TrainStep:
             losses = losses + self.loss(micro_batch, alpha, count)[1][0]
             mx.eval(losses)
         set_random_state(key)
-        return tchebycheff_weights(_means(self.group.sum(losses), count), alpha, self.smoothing, count > 0)
+        return tchebycheff_weights(means(self.group.sum(losses), count), alpha, self.smoothing, count > 0)
 
     def _nothing(self) -> Any:
         """The result of a process that got no pairs."""
@@ -155,10 +155,6 @@ def _add(a: Any, b: Any) -> Any:
     total = tree_map(mx.add, a, b)
     mx.eval(total)
     return total
-
-
-def _means(sums: mx.array, count: mx.array) -> mx.array:
-    return sums / mx.where(count > 0, count, 1)
 
 
 @dataclass(frozen=True)
@@ -227,11 +223,9 @@ def _grid_point(
     alpha: Alpha, objectives: Sequence[str], smoothing: float | None, sums: NDArray[np.float64]
 ) -> GridPoint:
     objective_loss, accuracy = by_objective(objectives, sums)
-    means = list(objective_loss.values())
-    loss = float(np.dot(alpha, means))
-    if smoothing is not None:
-        loss = float(smooth_tchebycheff(mx.array(means), mx.array(alpha), smoothing, mx.array(sums[2] > 0)))
-    return GridPoint(alpha, loss, objective_loss, accuracy)
+    losses = mx.array(list(objective_loss.values()))
+    loss = scalarise(losses, mx.array(alpha), mx.array(sums[2] > 0), smoothing)
+    return GridPoint(alpha, float(loss), objective_loss, accuracy)
 
 
 def by_objective(objectives: Sequence[str], sums: NDArray[np.float64]) -> tuple[dict[str, float], dict[str, float]]:

@@ -30,7 +30,7 @@ def test_a_quantised_backbone_needs_dequantize(
     fuse = ["fuse", "--parm", official_parm, "--guide-model", small, "--alpha", "1,0", "--out", tmp_path / "fused"]
     code, _, err = run_cli(*fuse)
     assert code == 2
-    assert "swallow small updates" in err
+    assert "round small updates away" in err
     assert "--dequantize" in err
     assert run_cli(*fuse, "--dequantize")[0] == 0
     fused, _ = load(str(tmp_path / "fused"))
