@@ -31,7 +31,7 @@ _DIRECTION = {True: "lower is better, so scores are negated", False: "higher is 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How to quantise, in MLX's terms; None is MLX's default for the mode."""
+    """Quantisation settings, in MLX's terms; None is MLX's default for the mode."""
 
     mode: str = "affine"  # or mxfp4, nvfp4, mxfp8
     bits: int | None = None  # per weight
@@ -54,7 +54,7 @@ def convert_model(
     dtype: str | None = None,
     lower_is_better: bool | None = None,
     force: bool = False,
-    say: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> None:
     """Writes a Hugging Face causal LM or reward model, or an MLX model to be quantised or cast, in MLX's format.
 
@@ -66,7 +66,7 @@ def convert_model(
             in the model's config if None.
         lower_is_better: The outputs of a reward model are costs; found out if None.
         force: Replace an existing model.
-        say: Takes notes for the user.
+        note: Takes notes for the user.
 
     Raises:
         InputError: There is nothing to do.
@@ -78,13 +78,13 @@ def convert_model(
         raise ModelError(f"model {source.path} is quantised already", hint="quantise the model it was made from")
     head = None
     if source.kind is Kind.HF_REWARD:
-        model, tokenizer, head = _load_reward_model(source, lower_is_better, say)
+        model, tokenizer, head = _load_reward_model(source, lower_is_better, note)
     else:
         model, tokenizer = load_weights_and_tokenizer(source.path, lazy=True)
     if quantization is not None:
-        _check_sizes(model, quantization.effective_group_size(), source.path, say)
+        _check_sizes(model, quantization.effective_group_size(), source.path, note)
     if dtype is None and "float64" in (source.config.get("dtype"), source.config.get("torch_dtype")):
-        say("MLX's models do not compute in float64, which config.json names: the weights become float32")
+        note("MLX's models do not compute in float64, which config.json names: the weights become float32")
         dtype = "float32"
     dtype = dtype or config_dtype(source.config)
     check_finite_files(source.path, dtype)
@@ -97,7 +97,7 @@ def convert_model(
         save_converted(partial, model, tokenizer, source.path, dtype, given)
 
 
-def _check_sizes(model: nn.Module, group_size: int, path: Path, say: Callable[[str], None]) -> None:
+def _check_sizes(model: nn.Module, group_size: int, path: Path, note: Callable[[str], None]) -> None:
     """Checks that layers of a model can be quantised in such groups, and says how many cannot."""
     layers = [module for _, module in model.named_modules() if hasattr(module, "to_quantized")]
     plain = [layer for layer in layers if layer.weight.shape[-1] % group_size]
@@ -109,11 +109,11 @@ def _check_sizes(model: nn.Module, group_size: int, path: Path, say: Callable[[s
             hint="choose a --q-group-size that divides these",
         )
     if plain:
-        say(f"{len(plain)} of {len(layers)} layers stay plain: {group_size} does not divide their number of inputs")
+        note(f"{len(plain)} of {len(layers)} layers stay plain: {group_size} does not divide their number of inputs")
 
 
 def _load_reward_model(
-    source: Source, lower_is_better: bool | None, say: Callable[[str], None]
+    source: Source, lower_is_better: bool | None, note: Callable[[str], None]
 ) -> tuple[nn.Module, TokenizerWrapper, tuple[Tensors, RewardSettings]]:
     """Loads the backbone without an output layer, its tokenizer, and the head: tensors in float32, and settings."""
     pickled = pickled_weights(source.path)
@@ -140,7 +140,7 @@ def _load_reward_model(
     config = source.config
     if config.get("do_normalize"):
         raise ModelError(f"model {source.path} normalises its scores (do_normalize), which is not supported")
-    lower = _is_cost(source, say) if lower_is_better is None else lower_is_better
+    lower = _is_cost(source, note) if lower_is_better is None else lower_is_better
     outputs = tensors["weight"].shape[0]
     if is_score and outputs == 1:
         labels: tuple[str, ...] = ("cost" if lower else "reward",)
@@ -148,7 +148,7 @@ def _load_reward_model(
         names: Any = config.get("id2label")
         names = names if isinstance(names, dict) else {}
         labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(outputs))
-    say(f"outputs {', '.join(labels)}; {_DIRECTION[lower]}")
+    note(f"outputs {', '.join(labels)}; {_DIRECTION[lower]}")
     settings = RewardSettings(
         kind="score" if is_score else "sequence-classification",
         labels=labels,
@@ -159,14 +159,14 @@ def _load_reward_model(
     return model, tokenizer, (tensors, settings)
 
 
-def _is_cost(source: Source, say: Callable[[str], None]) -> bool:
-    """Lower is better: its name says it, or else Beaver's config."""
+def _is_cost(source: Source, note: Callable[[str], None]) -> bool:
+    """Returns True if the model's name, or else Beaver's config, says that it gives costs."""
     texts = {"its name": Path(source.name).name.lower(), "its config": str(source.config.get("score_type"))}
     for what, text in texts.items():
         if ("cost" in text) != ("reward" in text):
             cost = "cost" in text
             other = "--higher-is-better" if cost else "--lower-is-better"
-            say(f"taken for a {'cost' if cost else 'reward'} by {what}; {other} says otherwise")
+            note(f"taken for a {'cost' if cost else 'reward'} by {what}; {other} says otherwise")
             return cost
-    say("neither its name nor its config says cost or reward: taken for a reward; --lower-is-better says otherwise")
+    note("neither its name nor its config says cost or reward: taken for a reward; --lower-is-better says otherwise")
     return False

@@ -1,4 +1,4 @@
-"""One conversion from beginning to end: find the source, see what it is, convert it, write the result."""
+"""Conversion of one source: detection, conversion, output."""
 
 import tempfile
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from parm_mlx.mlxlm import load_weights_and_tokenizer
 from parm_mlx.outputs import check_new, new_directory
 from parm_mlx.pblora.adapter import backbone_reference, find_backbone, load_into, read_adapter, save_adapter
 
-Say = Callable[[str], None]
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Request:
     lower_is_better: bool | None = None  # a reward model gives costs; found out if None
 
 
-def convert(request: Request, say: Say) -> None:
-    """Converts a model or an adapter; ``say`` takes notes for the user, the detected kind first.
+def convert(request: Request, note: Note) -> None:
+    """Converts a model or an adapter; ``note`` takes notes for the user, the detected kind first.
 
     Raises:
         InputError: The source cannot be converted as asked; nothing was written.
@@ -49,10 +49,10 @@ def convert(request: Request, say: Say) -> None:
         source = Source(expanded(request.source), Kind.GGUF, {}, request.source)
     else:
         source = detect(resolve(request.source, "source"), request.source)
-    say(f"{source.name} is a {source.kind.value}")
+    note(f"{source.name} is a {source.kind.value}")
     _check_options(request, source.kind)
     if source.kind is Kind.GGUF:
-        _convert_gguf(request, source.path, say)
+        _convert_gguf(request, source.path, note)
     elif source.kind.is_model:
         convert_model(
             source,
@@ -61,10 +61,10 @@ def convert(request: Request, say: Say) -> None:
             dtype=request.dtype,
             lower_is_better=request.lower_is_better,
             force=request.force,
-            say=say,
+            note=note,
         )
     else:
-        _convert_adapter(request, source, say)
+        _convert_adapter(request, source, note)
 
 
 def _check_options(request: Request, kind: Kind) -> None:
@@ -95,7 +95,7 @@ def _check_options(request: Request, kind: Kind) -> None:
             raise InputError(f"{option} cannot be used with --to peft: PEFT's config has no place for it")
 
 
-def _convert_gguf(request: Request, path: Path, say: Say) -> None:
+def _convert_gguf(request: Request, path: Path, note: Note) -> None:
     """Unpacks a GGUF model, and then quantises or casts it where that is asked."""
     if request.quantization is None and request.dtype is None:
         with new_directory(request.out, request.force, [path]) as partial:
@@ -112,13 +112,13 @@ def _convert_gguf(request: Request, path: Path, say: Say) -> None:
                 quantization=request.quantization,
                 dtype=request.dtype,
                 force=request.force,
-                say=say,
+                note=note,
             )
-    for note in notes:
-        say(note)
+    for line in notes:
+        note(line)
 
 
-def _convert_adapter(request: Request, source: Source, say: Say) -> None:
+def _convert_adapter(request: Request, source: Source, note: Note) -> None:
     given = request.guide_model
     if source.kind is Kind.PARM:
         config, tensors = read_adapter(source.path)
@@ -128,9 +128,9 @@ def _convert_adapter(request: Request, source: Source, say: Say) -> None:
         if request.objectives is None:
             names = ", ".join(config.objectives)
             order = " (the official safety task's order is harmless,helpful)" if config.k == 2 else ""
-            say(f"PEFT's config names no objectives: called {names}; --objectives names them{order}")
+            note(f"PEFT's config names no objectives: called {names}; --objectives names them{order}")
         if given is None:
-            say("not checked against its backbone; --guide-model does that")
+            note("not checked against its backbone; --guide-model does that")
     if given is not None:
         path = resolve(given, "guide model")
         backbone, _ = load_weights_and_tokenizer(path, lazy=True)
@@ -149,7 +149,7 @@ def _convert_adapter(request: Request, source: Source, say: Say) -> None:
         else:
             peft.write(partial, config, tensors, config.base_model if given else None)
     layers = sum(name.endswith(".a") for name in tensors)
-    say(
+    note(
         f"objectives {', '.join(config.objectives)}; r1={config.r1}, r2={config.r2}, scale {config.scale:g}; "
         f"{layers} layers ({', '.join(config.target_modules)}); backbone {config.base_model or 'not recorded'}"
     )

@@ -85,7 +85,7 @@ def read_text(path: Path, what: str, error: type[InputError]) -> str:
 
 
 def _open(path: str, flags: int) -> int:
-    """Opens a file; a pipe without a writer reads as empty, where a blocking open would wait for ever."""
+    """Opens a file; a pipe without a writer reads as empty, where a blocking open would wait forever."""
     handle = os.open(path, flags | os.O_NONBLOCK)
     os.set_blocking(handle, True)
     return handle

@@ -173,7 +173,7 @@ def read_settings(path: Path, settings: type) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are chosen; ConfigError lists all numbers that are out of their ranges."""
+    """Sampling settings; ConfigError lists all numbers that are out of their ranges."""
 
     temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP)
     top_p: float = setting(0.0, "Nucleus sampling; 0 turns it off.", SHARE)

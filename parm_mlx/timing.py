@@ -48,7 +48,7 @@ class SingleGeneration(Generation):
         return steps
 
     def close(self) -> None:
-        """Ends the generator."""
+        """Closes the generator."""
         self._tokens.close()
 
 

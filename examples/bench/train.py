@@ -108,7 +108,7 @@ def compare(model: nn.Module, batch: Batch, rounds: int) -> dict[str, Any]:
     for name, train_step in steps.items():
         mx.clear_cache()
         mx.reset_peak_memory()
-        _, grads = train_step.value_and_grad(batch, alpha)
+        _, grads = train_step.batch_gradients(batch, alpha)
         mx.eval(grads)
         peaks[name] = round(mx.get_peak_memory() / 1e6, 1)
         flat = dict(tree_flatten(grads))
@@ -117,7 +117,7 @@ def compare(model: nn.Module, batch: Batch, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, train_step in steps.items():
             start = time.perf_counter()
-            mx.eval(train_step.value_and_grad(batch, alpha))
+            mx.eval(train_step.batch_gradients(batch, alpha))
             times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
     return {

@@ -59,7 +59,7 @@ class RunFolder:
     """The files of a run.
 
     Args:
-        path: The folder; :meth:`locked` makes it if need be.
+        path: The folder; :meth:`locked` makes it if necessary.
         identity: Objectives and settings that tell the run from others, as JSON values; ``models``, the fingerprints
             of its models by role; and ``reward_files``, those of its rewards by SPEC.
         anyway: Accept models or rewards other than those that the run began with; ``run.json`` records the change.

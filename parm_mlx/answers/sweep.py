@@ -31,7 +31,7 @@ from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.speculation import Drafting
-from parm_mlx.guidance.templates import Content
+from parm_mlx.guidance.templates import Content, as_messages
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.preference import Alpha
 
@@ -141,8 +141,7 @@ class Sweep:
     def _tokens(self, prompt: Prompt) -> PromptTokens:
         content = prompt.content
         if self.system:
-            messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
-            content = [*self.system, *messages]
+            content = [*self.system, *as_messages(content)]
         return self.prompter(content)
 
 

@@ -61,7 +61,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def _end_lost(failure: threading.ExceptHookArgs) -> None:
-    """Ends the program where other processes are lost and MLX waits for them in the main thread, for ever."""
+    """Ends the program where other processes are lost and MLX waits for them in the main thread, forever."""
     if isinstance(failure.exc_value, LostError):
         console.print_error(str(failure.exc_value), failure.exc_value.hint)
         os._exit(failure.exc_value.exit_code)

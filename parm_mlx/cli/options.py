@@ -99,7 +99,7 @@ def grouped(command: Command) -> Command:
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Tells if a flag stands on the command line."""
+    """Returns True if a flag was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -159,7 +159,7 @@ path_or_id = _parser(PATH)
 
 @dataclass(frozen=True)
 class GuideOptions:
-    """What guides what, and how strongly."""
+    """Options of guidance: models and strength."""
 
     model: str | None = setting(
         None,

@@ -117,7 +117,7 @@ def _meant(name: str, names: Iterable[str]) -> str | None:
 
 @dataclass(frozen=True)
 class MergeCounts:
-    """Numbers of what merging leaves out."""
+    """Counts of rows that merging drops."""
 
     equal: int  # rows whose responses are equal
     merged: int  # rows of the same pair as an earlier one

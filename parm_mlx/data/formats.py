@@ -18,9 +18,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from parm_mlx.data.pairs import Pair, RowError, as_messages
+from parm_mlx.data.pairs import Pair, RowError
 from parm_mlx.errors import PreferenceError
-from parm_mlx.guidance.templates import Content, Message
+from parm_mlx.guidance.templates import Content, Message, as_messages
 from parm_mlx.preference import parse_objectives
 from parm_mlx.ranges import shown
 

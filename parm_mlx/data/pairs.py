@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parm_mlx.errors import DataError
-from parm_mlx.guidance.templates import Content, Message
+from parm_mlx.guidance.templates import Content, as_messages
 
 SHOWN = 20
 
@@ -31,11 +31,6 @@ class Pair:
     def key(self) -> bytes:
         """16 bytes that are equal for the same prompt with the same two responses, in either order."""
         return _digest(json.dumps([self.prompt_key.hex(), *sorted(self.responses)]))
-
-
-def as_messages(prompt: Content) -> list[Message]:
-    """Returns a prompt as messages; a text is one of the user's."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def _digest(text: str) -> bytes:

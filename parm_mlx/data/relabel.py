@@ -22,7 +22,7 @@ Scorer = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Relabelled:
-    """Numbers of what became of the pairs of a source; ``labels`` and ties are counted for each objective."""
+    """Counts of relabelled and dropped pairs of a source; ``labels`` and ties are counted for each objective."""
 
     rows: int
     equal: int  # rows whose responses are equal

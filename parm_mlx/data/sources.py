@@ -120,7 +120,7 @@ def find_files(source: str | Path, objectives: Sequence[str] | None = None) -> l
 
 
 def is_hub_id(source: str) -> bool:
-    """Tells if a text may be the id of a data set: ``owner/name``, ``owner/name@revision:folder,folder``."""
+    """Returns True if a text may be the id of a data set: ``owner/name``, ``owner/name@revision:folder,folder``."""
     return _HUB_ID.fullmatch(source) is not None
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from parm_mlx.data.pairs import Pair, Problems, RowError
 from parm_mlx.errors import ModelError
-from parm_mlx.guidance.encoding import lone_token, split_response
+from parm_mlx.guidance.encoding import split_response, unembedded_token
 from parm_mlx.guidance.prompts import render_prompt
 from parm_mlx.guidance.templates import render_answer
 from parm_mlx.mlxlm import TokenizerWrapper
@@ -127,7 +127,7 @@ def tokenize_pair(
     if not (first.start and second.start):
         raise RowError("'prompt' has no token before the response")
     for row in (first, second):
-        if lone := lone_token(tokenizer, row.ids.tolist(), rows):
-            raise RowError(str(lone))
+        if unembedded := unembedded_token(tokenizer, row.ids.tolist(), rows):
+            raise RowError(str(unembedded))
     preferred = np.array([pair.preferred.get(name, UNLABELLED) for name in objectives], np.int8)
     return TokenPair((first, second), preferred, pair.where)

@@ -66,7 +66,7 @@ class BatchGeneration(Generation):
         return steps * len(self.sequences)
 
     def close(self) -> None:
-        """Ends the generator."""
+        """Closes the generator."""
         self._generator.close()
 
 
@@ -231,11 +231,9 @@ def draw(rows: Sequence[Row], out: Path) -> None:
 
     Lines go through medians; bars show the lowest and the highest round. The suffix of ``out`` decides the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     first = rows[0]
     batched = [row for row in rows if row["prompt"] == first["prompt"]]

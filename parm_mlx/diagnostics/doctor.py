@@ -174,7 +174,7 @@ def check_all_kernels() -> list[Check]:
     """Checks every kernel and records those to use; without Metal there is nothing to check."""
     launcher.runs("lowrank", mx.float32)  # raises ConfigError for a wrong PARM_MLX_KERNELS
     broken = record_is_broken()
-    if not launcher.available():
+    if not has_metal():
         if broken:
             return [Check("kernels", "failed", "the record of an earlier check is broken", f"delete {record_path()}")]
         reason = "not used: MLX computes on the CPU" if mx.metal.is_available() else NO_METAL

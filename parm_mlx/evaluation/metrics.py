@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 
 
 class Effort(NamedTuple):
-    """The limit of exact hypervolumes, and the accuracy beyond."""
+    """Work limit of exact hypervolumes, and sample count of the approximation."""
 
     work: float  # largest n^(k/2) that is computed exactly; 1e9 takes seconds, 1e7 some 10 ms
     directions: int  # of the approximation

@@ -117,7 +117,7 @@ def _beginning(tokenizer: TokenizerWrapper) -> list[int]:
 
 
 @dataclass(frozen=True)
-class LoneToken:
+class UnembeddedToken:
     """A token for which a model's embedding has no row: MLX would read beyond its end, without an error."""
 
     id: int
@@ -129,14 +129,14 @@ class LoneToken:
         return f"token {self.text!r} (id {self.id}); the {self.role} has embeddings for ids below {self.rows} only"
 
 
-def lone_token(
+def unembedded_token(
     tokenizer: TokenizerWrapper, ids: Sequence[int], rows: int | None, role: str = "model"
-) -> LoneToken | None:
+) -> UnembeddedToken | None:
     """Finds the first token for which an embedding of so many rows has none; None rows are not checked."""
     if rows is None or max(ids, default=0) < rows:
         return None
-    lone = next(token for token in ids if token >= rows)
-    return LoneToken(lone, tokenizer.decode([lone]), rows, role)
+    number = next(token for token in ids if token >= rows)
+    return UnembeddedToken(number, tokenizer.decode([number]), rows, role)
 
 
 def split_response(tokenizer: TokenizerWrapper, prompt: str, response: str) -> tuple[list[int], int]:

@@ -192,13 +192,14 @@ def check_vocabularies(
     by_id_a, by_id_b = ({i: token for token, i in vocab.items()} for vocab in (a, b))
     clash = sorted(i for i in by_id_a.keys() & by_id_b.keys() if by_id_a[i] != by_id_b[i])
     special = {**base.get_added_vocab(), **other.get_added_vocab()}
-    lone = sorted(token for token in a.keys() ^ b.keys() if token not in special)
+    unmatched = sorted(token for token in a.keys() ^ b.keys() if token not in special)
     reasons = []
     if clash:
         shown = ", ".join(f"{i} is {by_id_a[i]!r} and {by_id_b[i]!r}" for i in clash[:3])
         reasons.append(f"{len(clash)} ids stand for different tokens ({shown})")
-    if lone:
-        reasons.append(f"{len(lone)} tokens are in one of them only ({', '.join(repr(t) for t in lone[:3])})")
+    if unmatched:
+        named = ", ".join(map(repr, unmatched[:3]))
+        reasons.append(f"{len(unmatched)} tokens exist in only one of them ({named})")
     if not (base.eos_token_ids | other.eos_token_ids) & by_id_a.keys() & by_id_b.keys():
         reasons.append("they have no end-of-sequence token in common")
     if reasons:

@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from parm_mlx.errors import InputError, ModelError, ParmError, first_line
-from parm_mlx.guidance.encoding import encode, escape, lone_token, unescape
-from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Content, Message, check_template, render
+from parm_mlx.guidance.encoding import encode, escape, unembedded_token, unescape
+from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Content, Message, as_messages, check_template, render
 from parm_mlx.mlxlm import TokenizerWrapper
 
 _ANSWER = "Answer0Mark"  # stands for an answer while its place in a rendered conversation is looked for
@@ -138,9 +138,9 @@ class Prompter:
             (base_tokenizer, base, self._draft_rows, "draft model"),
             (guide_tokenizer, guide, self._rows[1], "guide model"),
         ):
-            if lone := lone_token(tokenizer, ids, rows, role):
-                where = "the prompt" if any(lone.text in text for text in texts) else "the chat template"
-                raise InputError(f"{where} has {lone}")
+            if unembedded := unembedded_token(tokenizer, ids, rows, role):
+                where = "the prompt" if any(unembedded.text in text for text in texts) else "the chat template"
+                raise InputError(f"{where} has {unembedded}")
         return PromptTokens(base, guide)
 
     def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> str:
@@ -192,7 +192,7 @@ def render_prompt(
     if isinstance(prompt, str):
         if not tokenizer.has_chat_template:
             return prompt
-        prompt = [{"role": "user", "content": prompt}]
+        prompt = as_messages(prompt)
     elif not tokenizer.has_chat_template:
         raise ModelError(
             "the model's tokenizer has no chat template, so it cannot read a conversation",

@@ -15,7 +15,7 @@ NOT_FINITE = -1  # in place of a token: the logits that it would come from are n
 
 
 class Sampling(SamplingSettings):
-    """How tokens are chosen; the settings are those of :class:`SamplingSettings`."""
+    """Sampling settings; the settings are those of :class:`SamplingSettings`."""
 
     def sampler(self, seed_offset: int = 0) -> Callable[[mx.array], mx.array]:
         """Makes a sampler for mlx-lm; ``seed_offset`` tells answers with the same seed apart.

@@ -113,8 +113,8 @@ def weights_differ(base: nn.Module, adapted: nn.Module) -> str | None:
     if type(base) is not type(adapted) or getattr(base, "args", None) != getattr(adapted, "args", None):
         return "they are models of different settings"
     ours, theirs = _plain_parameters(base), _plain_parameters(adapted)
-    if lone := sorted(ours.keys() ^ theirs.keys()):
-        return f"only one of them has {lone[0]}"
+    if unmatched := sorted(ours.keys() ^ theirs.keys()):
+        return f"only one of them has {unmatched[0]}"
     for name, weight in ours.items():
         if weight is (other := theirs[name]):
             continue

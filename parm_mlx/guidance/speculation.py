@@ -52,7 +52,7 @@ class Drafting:
 
 @dataclass
 class DraftCount:
-    """How many drafted tokens were kept, and how many checking passes there were."""
+    """Counts of drafted tokens, accepted tokens and verification passes."""
 
     drafted: int = 0
     accepted: int = 0

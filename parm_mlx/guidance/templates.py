@@ -13,6 +13,11 @@ Content = str | Sequence[Message]
 PLAIN = "plain"
 
 
+def as_messages(prompt: Content) -> list[Message]:
+    """Returns a prompt as messages; a text is one of the user's."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """The pieces that a conversation is put together from."""
@@ -71,7 +76,7 @@ def render(name: str, prompt: Content, eos: str = "") -> str:
     """
     check_template(name)
     template = _TEMPLATES[name]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = as_messages(prompt)
     system = template.system
     if messages and messages[0]["role"] == "system":
         system = messages.pop(0)["content"]

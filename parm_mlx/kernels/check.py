@@ -14,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from parm_mlx.errors import RunError
-from parm_mlx.kernels import combine, launcher, logprob, lowrank
+from parm_mlx.kernels import combine, logprob, lowrank
 from parm_mlx.kernels.launcher import DTYPES
+from parm_mlx.machine import has_metal
 
 LIMIT = 1e-5
 ROUNDING = {mx.float32: 0.0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
@@ -74,7 +75,7 @@ def check_kernels(
     Raises:
         RunError: MLX does not compute on a Metal GPU, and ``execute`` is not given.
     """
-    if execute is None and not launcher.available():
+    if execute is None and not has_metal():
         raise RunError("kernels can be checked where MLX computes on a Metal GPU, and here it does not")
     return [_judge(case, execute) for case in (all_cases() if cases is None else cases)]
 
@@ -171,13 +172,13 @@ def _judge(case: Case, execute: Callable[..., Sequence[mx.array]] | None) -> Ver
     return Verdict(case.kernel, DTYPES[case.dtype], case.size, error, LIMIT, ratio, problem, case.typical)
 
 
-def _ratio(case: Case, rounds: int = 5, repeats: int = 10) -> float:
-    """Time of the twin over that of the kernel: medians of rounds that take turns."""
+def _ratio(case: Case) -> float:
+    """Time of the twin over that of the kernel: medians of 5 rounds that take turns, of 10 launches each."""
     seconds: dict[Function, list[float]] = {case.twin: [], case.launch: []}
-    for _ in range(rounds):
+    for _ in range(5):
         for function, times in seconds.items():
             start = time.perf_counter()
-            mx.eval([function(*case.arrays) for _ in range(repeats)])
+            mx.eval([function(*case.arrays) for _ in range(10)])
             times.append(time.perf_counter() - start)
     return statistics.median(seconds[case.twin]) / statistics.median(seconds[case.launch])
 

@@ -1,4 +1,4 @@
-"""Kernels are made here, and here it is decided whether a kernel or its twin of plain operations runs.
+"""Makes the Metal kernels and decides whether a kernel or its twin of plain operations runs.
 
 The environment variable ``PARM_MLX_KERNELS`` decides: ``off`` runs the twins; ``on`` the kernels, checked or not; and
 ``auto``, the default, a kernel where MLX computes on a Metal GPU and the check of that kernel and dtype has passed. The
@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from parm_mlx.errors import ConfigError, RunError
+from parm_mlx.machine import has_metal
 
 VARIABLE = "PARM_MLX_KERNELS"
 MODES = ("off", "auto", "on")
@@ -61,7 +62,7 @@ def runs(kernel: str, dtype: mx.Dtype) -> bool:
     mode = _mode()
     if mode == "off" or dtype not in DTYPES:
         return False
-    if available():
+    if has_metal():
         return mode == "on" or (kernel, DTYPES[dtype]) in _passed()
     if mode == "on":
         reason = "MLX computes on the CPU" if mx.metal.is_available() else "this machine has no Metal"
@@ -69,13 +70,8 @@ def runs(kernel: str, dtype: mx.Dtype) -> bool:
     return False
 
 
-def available() -> bool:
-    """Returns True if MLX computes on a Metal GPU."""
-    return mx.default_device() == mx.gpu and mx.metal.is_available()
-
-
 def forget() -> None:
-    """Has the variable and the record read again, after either has changed."""
+    """Clears the cached variable and record, after either has changed."""
     _mode.cache_clear()
     _passed.cache_clear()
 
@@ -84,7 +80,7 @@ def forget() -> None:
 def _mode() -> str:
     value = os.environ.get(VARIABLE, "auto")
     if value not in MODES:
-        raise ConfigError(f"{VARIABLE}={value} is none of {', '.join(MODES)}", hint="leave it unset for auto")
+        raise ConfigError(f"{VARIABLE}={value} is not one of {', '.join(MODES)}", hint="leave it unset for auto")
     return value
 
 

@@ -2,9 +2,8 @@
 
     y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
 
-:func:`lowrank_update_ops` is the equation in MLX's operations, :func:`add_projection` its second half. The kernel is for
-decoding: for few rows and a low rank, launching three operations takes most of the time. For many rows MLX's own
-products are better.
+In MLX's operations it is :func:`lowrank_update_ops`, with :func:`add_projection`. The kernel is for decoding: for few
+rows and a low rank, launching three operations takes most of the time. For many rows MLX's own products are better.
 """
 
 from typing import Any, cast
@@ -41,7 +40,7 @@ def lowrank_update_ops(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b:
 
 
 def add_projection(y: mx.array, z: mx.array, core: mx.array | None, b: mx.array) -> mx.array:
-    """Computes y + (z · core) b for z = x Aᵀ (B, L, r) and b = Bᵀ (r, out); without a core, b is core · Bᵀ."""
+    """Computes y + (z · core) b for z = x Aᵀ (B, L, r) and b = Bᵀ (r, out). If core is None, b is core · Bᵀ."""
     return mx.addmm(y, z if core is None else z @ core, b)
 
 

@@ -68,7 +68,7 @@ def leaves(entries: Iterable[Any]) -> Iterator[Any]:
 
 
 def _can_trim_after(entry: Any, tokens: int) -> bool:
-    """Tells whether trimming takes back so many tokens exactly, once they are read."""
+    """Returns True if trimming takes back so many tokens exactly, once they are read."""
     if isinstance(entry, PreferenceCache):
         return entry.first_token is None
     if isinstance(entry, RotatingKVCache):
@@ -81,12 +81,12 @@ def _can_trim_after(entry: Any, tokens: int) -> bool:
 
 
 def can_batch(cache: Sequence[Any]) -> bool:
-    """Tells whether mlx-lm can put several sequences with prompt caches of this kind into one batch."""
+    """Returns True if mlx-lm can put several sequences with prompt caches of this kind into one batch."""
     return all(hasattr(entry, "merge") for entry in leaves(cache))
 
 
 def bears_padding(cache: Sequence[Any]) -> bool:
-    """Tells whether prompts of different lengths may be read into a batch of such caches, padded.
+    """Returns True if prompts of different lengths may be read into a batch of such caches, padded.
 
     Recurrent states do not allow it: some families of mlx-lm read padding into them.
     """

@@ -81,7 +81,7 @@ class PairCache(_BaseCache):
         return lambda **settings: PairCache(*(each(**settings) for each in convert))
 
     def is_trimmable(self) -> bool:
-        """Whether tokens can be taken back."""
+        """Returns True if tokens can be taken back."""
         return all(entry.is_trimmable() for entry in self.parts)
 
     def trim(self, n: int) -> int:
@@ -93,7 +93,7 @@ class PairCache(_BaseCache):
         return int(max(entry.size() for entry in self.parts))
 
     def empty(self) -> bool:
-        """Whether nothing was read yet."""
+        """Returns True if nothing was read yet."""
         return all(entry.empty() for entry in self.parts)
 
     @property

@@ -185,7 +185,7 @@ def _has_frequencies(module: Any, expected: mx.array) -> bool:
 
 
 def _rotates_share(dims: int, rope: Rope, level: Mapping[str, Any]) -> bool:
-    """Whether the rotated dimensions are the stated share of a head's."""
+    """Returns True if the rotated dimensions are the stated share of a head's."""
     heads, size = level.get("num_attention_heads"), level.get("hidden_size")
     sizes = {value for key, value in level.items() if key.endswith("head_dim") and isinstance(value, int)}
     if "head_dim" not in level and isinstance(size, int) and isinstance(heads, int):

@@ -25,7 +25,7 @@ class PreferenceCache(_BaseCache):
         self._set(alpha, None)
 
     def bound(self, bind: Callable[[mx.array], Any]) -> Any:
-        """What ``bind`` makes of α; computed once and kept until the batch or the thread changes."""
+        """Returns ``bind(alpha)``; computed once and kept until the batch or the thread changes."""
         if self._bound_in is not (thread := current_thread()):  # lazy arrays belong to the thread that made them
             self._bound, self._bound_in = {}, thread
         if bind not in self._bound:

@@ -30,7 +30,7 @@ class PrefixCache:
 
     @property
     def even(self) -> bool:
-        """Whether all prefixes have one length, so that there is no padding to hide."""
+        """Returns True if all prefixes have one length, so that there is no padding to hide."""
         return len(set(self.lengths)) == 1
 
     @property

@@ -106,7 +106,7 @@ def partial_folder(path: Path) -> Iterator[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Ends what killed processes left in a folder: old outputs go back to their place, unfinished ones are removed.
+    """Cleans up in a folder after killed processes: old outputs go back to their place, unfinished ones are removed.
 
     Folders that a running process holds, and all that parm-mlx has not made, are left alone.
     """

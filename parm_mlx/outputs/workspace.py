@@ -18,7 +18,7 @@ _KINDS = {"run": "a run of evaluate", "checkpoints": "the checkpoints of a train
 
 @contextmanager
 def claimed(out: Path, kind: str, problem: str) -> Iterator[dict[str, Any]]:
-    """Makes or takes up a directory to work in, and locks it for this process.
+    """Creates or reopens a working directory, and locks it for this process.
 
     Only files written by :func:`update` or named to :func:`own` are ever replaced or removed there. A directory that
     is empty at the end is removed.

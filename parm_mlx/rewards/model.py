@@ -16,10 +16,10 @@ from jinja2 import TemplateError
 
 from parm_mlx.errors import InputError, ModelError, RunError
 from parm_mlx.files import is_file, read_json, resolve
-from parm_mlx.guidance.encoding import encode, escape, lone_token, token_ids
+from parm_mlx.guidance.encoding import encode, escape, token_ids, unembedded_token
 from parm_mlx.guidance.loading import widen_on_cpu
 from parm_mlx.guidance.prompts import apply_template
-from parm_mlx.guidance.templates import CHAT_TEMPLATES, Content, check_template, render_answered
+from parm_mlx.guidance.templates import CHAT_TEMPLATES, Content, as_messages, check_template, render_answered
 from parm_mlx.mlxlm import (
     attention_windows,
     check_finite,
@@ -148,8 +148,8 @@ class RewardModel:
             raise ModelError(f"{of} does not accept a conversation: {error}") from error
         if self._limit is not None and len(ids) > self._limit:
             raise RunError(f"reward model {self.source} reads {self._limit} tokens; a conversation has {len(ids)}")
-        if lone := lone_token(self.tokenizer, ids, self._rows, "reward model"):
-            raise InputError(f"a conversation for reward model {self.source} has {lone}")
+        if unembedded := unembedded_token(self.tokenizer, ids, self._rows, "reward model"):
+            raise InputError(f"a conversation for reward model {self.source} has {unembedded}")
         return ids or [self.tokenizer.eos_token_id]
 
 
@@ -167,8 +167,7 @@ def label_index(kind: str, source: str, label: str | None, labels: Sequence[str]
 
 def conversation(tokenizer: Any, prompt: Content, answer: str) -> str:
     """Renders a prompt and its answer in the tokenizer's own chat template; raises jinja2.TemplateError."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    messages = [*messages, {"role": "assistant", "content": answer}]
+    messages = [*as_messages(prompt), {"role": "assistant", "content": answer}]
     return apply_template(tokenizer, messages, answered=True)
 
 

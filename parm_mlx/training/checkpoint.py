@@ -91,7 +91,7 @@ class CheckpointFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process; it is made if need be, and removed if it is empty at the end.
+        """Holds the folder for this process; it is made if necessary, and removed if it is empty at the end.
 
         Raises:
             OutputError: Another process trains to the same output, or the folder holds anything of others.

@@ -27,14 +27,12 @@ def add_picture(directory: Path, records: Sequence[Record], note: Callable[[str]
 
 def draw(records: Sequence[Record]) -> Any:
     """Returns a figure of loss, accuracies in training, and the accuracy of each objective over the α grid."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     train = [record for record in records if isinstance(record, TrainRecord)]
     valid = [record for record in records if isinstance(record, ValidRecord)]
     names = list(train[0].accuracy if train else valid[0].grid[0].accuracy if valid else ())
     figure = Figure(figsize=(5 + 3.6 * (1 + len(names)), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     losses, accuracies, *grids = figure.subplots(1, 2 + len(names), squeeze=False)[0]
     losses.set_title("loss")
     _line(losses, 0, train, [record.loss for record in train], "training")

@@ -10,7 +10,7 @@ from parm_mlx.mlxlm import PrefixCache
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Has every block of a model keep only its inputs for the backward pass, in place.
+    """Makes every block of a model keep only its inputs for the backward pass, in place.
 
     Values and gradients stay the same: a block that is computed again draws the same random numbers for its dropout.
     The conditioning of the adapters must surround the whole of ``value_and_grad``.

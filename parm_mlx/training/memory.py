@@ -11,6 +11,7 @@ from parm_mlx.files import resolve
 from parm_mlx.fingerprint import safetensors_header
 from parm_mlx.machine import usable_memory
 from parm_mlx.mlxlm import config_rows, weight_files
+from parm_mlx.pblora.config import DEFAULT_TARGETS
 from parm_mlx.training.batching import make_batch
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.progress import Progress
@@ -32,7 +33,7 @@ def estimate(config: TrainConfig) -> tuple[int, int, int]:
     model = resolve(config.model)
     files = weight_files(model)
     tensors = {name: entry for file in files for name, entry in safetensors_header(file).items() if "shape" in entry}
-    targets = tuple(f"{name}.weight" for name in config.target_modules or ("q_proj", "k_proj", "v_proj"))
+    targets = tuple(f"{name}.weight" for name in config.target_modules or DEFAULT_TARGETS)
     hidden = max((entry["shape"][0] for name, entry in tensors.items() if name.endswith("norm.weight")), default=0)
     sizes = (entry["shape"][0] + hidden for name, entry in tensors.items() if name.endswith(targets))
     return (
@@ -67,7 +68,7 @@ def check_largest_batch(train_step: TrainStep, pairs: Sequence[TokenPair], size:
     shape = (k,) if train_step.smoothing is not None else (len(batch.pairs), k)
     mx.reset_peak_memory()
     try:
-        train_step.compute(batch, mx.full(shape, 1 / k))
+        train_step.micro_batch_gradients(batch, mx.full(shape, 1 / k))
     except RuntimeError as error:
         if "alloc" not in str(error):
             raise

@@ -74,15 +74,15 @@ class TrainStep:
 
     def __call__(self, step: int, batch: Batch, alpha: mx.array) -> StepResult:
         """Does step ``step`` (from 0) on a batch; α is (k,) or (B, k)."""
-        (total, sums, read), grads = self.value_and_grad(batch, alpha)
+        (total, sums, read), grads = self.batch_gradients(batch, alpha)
         rate, norm = self.optimizer.update(step, grads)
         mx.eval(total, sums, norm, self.scorer.model.trainable_parameters(), self.optimizer.adamw.state)
         return StepResult(
             float(total), np.array(sums), float(norm), rate, len(batch.pairs), batch.tokens, *np.array(read).tolist()
         )
 
-    def value_and_grad(self, batch: Batch, alpha: mx.array) -> tuple[tuple[mx.array, mx.array, mx.array], Any]:
-        """Computes a batch in micro-batches and on all processes; α is (k,) or (B, k).
+    def batch_gradients(self, batch: Batch, alpha: mx.array) -> tuple[tuple[mx.array, mx.array, mx.array], Any]:
+        """Computes loss and gradient of a batch, in micro-batches and on all processes; α is (k,) or (B, k).
 
         Returns:
             The total loss, (3, k) sums as :meth:`loss` gives them, (2,) the positions that were read without and with
@@ -94,16 +94,16 @@ class TrainStep:
             for micro_batch, pairs in batch.split(self.micro_batches)[self.group.rank :: self.group.size]
         ]
         weights = self._objective_weights([micro_batch for micro_batch, _ in own], alpha, count)
-        computed = (self.compute(micro_batch, own_alpha, count, weights) for micro_batch, own_alpha in own)
+        computed = (self.micro_batch_gradients(pairs, own_alpha, count, weights) for pairs, own_alpha in own)
         (total, sums, read), grads = self.group.sum(reduce(_add, computed) if own else self._nothing())
         if self.smoothing is not None:
             total = scalarise(means(sums[0], count), alpha, count > 0, self.smoothing)
         return (total, sums, read), grads
 
-    def compute(
+    def micro_batch_gradients(
         self, micro_batch: Batch, alpha: mx.array, count: mx.array | None = None, weights: mx.array | None = None
     ) -> Any:
-        """Computes one micro-batch in this process; returns the same as :meth:`value_and_grad`, evaluated."""
+        """Computes them of one micro-batch in this process; returns the same, evaluated."""
         packed = self.scorer.pack(micro_batch)
         with self.scorer.conditioned(alpha):
             (total, sums), grads = self._value_and_grad(micro_batch, alpha, count, weights)

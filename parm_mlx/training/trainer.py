@@ -66,7 +66,7 @@ CACHE_SHARE = 8  # MLX may keep an eighth of the usable memory in freed buffers
 
 
 class Trainer:
-    """A run whose input is loaded and checked, and the step it stands at.
+    """State of a training run: model, data, optimizer and step, loaded and checked.
 
     ``steps`` are planned, ``done`` are done. With ``anyway``, data and models may differ from those of the checkpoint.
 

@@ -25,7 +25,7 @@ PATHS: dict[str, dict[str, Any]] = {
 
 
 def gradients(train_step: TrainStep, batch: Any, alpha: mx.array) -> dict[str, np.ndarray]:
-    _, grads = train_step.value_and_grad(batch, alpha)
+    _, grads = train_step.batch_gradients(batch, alpha)
     return {name.removeprefix("model."): np.array(grad) for name, grad in tree_flatten(grads)}
 
 
@@ -66,7 +66,7 @@ def test_the_smooth_tchebycheff_gradients(loss_fixture: Any, train_step: MakeTra
 
     expected, grads = nn.value_and_grad(plain.scorer.model, formula)(batch)
     ours = train_step(beta.tolist(), smoothing=SMOOTHING, **PATHS[path])
-    (total, *_), our_grads = ours.value_and_grad(batch, alpha)
+    (total, *_), our_grads = ours.batch_gradients(batch, alpha)
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     found = dict(tree_flatten(our_grads))
     for name, grad in tree_flatten(grads):
@@ -94,9 +94,9 @@ def test_both_passes_over_micro_batches_have_the_same_dropout(
     monkeypatch.setattr(ours, "compute", watched)
     mx.random.seed(3)
     alpha = mx.array(SMOOTH_ALPHA)
-    (_, sums, _), _ = ours.value_and_grad(loss_fixture.batch, alpha)
+    (_, sums, _), _ = ours.batch_gradients(loss_fixture.batch, alpha)
     mx.random.seed(4)
-    (_, others, _), _ = ours.value_and_grad(loss_fixture.batch, alpha)
+    (_, others, _), _ = ours.batch_gradients(loss_fixture.batch, alpha)
     assert not np.allclose(np.array(sums[0]), np.array(others[0]), rtol=1e-4)
     scaled = np.exp(np.array(SMOOTH_ALPHA) * np.array(sums[0] / sums[2]) / SMOOTHING)
     expected = np.array(SMOOTH_ALPHA) * scaled / scaled.sum()
