@@ -20,7 +20,7 @@ TEXTS = ["Tell me a joke about cats.", "BEGINNING OF CONVERSATION: USER: hi  the
 
 def run(source: Path, out: Path, **options: Any) -> list[str]:
     notes: list[str] = []
-    convert_model(detect(source), out, say=notes.append, **options)
+    convert_model(detect(source), out, note=notes.append, **options)
     return notes
 
 

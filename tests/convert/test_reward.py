@@ -20,7 +20,7 @@ Copy = Callable[..., Path]
 
 def run(source: Path, out: Path, **options: Any) -> list[str]:
     notes: list[str] = []
-    convert_model(detect(source, options.pop("name", None)), out, **{"say": notes.append, **options})
+    convert_model(detect(source, options.pop("name", None)), out, **{"note": notes.append, **options})
     return notes
 
 

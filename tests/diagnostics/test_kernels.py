@@ -34,7 +34,8 @@ def own_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path
 def metal(monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
     """A machine with Metal, whose verdicts a test may change."""
     verdicts = list(GOOD)
-    monkeypatch.setattr(launcher, "available", lambda: True)
+    for module in (launcher, doctor):
+        monkeypatch.setattr(module, "has_metal", lambda: True)
     monkeypatch.setattr(doctor, "check_kernels", lambda: verdicts)
     return verdicts
 
@@ -42,7 +43,7 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
 def test_where_kernels_do_not_run_nothing_is_checked_or_saved(
     monkeypatch: pytest.MonkeyPatch, own_record: Path
 ) -> None:
-    monkeypatch.setattr(launcher, "available", lambda: False)
+    monkeypatch.setattr(doctor, "has_metal", lambda: False)
     (check,) = check_all_kernels()
     assert check.status == "ok"
     assert check.found == ("not used: MLX computes on the CPU" if mx.metal.is_available() else doctor.NO_METAL)
@@ -104,5 +105,5 @@ def test_a_record_of_another_machine_is_not_broken(own_record: Path) -> None:
 
 def test_a_wrong_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launcher.VARIABLE, "maybe")
-    with pytest.raises(ConfigError, match="maybe is none of off, auto, on"):
+    with pytest.raises(ConfigError, match="maybe is not one of off, auto, on"):
         check_all_kernels()

@@ -132,14 +132,16 @@ def test_a_batch_holds_no_more_caches_than_its_size(
     assert max(rows) == batch_size
 
 
-def test_prefill_returns_its_buffers_after_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six tokens before the last one, two at a time, by base and guide each."""
+def test_prefill_returns_its_buffers_between_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six tokens before the last one, two at a time, by base and guide each: twice two pauses; a short prompt has none."""
     cleared: list[int] = []
     monkeypatch.setattr(prefill, "STEP", 2)
     monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(1))
     model = tiny_guided()
     assert prefill.prefill(model, model.make_cache(), [1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1]) == 7
-    assert len(cleared) == 6
+    assert len(cleared) == 4
+    prefill.prefill(model, model.make_cache(), [1, 2, 3], [3, 2, 1])
+    assert len(cleared) == 4
 
 
 def test_unguided_requests_ask_the_base_alone(loaded: Loaded) -> None:

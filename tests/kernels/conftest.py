@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from parm_mlx.kernels import launcher
+from parm_mlx.kernels import check, launcher
 
 
 @pytest.fixture(autouse=True)
@@ -24,4 +24,5 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def metal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that computes on a Metal GPU, as far as the launcher can see."""
-    monkeypatch.setattr(launcher, "available", lambda: True)
+    for module in (launcher, check):
+        monkeypatch.setattr(module, "has_metal", lambda: True)

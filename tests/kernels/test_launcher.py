@@ -99,4 +99,4 @@ def test_another_value_is_one_clear_line(value: str, kernel: str, monkeypatch: p
     set_mode(monkeypatch, value)
     with pytest.raises(ConfigError) as caught:
         CALLS[kernel]()
-    assert str(caught.value) == f"PARM_MLX_KERNELS={value} is none of off, auto, on"
+    assert str(caught.value) == f"PARM_MLX_KERNELS={value} is not one of off, auto, on"

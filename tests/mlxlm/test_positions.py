@@ -78,14 +78,14 @@ def test_new_configs_compute_as_old_ones(
     model, _ = load_weights_and_tokenizer(after)
     assert mx.array_equal(model(IDS), expected)
     assert not mx.allclose(load_weights_and_tokenizer(without)[0](IDS), expected, atol=1e-3)
-    convert_model(detect(after), tmp_path / "out", say=print)
+    convert_model(detect(after), tmp_path / "out", note=print)
     (tmp_path / "like").mkdir()
     save_like(tmp_path / "like", model, after)
     for name in ("out", "like"):
         assert mx.array_equal(mlx_lm.load(str(tmp_path / name))[0](IDS), expected)
         assert mx.array_equal(load_weights_and_tokenizer(tmp_path / name)[0](IDS), expected)
     for path in (before, after):
-        convert_model(detect(path), tmp_path / f"q-{path.name}", quantization=Quantization(group_size=32), say=print)
+        convert_model(detect(path), tmp_path / f"q-{path.name}", quantization=Quantization(group_size=32), note=print)
     quantised = [mlx_lm.load(str(tmp_path / f"q-{path.name}"))[0](IDS) for path in (before, after)]
     assert mx.array_equal(*quantised)
 
@@ -102,7 +102,7 @@ def test_positions_of_the_text_model_among_several(write_model: Write, tmp_path:
     expected = load_weights_and_tokenizer(before)[0](IDS[:, :6])
     assert mx.array_equal(load_weights_and_tokenizer(after)[0](IDS[:, :6]), expected)
     assert not mx.allclose(load_weights_and_tokenizer(plain)[0](IDS[:, :6]), expected, atol=1e-3)
-    convert_model(detect(after), tmp_path / "out", say=print)
+    convert_model(detect(after), tmp_path / "out", note=print)
     assert mx.array_equal(mlx_lm.load(str(tmp_path / "out"))[0](IDS[:, :6]), expected)
 
 

@@ -77,7 +77,7 @@ def test_code_of_a_model_is_refused_and_never_asked_about(
 def test_families_that_mlx_lm_has_load_without_the_code_beside_them(write_model: Write, tmp_path: Path) -> None:
     path = write_model("m", config={"auto_map": {"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.Own"}})
     (path / "own.py").write_text(CODE)
-    convert_model(detect(path), tmp_path / "out", say=print)
+    convert_model(detect(path), tmp_path / "out", note=print)
     assert not list(tmp_path.rglob("ran"))
     assert not (tmp_path / "out" / "own.py").exists()
 
@@ -120,7 +120,7 @@ def test_formats_beside_the_config_count(write_model: Write) -> None:
 
 def test_null_is_no_quantisation(write_model: Write, tmp_path: Path) -> None:
     path = write_model("m", config={"quantization_config": None, "quantization": None})
-    convert_model(detect(path), tmp_path / "q", quantization=Quantization(group_size=32), say=print)
+    convert_model(detect(path), tmp_path / "q", quantization=Quantization(group_size=32), note=print)
     assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]["group_size"] == 32
 
 
@@ -140,14 +140,14 @@ def test_the_type_that_a_config_names(
 ) -> None:
     assert config_dtype(config) == expected
     path = write_model("m", config=config)
-    convert_model(detect(path), tmp_path / "out", say=print)
+    convert_model(detect(path), tmp_path / "out", note=print)
     written: Any = mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert {value.dtype for value in written.values()} == {getattr(mx, expected or "float32")}
 
 
 def test_double_precision_becomes_float32_and_is_said(write_model: Write, tmp_path: Path) -> None:
     notes: list[str] = []
-    convert_model(detect(write_model("m", config={"dtype": "float64"})), tmp_path / "out", say=notes.append)
+    convert_model(detect(write_model("m", config={"dtype": "float64"})), tmp_path / "out", note=notes.append)
     assert any("float64" in note for note in notes)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
 
@@ -186,8 +186,8 @@ def test_chat_templates_are_found_and_kept(write_model: Write, tmp_path: Path, p
     edit(path / "tokenizer_config.json", chat_template=None)
     put(path)
     model, tokenizer = load_weights_and_tokenizer(path)
-    convert_model(detect(path), tmp_path / "out", dtype="float32", say=print)
-    convert_model(detect(path), tmp_path / "q", quantization=Quantization(group_size=32), say=print)
+    convert_model(detect(path), tmp_path / "out", dtype="float32", note=print)
+    convert_model(detect(path), tmp_path / "q", quantization=Quantization(group_size=32), note=print)
     (tmp_path / "like").mkdir()
     save_like(tmp_path / "like", model, path)
     others = [load_tokenizer_alone(tmp_path / name) for name in ("out", "q", "like")]

@@ -58,8 +58,13 @@ def test_the_largest_batch_is_the_longest_pairs_of_a_micro_batch(
 ) -> None:
     """Of 5 pairs in 2 micro-batches, 3 are computed together; nothing is learned."""
     computed: list[Any] = []
-    compute = train_step.compute
-    monkeypatch.setattr(train_step, "compute", lambda batch, alpha: computed.append(batch) or compute(batch, alpha))
+    compute = train_step.micro_batch_gradients
+
+    def watched(batch: Any, alpha: mx.array) -> Any:
+        computed.append(batch)
+        return compute(batch, alpha)
+
+    monkeypatch.setattr(train_step, "micro_batch_gradients", watched)
     before = {name: np.array(tensor) for name, tensor in adapter_tensors(train_step.scorer.model).items()}
     listener = Listener()
     memory.check_largest_batch(train_step, random_pairs(*[(4, n, n) for n in (3, 9, 5, 7)]), 5, listener)
@@ -72,7 +77,7 @@ def test_the_largest_batch_is_the_longest_pairs_of_a_micro_batch(
 
 def test_few_pairs_are_repeated(train_step: TrainStep, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(train_step, "compute", lambda batch, alpha: sizes.append(len(batch.pairs)))
+    monkeypatch.setattr(train_step, "micro_batch_gradients", lambda batch, alpha: sizes.append(len(batch.pairs)))
     memory.check_largest_batch(train_step, random_pairs((2, 3, 3)), 8, Listener())
     assert sizes == [4]
 
@@ -92,7 +97,7 @@ def test_a_batch_that_cannot_be_allocated_ends_the_run(train_step: TrainStep, mo
     def refuse(batch: Any, alpha: Any) -> None:
         raise RuntimeError("[metal::malloc] Attempting to allocate 10 bytes")
 
-    monkeypatch.setattr(train_step, "compute", refuse)
+    monkeypatch.setattr(train_step, "micro_batch_gradients", refuse)
     with pytest.raises(RunError, match="the largest batch does not fit") as caught:
         memory.check_largest_batch(train_step, random_pairs((2, 3, 3)), 2, Listener())
     assert "--grad-checkpoint" in str(caught.value.hint)

@@ -85,13 +85,13 @@ def test_both_passes_over_micro_batches_have_the_same_dropout(
         layer.dropout = nn.Dropout(0.5)
     ours.scorer.model.train()
     weights: list[mx.array] = []
-    compute = ours.compute
+    compute = ours.micro_batch_gradients
 
     def watched(*arguments: Any) -> Any:
         weights.append(arguments[-1])
         return compute(*arguments)
 
-    monkeypatch.setattr(ours, "compute", watched)
+    monkeypatch.setattr(ours, "micro_batch_gradients", watched)
     mx.random.seed(3)
     alpha = mx.array(SMOOTH_ALPHA)
     (_, sums, _), _ = ours.batch_gradients(loss_fixture.batch, alpha)
