@@ -133,7 +133,7 @@ def test_a_batch_holds_no_more_caches_than_its_size(
 
 
 def test_prefill_returns_its_buffers_between_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six tokens before the last one, two at a time, by base and guide each: twice two pauses; a short prompt has none."""
+    """Six tokens before the last one, two at a time, by base and guide each: two pauses each; a short one has none."""
     cleared: list[int] = []
     monkeypatch.setattr(prefill, "STEP", 2)
     monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(1))
