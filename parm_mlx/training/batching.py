@@ -81,6 +81,11 @@ class Batch:
         return sum(len(row) for pair in self.pairs for row in pair.rows)
 
     @cached_property
+    def response_tokens(self) -> mx.array:
+        """Number of tokens of each response, (2, B) float32."""
+        return mx.array([[float(len(pair.rows[i]) - pair.rows[i].start) for pair in self.pairs] for i in (0, 1)])
+
+    @cached_property
     def rows(self) -> PackedBatch:
         """The pairs as 2B separate sequences."""
         return pack_rows(self.pairs)

@@ -49,6 +49,12 @@ class TrainConfig:
     )
     grad_checkpoint: bool = setting(False, "Compute layers again in the backward pass: less memory, more time.")
     learning_rate: float = setting(5e-4, "Highest learning rate; it decays with a cosine.", Real(1e-12, 1e3))
+    w2_learning_rate: float | None = setting(
+        None,
+        "Highest learning rate of W2, the part of pblora that alpha reaches; a higher one separates the corners.",
+        Real(1e-12, 1e3),
+        default_text="as --learning-rate",
+    )
     warmup: int = setting(20, "Steps of linear warm-up.", Whole(0, COUNT.high))
     weight_decay: float = setting(0.05, "Decoupled weight decay of the adapter.", Real(0, 1e3))
     max_seq_length: int = setting(
@@ -67,6 +73,12 @@ class TrainConfig:
         (0.01,), "Beta of each objective, comma-separated, or one for all.", Items(BETA)
     )
     gamma: float = setting(0.0, "Margin that the preferred response should win by.", Real(0, 1e6))
+    nll_weight: float = setting(
+        0.0,
+        "Weight λ of the negative log-likelihood per token of what each objective prefers. It keeps the guide a "
+        "language model: 0.2 to 0.5 for small models; the paper has 0.",
+        Real(0, 1e3),
+    )
     dirichlet: float = setting(
         0.5,
         "Concentration of the Dirichlet distribution that alpha is drawn from; below 1, corners are likelier.",
@@ -137,6 +149,8 @@ class TrainConfig:
             return f"batch_size times grad_accumulation_steps must be at most {STEP.high}, got {self.pairs_per_step}"
         if self.scalarization == "tchebycheff" and self.alpha_per == "example":
             return "scalarization is 'tchebycheff', which needs one alpha per step, but alpha_per is 'example'"
+        if self.adapter != "pblora" and self.w2_learning_rate is not None:
+            return f"w2_learning_rate is for adapter 'pblora', and that is '{self.adapter}'"
         if self.scalarization == "linear" and self.smoothing is not None:
             return "smoothing is for scalarization 'tchebycheff', and that is 'linear'"
         return None

@@ -4,6 +4,11 @@
 
 Both responses of a pair serve every objective; objective i only decides which of the two is y_w. B pairs, k objectives.
 
+An anchor may be added inside the mean, λ times the negative log-likelihood per token of y_w, which is not in the paper
+(TRL's ``rpo_alpha``): the loss knows no reference model, and a small one may win by making both responses unlikely.
+
+    … − log σ( … ) − λ · log π(y_w | x) / |y_w|
+
 Instead of the sum, the smooth Tchebycheff scalarisation of the k means may be minimised (Lin et al. 2024, with the
 ideal point 0, which the losses never reach):
 
@@ -41,6 +46,8 @@ def preference_loss(
     beta: mx.array,
     gamma: float = 0.0,
     count: mx.array | None = None,
+    nll_weight: float = 0.0,
+    lengths: mx.array | None = None,
 ) -> Loss:
     """The scalarised objective.
 
@@ -53,9 +60,15 @@ def preference_loss(
         gamma: γ, the margin that the preferred response should win by.
         count: (k,) the summed weights to take the means over, by default those here. With those of a whole batch, the
             losses of its micro-batches add up to its loss.
+        nll_weight: λ.
+        lengths: (2, B) tokens of each response, |y|; needed where λ is not 0.
     """
     margin = (1 - 2 * preferred) * (logprobs[0] - logprobs[1])[:, None]  # log π(y_w | x) − log π(y_l | x)
-    losses = mx.logaddexp(0.0, gamma - beta * margin) * labelled
+    losses = mx.logaddexp(0.0, gamma - beta * margin)
+    if nll_weight and lengths is not None:
+        first, second = (-logprobs / lengths)[..., None]
+        losses = losses + nll_weight * mx.where(preferred > 0, second, first)
+    losses = losses * labelled
     count = labelled.sum(axis=0) if count is None else count
     return Loss(
         total=means((alpha * losses).sum(axis=0), count).sum(),

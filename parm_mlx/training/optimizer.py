@@ -1,4 +1,7 @@
-"""AdamW with linear warm-up, cosine decay and a clipped gradient norm, as PyTorch with transformers' schedule."""
+"""AdamW with linear warm-up, cosine decay and a clipped gradient norm, as PyTorch with transformers' schedule.
+
+W2, the part of the core that α reaches, may have a learning rate of its own: W1 learns faster and moves all α alike.
+"""
 
 import math
 from functools import partial
@@ -23,10 +26,23 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
 
 
 class Optimizer:
-    """AdamW (0.9, 0.999, ε = 1e-8, bias-corrected) on the trainable tensors of a model, on :func:`learning_rate`."""
+    """AdamW (0.9, 0.999, ε = 1e-8, bias-corrected) on the trainable tensors of a model, on :func:`learning_rate`.
 
-    def __init__(self, model: nn.Module, *, peak: float, warmup: int, steps: int, weight_decay: float) -> None:
+    ``peak`` is the highest learning rate, ``w2_peak`` that of every W2, by default the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        peak: float,
+        warmup: int,
+        steps: int,
+        weight_decay: float,
+        w2_peak: float | None = None,
+    ) -> None:
         self.model = model
+        self.w2_ratio = 1.0 if w2_peak is None else w2_peak / peak
         self.rate = partial(learning_rate, peak=peak, warmup=warmup, steps=steps)
         self.adamw = optim.AdamW(peak, betas=[0.9, 0.999], eps=1e-8, weight_decay=weight_decay, bias_correction=True)
         self.adamw.init(model.trainable_parameters())
@@ -46,5 +62,13 @@ class Optimizer:
         """Updates the model, lazily, and returns the learning rate and the gradient norm before clipping."""
         clipped, norm = optim.clip_grad_norm(grads, MAX_GRAD_NORM)
         self.adamw.learning_rate = rate = self.rate(step)
-        self.adamw.update(self.model, clipped)
+        before = self.model.trainable_parameters()
+        after = self.adamw.apply_gradients(clipped, before)
+        if self.w2_ratio != 1:
+            after = tree_map_with_path(self._faster_w2, before, after)
+        self.model.update(after)
         return rate, norm
+
+    def _faster_w2(self, name: str, before: mx.array, after: mx.array) -> mx.array:
+        """The tensor after its update; steps of AdamW, weight decay included, are proportional to the learning rate."""
+        return before + self.w2_ratio * (after - before) if name.endswith(".w2") else after

@@ -55,6 +55,7 @@ class TrainStep:
         micro_batches: Parts of a batch that are computed one after another; the result is the same.
         group: The processes that share the micro-batches; by default this one alone.
         smoothing: μ of the smooth Tchebycheff scalarisation, which needs one α per step; None is the weighted sum.
+        nll_weight: λ.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class TrainStep:
         micro_batches: int = 1,
         group: Group | None = None,
         smoothing: float | None = None,
+        nll_weight: float = 0.0,
     ) -> None:
         self.scorer, self.beta, self.gamma, self.optimizer = scorer, beta, gamma, optimizer
-        self.smoothing, self.group = smoothing, group or Group()
+        self.smoothing, self.nll_weight, self.group = smoothing, nll_weight, group or Group()
         self.micro_batches = -(-micro_batches // self.group.size) * self.group.size
         self._value_and_grad = nn.value_and_grad(scorer.model, self.loss)
 
@@ -125,7 +127,8 @@ class TrainStep:
         logprobs = self.scorer(batch, alpha)
         count = batch.labelled.sum(axis=0) if count is None else count
         linear = alpha if weights is None else weights
-        loss = preference_loss(logprobs, batch.preferred, batch.labelled, linear, self.beta, self.gamma, count)
+        anchor = (self.nll_weight, batch.response_tokens) if self.nll_weight else ()
+        loss = preference_loss(logprobs, batch.preferred, batch.labelled, linear, self.beta, self.gamma, count, *anchor)
         total = loss.total
         if self.smoothing is not None and weights is None:
             total = scalarise(loss.per_objective, alpha, count > 0, self.smoothing)

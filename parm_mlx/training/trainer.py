@@ -125,10 +125,18 @@ class Trainer:
         if config.grad_checkpoint:
             checkpoint_blocks(self.model)
         progress.note(f"{self.steps} steps; {size} in {len(layers)} layers")
-        rate, decay = config.learning_rate, config.weight_decay
-        optimizer = Optimizer(self.model, peak=rate, warmup=config.warmup, steps=self.steps, weight_decay=decay)
+        optimizer = Optimizer(
+            self.model,
+            peak=config.learning_rate,
+            warmup=config.warmup,
+            steps=self.steps,
+            weight_decay=config.weight_decay,
+            w2_peak=config.w2_learning_rate,
+        )
         scorer, micro_batches = ResponseScorer(self.model, len(self.objectives)), config.grad_accumulation_steps
-        self.train_step = TrainStep(scorer, beta, config.gamma, optimizer, micro_batches, group, config.smoothing)
+        self.train_step = TrainStep(
+            scorer, beta, config.gamma, optimizer, micro_batches, group, config.smoothing, config.nll_weight
+        )
         self.log = MetricsLog(folder.metrics if group.main else None)
         self.meter = Meter(self.objectives)
         self.done = 0

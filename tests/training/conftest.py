@@ -96,6 +96,7 @@ def train_step(official: Path, official_parm: Path) -> Callable[..., TrainStep]:
         checkpoint: bool = False,
         training: bool = False,
         smoothing: float | None = None,
+        nll_weight: float = 0.0,
     ) -> TrainStep:
         model, _ = load_base(official / "arm_base")
         load_into(model, *read_adapter(official_parm))
@@ -104,6 +105,7 @@ def train_step(official: Path, official_parm: Path) -> Callable[..., TrainStep]:
             checkpoint_blocks(model)
         optimizer = Optimizer(model, peak=5e-4, warmup=1, steps=3, weight_decay=0.05)
         scorer = ResponseScorer(model, 2, share)
-        return TrainStep(scorer, mx.array(list(beta)), gamma, optimizer, micro_batches, processes(), smoothing)
+        betas = mx.array(list(beta))
+        return TrainStep(scorer, betas, gamma, optimizer, micro_batches, processes(), smoothing, nll_weight)
 
     return make

@@ -21,6 +21,7 @@ from parm_mlx.training.checkpoint import read_checkpoint
 SETTINGS = (
     *("--iters", "4", "--batch-size", "6", "--val-batches", "-1", "--warmup", "1", "--learning-rate", "1e-3"),
     *("--dropout", "0", "--steps-per-eval", "4", "--steps-per-report", "1", "--steps-per-save", "2"),
+    *("--nll-weight", "0.2", "--w2-learning-rate", "2e-3"),
 )
 TIMEOUT = 120
 # The command line, in which the process of ENDING1 sends itself that signal after its third step.

@@ -62,6 +62,50 @@ def test_an_objective_without_labels_weighs_nothing() -> None:
     assert loss.total.item() == pytest.approx(0.5 * loss.per_objective[0].item())
 
 
+LENGTHS = mx.array([[2.0, 5.0, 4.0], [3.0, 1.0, 5.0]])  # per token 0.5, 1, 0.5 and 1, 4, 0.5
+
+
+def test_the_anchor_by_hand() -> None:
+    """λ = 0.2 times the negative log-likelihood per token of what an objective prefers.
+
+    Objective 1 prefers 0, 0, 1: (0.5 + 1 + 0.5) / 3. Objective 2 prefers 1, -, 0: (1 + 0.5) / 2.
+    """
+    inputs = (LOGPROBS, PREFERRED, LABELLED, mx.array([0.3, 0.7]), mx.array([1.0, 2.0]))
+    plain, anchored = preference_loss(*inputs), preference_loss(*inputs, nll_weight=0.2, lengths=LENGTHS)
+    assert (anchored.per_objective - plain.per_objective).tolist() == pytest.approx([0.2 * 2 / 3, 0.2 * 0.75], abs=1e-6)
+    assert (anchored.total - plain.total).item() == pytest.approx(0.3 * 0.2 * 2 / 3 + 0.7 * 0.2 * 0.75, abs=1e-6)
+    assert (anchored.correct.tolist(), anchored.labelled.tolist()) == (plain.correct.tolist(), plain.labelled.tolist())
+
+
+def test_the_gradient_of_the_anchor_by_hand() -> None:
+    """With λ alone (β = 0 makes the rest constant) the slope is -λ Σ α_i / (n_i · length) over the objectives that
+    prefer the response: 0.3 / (3 · 2) for response 0 of pair 1, 0.7 / (2 · 3) for response 1, and so on.
+    """
+
+    def total(logprobs: mx.array) -> mx.array:
+        alpha, beta = mx.array([0.3, 0.7]), mx.array([0.0, 0.0])
+        return preference_loss(logprobs, PREFERRED, LABELLED, alpha, beta, nll_weight=0.2, lengths=LENGTHS).total
+
+    slopes = mx.grad(total)(LOGPROBS)
+    expected = [[0.3 / 6, 0.3 / 15, 0.7 / 8], [0.7 / 6, 0, 0.3 / 15]]
+    np.testing.assert_allclose(np.array(slopes), -0.2 * np.array(expected), rtol=1e-5)
+
+
+def test_the_slope_of_the_whole_objective_is_that_of_finite_differences() -> None:
+    """Central differences in float32: a step of 0.05 leaves about 1e-4."""
+
+    def total(logprobs: mx.array) -> mx.array:
+        alpha, beta = mx.array([0.3, 0.7]), mx.array([1.0, 2.0])
+        return preference_loss(logprobs, PREFERRED, LABELLED, alpha, beta, nll_weight=0.5, lengths=LENGTHS).total
+
+    slopes = np.array(mx.grad(total)(LOGPROBS))
+    for place in np.ndindex(2, 3):
+        step = np.zeros((2, 3), np.float32)
+        step[place] = 0.05
+        up, down = (total(LOGPROBS + sign * mx.array(step)).item() for sign in (1, -1))
+        assert slopes[place] == pytest.approx((up - down) / 0.1, abs=5e-4)
+
+
 def test_huge_margins_stay_finite() -> None:
     loss = preference_loss(1e6 * LOGPROBS, PREFERRED, LABELLED, mx.array([0.5, 0.5]), mx.array([1.0, 1.0]))
     assert math.isfinite(loss.total.item())

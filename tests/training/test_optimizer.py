@@ -35,6 +35,17 @@ def test_the_first_update_by_hand() -> None:
     assert layer.weight.item() == pytest.approx(1.8, abs=1e-6)
 
 
+def test_w2_may_learn_faster() -> None:
+    """Ten times the rate is ten times the step, decay included: 2 - 1 · 0.5 · 2 - 1 = 0, and 1.8 for the others."""
+    layer = nn.Module()
+    layer.w1, layer.inner = mx.array([2.0]), nn.Module()
+    layer.inner.w2 = mx.array([2.0])
+    optimizer = Optimizer(layer, peak=0.1, warmup=0, steps=10, weight_decay=0.5, w2_peak=1.0)
+    optimizer.update(0, {"w1": mx.array([0.25]), "inner": {"w2": mx.array([0.25])}})
+    assert layer.w1.item() == pytest.approx(1.8, abs=1e-6)
+    assert layer.inner.w2.item() == pytest.approx(0, abs=1e-5)
+
+
 def test_large_gradients_are_clipped_to_norm_one() -> None:
     """Adam forgets a constant scale, so the clipped norm is read off its first moment: (1 - 0.9) · 1."""
     layer = model(0.0)

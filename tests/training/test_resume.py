@@ -161,6 +161,7 @@ def test_one_alpha_per_batch_and_dropout_go_on_too(run: Run, whole: Whole) -> No
 
 def test_the_smooth_tchebycheff_goes_on_too(run: Run, tmp_path: Path) -> None:
     settings = {"scalarization": "tchebycheff", "smoothing": 0.05, "dropout": 0.3, "grad_accumulation_steps": 2}
+    settings |= {"nll_weight": 0.2, "w2_learning_rate": 0.02}
     whole = run("whole", **settings)
     killed(run, "advance 3", **settings)
     with pytest.raises(CheckpointError, match=r"\n  smoothing: 0.05 → 0.1"):

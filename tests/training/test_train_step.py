@@ -75,6 +75,35 @@ def test_the_smooth_tchebycheff_gradients(loss_fixture: Any, train_step: MakeTra
     assert ours(0, batch, alpha).loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("smoothing", [None, SMOOTHING])
+def test_the_gradients_with_an_anchor(
+    loss_fixture: Any, train_step: MakeTrainStep, path: str, smoothing: float | None
+) -> None:
+    """Against autodiff through the formula on whole rows, with the likelihood read off the model's own logits."""
+    batch, alpha, beta, weight = loss_fixture.batch, mx.array(SMOOTH_ALPHA), mx.array([0.01, 0.02]), 0.3
+    plain = train_step(beta.tolist(), share=False)
+    lengths = mx.array([[len(pair.rows[side]) - pair.rows[side].start for pair in batch.pairs] for side in (0, 1)])
+
+    def formula(batch: Any) -> mx.array:
+        logprobs = plain.scorer(batch, alpha)
+        losses = preference_loss(logprobs, batch.preferred, batch.labelled, alpha, beta).per_objective
+        nll = mx.where(batch.preferred > 0, (-logprobs / lengths)[1][:, None], (-logprobs / lengths)[0][:, None])
+        losses = losses + weight * (nll * batch.labelled).sum(axis=0) / batch.labelled.sum(axis=0)
+        if smoothing is None:
+            return (alpha * losses).sum()
+        return smoothing * mx.log(mx.exp(alpha * losses / smoothing).sum())
+
+    expected, grads = nn.value_and_grad(plain.scorer.model, formula)(batch)
+    ours = train_step(beta.tolist(), smoothing=smoothing, nll_weight=weight, **PATHS[path])
+    (total, *_), our_grads = ours.batch_gradients(batch, alpha)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    found = dict(tree_flatten(our_grads))
+    for name, grad in tree_flatten(grads):
+        largest = np.abs(np.array(grad)).max()
+        np.testing.assert_allclose(np.array(found[name]), np.array(grad), rtol=0, atol=1e-5 * largest, err_msg=name)
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_both_passes_over_micro_batches_have_the_same_dropout(
     loss_fixture: Any, train_step: MakeTrainStep, monkeypatch: pytest.MonkeyPatch, checkpoint: bool
