@@ -406,5 +406,5 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(run: Run, tmp_p
 
 
 def test_killed_processes(tmp_path: Path) -> None:
-    """The short version of the kill test: one run, ended four times at a random moment."""
-    assert len(kill_runs(tmp_path, runs=1, kills=4, steps=40)) >= 4
+    """The short version of the kill test: one run, ended twice at a random moment."""
+    assert len(kill_runs(tmp_path, runs=1, kills=2, steps=40)) >= 2
