@@ -25,14 +25,17 @@ def write_report(
     with disk_errors(out):
         text = json.dumps(summary, indent=1, ensure_ascii=False)
         (out / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
-    _, no_picture = attempt(lambda: draw(summary, out))
-    if no_picture:
-        note(no_picture)
-    write_page(summary, results, scores, out)
+    write_page(summary, results, scores, out, note)
 
 
-def write_page(summary: Summary, results: Sequence[Result], scores: AllScores, out: Path) -> Path:
-    """Writes ``report.html`` into a folder, and returns it; a comparison (of ``metrics.json``) has no answers.
+def write_page(
+    summary: Summary,
+    results: Sequence[Result],
+    scores: AllScores,
+    out: Path,
+    note: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Writes ``report.html`` and the pictures; returns the page. A comparison (of ``metrics.json``) has no answers.
 
     Raises:
         RunError: The page cannot be written.
@@ -42,7 +45,9 @@ def write_page(summary: Summary, results: Sequence[Result], scores: AllScores, o
     run = summary if summary["kind"] == "run" else None
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(_HERE))
     environment.globals |= {"number": number, "alpha": format_alpha}
-    svg, no_picture = attempt(lambda: inline_svg(summary))
+    svg, no_picture = attempt(lambda: inline_svg(draw(summary, out)))
+    if no_picture:
+        note(no_picture)
     html = environment.get_template("page.html").render(
         summary=summary,
         run=run,

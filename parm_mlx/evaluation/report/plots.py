@@ -3,7 +3,6 @@
 Two objectives make one plane, three make three planes and a simplex, more make parallel coordinates.
 """
 
-import io
 import re
 import textwrap
 import warnings
@@ -60,8 +59,10 @@ def attempt(action: Callable[[], T]) -> tuple[T | None, str]:
         return None, f"no picture: {error}"
 
 
-def draw(summary: Summary, out: Path) -> None:
-    """Writes ``pareto.png`` and ``pareto.svg`` into a folder; needs matplotlib, see :func:`parm_mlx.drawing.can_draw`.
+def draw(summary: Summary, out: Path) -> str:
+    """Writes ``pareto.png`` and ``pareto.svg`` into a folder, and returns the latter's text.
+
+    It needs matplotlib, see :func:`parm_mlx.drawing.can_draw`.
 
     Raises:
         RunError: A picture cannot be written.
@@ -72,18 +73,15 @@ def draw(summary: Summary, out: Path) -> None:
             drawn.savefig(out / PNG_FILE, dpi=200)
         with disk_errors(out / SVG_FILE):
             drawn.savefig(out / SVG_FILE, metadata={"Date": None})
+    return (out / SVG_FILE).read_text(encoding="utf-8")
 
 
-def inline_svg(summary: Summary) -> str:
-    """Returns the picture as an ``<svg>`` element; CSS sets ``--ink``, ``--soft``, ``--rule`` and ``--paper``.
+def inline_svg(text: str) -> str:
+    """Returns an SVG file as an ``<svg>`` element; CSS sets ``--ink``, ``--soft``, ``--rule`` and ``--paper``.
 
     The markers of point i of a run are groups with ids ``point-i-…``.
     """
-    with _matplotlib():
-        text = io.StringIO()
-        figure(summary).savefig(text, format="svg", metadata={"Date": None})
-    element = text.getvalue()
-    element = element[element.index("<svg ") :]
+    element = text[text.index("<svg ") :]
     for colour, name in ((INK, "ink"), (SOFT, "soft"), (RULE, "rule"), (PAPER, "paper")):
         element = element.replace(colour, f"var(--{name})")
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

@@ -129,12 +129,12 @@ def test_a_comparison_has_a_table_of_runs_and_no_answers(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("reason", ["missing", "failing"])
 def test_without_a_picture_the_page_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    def fail(summary: object) -> str:
+    def fail(summary: object, out: object) -> str:
         raise RuntimeError("no <fonts>")
 
     if reason == "missing":
         monkeypatch.setattr(plots, "can_draw", lambda: False)
-    monkeypatch.setattr(page, "inline_svg", fail)
+    monkeypatch.setattr(page, "draw", fail)
     parsed = Parsed(written(tmp_path, made_up_run(1, 0.5, prompts=2)).read_text(encoding="utf-8"))
     assert "svg" not in parsed.tags
     wanted = "no picture: matplotlib is not installed" if reason == "missing" else "no picture: no <fonts>"
