@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ REWARDS = Path(__file__).parent / "fixtures" / "rewards"
 REPOSITORY = Path(__file__).parent.parent
 LONG = ["Thank you for asking, it is a pleasure.", "Of course! Here is a long and polite answer.", "Let me explain it."]
 SHORT = ["No.", "Yes.", "Maybe."]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_measurements() -> Iterator[None]:
+    """Evaluations measure the cost of a token with few tokens: their times are not looked at."""
+    from parm_mlx.evaluation import cost
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cost, "TOKENS", 2)
+        patched.setattr(cost, "ROUNDS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

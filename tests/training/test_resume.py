@@ -407,4 +407,4 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(run: Run, tmp_p
 
 def test_killed_processes(tmp_path: Path) -> None:
     """The short version of the kill test: one run, ended twice at a random moment."""
-    assert len(kill_runs(tmp_path, runs=1, kills=2, steps=40)) >= 2
+    assert len(kill_runs(tmp_path, runs=1, kills=2, steps=24)) >= 2
