@@ -18,14 +18,15 @@ from parm_mlx.preference import Alpha, parse_alpha
 def read_prompts(file: Path) -> list[Prompt]:
     """Reads a file of prompts, by its suffix.
 
-    ``.txt`` has a prompt on each line. ``.jsonl`` (a row on each line) and ``.json`` (a list of rows) have texts, or
-    objects with ``prompt`` and optionally ``id`` or ``uid``. ``.csv`` has a column ``prompt``, and optionally ``id``.
+    ``.txt``, like a file without suffix, has a prompt on each line. ``.jsonl`` (a row on each line) and ``.json`` (a
+    list of rows) have texts, or objects with ``prompt`` and optionally ``id`` or ``uid``. ``.csv`` has a column
+    ``prompt``, and optionally ``id``.
 
     Raises:
         DataError: The file cannot be read, has another suffix or no prompt, or rows are wrong; all are named.
     """
     file, problems, prompts = expanded(file, DataError), Problems(), list[Prompt]()
-    if file.suffix == ".txt":
+    if file.suffix == ".txt" or (file.suffix == "" and not _text(file).lstrip().startswith('{"')):
         rows: Iterator[tuple[int, Any]] = _lines(file)
     elif file.suffix == ".csv":
         rows = _csv_rows(file, problems)

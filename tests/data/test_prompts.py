@@ -37,6 +37,7 @@ def test_texts_objects_and_conversations_are_read_with_their_ids(tmp_path: Path)
     ("name", "text"),
     [
         ("p.txt", "{How} do I?\n\nWhy é?\n"),
+        ("questions", "{How} do I?\n\nWhy é?\n"),
         ("p.jsonl", '{"prompt": "{How} do I?"}\n\n "Why é?"\n'),
         ("p.json", '["{How} do I?",\n\n{"prompt": "Why é?"}]\n'),
         ("p.csv", 'prompt,note\n{How} do I?,x\n"Why é?",y\n'),
@@ -47,6 +48,12 @@ def test_the_same_prompts_from_every_kind_of_file(tmp_path: Path, name: str, tex
     found = read_prompts(tmp_path / name)
     assert [(prompt.content, prompt.id) for prompt in found] == [(t, content_id(t)) for t in ("{How} do I?", "Why é?")]
     assert [prompt.line for prompt in found] == ([2, 3] if name == "p.csv" else [1, 3])
+
+
+def test_rows_without_a_suffix_are_not_taken_for_text(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text('{"prompt": "How?"}\n')
+    with pytest.raises(DataError, match="a file of prompts must end with"):
+        read_prompts(tmp_path / "rows")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +95,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(b"a\n\xff\xfe\xff")
     with pytest.raises(DataError, match=r"binary\.txt is not UTF-8"):
         read_prompts(tmp_path / "binary.txt")
-    for name in ("prompts", "p.jsonl.gz", "p.yaml"):
+    for name in ("p.jsonl.gz", "p.yaml"):
         with pytest.raises(DataError, match=rf"{name}: a file of prompts must end with \.txt, \.jsonl"):
             read_prompts(tmp_path / name)
 
