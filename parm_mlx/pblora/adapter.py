@@ -152,7 +152,7 @@ def read_safetensors(file: Path) -> Tensors:
         loaded = mx.load(str(file), format="safetensors")
         assert isinstance(loaded, dict)
         mx.eval(list(loaded.values()))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise AdapterError(
             f"{file} is not a readable safetensors file: {first_line(error)}", hint="fetch or convert it again"
         ) from None

@@ -179,7 +179,7 @@ def _last(row: Sequence[int], pad: int | None) -> int:
 def _read_head(directory: Path, settings: RewardSettings, hidden: int) -> tuple[mx.array, mx.array]:
     try:
         tensors: Any = mx.load(str(directory / HEAD_FILE))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         raise ModelError(f"reward model {directory}: {HEAD_FILE} cannot be read: {error}") from None
     check_finite(directory / HEAD_FILE, tensors)
     outputs = len(settings.labels)

@@ -107,6 +107,9 @@ def test_missing_and_broken_files_are_refused(saved: Path) -> None:
     tensors.write_bytes(content[: len(content) // 2])
     with pytest.raises(AdapterError, match="not a readable safetensors file"):
         read_adapter(saved)
+    tensors.write_bytes(content.replace(b"layers", b"la\xffers", 1))
+    with pytest.raises(AdapterError, match=r"adapters\.safetensors is not a readable safetensors file"):
+        read_adapter(saved)
     tensors.unlink()
     (saved / "adapters.bin").write_bytes(b"pickle")
     with pytest.raises(
