@@ -258,7 +258,7 @@ def commands() -> dict[str, dict[str, bool]]:
 def draw(rng: random.Random, inputs: Inputs, known: dict[str, dict[str, bool]], used: Counter[str]) -> list[str]:
     """A command line: commands with many options more often, options that have been given least often first."""
     recipe = rng.choices(
-        RECIPES, [1 if recipe.command == "doctor" else 10 + len(known[recipe.command]) for recipe in RECIPES]
+        RECIPES, [5 if recipe.command == "doctor" else 10 + len(known[recipe.command]) for recipe in RECIPES]
     )[0]
     switches = [flag for flag, is_switch in known[recipe.command].items() if is_switch]
     good = {flag: (values or "").split("|") for flag, values in inputs.options(recipe.good).items()}
