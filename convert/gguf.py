@@ -34,9 +34,9 @@ def unpack(path: Path, directory: Path) -> tuple[list[str], bool]:
         load_weights_and_tokenizer(directory, lazy=True)
     except ModelError as error:
         raise ModelError(f"{path} does not hold a whole model: {error}".replace(str(directory), "it")) from None
-    about = [gguf.metadata.get(key) for key in ("general.name", "general.license")]
-    named = [text for text in about if isinstance(text, str)]
-    return [f"it calls itself {', licence '.join(named)}"] * bool(named) + notes, "quantization" in config
+    titles = {"it calls itself": "general.name", "its licence is": "general.license"}
+    about = [f"{title} {text}" for title, key in titles.items() if isinstance(text := gguf.metadata.get(key), str)]
+    return about + notes, "quantization" in config
 
 
 def _write_weights(path: Path, directory: Path, weights: Iterator[tuple[str, Tensors]]) -> None:

@@ -56,7 +56,7 @@ class GGUF:
 def is_gguf(path: str | Path) -> bool:
     """Returns True if a path is that of a file called ``.gguf``, or of a file that begins like one."""
     file = expanded(path, ModelError)
-    if not is_file(file, ModelError):
+    if not is_file(file, ModelError) or not file.is_file():  # opening a pipe would wait for its writer
         return False
     if file.suffix.lower() == ".gguf":
         return True

@@ -112,7 +112,7 @@ def read(
         Settings and tensors as our format stores them.
 
     Raises:
-        AdapterError: Settings are wrong or would make the adapter compute something else than its tensors note, or
+        AdapterError: Settings are wrong or would make the adapter compute something else than its tensors say, or
             tensors are unknown, missing or of the wrong shape; every problem is listed.
         PreferenceError: The names are not k different ones.
     """

@@ -54,15 +54,7 @@ def convert(request: Request, note: Note) -> None:
     if source.kind is Kind.GGUF:
         _convert_gguf(request, source.path, note)
     elif source.kind.is_model:
-        convert_model(
-            source,
-            request.out,
-            quantization=request.quantization,
-            dtype=request.dtype,
-            lower_is_better=request.lower_is_better,
-            force=request.force,
-            note=note,
-        )
+        _convert_model(request, source, note)
     else:
         _convert_adapter(request, source, note)
 
@@ -95,6 +87,18 @@ def _check_options(request: Request, kind: Kind) -> None:
             raise InputError(f"{option} cannot be used with --to peft: PEFT's config has no place for it")
 
 
+def _convert_model(request: Request, source: Source, note: Note) -> None:
+    convert_model(
+        source,
+        request.out,
+        quantization=request.quantization,
+        dtype=request.dtype,
+        lower_is_better=request.lower_is_better,
+        force=request.force,
+        note=note,
+    )
+
+
 def _convert_gguf(request: Request, path: Path, note: Note) -> None:
     """Unpacks a GGUF model, and then quantises or casts it where that is asked."""
     if request.quantization is None and request.dtype is None:
@@ -106,14 +110,7 @@ def _convert_gguf(request: Request, path: Path, note: Note) -> None:
             if is_quantised and request.quantization is not None:
                 raise ModelError(f"{path} is quantised already", hint="it converts without -q, as it is")
             unpacked = replace(detect(Path(folder)), kind=Kind.HF_MODEL, name=request.source)
-            convert_model(
-                unpacked,
-                request.out,
-                quantization=request.quantization,
-                dtype=request.dtype,
-                force=request.force,
-                note=note,
-            )
+            _convert_model(request, unpacked, note)
     for line in notes:
         note(line)
 

@@ -1,6 +1,7 @@
 """GGUF files made of the official backbone and of small random models, converted by the command."""
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -190,7 +191,7 @@ def random_llama(hidden: int = 256) -> tuple[dict[str, Any], Arrays]:
     return config, {f"{k}.weight": rng.normal(0, 0.1, shape).astype(np.float32) for k, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS"])
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "MXFP4"])
 def test_formats_without_a_counterpart_become_float16(run_cli: Run, official: Path, tmp_path: Path, kind: str) -> None:
     config, weights = random_llama()
     metadata = metadata_of(config) | byte_level_metadata(official / "arm_base")
@@ -560,3 +561,17 @@ def test_a_gguf_file_given_as_a_model_says_what_to_do(run_cli: Run, write: Calla
     code, _, err = run_cli("generate", "--model", write(), "--parm", official / "parm_k2", "--prompt", "x")
     assert code == 2
     assert re.search(r"hint: .*parm-mlx convert .*m\.gguf", err)
+
+
+def test_a_pipe_is_not_waited_for(run_cli: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.gguf")
+    code, _, err = run_cli("convert", tmp_path / "m.gguf", "--out", tmp_path / "out")
+    assert code == 2
+    assert "is a file, not a directory" in err
+
+
+def test_a_file_with_a_licence_and_no_name_says_so(run_cli: Run, write: Callable[..., Path], tmp_path: Path) -> None:
+    code, _, err = run_cli("convert", write(general__license="mit"), "--out", tmp_path / "out")
+    assert code == 0
+    assert "its licence is mit" in err
+    assert "calls itself" not in err

@@ -53,6 +53,16 @@ def test_only_the_adapter_gets_gradients(loss_fixture: Any, train_step: MakeTrai
 SMOOTH_ALPHA, SMOOTHING = [0.7, 0.3], 0.3
 
 
+def assert_same(ours: Any, total: mx.array, grads: Any) -> None:
+    """Compares loss and gradients of a batch with a total and its gradient."""
+    (found_total, *_), found_grads = ours
+    assert found_total.item() == pytest.approx(total.item(), rel=1e-5)
+    found = dict(tree_flatten(found_grads))
+    for name, grad in tree_flatten(grads):
+        largest = np.abs(np.array(grad)).max()
+        np.testing.assert_allclose(np.array(found[name]), np.array(grad), rtol=0, atol=1e-5 * largest, err_msg=name)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_the_smooth_tchebycheff_gradients(loss_fixture: Any, train_step: MakeTrainStep, path: str) -> None:
     """Against autodiff through the formula, written out here, on the whole batch at once."""
@@ -66,12 +76,7 @@ def test_the_smooth_tchebycheff_gradients(loss_fixture: Any, train_step: MakeTra
 
     expected, grads = nn.value_and_grad(plain.scorer.model, formula)(batch)
     ours = train_step(beta.tolist(), smoothing=SMOOTHING, **PATHS[path])
-    (total, *_), our_grads = ours.batch_gradients(batch, alpha)
-    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-    found = dict(tree_flatten(our_grads))
-    for name, grad in tree_flatten(grads):
-        largest = np.abs(np.array(grad)).max()
-        np.testing.assert_allclose(np.array(found[name]), np.array(grad), rtol=0, atol=1e-5 * largest, err_msg=name)
+    assert_same(ours.batch_gradients(batch, alpha), expected, grads)
     assert ours(0, batch, alpha).loss == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -80,7 +85,7 @@ def test_the_smooth_tchebycheff_gradients(loss_fixture: Any, train_step: MakeTra
 def test_the_gradients_with_an_anchor(
     loss_fixture: Any, train_step: MakeTrainStep, path: str, smoothing: float | None
 ) -> None:
-    """Against autodiff through the formula on whole rows, with the likelihood read off the model's own logits."""
+    """Against autodiff through the formula, written out here, on the whole batch at once and on whole rows."""
     batch, alpha, beta, weight = loss_fixture.batch, mx.array(SMOOTH_ALPHA), mx.array([0.01, 0.02]), 0.3
     plain = train_step(beta.tolist(), share=False)
     lengths = mx.array([[len(pair.rows[side]) - pair.rows[side].start for pair in batch.pairs] for side in (0, 1)])
@@ -96,12 +101,7 @@ def test_the_gradients_with_an_anchor(
 
     expected, grads = nn.value_and_grad(plain.scorer.model, formula)(batch)
     ours = train_step(beta.tolist(), smoothing=smoothing, nll_weight=weight, **PATHS[path])
-    (total, *_), our_grads = ours.batch_gradients(batch, alpha)
-    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-    found = dict(tree_flatten(our_grads))
-    for name, grad in tree_flatten(grads):
-        largest = np.abs(np.array(grad)).max()
-        np.testing.assert_allclose(np.array(found[name]), np.array(grad), rtol=0, atol=1e-5 * largest, err_msg=name)
+    assert_same(ours.batch_gradients(batch, alpha), expected, grads)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
