@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from gguf_writer import Arrays, byte_level_metadata, llama_tensors, metadata_of, numpy_weights, write_gguf
 from mlx_lm.convert import convert as mlx_lm_convert
 
 Edit = Callable[..., Path]
@@ -83,3 +84,31 @@ def lora(tmp_path: Path) -> Path:
             tensors[f"{prefix}.lora_B.weight"] = 0.2 * mx.random.normal((out_dims, 2), key=next(keys))
     mx.save_safetensors(str(folder / "adapter_model.safetensors"), tensors, metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def config(official: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((official / "arm_base" / "config.json").read_text())
+    return result
+
+
+@pytest.fixture(scope="session")
+def weights(official: Path) -> Arrays:
+    return numpy_weights(official / "arm_base")
+
+
+@pytest.fixture
+def metadata(official: Path, config: dict[str, Any]) -> dict[str, Any]:
+    return metadata_of(config) | byte_level_metadata(official / "arm_base")
+
+
+@pytest.fixture
+def write(tmp_path: Path, metadata: dict[str, Any], weights: Arrays, config: dict[str, Any]) -> Callable[..., Path]:
+    """Writes the official backbone as a GGUF file; metadata given as ``...`` is left out."""
+
+    def write_file(kind: Any = "F32", name: str = "m.gguf", tensors: Arrays | None = None, **more: Any) -> Path:
+        given = metadata | {key.replace("__", "."): value for key, value in more.items()}
+        kept = {key: value for key, value in given.items() if value is not ...}
+        return write_gguf(tmp_path / name, kept, tensors or llama_tensors(weights, config), kind)
+
+    return write_file

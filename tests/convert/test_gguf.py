@@ -1,9 +1,7 @@
-"""GGUF files made of the official backbone and of small random models, converted by the command."""
+"""Models of GGUF files, made of the official backbone and of small random models, converted by the command."""
 
 import json
-import os
 import re
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -22,49 +20,18 @@ from gguf_writer import (
     interleaved,
     llama_tensors,
     metadata_of,
-    numpy_weights,
     write_gguf,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mlx_lm.models import qwen2, qwen3
 
 from parm_mlx.convert.gguf_file import Tensor, read_gguf
 from parm_mlx.convert.gguf_model import read_model, to_arrays
-from parm_mlx.convert.gguf_tokenizer import PRE_TOKENIZERS, write_tokenizer
 from parm_mlx.errors import ModelError
 from parm_mlx.mlxlm import load_weights_and_tokenizer
 
 Run = Callable[..., tuple[int, str, str]]
+
 PAGE = "Hello, world! It's 2024: 12,345.67 € — naïve façade\n\n  two  spaces\t\ttabs \r\n日本語 😀 e\u0301 ½ 'LL </s>y"
-
-
-@pytest.fixture(scope="module")
-def config(official: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((official / "arm_base" / "config.json").read_text())
-    return result
-
-
-@pytest.fixture(scope="module")
-def weights(official: Path) -> Arrays:
-    return numpy_weights(official / "arm_base")
-
-
-@pytest.fixture
-def metadata(official: Path, config: dict[str, Any]) -> dict[str, Any]:
-    return metadata_of(config) | byte_level_metadata(official / "arm_base")
-
-
-@pytest.fixture
-def write(tmp_path: Path, metadata: dict[str, Any], weights: Arrays, config: dict[str, Any]) -> Callable[..., Path]:
-    """Writes the official backbone as a GGUF file; metadata given as ``...`` is left out."""
-
-    def write_file(kind: Any = "F32", name: str = "m.gguf", tensors: Arrays | None = None, **more: Any) -> Path:
-        given = metadata | {key.replace("__", "."): value for key, value in more.items()}
-        kept = {key: value for key, value in given.items() if value is not ...}
-        return write_gguf(tmp_path / name, kept, tensors or llama_tensors(weights, config), kind)
-
-    return write_file
 
 
 def logits_of(folder: Path) -> mx.array:
@@ -295,113 +262,6 @@ def test_llama_3s_scaling_is_found_in_its_divisors(
 
 
 @pytest.mark.parametrize(
-    ("pre", "expected"),
-    [
-        ("gpt-2", ["a", " 2024", "'s", "\n\n ", " x"]),
-        ("smollm", ["a", " ", "2", "0", "2", "4", "'s", "\n\n ", " x"]),
-        ("llama-bpe", ["a", " ", "202", "4", "'s", "\n\n", " ", " x"]),
-        ("qwen2", ["a", " ", "2", "0", "2", "4", "'s", "\n\n", " ", " x"]),
-        ("tekken", ["a", " ", "2", "0", "2", "4", "'s", "\n\n", " ", " x"]),
-    ],
-)
-def test_texts_are_cut_as_the_name_says(
-    write: Callable[..., Path], tmp_path: Path, pre: str, expected: list[str]
-) -> None:
-    from tokenizers import Tokenizer
-
-    write_tokenizer(read_gguf(write(tokenizer__ggml__pre=pre)), tmp_path)
-    text = "a 2024's\n\n  x"
-    words = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).pre_tokenizer.pre_tokenize_str(text)
-    assert [text[begin:end] for _, (begin, end) in words] == expected
-
-
-def test_every_known_pre_tokenizer_can_be_written(write: Callable[..., Path], tmp_path: Path) -> None:
-    for pre in PRE_TOKENIZERS:
-        write_tokenizer(read_gguf(write(tokenizer__ggml__pre=pre)), tmp_path)
-
-
-def test_sentencepiece_gives_the_ids_of_the_library(
-    write: Callable[..., Path], weights: Arrays, config: dict[str, Any], tmp_path: Path
-) -> None:
-    """A BPE model of SentencePiece itself, trained on this repository's words."""
-    import sentencepiece
-
-    text = (Path(__file__).read_text() + PAGE).replace("</s>", "")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.splitlines()),
-        model_prefix=str(tmp_path / "spm"),
-        vocab_size=512,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
-    count = library.vocab_size()
-    types = [
-        2 if library.is_unknown(i) else 3 if library.is_control(i) else 6 if library.is_byte(i) else 1
-        for i in range(count)
-    ]
-    file = write(
-        tokenizer__ggml__model="llama",
-        tokenizer__ggml__pre=...,
-        tokenizer__ggml__merges=...,
-        tokenizer__ggml__tokens=[library.id_to_piece(i) for i in range(count)],
-        tokenizer__ggml__scores=[float(library.get_score(i)) for i in range(count)],
-        tokenizer__ggml__token_type=types,
-    )
-    write_tokenizer(read_gguf(file), tmp_path)
-    shutil.copy(tmp_path / "tokenizer.json", tmp_path / "kept.json")
-    from tokenizers import Tokenizer
-
-    ours = Tokenizer.from_file(str(tmp_path / "kept.json"))
-    for sample in (PAGE.replace("</s>", "."), " leading", "", "x", "déjà vu 漢字", text[:3000]):
-        own = ours.encode(sample).ids
-        assert own == [1, *library.encode(sample)]
-        assert ours.decode(own) == sample
-
-
-def test_every_token_that_ends_a_turn_is_known(
-    write: Callable[..., Path], metadata: dict[str, Any], tmp_path: Path
-) -> None:
-    tokens = list(metadata["tokenizer.ggml.tokens"])
-    tokens[500], tokens[501] = "<|eot_id|>", "<|im_end|>"
-    types = list(metadata["tokenizer.ggml.token_type"])
-    types[500] = types[501] = 3
-    merges = [m for m in metadata["tokenizer.ggml.merges"] if {*m.split(), m.replace(" ", "")} <= {*tokens}]
-    more = {"tokenizer__ggml__tokens": tokens, "tokenizer__ggml__token_type": types, "tokenizer__ggml__merges": merges}
-    ids = write_tokenizer(read_gguf(write(**more, tokenizer__ggml__eot_token_id=7)), tmp_path)
-    assert ids == {"bos_token_id": 1, "eos_token_id": [2, 7, 500, 501]}
-
-
-def split(file: Path, config: dict[str, Any], tensors: Arrays, metadata: dict[str, Any], count: int = 3) -> list[Path]:
-    """The same model in several files; the metadata of the model is in the first."""
-    names = list(tensors)
-    parts = []
-    for i in range(count):
-        own = {name: tensors[name] for name in names[i::count]}
-        about = {"split.no": i, "split.count": count, "split.tensors.count": len(names)}
-        path = file.with_name(f"m-{i + 1:05}-of-{count:05}.gguf")
-        parts.append(write_gguf(path, (metadata if i == 0 else {}) | about, own))
-    return parts
-
-
-def test_a_split_file_is_one_model(
-    run_cli: Run, metadata: dict[str, Any], weights: Arrays, config: dict[str, Any], official: Path, tmp_path: Path
-) -> None:
-    """Any part stands for all."""
-    parts = split(tmp_path / "m.gguf", config, llama_tensors(weights, config), metadata)
-    code, _, err = run_cli("convert", parts[1], "--out", tmp_path / "out")
-    assert code == 0, err
-    assert mx.array_equal(logits_of(tmp_path / "out"), logits_of(official / "arm_base"))
-    parts[2].unlink()
-    code, out, err = run_cli("convert", parts[0], "--out", tmp_path / "again")
-    assert (code, out) == (2, "")
-    assert "m-00003-of-00003.gguf is missing" in err
-
-
-@pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"llama__block_count": ...}, "llama.block_count must be a whole number from 1 to 10000, got None"),
@@ -480,94 +340,10 @@ def test_types_that_are_not_read_are_named(
     assert "read: F32, F16, BF16, Q4_0, Q4_1, Q8_0" in err
 
 
-def header(tensors: int = 0, keys: int = 0, version: int = 3, magic: bytes = b"GGUF") -> bytes:
-    return magic + struct.pack("<IQQ", version, tensors, keys)
-
-
-def key(name: bytes, kind: int, value: bytes) -> bytes:
-    return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"GG", "does not begin with GGUF"),
-        (header(magic=b"GGML"), "does not begin with GGUF"),
-        (b"GGUF", "ends in the middle"),
-        (header(version=1), "GGUF of version 1;"),
-        (header(version=3 << 24), "(the file is big-endian)"),
-        (header(keys=2**63), "it announces 9,223,372,036,854,775,808 entries where 0 bytes are left"),
-        (header(tensors=2**64 - 1), "it announces 18,446,744,073,709,551,615 entries"),
-        (header(keys=1) + struct.pack("<Q", 2**62) + bytes(8), "entries where 8 bytes are left"),
-        (header(keys=1) + key(b"k", 99, b""), "'k' is of type 99, which GGUF does not have"),
-        (header(keys=1) + key(b"\xff", 4, bytes(4)), "a key is not UTF-8"),
-        (header(keys=2) + key(b"k", 4, bytes(4)) * 2, "the key 'k' occurs twice"),
-        (header(keys=1) + key(b"k", 9, struct.pack("<IQ", 8, 2**60)), "entries where 0 bytes are left"),
-        (header(keys=1) + key(b"k", 9, struct.pack("<IQ", 9, 1)), "an array of type 9, which is not supported"),
-        (header(tensors=1) + key(b"t", 9, bytes(60)), "tensor 't' has 9 dimensions"),
-        (header(tensors=1) + key(b"t", 1, struct.pack("<QIQ", 64, 77, 0)), "is of type 77, which is not known here"),
-        (header(tensors=1) + key(b"t", 1, struct.pack("<QIQ", 33, 2, 0)), "Q4_0 holds 32 values in a block"),
-        (header(tensors=1) + key(b"t", 1, struct.pack("<QIQ", 2**50, 0, 0)), "ends at byte 4,503,599,627,370,5"),
-        (header(tensors=1) + key(b"t", 1, struct.pack("<QIQ", 8, 0, 2**63)), "ends at byte 9,223,"),
-        (header(tensors=1) + key(b"t", 1, struct.pack("<QIQ", 0, 0, 0)), "has shape (0,)"),
-    ],
-)
-def test_broken_files_are_one_line(run_cli: Run, tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "m.gguf").write_bytes(content)
-    code, out, err = run_cli("convert", tmp_path / "m.gguf", "--out", tmp_path / "out")
-    assert (code, out) == (2, "")
-    assert [message in line for line in err.splitlines() if line.startswith("error: ")] == [True]
-
-
-def test_a_file_that_ends_anywhere_is_refused(write: Callable[..., Path], tmp_path: Path) -> None:
-    content = write().read_bytes()
-    file = tmp_path / "cut.gguf"
-    for size in [*range(0, 400, 7), *range(400, len(content), len(content) // 60)]:
-        file.write_bytes(content[:size])
-        with pytest.raises(ModelError):
-            read_gguf(file)
-
-
-@settings(max_examples=300, deadline=None)
-@given(changes=st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), min_size=1, max_size=4))
-def test_a_file_with_changed_bytes_is_read_or_refused(
-    whole: tuple[Path, bytes], changes: list[tuple[int, int]]
-) -> None:
-    file, content = whole
-    changed = bytearray(content)
-    for place, byte in changes:
-        changed[place % min(len(content), 20_000)] = byte
-    file.write_bytes(changed)
-    try:
-        gguf = read_gguf(file)
-        list(read_model(gguf)[1])
-        write_tokenizer(gguf, file.parent)
-    except ModelError:
-        pass
-
-
-@pytest.fixture(scope="module")
-def whole(
-    official: Path, config: dict[str, Any], weights: Arrays, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, bytes]:
-    """A file to be changed, and its content."""
-    file = tmp_path_factory.mktemp("changed") / "m.gguf"
-    metadata = metadata_of(config) | byte_level_metadata(official / "arm_base")
-    return file, write_gguf(file, metadata, llama_tensors(weights, config), "Q4_0").read_bytes()
-
-
 def test_a_gguf_file_given_as_a_model_says_what_to_do(run_cli: Run, write: Callable[..., Path], official: Path) -> None:
     code, _, err = run_cli("generate", "--model", write(), "--parm", official / "parm_k2", "--prompt", "x")
     assert code == 2
     assert re.search(r"hint: .*parm-mlx convert .*m\.gguf", err)
-
-
-def test_a_pipe_is_not_waited_for(run_cli: Run, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "m.gguf")
-    code, _, err = run_cli("convert", tmp_path / "m.gguf", "--out", tmp_path / "out")
-    assert code == 2
-    assert "is a file, not a directory" in err
 
 
 def test_a_file_with_a_licence_and_no_name_says_so(run_cli: Run, write: Callable[..., Path], tmp_path: Path) -> None:
