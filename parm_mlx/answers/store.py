@@ -63,6 +63,7 @@ class RunFolder:
         identity: Objectives and settings that tell the run from others, as JSON values; ``models``, the fingerprints
             of its models by role; and ``reward_files``, those of its rewards by SPEC.
         anyway: Accept models or rewards other than those that the run began with; ``run.json`` records the change.
+        kind: What the folder is claimed as.
 
     Attributes:
         changed: Names of the models and rewards that have changed.
@@ -71,11 +72,11 @@ class RunFolder:
         OutputError: The folder holds another run, or something else.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], anyway: bool = False) -> None:
-        self.path = expanded(path, OutputError)
+    def __init__(self, path: Path, identity: Mapping[str, Any], anyway: bool = False, kind: str = "run") -> None:
+        self.path, self._kind = expanded(path, OutputError), kind
         self.identity = {"format": FORMAT, **json.loads(json.dumps(identity))}
         self._anyway = anyway
-        check_claim(self.path, "run")
+        check_claim(self.path, kind)
         self._compare()
 
     def _compare(self) -> None:
@@ -146,7 +147,7 @@ class RunFolder:
         Raises:
             OutputError: Another process works in the folder, it has become another run's, or it cannot be made.
         """
-        with claimed(self.path, "run", f"{self.path} is in use: another process works on the same run"):
+        with claimed(self.path, self._kind, f"{self.path} is in use: another process works on the same run"):
             self._compare()
             own(self.path, [RESULTS_FILE, SCORES_FILE, *map(rank_file, range(1, processes))])
             self._write_identity()
@@ -156,7 +157,7 @@ class RunFolder:
     def appending(self, name: str) -> Iterator[Callable[[str], None]]:
         """Yields a function that appends a line to a file of the folder and flushes it."""
         path = self.path / name
-        mark(self.path, "run")  # another machine may not see the folder of the main process
+        mark(self.path, self._kind)  # another machine may not see the folder of the main process
         own(self.path, [name])
         with disk_errors(path), path.open("a+b") as file:
             file.seek(0)

@@ -1,20 +1,22 @@
-"""``parm-mlx data``: shows preference data, writes any format of it as ours, and labels it by reward models."""
+"""``parm-mlx data``: makes preference data, shows them, writes any format as ours, and labels by reward models."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from parm_mlx.cli import console
-from parm_mlx.cli.options import Json, declared, flag, grouped, path_or_id
+from parm_mlx.cli.options import Json, MaxTokens, ModelOptions, declared, flag, grouped, path_or_id
 from parm_mlx.preference import parse_objectives
-from parm_mlx.ranges import SEED, SHARE
-from parm_mlx.settings import PATH, TemplateName
+from parm_mlx.ranges import ANSWERS, BATCH, COUNT, SEED, SHARE
+from parm_mlx.settings import PATH, SamplingSettings, TemplateName
 from parm_mlx.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from parm_mlx.data.relabel import Relabelled
+    from parm_mlx.data.sample import Sampled
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -23,11 +25,19 @@ Source = Annotated[
 ]
 Objectives = Annotated[tuple[str, ...] | None, declared(TrainConfig, "objectives")]
 SkipBad = Annotated[bool, declared(TrainConfig, "skip_bad")]
+Reward = Annotated[
+    list[str],
+    flag(
+        "What labels the objective NAME: a built-in scorer, a reward model (directory or hub id), hf:ID, or "
+        "module:function; once for each objective.",
+        metavar="NAME=SPEC",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
 def data(context: typer.Context) -> None:
-    """Look at preference data, bring it into our format, and label it by reward models.
+    """Make preference data, look at them, bring them into our format, and label them by reward models.
 
     DATA is a file, a folder of files (splits, or one per objective), a folder of such folders (one per objective), or
     a data set on the Hugging Face hub: owner/name, or owner/name:folder,folder for some of its folders.
@@ -49,6 +59,7 @@ def data(context: typer.Context) -> None:
       parm-mlx data inspect Anthropic/hh-rlhf:harmless-base,helpful-base
       parm-mlx data prepare safe-rlhf.jsonl.gz --out pairs
       parm-mlx data relabel pairs.jsonl --reward warmth=warmth --reward brevity=brevity --out relabelled.jsonl
+      parm-mlx data sample --model base --prompts questions.txt --reward kind=my_rewards:kind --out samples
     """
     if context.invoked_subcommand is None:
         console.echo(context.get_help())
@@ -136,14 +147,7 @@ def prepare(
 @grouped
 def relabel(
     source: Source,
-    reward: Annotated[
-        list[str],
-        flag(
-            "What labels the objective NAME: a built-in scorer, a reward model (directory or hub id), hf:ID, or "
-            "module:function; once for each objective.",
-            metavar="NAME=SPEC",
-        ),
-    ],
+    reward: Reward,
     out: Annotated[Path, flag("File to write, .jsonl.")],
     min_margin: Annotated[
         list[str] | None,
@@ -182,9 +186,141 @@ def relabel(
         console.note(line)
 
 
+@grouped
+def sample(
+    model: Annotated[str, flag("Model that answers: directory or hub id.", PATH)],
+    reward: Reward,
+    out: Annotated[Path, flag("Folder of answers, scores and pairs.jsonl.")],
+    prompts: Annotated[Path | None, flag("File of prompts, as for evaluate.", default_text="--magpie")] = None,
+    magpie: Annotated[
+        int | None,
+        flag("Let the model write so many prompts itself, as a user's turn.", COUNT, default_text="--prompts"),
+    ] = None,
+    num_samples: Annotated[int, flag("Answers to each prompt.", ANSWERS)] = 4,
+    system_prompt: Annotated[
+        list[str] | None,
+        flag(
+            "System message of some of the answers; several take turns, to spread the answers. none: without one.",
+            default_text="none",
+            metavar="<str>",
+        ),
+    ] = None,
+    sampling: SamplingSettings = SamplingSettings(temp=0.8, top_p=0.95),
+    max_tokens: MaxTokens = 128,
+    chat_template: Annotated[TemplateName | None, declared(ModelOptions, "chat_template")] = None,
+    min_margin: Annotated[
+        list[str] | None,
+        flag(
+            "Smallest lead in score that is a label, for one objective or for all; in standard deviations of its "
+            "scores with sd after the number.",
+            metavar="[NAME=]NUMBER[sd]",
+            default_text="0.25sd",
+        ),
+    ] = None,
+    even_length: Annotated[
+        float, flag("By how much the longer answer of a pair may be longer, as a share of it; 1: no limit.", SHARE)
+    ] = 0.3,
+    trim: Annotated[
+        Literal["on", "off"], flag("Cut unfinished answers after their last sentence; their end is not learned.")
+    ] = "on",
+    pairs: Annotated[
+        Literal["best", "conflict", "all"],
+        flag(
+            "Pairs of the answers to a prompt: for each objective the one that it sees furthest apart, three in which "
+            "objectives disagree, or all."
+        ),
+    ] = "best",
+    batch_size: Annotated[int, flag("Most answers that are generated at the same time.", BATCH)] = 16,
+    resume_anyway: Annotated[
+        bool, flag("Go on also where the model or rewards have changed; run.json records it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make preference pairs: a model answers, rewards score, and answers to one prompt are compared.
+
+    Answers and scores are kept in --out as they come: after Ctrl-C, a kill or a full disk the same command goes on.
+    With another choice of pairs (--pairs, --min-margin, --even-length) or other rewards it uses the same answers again.
+
+    \b
+    Examples:
+      parm-mlx data sample --model base --prompts questions.txt --out samples \\
+          --reward kind=my_rewards:kind --reward short=brevity
+      parm-mlx data sample --model base --magpie 200 --out samples --reward cheer=cheer --reward formality=formality \\
+          --system-prompt none --system-prompt "You are a cheerful friend." --system-prompt "Answer formally."
+      parm-mlx train --model base --data samples/pairs.jsonl --out parm
+    """
+    from parm_mlx.data.sample import PAIRS_FILE
+    from parm_mlx.data.sample import sample as run
+    from parm_mlx.guidance.sampling import Sampling
+    from parm_mlx.rewards.registry import load_rewards
+
+    console.blas_hint()
+    try:
+        done = run(
+            model,
+            load_rewards(reward),
+            out,
+            prompts=prompts,
+            magpie=magpie,
+            num_samples=num_samples,
+            system_prompts=system_prompt or [],
+            sampling=Sampling(**asdict(sampling)),
+            max_tokens=max_tokens,
+            chat_template=chat_template,
+            min_margin=min_margin or [],
+            even_length=even_length,
+            trim=trim == "on",
+            pairs=pairs,
+            batch_size=batch_size,
+            resume_anyway=resume_anyway,
+            note=console.note,
+            progress=console.progress,
+        )
+    except KeyboardInterrupt as reason:
+        console.note(str(reason) or "interrupted")
+        raise typer.Exit(console.INTERRUPTED) from None
+    if as_json:
+        console.record(_sampled_record(done))
+    else:
+        console.echo(out / PAIRS_FILE)
+        for line in _sampled_lines(done):
+            console.note(line)
+    for warning in done.warnings():
+        console.note(f"warning: {warning}")
+
+
+app.command("sample", short_help="Make pairs: a model answers, rewards score.")(sample)
 app.command("inspect", short_help="Show what is in preference data.")(inspect)
 app.command("prepare", short_help="Write any format as ours, split by prompt.")(prepare)
 app.command("relabel", short_help="Label pairs by reward models.")(relabel)
+
+
+def _sampled_lines(done: "Sampled") -> list[str]:
+    left_out = f"; {done.dropped} of them without a whole sentence are left out" if done.dropped else ""
+    width = max(map(len, [*done.scores, "length"]))
+    columns = {**done.scores, "length": done.length}
+    return [
+        f"{done.answers} answers to {done.prompts} prompts; {done.unfinished} unfinished{left_out}",
+        f"{'':{width}}      mean        sd       low      high",
+        *(
+            f"{name:{width}} {each.mean:9.3g} {each.deviation:9.3g} {each.low:9.3g} {each.high:9.3g}"
+            for name, each in columns.items()
+        ),
+        *(f"correlation within prompts of {a} and {b}: {value:.2f}" for (a, b), value in done.correlation.items()),
+        f"{done.pairs} pairs; labels: {_named(done.labels)}",
+        *(_disagreement_line(names, both, differ) for names, (both, differ) in done.disagreement.items() if both),
+    ]
+
+
+def _sampled_record(done: "Sampled") -> dict[str, Any]:
+    return {
+        **asdict(done),
+        "correlation": [{"of": names, "value": value} for names, value in done.correlation.items()],
+        "disagreement": [
+            {"objectives": names, "judged_by_both": both, "differ": differ}
+            for names, (both, differ) in done.disagreement.items()
+        ],
+    }
 
 
 def _relabelled_lines(done: "Relabelled") -> list[str]:

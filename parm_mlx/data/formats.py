@@ -1,7 +1,8 @@
 r"""The formats of preference data: how a row of each becomes a pair, and everything that can be wrong with it.
 
 ``prompt`` is a text or a list of messages; ``chosen`` and ``rejected`` are texts or lists of messages that end with the
-response. Beside ``preferred``, ``margins`` may say by how much the preferred response is ahead::
+response. Beside ``preferred``, ``margins`` may say by how much the preferred response is ahead, and ``ended`` which of
+the two responses came to an end (``[true, false]``): training learns the end of those alone::
 
     {"prompt": …, "responses": ["…", "…"], "preferred": {"helpful": 0, "harmless": 1}}
     {"prompt": …, "chosen": "…", "rejected": "…", "objective": "helpful"}
@@ -67,8 +68,9 @@ class RowReader:
         elif found != self.format:
             _fail(f"mixed formats: this row is {found}, {self._first} is {self.format}; a file has one format")
         prompt, responses, preferred = _PARSERS[found](row, self._objective)
-        margins = _margins(row, preferred) if found == PAIRS else {}
-        return Pair(_with_system(row, prompt), responses, preferred, where, margins)
+        ours = found == PAIRS
+        margins, ended = _margins(row, preferred) if ours else {}, _ended(row) if ours else (True, True)
+        return Pair(_with_system(row, prompt), responses, preferred, where, margins, ended)
 
 
 def as_row(pair: Pair) -> str:
@@ -76,6 +78,8 @@ def as_row(pair: Pair) -> str:
     row: Row = {"prompt": pair.prompt, "responses": list(pair.responses), "preferred": pair.preferred}
     if pair.margins:
         row["margins"] = pair.margins
+    if not all(pair.ended):
+        row["ended"] = list(pair.ended)
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -250,6 +254,13 @@ def _margins(row: Row, preferred: dict[str, int]) -> dict[str, float]:
             _fail(f"'margins' of {name!r} must be a finite number ≥ 0, not {_as_json(value)}")
         found[name] = float(value)
     return found
+
+
+def _ended(row: Row) -> tuple[bool, bool]:
+    ended = row.get("ended", [True, True])
+    if not isinstance(ended, list) or len(ended) != 2 or not all(isinstance(each, bool) for each in ended):
+        _fail("'ended' must say true or false of both responses, as in [true, false]")
+    return ended[0], ended[1]
 
 
 def _judged(row: Row, objective: str | None) -> str:

@@ -20,6 +20,7 @@ class Pair:
     preferred: dict[str, int]  # for each objective that judged, the index (0 or 1) of the response it prefers
     where: str  # ``pairs.jsonl:12``, or ``owner/name[train] row 12`` on the hub
     margins: dict[str, float] = field(default_factory=dict)  # by objective: how far the preferred is ahead, ≥ 0
+    ended: tuple[bool, bool] = (True, True)  # False: the response goes on, and its end is not learned
 
     @property
     def prompt_key(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Pairs → token sequences: [BOS] prompt response EOS, and where the response starts."""
+"""Pairs → token sequences: [BOS] prompt response EOS, and where the response starts; without EOS where it goes on."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,14 +41,14 @@ class TokenPair:
         return max(len(row) for row in self.rows)
 
 
-def tokenize(tokenizer: TokenizerWrapper, prompt: str, response: str) -> TokenRow:
+def tokenize(tokenizer: TokenizerWrapper, prompt: str, response: str, ended: bool = True) -> TokenRow:
     """Tokenises a prompt, as ``render_prompt`` returns it, with one response, without a turn's end.
 
-    BOS comes first if the tokenizer has one and the prompt does not begin with it; EOS is appended unless the response
-    ends with it.
+    BOS comes first if the tokenizer has one and the prompt does not begin with it. EOS is appended to a response that
+    has ended, unless it is there.
     """
     ids, start = split_response(tokenizer, prompt, response.removesuffix(tokenizer.eos_token or ""))
-    if len(ids) == start or ids[-1] != tokenizer.eos_token_id:
+    if len(ids) == start or (ended and ids[-1] != tokenizer.eos_token_id):
         ids = [*ids, tokenizer.eos_token_id]
     return TokenRow(np.array(ids, np.int32), start)
 
@@ -123,7 +123,7 @@ def tokenize_pair(
     except TemplateError as error:
         raise RowError(f"the chat template does not accept this prompt: {error}") from None
     responses = pair.responses if chat_template is None else [render_answer(chat_template, r) for r in pair.responses]
-    first, second = (tokenize(tokenizer, prompt, response) for response in responses)
+    first, second = (tokenize(tokenizer, prompt, *each) for each in zip(responses, pair.ended, strict=True))
     if not (first.start and second.start):
         raise RowError("'prompt' has no token before the response")
     for row in (first, second):

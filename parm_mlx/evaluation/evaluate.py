@@ -27,8 +27,7 @@ from parm_mlx.machine import keep_freed_memory
 from parm_mlx.outputs import check_claim, check_new, new_directory, update
 from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, simplex_grid
 from parm_mlx.ranges import SEED
-from parm_mlx.rewards.builtin import SCORERS
-from parm_mlx.rewards.registry import Function, Reward, load_rewards
+from parm_mlx.rewards.registry import SCORERS, Function, Reward, load_rewards
 
 GRID_STEPS = {1: 1.0, 2: 0.1, 3: 0.25}  # by number of objectives
 COARSE = 0.5

@@ -81,3 +81,22 @@ class GuidedModel(nn.Module):
         base_cache, guide_cache = self.split_cache(cache) if cache else (None, None)
         base, guide = self.base(inputs, cache=base_cache), self.guide(inputs, cache=guide_cache)
         return combine_logits(base, guide, self.beta)
+
+
+class Unguided(GuidedModel):
+    """A base model without a guide, where a guided one is expected: it answers requests without a preference."""
+
+    def __init__(self, base: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.base = base
+        self.objectives = ()
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that the model was made for; None where it does not say."""
+        return context_length(self.base)
+
+    @property
+    def rows(self) -> tuple[int | None, int | None]:
+        """Number of token ids that the base has an embedding for; None where that is not known, and for the guide."""
+        return embedding_rows(self.base), None

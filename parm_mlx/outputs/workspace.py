@@ -13,7 +13,11 @@ from parm_mlx.outputs.marker import MARKER, SYSTEM_FILES, files_in, read_marker,
 from parm_mlx.outputs.partial import partial_folder, put, recover
 from parm_mlx.outputs.whole import UNMARKED, place
 
-_KINDS = {"run": "a run of evaluate", "checkpoints": "the checkpoints of a training run"}
+_KINDS = {
+    "run": "a run of evaluate",
+    "samples": "a run of data sample",
+    "checkpoints": "the checkpoints of a training run",
+}
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def claimed(out: Path, kind: str, problem: str) -> Iterator[dict[str, Any]]:
 
     Args:
         out: The directory.
-        kind: Its purpose: ``"run"`` or ``"checkpoints"``.
+        kind: Its purpose: ``"run"``, ``"samples"`` or ``"checkpoints"``.
         problem: The message of an OutputError if another process holds it.
 
     Yields:

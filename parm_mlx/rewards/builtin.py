@@ -25,6 +25,10 @@ CAUTIONS = _listed(
     "avoid, be careful, do not, don't, important not to, never, not to, should not, take care not, unwise"
 )
 REASONS = _listed("as, because, reason, since, so that")
+PERSONAL = _listed(
+    "i, i'd, i'll, i'm, i've, let's, me, mine, my, myself, our, ours, ourselves, us, we, we'd, we'll, we're, we've, "
+    "you, you'd, you'll, you're, you've, your, yours, yourself, yourselves"
+)
 _COMMON = (
     "a about after again all also am an and any are as at be because been before but by can could did do does "
     "don't for from get go had has have he her here him his how i if in into is it its just like make may maybe "
@@ -33,6 +37,8 @@ _COMMON = (
     "were what when where which while who why will with without would you your you've"
 )
 COMMON_WORDS = frozenset(_COMMON.split())
+_SENTENCE = re.compile(r"[.!?\n]+")
+_VOWELS = re.compile(r"[aeiouy]+")
 _WORD = re.compile(r"[A-Za-z0-9]+(?:['’][A-Za-z]+)*")
 
 
@@ -92,6 +98,36 @@ def reasons(text: str) -> float:
     return float(count_expressions(text, REASONS))
 
 
-SCORERS: dict[str, Callable[[str], float]] = {
-    scorer.__name__: scorer for scorer in (warmth, brevity, detail, focus, caution, hedging, reasons)
-}
+def formality(text: str) -> float:
+    """Letters per word, minus 0.08 for each personal word, contraction and exclamation mark in 100 words.
+
+    Personal words are those of the first and second person (PERSONAL). 0 for an empty text.
+    """
+    said = words(text)
+    if not said:
+        return 0.0
+    letters = sum(len(word.replace("'", "")) for word in said)
+    informal = sum(word in PERSONAL for word in said) + sum("'" in word for word in said) + text.count("!")
+    return (letters - 8 * informal) / len(said)
+
+
+def reading_ease(text: str) -> float:
+    """Flesch's reading ease, 206.835 − 1.015 words per sentence − 84.6 syllables per word (Flesch, 1948).
+
+    100 is easy, 0 very hard. A sentence ends with . ! ? or a line. Syllables are counted by spelling: groups of vowels,
+    without a silent e at the end. 0 for an empty text.
+    """
+    said = words(text)
+    if not said:
+        return 0.0
+    sentences = sum(bool(words(part)) for part in _SENTENCE.split(text))
+    return 206.835 - 1.015 * len(said) / sentences - 84.6 * sum(map(_syllables, said)) / len(said)
+
+
+def _syllables(word: str) -> int:
+    groups = len(_VOWELS.findall(word))
+    return max(1, groups - (groups > 1 and word.endswith("e") and not word.endswith(("le", "ee"))))
+
+
+_ALL = (warmth, brevity, detail, focus, caution, hedging, reasons, formality, reading_ease)
+SCORERS: dict[str, Callable[[str], float]] = {scorer.__name__: scorer for scorer in _ALL}

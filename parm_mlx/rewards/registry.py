@@ -19,10 +19,11 @@ from parm_mlx.errors import InputError, ParmError, RunError, first_line
 from parm_mlx.files import expanded, is_dir
 from parm_mlx.fingerprint import digest, directory_digest
 from parm_mlx.guidance.templates import Content
-from parm_mlx.rewards.builtin import SCORERS
+from parm_mlx.rewards import builtin, vader
 
 Function = Callable[[Sequence[Content], Sequence[str]], Iterable[Any]]
 
+SCORERS = {**builtin.SCORERS, **vader.SCORERS}
 BATCH = 32
 _PACKAGE = Path(__file__).parents[1]
 
@@ -123,6 +124,8 @@ def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
         scorer = rest if colon else spec
         if scorer not in SCORERS:
             raise InputError(f"there is no built-in scorer {scorer}: {', '.join(SCORERS)}{_close(scorer)}")
+        if scorer in vader.SCORERS:
+            vader.check_installed()
         return Reward(name, f"builtin:{scorer}", lambda prompts, answers: map(SCORERS[scorer], answers))
     if colon and kind in ("hf", "hf-answer"):
         from parm_mlx.rewards.hf import Classifier
