@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from parm_mlx import machine
+from parm_mlx import machine, named
 
 FAST_BLAS = machine.preload_blas()
+named.register()
 
 if TYPE_CHECKING:
     __version__: str

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,18 @@ def check_plain(value: Any) -> None:
             left += [*item, *item.values()] if isinstance(item, dict) else item
 
 
+NAMED: dict[str, Callable[[str], Path]] = {}  # models by name: functions of ``what`` a directory is looked for as
+
+
 def resolve(source: str | Path, what: str = "model") -> Path:
-    """Finds a model or adapter directory, or else downloads it if it is the id of a hub repository, ``owner/name``.
+    """Finds a model or adapter: one of the named ones, a directory, or else what a hub id, ``owner/name``, downloads.
 
     Raises:
         ModelError: There is no such directory or it cannot be read, and the hub has no such repository.
         RunError: The download failed.
     """
+    if str(source) in NAMED:
+        return NAMED[str(source)](what)
     path = expanded(source, ModelError)
     if is_dir(path, ModelError):
         return path
@@ -170,7 +175,7 @@ def resolve(source: str | Path, what: str = "model") -> Path:
         hint = f"parm-mlx convert {source} --out DIR" if path.suffix == ".gguf" else "give the directory that holds it"
         raise ModelError(f"{what} {source} is a file, not a directory", hint=hint)
     if not _HUB_ID.fullmatch(str(source)):
-        raise ModelError(f"{what} {source}: no such directory")
+        raise ModelError(f"{what} {source}: no such directory", hint=f"models by name: {', '.join(NAMED)}")
     return _download(str(source), what)
 
 

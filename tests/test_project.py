@@ -22,6 +22,7 @@ DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "mlx_lm": "mlx-lm", "yaml
 
 # Who may import whom. A part that is not named here is the ground (errors, preference, files, …) and imports no part.
 LAYERS = {
+    "named": {"convert"},
     "cli": {
         "diagnostics",
         "training",

@@ -240,6 +240,7 @@ def sample(
 
     Answers and scores are kept in --out as they come: after Ctrl-C, a kill or a full disk the same command goes on.
     With another choice of pairs (--pairs, --min-margin, --even-length) or other rewards it uses the same answers again.
+    Under mlx.launch several processes share the work.
 
     \b
     Examples:
@@ -279,6 +280,8 @@ def sample(
     except KeyboardInterrupt as reason:
         console.note(str(reason) or "interrupted")
         raise typer.Exit(console.INTERRUPTED) from None
+    if done is None:
+        return
     if as_json:
         console.record(_sampled_record(done))
     else:

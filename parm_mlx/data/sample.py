@@ -4,6 +4,7 @@ Answers and scores are kept in a folder as they come (:mod:`parm_mlx.answers`); 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from parm_mlx.data.pairing import Choice, Distribution, Pairing, ScoredAnswer, c
 from parm_mlx.data.pairs import Pair
 from parm_mlx.data.prompts import check_distinct, read_prompts
 from parm_mlx.data.relabel import parse_min_margins
+from parm_mlx.distributed import join
 from parm_mlx.errors import DataError, InputError
 from parm_mlx.files import expanded, resolve
 from parm_mlx.fingerprint import fingerprint
@@ -91,11 +93,11 @@ def sample(
     resume_anyway: bool = False,
     note: Callable[[str], None] = lambda message: None,
     progress: Progress[Any] = no_progress,
-) -> Sampled:
+) -> Sampled | None:
     """Samples answers to prompts, scores them, and writes pairs of them to ``pairs.jsonl`` in the folder ``out``.
 
     Answers and scores stay there: the same call goes on after an interruption, and another choice of pairs makes them
-    anew without sampling.
+    anew without sampling. Under ``mlx.launch`` several processes share the work.
 
     Args:
         model: Directory or hub id of the model that answers.
@@ -120,6 +122,9 @@ def sample(
         note: Receives notes for the user.
         progress: Shows progress: passes items on, given their number and a label.
 
+    Returns:
+        What there is to know about answers and pairs; None in all processes but the main one.
+
     Raises:
         InputError: A model, prompt, reward or setting cannot be used; or the folder holds another run.
         DataError: No two answers make a pair.
@@ -141,6 +146,7 @@ def sample(
     path = resolve(model)
     base, tokenizer = load_base(path)
     keep_freed_memory()
+    group = join()
     guided = Unguided(base)
     prompter = Prompter(
         tokenizer,
@@ -150,7 +156,7 @@ def sample(
         limit=guided.context_length,
         rows=guided.rows,
     )
-    if prompter.note:
+    if prompter.note and group.main:
         note(prompter.note)
     settings = {
         "model": str(model),
@@ -168,16 +174,23 @@ def sample(
         "models": {"model": fingerprint(path)},
         "reward_files": {reward.source: reward.digest for reward in rewards.values() if reward.digest},
     }
-    folder = RunFolder(out, identity, resume_anyway, kind="samples")
     sweep = Sweep(guided, tokenizer, prompter, sampling, max_tokens, batch_size)
-    with folder.locked():
+    with group.reported_once(), group.agreed():
+        sweep.check(asked)
+        folder = RunFolder(out, identity, resume_anyway, kind="samples")
+    group.check_same({"settings": folder.identity})
+    with ExitStack() as held:
+        with group.agreed():
+            if group.main:
+                held.enter_context(folder.locked(group.size))
         with stop_on_interrupt() as stopped:
             if magpie:
                 asked = write_prompts(sweep, magpie, chat_template, stopped, progress)
-            sweep.check(asked)
             jobs = [job for prompt in asked for job in _jobs(prompt, num_samples, system_prompts, sampling.seed)]
             groups = [jobs[i : i + GROUP] for i in range(0, len(jobs), GROUP)]
-            results, _ = answer_all(folder, sweep, groups, None, stopped, progress)
+            results, _ = answer_all(folder, sweep, groups, group, stopped, progress)
+        if not group.main:
+            return None
         if stopped():
             raise KeyboardInterrupt(f"interrupted: {len(results)} answers are kept; the same command goes on")
         contents = {prompt.id: prompt.content for prompt in asked}
