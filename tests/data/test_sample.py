@@ -40,12 +40,14 @@ def test_pairs_are_of_answers_to_one_prompt_with_the_labels_of_their_scores(ques
     out = tmp_path / "samples"
     done = sampled(questions, out, pairs="all")
     scorers = rewards()
-    assert done.pairs == len(rows(out)) > 0 and (done.prompts, done.answers) == (3, 9)
+    assert done.pairs == len(rows(out)) > 0
+    assert (done.prompts, done.answers) == (3, 9)
     for row in rows(out):
         assert row["prompt"] in QUESTIONS
         for name, label in row["preferred"].items():
             first, second = scorers[name]([row["prompt"]] * 2, row["responses"])
-            assert label == int(first < second) and row["margins"][name] == abs(first - second)
+            assert label == int(first < second)
+            assert row["margins"][name] == abs(first - second)
     labels = {name: sum(name in row["preferred"] for row in rows(out)) for name in scorers}
     assert done.labels == labels
     data = load_data(out / "pairs.jsonl")
@@ -63,7 +65,8 @@ def test_unfinished_answers_are_cut_and_their_end_is_not_learned(questions: Path
             assert ended == (response in whole)
             if not ended:
                 cut += 1
-                assert response[-1] in ".!?" and any(result["text"].strip().startswith(response) for result in results)
+                assert response[-1] in ".!?"
+                assert any(result["text"].strip().startswith(response) for result in results)
     assert cut
 
 
@@ -153,4 +156,5 @@ def test_objectives_with_nothing_to_trade_are_warned_of() -> None:
         20, {"a": 20, "b": 20}, {}, spread, {("a", "length"): -0.8, ("b", "length"): 0.1}, {("a", "b"): (20, 1)}
     )
     agree, follows = done.warnings()
-    assert agree.startswith("a and b disagree in 1 of 20 pairs") and follows.startswith("a follows the length")
+    assert agree.startswith("a and b disagree in 1 of 20 pairs")
+    assert follows.startswith("a follows the length")
