@@ -191,6 +191,10 @@ class ModelOptions(GuideOptions):
     share: Literal["auto", "on", "off"] = setting(
         "auto", "Compute base and guide in one forward pass: auto where they share weights, on insists."
     )
+    dequantize: Literal["auto", "off"] = setting(
+        "auto",
+        "Where MLX computes on a CPU, make quantised models float32, which is faster: auto does so if memory allows.",
+    )
     chat_template: TemplateName | None = setting(
         None, "Built-in chat template of the base.", default_text="the tokenizer's own, or what the adapter records"
     )

@@ -22,8 +22,8 @@ def open_session(models: ModelOptions, drafts: DraftOptions = DraftOptions(), *,
 
     session = load_session(**asdict(models), **asdict(drafts), template=template)
     console.blas_hint()
-    if session.prompter.note:
-        console.note(session.prompter.note)
+    for line in session.notes:
+        console.note(line)
     return session
 
 

@@ -17,7 +17,7 @@ from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
 from parm_mlx.evaluation.summary import Normalize, Run, compare, summarise
 from parm_mlx.files import expanded, read_json
 from parm_mlx.fingerprint import fingerprint
-from parm_mlx.guidance.loading import BUNDLED, Share
+from parm_mlx.guidance.loading import BUNDLED, Dequantize, Share
 from parm_mlx.guidance.prompts import Prompt, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.session import load_session
@@ -54,6 +54,7 @@ def evaluate(
     chat_template: str | None = None,
     allow_special: bool = False,
     share: Share = "auto",
+    dequantize: Dequantize = "auto",
     draft_model: str | Path | None = None,
     self_speculation: bool = False,
     num_draft_tokens: int | None = None,
@@ -91,6 +92,7 @@ def evaluate(
         chat_template: Name of a built-in chat template of the base.
         allow_special: Read control tokens that are written out in prompts as tokens, not as text.
         share: Whether base and guide share a forward pass; see :func:`parm_mlx.load`.
+        dequantize: Whether quantised models become float32 on a CPU; see :func:`parm_mlx.load`.
         draft_model: Directory or hub id of a model that drafts tokens.
         self_speculation: Let the base draft.
         num_draft_tokens: Tokens drafted at a time.
@@ -121,6 +123,7 @@ def evaluate(
         guide_model,
         beta=beta,
         share=share,
+        dequantize=dequantize,
         chat_template=chat_template,
         allow_special=allow_special,
         system_prompt=system_prompt,
@@ -136,8 +139,8 @@ def evaluate(
 
     keep_freed_memory()
     group = join()
-    if prompter.note and group.main:
-        note(prompter.note)
+    for line in session.notes if group.main else ():
+        note(line)
     sweep = Sweep(
         session.model, session.tokenizer, prompter, sampling, max_tokens, batch_size, session.system, session.drafting
     )

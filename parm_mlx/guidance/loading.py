@@ -13,32 +13,35 @@ from parm_mlx.files import resolve
 from parm_mlx.guidance.guide import Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import SharedModel, weights_differ
-from parm_mlx.mlxlm import TokenizerWrapper, load_weights_and_tokenizer
+from parm_mlx.machine import usable_memory
+from parm_mlx.mlxlm import TokenizerWrapper, dequantize_model, load_weights_and_tokenizer, quantized_numbers
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
 from parm_mlx.preference import AlphaSpec, parse_betas
 
 Share = Literal["auto", "on", "off"]
+Dequantize = Literal["auto", "off"]
 BUNDLED = Path(__file__).parents[1] / "models"
 BUNDLED_BASE = BUNDLED / "base"
 BUNDLED_PARM = BUNDLED / "parm"
 
 
-def load_base(source: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
-    """Loads a base model and its tokenizer from a directory or hub id.
-
-    On a CPU, 16-bit weights are widened to float32, which is much faster there.
+def load_base(source: str | Path, dequantize: Dequantize = "auto") -> tuple[nn.Module, TokenizerWrapper]:
+    """Loads a base model and its tokenizer from a directory or hub id, as :func:`suit_to_cpu` makes it.
 
     Raises:
         ModelError: There is no such model, or it cannot be loaded.
     """
     model, tokenizer = load_weights_and_tokenizer(resolve(source))
-    widen_on_cpu(model)
+    suit_to_cpu(model, dequantize)
     _evaluate(model)
     return model, tokenizer
 
 
 def load_guide(
-    parm: str | Path, model: str | Path | None = None, alpha: AlphaSpec | None = None
+    parm: str | Path,
+    model: str | Path | None = None,
+    alpha: AlphaSpec | None = None,
+    dequantize: Dequantize = "auto",
 ) -> tuple[Guide, TokenizerWrapper]:
     """Loads a PARM, an adapter and its backbone, and the backbone's tokenizer.
 
@@ -46,12 +49,13 @@ def load_guide(
         parm: Directory or hub id of an adapter in this package's format.
         model: The backbone; what the adapter records when left out.
         alpha: The default preference.
+        dequantize: See :func:`load`.
 
     Raises:
         AdapterError: The adapter cannot be read or does not fit the backbone.
         ModelError: The backbone cannot be loaded.
     """
-    guide, tokenizer, _ = _load_guide(parm, model, alpha, {})
+    guide, tokenizer, _ = _load_guide(parm, model, alpha, {}, dequantize)
     return guide, tokenizer
 
 
@@ -62,6 +66,7 @@ def load(
     alpha: AlphaSpec | None = None,
     beta: float | Sequence[float] = 1.0,
     share: Share = "auto",
+    dequantize: Dequantize = "auto",
 ) -> tuple[GuidedModel, TokenizerWrapper]:
     """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
@@ -74,6 +79,8 @@ def load(
         beta: β of Eq. 13, or one β_i for each of several adapters. Smaller β, stronger guide.
         share: If base and guide are computed in one forward pass: ``"auto"`` where they share weights,
             ``"on"`` to insist on it, ``"off"`` never.
+        dequantize: If quantised models become float32 where MLX computes on a CPU: ``"auto"`` where memory allows,
+            ``"off"`` never.
 
     Returns:
         The guided model, which any mlx-lm function runs, and the base's tokenizer. The end-of-sequence tokens of the
@@ -84,7 +91,7 @@ def load(
         ModelError: A model cannot be loaded, the tokenizers differ, or weights that should be shared do.
         PreferenceError: α or β cannot be used.
     """
-    guided, tokenizer, _ = load_with_tokenizers(model, parm, guide_model, alpha, beta, share)
+    guided, tokenizer, _ = load_with_tokenizers(model, parm, guide_model, alpha, beta, share, dequantize)
     return guided, tokenizer
 
 
@@ -95,15 +102,17 @@ def load_with_tokenizers(
     alpha: AlphaSpec | None = None,
     beta: float | Sequence[float] = 1.0,
     share: Share = "auto",
+    dequantize: Dequantize = "auto",
 ) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
     """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
     base_path = resolve(model)
-    base, tokenizer = load_base(base_path)
+    base, tokenizer = load_base(base_path, dequantize)
     held = {base_path.resolve(): base.parameters()}
     adapters = [parm] if isinstance(parm, (str, Path)) else list(parm)
     betas = parse_betas(beta, len(adapters))
     alone = alpha if len(adapters) == 1 else None
-    guides, tokenizers, paths = zip(*(_load_guide(each, guide_model, alone, held) for each in adapters), strict=True)
+    loaded = (_load_guide(each, guide_model, alone, held, dequantize) for each in adapters)
+    guides, tokenizers, paths = zip(*loaded, strict=True)
     for guide_tokenizer, path in zip(tokenizers, paths, strict=True):
         check_vocabularies(tokenizer, guide_tokenizer, base_path, path)
     for guide_tokenizer in tokenizers:
@@ -127,16 +136,18 @@ def load_with_tokenizers(
     return SharedModel(guides[0], betas[0]), tokenizer, tokenizers[0]
 
 
-def load_draft(source: str | Path, base: TokenizerWrapper, model: str | Path) -> nn.Module:
+def load_draft(
+    source: str | Path, base: TokenizerWrapper, model: str | Path, dequantize: Dequantize = "auto"
+) -> nn.Module:
     """Loads a draft model for the base of this tokenizer and name."""
     path = resolve(source, "draft model")
-    draft, tokenizer = load_base(path)
+    draft, tokenizer = load_base(path, dequantize)
     check_vocabularies(base, tokenizer, Path(model), path, role="draft model")
     return draft
 
 
 def _load_guide(
-    parm: str | Path, model: str | Path | None, alpha: AlphaSpec | None, held: dict[Path, Any]
+    parm: str | Path, model: str | Path | None, alpha: AlphaSpec | None, held: dict[Path, Any], dequantize: Dequantize
 ) -> tuple[Guide, TokenizerWrapper, Path]:
     """Loads one guide; the weights of ``held``, by path, are in memory and not loaded again."""
     adapter = resolve(parm, "adapter")
@@ -144,10 +155,10 @@ def _load_guide(
     path = _backbone(adapter, config.base_model, model)
     weights = held.get(path.resolve())
     backbone, tokenizer = load_weights_and_tokenizer(path, lazy=weights is not None)
+    suit_to_cpu(backbone, dequantize)
     if weights is not None:
         backbone.update(weights)
     else:
-        widen_on_cpu(backbone)
         held[path.resolve()] = backbone.parameters()
     load_into(backbone, config, tensors)
     _evaluate(backbone)
@@ -172,11 +183,19 @@ def _backbone(adapter: Path, recorded: str | None, given: str | Path | None) -> 
         raise ModelError(str(error), hint=hint) from None
 
 
-def widen_on_cpu(model: nn.Module) -> None:
-    """Casts 16-bit weights to float32 where MLX computes on a CPU; nothing is computed yet."""
-    if mx.default_device() == mx.cpu:
-        halves = (mx.float16, mx.bfloat16)
-        model.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype in halves else x, model.parameters()))
+def suit_to_cpu(model: nn.Module, dequantize: Dequantize = "auto") -> None:
+    """Makes weights float32 where MLX computes on a CPU; nothing is computed yet.
+
+    16-bit weights always: they are much slower there. Quantised ones where ``dequantize`` is "auto" and they take no
+    more than a quarter of the memory then: MLX's quantised products on a CPU cost in proportion to the rows.
+    """
+    if mx.default_device() != mx.cpu:
+        return
+    halves = (mx.float16, mx.bfloat16)
+    model.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype in halves else x, model.parameters()))
+    size = sum(4 * count for layer in model.modules() if (count := quantized_numbers(layer)))
+    if dequantize == "auto" and 0 < size <= usable_memory() / 4:
+        dequantize_model(model)
 
 
 def _evaluate(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import (
     BUNDLED_BASE,
     BUNDLED_PARM,
+    Dequantize,
     Share,
     load_draft,
     load_with_tokenizers,
@@ -18,7 +19,7 @@ from parm_mlx.guidance.loading import (
 from parm_mlx.guidance.prompts import Prompter
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message
-from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.mlxlm import TokenizerWrapper, is_quantized, quantized_numbers
 from parm_mlx.preference import parse_betas
 from parm_mlx.settings import check_models
 
@@ -36,6 +37,7 @@ class Session:
     prompter: Prompter
     drafting: Drafting | None
     system: list[Message]  # the messages before every prompt
+    notes: list[str]  # for the user
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -61,6 +63,7 @@ def load_session(
     *,
     beta: float | str | Sequence[float] = 1.0,
     share: Share = "auto",
+    dequantize: Dequantize = "auto",
     template: bool = True,
     chat_template: str | None = None,
     allow_special: bool = False,
@@ -87,10 +90,12 @@ def load_session(
     check_models(model, adapters, guide_model, draft_model, self_speculation, num_draft_tokens)
     base = str(model or guide_model or recorded_backbone(adapters[0])) if adapters else str(BUNDLED_BASE)
     adapters = adapters or [str(BUNDLED_PARM)]
-    guided, tokenizer, guide_tokenizer = load_with_tokenizers(base, adapters, guide_model, beta=betas, share=share)
+    guided, tokenizer, guide_tokenizer = load_with_tokenizers(
+        base, adapters, guide_model, beta=betas, share=share, dequantize=dequantize
+    )
     drafting = None
     if draft_model is not None or self_speculation:
-        drafter = None if draft_model is None else load_draft(draft_model, tokenizer, base)
+        drafter = None if draft_model is None else load_draft(draft_model, tokenizer, base, dequantize)
         drafting = Drafting(drafter, num_draft_tokens or Drafting.tokens)
     prompter = Prompter(
         tokenizer,
@@ -104,4 +109,7 @@ def load_session(
         allow_special=allow_special,
     )
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, system)
+    notes = [prompter.note] if prompter.note else []
+    if is_quantized(resolve(base)) and not any(map(quantized_numbers, guided.modules())):
+        notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
+    return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, system, notes)

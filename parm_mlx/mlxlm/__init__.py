@@ -5,6 +5,7 @@ from mlx_lm.models import cache as _mlx_cache
 from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import dequantize_model
 
 from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, rewind, row_of
 from parm_mlx.mlxlm.generation import filter_logprobs, reporting_callback, wired_limit
@@ -14,9 +15,11 @@ from parm_mlx.mlxlm.models import (
     config_rows,
     context_length,
     embedding_rows,
+    is_quantized,
     load_backbone,
     load_tokenizer_alone,
     load_weights_and_tokenizer,
+    quantized_numbers,
     trunk_and_output_layer,
 )
 from parm_mlx.mlxlm.pair import PairCache
@@ -45,16 +48,19 @@ __all__ = [
     "config_dtype",
     "config_rows",
     "context_length",
+    "dequantize_model",
     "embedding_rows",
     "filter_logprobs",
     "generate_step",
     "generation_stream",
+    "is_quantized",
     "joined",
     "llama",
     "load_backbone",
     "load_tokenizer_alone",
     "load_weights_and_tokenizer",
     "make_prompt_cache",
+    "quantized_numbers",
     "reporting_callback",
     "rewind",
     "row_of",

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer
 
@@ -276,6 +277,12 @@ def config_rows(path: Path) -> int | None:
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
+def is_quantized(path: Path) -> bool:
+    """Returns whether the config of a model directory says that layers are quantised."""
+    config = read_config(path)
+    return "quantization" in config or "quantization_config" in config
+
+
 def attention_windows(model: nn.Module) -> set[int | None] | None:
     """Returns the window sizes of a model's attention layers, where None is a layer without a window.
 
@@ -304,3 +311,10 @@ def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
     if output_layer is None:
         output_layer = getattr(trunk.get("embed_tokens"), "as_linear", None)
     return None if output_layer is None else (trunk, output_layer)
+
+
+def quantized_numbers(module: nn.Module) -> int:
+    """Returns how many numbers the quantised weight of one layer stands for; 0 for other layers."""
+    if not isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)):
+        return 0
+    return int(module.weight.size) * 32 // int(module.bits)

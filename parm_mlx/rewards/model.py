@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from parm_mlx.errors import InputError, ModelError, RunError
 from parm_mlx.files import is_file, read_json, resolve
 from parm_mlx.guidance.encoding import encode, escape, token_ids, unembedded_token
-from parm_mlx.guidance.loading import widen_on_cpu
+from parm_mlx.guidance.loading import suit_to_cpu
 from parm_mlx.guidance.prompts import apply_template
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, Content, as_messages, check_template, render_answered
 from parm_mlx.mlxlm import (
@@ -93,7 +93,7 @@ class RewardModel:
         self.settings = read_settings(path)
         self.backbone, self.tokenizer, _ = load_backbone(path, lazy=True)
         check_finite_files(path)
-        widen_on_cpu(self.backbone)
+        suit_to_cpu(self.backbone)
         if self.settings.chat_template is None and not self.tokenizer.has_chat_template:
             hint = f"set chat_template in {REWARD_FILE} to one of {', '.join(CHAT_TEMPLATES)}"
             raise ModelError(f"reward model {source} has no chat template", hint=hint)

@@ -31,7 +31,7 @@ def sentiment(text: str) -> float:
 def cheer(text: str) -> float:
     """Positive valence for every 100 words, by VADER's lexicon: 0 for an empty text. Negative words do not count."""
     said, valences = words(text), _analyzer().lexicon
-    return 100 * sum(max(0.0, valences.get(word, 0.0)) for word in said) / max(len(said), 1)
+    return 100 * sum(max(0.0, float(valences.get(word, 0))) for word in said) / max(len(said), 1)
 
 
 SCORERS: dict[str, Callable[[str], float]] = {scorer.__name__: scorer for scorer in (sentiment, cheer)}
