@@ -176,6 +176,10 @@ class SamplingSettings:
     """Sampling settings; ConfigError lists all numbers that are out of their ranges."""
 
     temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP)
+    keep_sharpness: bool = setting(
+        False,
+        "Multiply the temperature of guided answers by 1 + 1/β, by which Eq. 13 sharpens where base and guide agree.",
+    )
     top_p: float = setting(0.0, "Nucleus sampling; 0 turns it off.", SHARE)
     top_k: int = setting(0, "Sample from the k likeliest tokens; 0 turns it off.", TOP_K)
     min_p: float = setting(0.0, "Drop tokens below this share of the likeliest; 0: off.", SHARE)

@@ -36,7 +36,7 @@ LAYERS = {
         "convert",
     },
     "diagnostics": {"evaluation", "answers", "rewards", "guidance", "pblora", "kernels"},
-    "training": {"data", "guidance", "pblora", "kernels"},
+    "training": {"data", "rewards", "guidance", "pblora", "kernels"},
     "evaluation": {"data", "answers", "rewards", "guidance", "pblora", "kernels"},
     "data": {"answers", "rewards", "guidance", "pblora", "kernels"},
     "answers": {"rewards", "guidance", "pblora", "kernels"},

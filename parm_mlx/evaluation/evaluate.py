@@ -157,6 +157,7 @@ def evaluate(
             "system_prompt": system_prompt,
             "chat_template": chat_template,
             **({"allow_special": True} if allow_special else {}),
+            **({"keep_sharpness": True} if sampling.keep_sharpness else {}),
             "alphas": [list(alpha) for alpha in weights],
             "prompts": {prompt.id: content_id(prompt.content) for prompt in asked},
         }

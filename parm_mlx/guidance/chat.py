@@ -98,6 +98,7 @@ class Conversation:
         """Yields the tokens of the answer to a prompt, without end; those before its end are added to ``answer``."""
         last, cache = self._read(prompt)
         seed_offset = len(self._messages) + 1  # tells the answers of the conversation apart
+        sampling = sampling.guided(self._model.sharpness(self._alpha))
         produce = self._generated if self._drafting is None else self._drafted
         with closing(produce(prompt, last, cache, sampling, seed_offset)) as produced:
             for token in produced:

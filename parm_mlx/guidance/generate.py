@@ -14,7 +14,7 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import PrefixCaches, prefill, read
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.sampling import NOT_FINITE, Request
+from parm_mlx.guidance.sampling import NOT_FINITE, Request, Sampling
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation
 from parm_mlx.kernels import widened
 from parm_mlx.mlxlm import BatchGenerator, TokenizerWrapper, can_batch, generate_step, make_prompt_cache, wired_limit
@@ -135,6 +135,11 @@ def _model_for(model: GuidedModel, request: Request) -> Any:
     return model.base_logits if request.alpha is None else model
 
 
+def _sampling(model: GuidedModel, request: Request) -> Sampling:
+    """How the tokens of an answer are chosen."""
+    return request.sampling if request.alpha is None else request.sampling.guided(model.sharpness(request.alpha))
+
+
 def _together(
     model: GuidedModel,
     tokenizer: TokenizerWrapper,
@@ -160,7 +165,7 @@ def _together(
                 indices = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
                 joining = [requests[index] for index in indices]
                 prompts, caches = zip(*prefix_caches(joining), strict=True)
-                samplers = [request.sampling.sampler(request.seed_offset) for request in joining]
+                samplers = [_sampling(model, request).sampler(request.seed_offset) for request in joining]
                 uids = generator.insert(list(prompts), caches=list(caches), samplers=samplers)
                 running.update((uid, (index, [])) for uid, index in zip(uids, indices, strict=True))
             for response in generator.next_generated():
@@ -196,7 +201,8 @@ def _one_by_one(
             prompt, cache, draft = request.prompt, model.make_cache(request.alpha), drafting.make_cache()
             last = prefill(model, cache, prompt.base, prompt.guide)
             drafting.prefill(draft, prompt.base)
-            speculation = Speculation(model, cache, last, drafting, request.sampling, request.seed_offset, draft)
+            sampling = _sampling(model, request)
+            speculation = Speculation(model, cache, last, drafting, sampling, request.seed_offset, draft)
             produced, drafts = iter(speculation), speculation.count
         tokens: list[int] = []
         reason = "length"
@@ -212,7 +218,7 @@ def _one_by_one(
 
 def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
     ((tokens, cache),) = PrefixCaches(model, [request])([request])
-    sampler, runs = request.sampling.sampler(request.seed_offset), _model_for(model, request)
+    sampler, runs = _sampling(model, request).sampler(request.seed_offset), _model_for(model, request)
     with wired_limit(model):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
             yield int(token)

@@ -20,7 +20,7 @@ from parm_mlx.pblora.adapter import adapted_layers
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.inference import BoundPreferences
 from parm_mlx.pblora.layer import Conditioning, Preferences, conditioned
-from parm_mlx.preference import AlphaSpec, check_beta, parse_alpha, parse_objectives
+from parm_mlx.preference import Alpha, AlphaSpec, check_beta, parse_alpha, parse_objectives
 
 Cache = list[Any]
 
@@ -86,6 +86,10 @@ class Guide(nn.Module):
             preference: PreferenceCache = cache[-1]
             return self.run(preference.take_inputs(inputs), cache[:-1], preference.bound(self.bind))
         return self.run(inputs, None, Preferences(self._alpha_rows(alpha, inputs.shape[0])))
+
+    def weight(self, alpha: Alpha) -> float:
+        """How often its log-probabilities count in Eq. 13, beside the factor 1/β of all."""
+        return 1.0
 
     def bind(self, alpha: mx.array) -> Conditioning:
         """Computes all that depends on α (B, k) alone, once for a generation."""
@@ -185,6 +189,10 @@ class Guides(nn.Module):
         ]
         weights = [weight for weight, _ in bound]
         return reduce(mx.add, map(mx.multiply, weights, over_common_tokens(*logits)))
+
+    def weight(self, alpha: Alpha) -> float:
+        """How often their log-probabilities count in Eq. 13, Σ_i α_i/β_i, beside the factor 1/β of all."""
+        return sum(weight / beta for weight, beta in zip(alpha, self._betas, strict=True))
 
     def _bind(self, alpha: mx.array) -> list[tuple[mx.array, Conditioning]]:
         """For each reward model its weights (B, 1, 1) and its conditioning: its one objective, in every row."""

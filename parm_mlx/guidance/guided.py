@@ -17,7 +17,7 @@ from parm_mlx.guidance.guide import Cache, Guide, Guides, layer_per_entry
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import context_length, embedding_rows, make_prompt_cache
-from parm_mlx.preference import AlphaSpec, check_beta
+from parm_mlx.preference import Alpha, AlphaSpec, check_beta
 
 
 class GuidedModel(nn.Module):
@@ -63,6 +63,10 @@ class GuidedModel(nn.Module):
     def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
         """Makes a prompt cache for one sequence under one preference: the base's entries, then the guide's."""
         return [*make_prompt_cache(self.base), *self.guide.make_cache(alpha)]
+
+    def sharpness(self, alpha: Alpha) -> float:
+        """The factor between guided and base log-probabilities where base and guide agree: 1 + 1/β."""
+        return 1 + self.guide.weight(alpha) / self.beta
 
     def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
         """The base's and the guide's entries of a prompt cache; both may be read into."""

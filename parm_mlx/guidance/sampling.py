@@ -1,7 +1,7 @@
 """Requests, and samplers that belong to one answer each: the same seed gives the same answer, alone or in a batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -16,6 +16,10 @@ NOT_FINITE = -1  # in place of a token: the logits that it would come from are n
 
 class Sampling(SamplingSettings):
     """Sampling settings; the settings are those of :class:`SamplingSettings`."""
+
+    def guided(self, sharpness: float) -> "Sampling":
+        """Settings for guided answers; ``sharpness`` is :meth:`parm_mlx.guidance.guided.GuidedModel.sharpness`."""
+        return replace(self, temp=self.temp * sharpness, keep_sharpness=False) if self.keep_sharpness else self
 
     def sampler(self, seed_offset: int = 0) -> Callable[[mx.array], mx.array]:
         """Makes a sampler for mlx-lm; ``seed_offset`` tells answers with the same seed apart.

@@ -35,6 +35,7 @@ FREE = {
     "steps_per_save",
     "keep_checkpoints",
     "save",
+    "reward",
     "report_to",
     "project_name",
 }

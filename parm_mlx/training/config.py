@@ -122,6 +122,13 @@ class TrainConfig:
         "last", "Which adapter is the result: of the last step, or the best by validation loss."
     )
     val_batches: int = setting(25, "Batches per validation; -1 for all, 0 for none.", Whole(-1, COUNT.high))
+    reward: tuple[str, ...] | None = setting(
+        None,
+        "NAME=SPEC of objectives, comma-separated, as for evaluate: at every validation a few held-out questions are "
+        "answered at the corners, and scored.",
+        Items(TEXT),
+        default_text="pairs alone are judged",
+    )
     report_to: tuple[str, ...] | None = setting(
         None, "Also send the numbers to trackers: wandb, swanlab, comma-separated.", Items(Choice("wandb", "swanlab"))
     )

@@ -18,6 +18,7 @@ from parm_mlx.mlxlm import reporting_callback
 from parm_mlx.outputs import write_file
 from parm_mlx.preference import format_alpha
 from parm_mlx.training.config import TrainConfig
+from parm_mlx.training.judge import CornerRecord
 from parm_mlx.training.train_step import GridPoint, StepResult, by_objective
 
 METRICS_FILE = "metrics.jsonl"
@@ -68,8 +69,13 @@ class ResumeRecord:
     changed: tuple[str, ...]
 
 
-Record = TrainRecord | ValidRecord | ResumeRecord
-KINDS: dict[str, type[Record]] = {"train": TrainRecord, "valid": ValidRecord, "resumed with changes": ResumeRecord}
+Record = TrainRecord | ValidRecord | CornerRecord | ResumeRecord
+KINDS: dict[str, type[Record]] = {
+    "train": TrainRecord,
+    "valid": ValidRecord,
+    "corners": CornerRecord,
+    "resumed with changes": ResumeRecord,
+}
 
 
 def as_metrics(record: Record) -> dict[str, Any]:
@@ -132,7 +138,7 @@ class MetricsLog:
             except Exception as error:  # each tracker has its own: no account, no network
                 raise RunError(f"--report-to {trackers}: {first_line(error)}") from error
 
-    def add(self, record: TrainRecord | ValidRecord) -> None:
+    def add(self, record: TrainRecord | ValidRecord | CornerRecord) -> None:
         """Adds a record, which others can read at once."""
         self.records.append(record)
         if self.path:
@@ -143,10 +149,9 @@ class MetricsLog:
         elif self._tracker and isinstance(record, ValidRecord):
             self._tracker.on_val_loss_report(_tracked_validation(record))
 
-    @property
-    def validated_at(self) -> int | None:
-        """The step of the last validation."""
-        return next((record.step for record in reversed(self.records) if isinstance(record, ValidRecord)), None)
+    def last_step(self, kind: type[Record]) -> int | None:
+        """The step of the last record of a kind."""
+        return next((record.step for record in reversed(self.records) if isinstance(record, kind)), None)
 
     @property
     def best_step(self) -> int | None:

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from parm_mlx.preference import format_alpha
+from parm_mlx.training.judge import CornerRecord
 from parm_mlx.training.logging import TrainRecord, ValidRecord
 
 T = TypeVar("T")
@@ -42,6 +43,9 @@ class Progress:
 
     def validated(self, record: ValidRecord) -> None:
         """Takes the result of a validation."""
+
+    def judged(self, record: CornerRecord) -> None:
+        """Takes the scores of generated answers."""
 
     def end(self) -> None:
         """Training is over, whether it was completed or not."""
@@ -100,6 +104,16 @@ class ConsoleProgress(Progress):
         for point in record.grid:
             shares = "  ".join(f"{name} {share:.0%}" for name, share in point.accuracy.items())
             self.console.print(f"  at {format_alpha(point.alpha, list(point.accuracy))}:  {shares}", markup=False)
+
+    def judged(self, record: CornerRecord) -> None:
+        """Writes the scores at the corners beside the base's."""
+        self.console.print(
+            f"answers at step {record.step}: mean score at its own corner, at the others, base", markup=False
+        )
+        for name, own in record.corners.items():
+            scores = f"{own:.3g}, {record.others[name]:.3g}, {record.base[name]:.3g}"
+            far = f"{record.distance[name]:+.2f} standard deviations of the base apart"
+            self.console.print(f"  {name}:  {scores}; {far}", markup=False)
 
     def end(self) -> None:
         """Removes the bar."""

@@ -47,6 +47,7 @@ from parm_mlx.training.checkpoint import (
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.grad_checkpoint import checkpoint_blocks
 from parm_mlx.training.inputs import adapter_for, load_pairs, tokenize_split
+from parm_mlx.training.judge import CornerRecord, Judge, held_out_questions
 from parm_mlx.training.logging import (
     METRICS_FILE,
     Meter,
@@ -110,6 +111,7 @@ class Trainer:
         rows = embedding_rows(self.model)
         train = tokenize_split(config, data, "training", tokenizer, rows, progress)
         valid = tokenize_split(config, data, "validation", tokenizer, rows, progress)
+        questions = held_out_questions(data)
         del data  # the texts are not needed any more
         self.pairs = len(train), len(valid)
         self.batches = TrainingBatches(train, config.pairs_per_step, order)
@@ -125,6 +127,7 @@ class Trainer:
         if config.grad_checkpoint:
             checkpoint_blocks(self.model)
         progress.note(f"{self.steps} steps; {size} in {len(layers)} layers")
+        self.judge = Judge(config.reward, self.model, self.adapter, tokenizer, questions) if config.reward else None
         optimizer = Optimizer(
             self.model,
             peak=config.learning_rate,
@@ -150,8 +153,8 @@ class Trainer:
 
     @property
     def complete(self) -> bool:
-        """True once every step is done, and the validation after the last one."""
-        return self.done == self.steps and not self._validation_due()
+        """True once every step is done, and validation and judgement after the last one."""
+        return self.done == self.steps and not (self._validation_due() or self._judging_due())
 
     def loop(self, stopped: Callable[[], bool]) -> None:
         """Trains until the last step or until asked to stop."""
@@ -206,20 +209,35 @@ class Trainer:
         self.meter.reset()
 
     def _validation_due(self) -> bool:
-        return bool(self.valid) and self._due(self.config.steps_per_eval) and self.log.validated_at != self.done
+        return (
+            bool(self.valid) and self._due(self.config.steps_per_eval) and self.log.last_step(ValidRecord) != self.done
+        )
+
+    def _judging_due(self) -> bool:
+        return (
+            bool(self.judge) and self._due(self.config.steps_per_eval) and self.log.last_step(CornerRecord) != self.done
+        )
 
     def _validate(self, stopped: Callable[[], bool]) -> None:
-        """Validates if that is due; when asked to stop, it is left for later."""
-        if not self._validation_due():
+        """Validates and judges if that is due; when asked to stop, it is left for later."""
+        if not (self._validation_due() or self._judging_due()):
             return
         self.meter.lap()
+        if self._validation_due():
+            self._validate_pairs(stopped)
+        if self.judge and self._judging_due() and not stopped():
+            judged = self.judge(self.done)
+            self.log.add(judged)
+            self.progress.judged(judged)
+        self.meter.skip()
+
+    def _validate_pairs(self, stopped: Callable[[], bool]) -> None:
         track = partial(self.progress.track, label="validating")
         grid = validate(self.train_step, self.valid, self.objectives, track, stopped)
         if grid is not None:
             record = ValidRecord(self.done, sum(point.loss for point in grid) / len(grid), tuple(grid))
             self.log.add(record)
             self.progress.validated(record)
-        self.meter.skip()
 
     def _diverged(self, problem: str) -> RunError:
         """The error that names the last checkpoint that was followed by a good step."""
