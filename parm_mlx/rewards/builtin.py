@@ -101,12 +101,13 @@ def reasons(text: str) -> float:
 def formality(text: str) -> float:
     """Letters per word, minus 0.08 for each personal word, contraction and exclamation mark in 100 words.
 
-    Personal words are those of the first and second person (PERSONAL). 0 for an empty text.
+    Personal words are those of the first and second person (PERSONAL). A word counts as 15 letters at most, so that
+    one endless word decides nothing. 0 for an empty text.
     """
     said = words(text)
     if not said:
         return 0.0
-    letters = sum(len(word.replace("'", "")) for word in said)
+    letters = sum(min(len(word.replace("'", "")), 15) for word in said)
     informal = sum(word in PERSONAL for word in said) + sum("'" in word for word in said) + text.count("!")
     return (letters - 8 * informal) / len(said)
 

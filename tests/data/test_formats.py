@@ -81,6 +81,9 @@ BAD = [
     (SHARED | {"preferred": {"safe": "0"}}, "'preferred' of 'safe' must be 0 or 1"),
     (SHARED | {"preferred": {"": 0}}, "objective names must not be empty"),
     (SHARED | {"preferred": {"a=b": 0}}, "must not hold"),
+    (SHARED | {"ended": True}, "'ended' must say true or false of both responses, as in [true, false]"),
+    (SHARED | {"ended": [True]}, "'ended' must say true or false of both responses"),
+    (SHARED | {"ended": [0, 1]}, "'ended' must say true or false of both responses"),
     (SHARED | {"margins": [1]}, "'margins' must be an object with a number for each objective, not a list"),
     (SHARED | {"margins": {"safe": 1, "fun": 1}}, "'margins' has 'fun', which 'preferred' has not"),
     (SHARED | {"margins": {"safe": -0.5}}, "'margins' of 'safe' must be a finite number ≥ 0, not -0.5"),
@@ -207,3 +210,11 @@ def test_no_row_breaks_the_reader(row: dict[str, Any], changed: dict[str, Any]) 
     with suppress(RowError):
         pair = read(row | changed, "help")
     assert pair is None or read(json.loads(as_row(pair))) == pair
+
+
+def test_ends_are_read_and_written_back_as_they_were() -> None:
+    pair = RowReader()(SHARED | {"ended": [True, False]}, "f:1")
+    assert pair.ended == (True, False)
+    assert RowReader()(json.loads(as_row(pair)), "f:1") == pair
+    assert RowReader()(SHARED, "f:1").ended == (True, True)
+    assert "ended" not in json.loads(as_row(RowReader()(SHARED, "f:1")))

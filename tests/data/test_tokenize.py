@@ -204,3 +204,12 @@ def test_tokens_without_a_row_are_reported_together(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=rf"2 rows cannot be used\s+f:2: {reason}\s+f:3: {reason}"):
         tokenize_pairs(plain, [known, *others], ("x",), 99, rows=rows)
     assert len(tokenize_pairs(plain, [known, *others], ("x",), 99, rows=512)[0]) == 3
+
+
+def test_a_response_that_goes_on_has_no_end(tokenizer: Any) -> None:
+    pair = Pair("Why?", ("Because so.", "Because not."), {"safe": 0}, "here", ended=(True, False))
+    whole = tokenize_pair(tokenizer, Pair("Why?", pair.responses, {"safe": 0}, "here"), ["safe"], "beaver")
+    cut = tokenize_pair(tokenizer, pair, ["safe"], "beaver")
+    assert cut.rows[0].ids.tolist() == whole.rows[0].ids.tolist()
+    assert cut.rows[1].ids.tolist() == whole.rows[1].ids[:-1].tolist()
+    assert whole.rows[1].ids[-1] == tokenizer.eos_token_id

@@ -229,3 +229,10 @@ def test_loading_into_a_quantised_backbone_matches_its_dequantised_twin() -> Non
 
     fuse_model(twin, (0.3, 0.7), dequantize=True)
     assert mx.allclose(guide(ids, alpha=alpha), twin(ids), atol=2e-3)
+
+
+def test_sharpness_counts_base_and_guide() -> None:
+    model = tiny_guided()
+    assert model.sharpness((0.3, 0.7)) == 2.0
+    model.beta = 0.5
+    assert model.sharpness((0.3, 0.7)) == 3.0

@@ -10,12 +10,15 @@ from mlx_lm.generate import stream_generate
 
 import parm_mlx
 from parm_mlx.errors import AdapterError, ModelError
+from parm_mlx.guidance import loading
 from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.loading import load_base, load_draft, recorded_backbone
 from parm_mlx.guidance.prompts import Prompter
 from parm_mlx.guidance.sampling import Request, Sampling
+from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
+from parm_mlx.mlxlm import load_weights_and_tokenizer, quantized_numbers, save_converted
 
 
 def copy(source: Path, target: Path) -> Path:
@@ -201,3 +204,36 @@ def test_models_without_an_end_in_common_are_refused(official: Path, official_pa
     assert parm_mlx.load(base, official_parm)[1].eos_token_ids == {2, 512}
     with pytest.raises(ModelError, match="no end-of-sequence token in common"):
         parm_mlx.load(base, official_parm, guide_model=guide)
+
+
+@pytest.fixture
+def quantised(official: Path, tmp_path: Path) -> Path:
+    model, tokenizer = load_weights_and_tokenizer(official / "arm_base")
+    (folder := tmp_path / "quantised").mkdir()
+    save_converted(folder, model, tokenizer, official / "arm_base", quantization=("affine", 4, 32))
+    return folder
+
+
+def test_quantised_models_are_the_same_in_float32_on_a_cpu(quantised: Path, official_parm: Path) -> None:
+    ids = mx.array([[1, 5, 9, 33]])
+    (plain, _), (bits, _) = (load_base(quantised, dequantize) for dequantize in ("auto", "off"))
+    assert not any(map(quantized_numbers, plain.modules()))
+    assert any(map(quantized_numbers, bits.modules()))
+    assert mx.allclose(plain(ids), bits(ids), atol=1e-4)
+    for dequantize in ("auto", "off"):
+        shared, _ = parm_mlx.load(quantised, official_parm, quantised, dequantize=dequantize)
+        apart, _ = parm_mlx.load(quantised, official_parm, quantised, share="off", dequantize=dequantize)
+        assert isinstance(shared, SharedModel)
+        cache = [model.make_cache([0.5, 0.5]) for model in (shared, apart)]
+        assert mx.allclose(shared(ids, cache=cache[0]), apart(ids, cache=cache[1]), atol=1e-3)
+
+
+def test_models_that_would_not_fit_keep_their_bits(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "usable_memory", lambda: 1000)
+    assert any(map(quantized_numbers, load_base(quantised)[0].modules()))
+
+
+def test_a_session_says_that_it_computes_in_float32(quantised: Path, official_parm: Path) -> None:
+    (note,) = load_session(quantised, official_parm, quantised, chat_template="beaver").notes
+    assert note.endswith("is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
+    assert load_session(quantised, official_parm, quantised, chat_template="beaver", dequantize="off").notes == []

@@ -57,3 +57,13 @@ def test_distributions_at_the_ends_have_no_nan(settings: dict[str, Any]) -> None
     distribution = Sampling(**settings).distribution(LOGITS)
     assert not mx.isnan(distribution).any()
     assert mx.exp(distribution).sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_kept_sharpness_is_that_of_the_base_where_base_and_guide_agree() -> None:
+    """Twice the log-probabilities at twice the temperature: β = 1 and a guide that is the base."""
+    asked = Sampling(temp=0.7, keep_sharpness=True)
+    guided = asked.guided(2.0)
+    assert guided == Sampling(temp=1.4)
+    alone = asked.distribution(LOGITS)
+    assert mx.allclose(guided.distribution(2 * LOGITS), alone, atol=1e-6)
+    assert Sampling(temp=0.7).guided(2.0) == Sampling(temp=0.7)

@@ -9,11 +9,14 @@ from parm_mlx.rewards.builtin import (
     count_expressions,
     detail,
     focus,
+    formality,
     hedging,
+    reading_ease,
     reasons,
     warmth,
     words,
 )
+from parm_mlx.rewards.vader import cheer, sentiment
 
 
 def test_words_are_lower_case_and_keep_inner_apostrophes() -> None:
@@ -78,3 +81,26 @@ def test_the_other_scorers_count_their_lists(scorer: object, text: str, expected
 def test_lexicons_are_written_as_words_reads_them() -> None:
     for expression in (*WARM_EXPRESSIONS, *COMMON_WORDS):
         assert " ".join(words(expression)) == expression
+
+
+def test_formality_is_letters_per_word_less_what_is_personal() -> None:
+    """14 letters and one personal word in four; 4 letters, a contraction and an exclamation mark in one."""
+    assert formality("You should not go.") == pytest.approx((14 - 8) / 4)
+    assert formality("Don't!") == pytest.approx(4 - 16)
+    assert formality("a" * 400) == 15
+
+
+def test_reading_ease_is_flesch_s_formula() -> None:
+    """6 words and 8 syllables in two sentences: "boiled" and "water" have two by spelling."""
+    text = "We boiled water. It was hot."
+    assert reading_ease(text) == pytest.approx(206.835 - 1.015 * 6 / 2 - 84.6 * 8 / 6)
+    assert reading_ease("table") == pytest.approx(206.835 - 1.015 - 84.6 * 2)  # a final le is a syllable
+    assert reading_ease("make") == pytest.approx(206.835 - 1.015 - 84.6)  # a silent e is none
+
+
+def test_scorers_on_the_lexicon_of_vader() -> None:
+    """There, "great" has valence 3.1 and "bad" -2.5."""
+    assert cheer("A great day and a bad one") == pytest.approx(100 * 3.1 / 7)
+    assert cheer("") == 0
+    assert sentiment("What a great day!") > 0 > sentiment("What a bad day!")
+    assert sentiment("") == 0
