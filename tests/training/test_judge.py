@@ -1,6 +1,6 @@
 """Answers at the corners during training; tiny random models answer, so only what is made of the answers matters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from rich.console import Console
 from parm_mlx.data.dataset import PreferenceData
 from parm_mlx.data.pairs import Pair
 from parm_mlx.errors import ConfigError
+from parm_mlx.guidance.generate import Answer
 from parm_mlx.guidance.loading import load_base
+from parm_mlx.guidance.sampling import Request
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.pblora.adapter import read_adapter
 from parm_mlx.training.config import TrainConfig
@@ -24,21 +26,27 @@ Write = Callable[..., Path]
 Rows = list[dict[str, Any]]
 
 
-def in_turn(prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
-    """Scores of two questions each of the base, of the first corner and of the second."""
-    assert list(prompts) == ["Why?", "How?"] * 3
-    return [1.0, 3.0, 5.0, 9.0, 2.0, 2.0]
+def number(prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
+    return list(map(float, answers))
 
 
 @pytest.fixture
 def judge(official: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
-    monkeypatch.setattr("parm_mlx.training.judge.TOKENS", 4)
+    """A judge of two questions, to which the base answers 1 and 3, the first corner 5 and 9, the second 2 and 2."""
     model, tokenizer = load_base(official / "arm_base")
+    attach(model, PBLoRAConfig(objectives=("a", "b")))
+    model.train()
+    alphas = [None, None, (1.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.0, 1.0)]
+
+    def answered(_: Any, __: Any, requests: Sequence[Request], ___: int) -> Iterator[Answer]:
+        assert [request.alpha for request in requests] == alphas
+        for index in (3, 0, 1, 5, 4, 2):
+            yield Answer(index, "139522"[(0, 1, 3, 2, 4, 5)[index]], [], "stop")
+
+    monkeypatch.setattr("parm_mlx.training.judge.generate_batch", answered)
 
     def make(rewards: Any, objectives: tuple[str, ...] = ("a", "b")) -> Judge:
         config = PBLoRAConfig(objectives=objectives, chat_template="beaver")
-        attach(model, config)
-        model.train()
         return Judge(rewards, model, config, tokenizer, ["Why?", "How?"])
 
     return make
@@ -46,12 +54,12 @@ def judge(official: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judg
 
 def test_distances_are_by_hand(judge: Callable[..., Judge]) -> None:
     """For a the own corner is the first; the base's scores 1 and 3 have the standard deviation 1."""
-    record = judge({"a": in_turn, "b": in_turn})(7)
+    record = judge({"a": number, "b": number})(7)
     assert record == CornerRecord(7, {"a": 2, "b": 2}, {"a": 7, "b": 2}, {"a": 2, "b": 7}, {"a": 5, "b": -5})
 
 
 def test_the_model_goes_on_training(judge: Callable[..., Judge]) -> None:
-    made = judge({"a": in_turn})
+    made = judge({"a": number})
     made(0)
     assert made._shared.guide.model.training
 
@@ -86,7 +94,7 @@ def test_a_judged_training_is_the_same_training(
     }
     console = Console(record=True, width=200, force_terminal=False)
     adapters = []
-    judged = ",".join(f"{name}=brevity" for name in ("helpful", "harmless"))
+    judged = ",".join(f"{name}=brevity" for name in ("long", "short"))
     for name, reward, progress in (("plain", None, Progress()), ("judged", judged, ConsoleProgress(console))):
         result = train(TrainConfig(**settings, out=str(tmp_path / name), reward=reward), progress=progress)
         adapters.append({key: np.array(value) for key, value in read_adapter(result.out)[1].items()})
@@ -94,7 +102,7 @@ def test_a_judged_training_is_the_same_training(
     assert all(np.array_equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
     records = [r for r in read_metrics(tmp_path / "judged" / "metrics.jsonl") if isinstance(r, CornerRecord)]
     assert [record.step for record in records] == [0, 2, 4]
-    assert {*records[0].distance} == {"helpful", "harmless"}
+    assert {*records[0].distance} == {"long", "short"}
     said = console.export_text()
     assert said.count("mean score at its own corner, at the others, base") == 3
     assert "standard deviations of the base apart" in said
