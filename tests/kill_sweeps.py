@@ -1,6 +1,7 @@
 """Kills evaluation sweeps at random moments, resumes them, and compares their answers with a run left alone.
 
     python tests/kill_sweeps.py --kills 10
+    python tests/kill_sweeps.py --kills 5 --sample    `data sample` in place of `evaluate`
 
 Every kill is SIGKILL, at a random moment between the first answer and the end. ``results.jsonl`` must end with the
 same bytes as that of the run that nobody disturbed. The test suite runs a short version.
@@ -16,12 +17,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-SETTINGS = ("--limit", "16", "--grid", "0.1", "--temp", "1", "--max-tokens", "100", "--bootstrap", "10")
+SETTINGS = ("evaluate", "--limit", "16", "--grid", "0.1", "--temp", "1", "--max-tokens", "100", "--bootstrap", "10")
+SAMPLING = ("data", "sample", "--model", "bundled", "--magpie", "60", "--max-tokens", "100")
+SAMPLING += ("--reward", "warmth=warmth", "--reward", "focus=focus")
 
 
 def command(out: Path, settings: Sequence[str]) -> list[str]:
-    """The evaluation of the bundled model."""
-    return [sys.executable, "-m", "parm_mlx.cli.main", "evaluate", "--out", str(out), *settings]
+    """A command on the bundled model."""
+    return [sys.executable, "-m", "parm_mlx.cli.main", *settings, "--out", str(out)]
 
 
 def lines(out: Path) -> int:
@@ -51,7 +54,7 @@ def kill_sweeps(folder: Path, kills: int, seed: int = 0, settings: Sequence[str]
         folder: An empty folder.
         kills: How many kills there shall be.
         seed: Seed of the moments.
-        settings: Flags of ``parm-mlx evaluate``.
+        settings: The command and its flags.
 
     Returns:
         One line per kill.
@@ -68,7 +71,7 @@ def kill_sweeps(folder: Path, kills: int, seed: int = 0, settings: Sequence[str]
     error = reference.communicate()[1]
     assert reference.returncode == 0, error.decode()
     seconds = time.monotonic() - began
-    expected = (whole / "results.jsonl").read_bytes()
+    files = [file for file in ("results.jsonl", "scores.jsonl", "pairs.jsonl") if (whole / file).exists()]
     story: list[str] = []
     number = 0
     while len(story) < kills:
@@ -79,7 +82,8 @@ def kill_sweeps(folder: Path, kills: int, seed: int = 0, settings: Sequence[str]
                 story.append(f"{out.name}: killed with {lines(out)} of {lines(whole)} answers")
                 print(story[-1], file=sys.stderr, flush=True)
         subprocess.run(command(out, settings), check=True, capture_output=True)
-        assert (out / "results.jsonl").read_bytes() == expected, f"answers differ: {story[-2:]}"
+        for file in files:
+            assert (out / file).read_bytes() == (whole / file).read_bytes(), f"{file} differs: {story[-2:]}"
         hidden = sorted(path.name for path in out.iterdir() if ".partial-" in path.name or "rank" in path.name)
         assert not hidden, f"left over: {hidden}"
     return story
@@ -90,9 +94,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sample", action="store_true", help="kill data sample in place of evaluate")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        story = kill_sweeps(Path(folder), arguments.kills, arguments.seed)
+        settings = SAMPLING if arguments.sample else SETTINGS
+        story = kill_sweeps(Path(folder), arguments.kills, arguments.seed, settings)
     print(f"killed {len(story)} times: the answers of every run equal those of the undisturbed one, byte for byte")
 
 

@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from parm_mlx.errors import AdapterError, ModelError, first_line
-from parm_mlx.files import expanded, is_dir, pickled_weights, read_json
+from parm_mlx.files import NAMED, expanded, is_dir, pickled_weights, read_json
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import PBLoRALinear, core_shapes, tensor_shapes
 from parm_mlx.pblora.targets import find_targets
@@ -89,7 +89,9 @@ def set_adapter_tensors(model: nn.Module, tensors: Mapping[str, mx.array]) -> No
 
 
 def backbone_reference(model: str, out: Path) -> str:
-    """Returns the record of a backbone in an adapter at ``out``: a hub id as it is, a directory as a relative path."""
+    """Returns the record of a backbone in an adapter at ``out``: a name or hub id as it is, a directory as its path."""
+    if model in NAMED:
+        return model
     path = expanded(model, ModelError)
     return os.path.relpath(path.resolve(), expanded(out).resolve()) if is_dir(path, ModelError) else model
 

@@ -279,7 +279,7 @@ def test_ctrl_c_keeps_what_is_done(run_cli: Run, tmp_path: Path, monkeypatch: py
 
 def test_killed_runs_end_with_the_same_answers(tmp_path: Path) -> None:
     """The long form: python tests/kill_sweeps.py --kills 10."""
-    settings = ("--limit", "3", "--grid", "0.25", "--temp", "1", "--max-tokens", "24", "--bootstrap", "10")
+    settings = ("evaluate", "--limit", "3", "--grid", "0.25", "--temp", "1", "--max-tokens", "24", "--bootstrap", "10")
     assert len(kill_sweeps(tmp_path, 1, seed=1, settings=settings)) == 1
 
 
