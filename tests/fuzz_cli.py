@@ -71,7 +71,8 @@ class Recipe:
 
 SAMPLING = """--temp=0|0.5|100 --top-p=0|0.9|1 --top-k=0|1|2048|2147483647 --min-p=0|0.5|1
     --seed=0|7|18446744073709551615 --max-tokens=1|4 """
-MODELS = """--model={base} --parm={parm} --guide-model={base} --beta=1|0.5|1e-6|1e6 --share=auto|off
+MODELS = """--model={base}|bundled --parm={parm}|bundled --guide-model={base} --beta=1|0.5|1e-6|1e6 --share=auto|off
+    --dequantize=auto|off
     --chat-template=hh|plain|alpaca|beaver --system-prompt=Short. --draft-model={base} --num-draft-tokens=1|4 """
 ALPHA = "--alpha=1,0|0.3,0.7|warmth=1|2,2 "
 NEEDS = {"--model": "--parm={parm}", "--guide-model": "--parm={parm}", "--num-draft-tokens": "--self-speculation"}
@@ -119,7 +120,8 @@ RECIPES = (
         --gamma=0|1 --dirichlet=0.5|1 --alpha-per=batch|example --seed=0|7
         --scalarization=linear|tchebycheff --smoothing=0.1 --adapter=pblora|lora|svd-lora --r1=0|2 --r2=1|3
         --lora-alpha=1|16 --dropout=0|0.5 --target-modules=q_proj,v_proj --steps-per-report=1 --steps-per-eval=1
-        --steps-per-save=1 --keep-checkpoints=1 --save=last|best --val-batches=0|-1|1 --project-name=x""",
+        --steps-per-save=1 --keep-checkpoints=1 --save=last|best --val-batches=0|-1|1 --project-name=x
+        --reward=warmth=warmth""",
         {"--epochs": "!--iters", "--smoothing": "--scalarization=tchebycheff"},
     ),
     Recipe(
@@ -143,10 +145,20 @@ RECIPES = (
         "--batch=1 --prompt=4 --tokens=2 --rounds=1 --hidden=64 --layers=1 --vocabulary=64",
         """--batch=1|1,2 --prompt=4|4,8 --tokens=2 --rounds=1 --hidden=64 --layers=1 --vocabulary=64 --bits=4|8
         --model={base} --parm={parm} --guide-model={base} --beta=1 --draft-model={base} --num-draft-tokens=2
-        --plot=speed.svg|speed.png""",
-        dict.fromkeys(("--model", "--parm", "--guide-model", "--draft-model"), LOADED),
+        --dequantize=off --plot=speed.svg|speed.png""",
+        dict.fromkeys(("--model", "--parm", "--guide-model", "--draft-model", "--dequantize"), LOADED),
     ),
     Recipe("doctor"),
+    Recipe(
+        "data sample",
+        "",
+        "--model={base} --prompts={prompts} --reward=warmth=warmth --max-tokens=24 --even-length=1 --out=out",
+        SAMPLING
+        + """--model=bundled --magpie=2 --num-samples=2|3 --system-prompt=none|Short. --chat-template=plain
+        --out=deep/out --reward=focus=focus --min-margin=0|0.1sd|warmth=0 --even-length=1|0.5 --trim=on|off
+        --pairs=best|conflict|all --batch-size=1|8""",
+        {"--magpie": "!--prompts", "--temp": "--system-prompt=none"},
+    ),
     Recipe(
         "data inspect",
         "{pairs}",

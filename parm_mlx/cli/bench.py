@@ -162,7 +162,9 @@ def _subjects(
     if not models.parm:
         return random_subjects(size, drafted), asdict(size) | {"drafted": drafted}
     described = asdict(models) | {"beta": betas, "draft_model": draft_model, "drafted": drafted}
-    subjects = loaded_subjects(models.model, models.parm, models.guide_model, betas, draft_model, drafted)
+    subjects = loaded_subjects(
+        models.model, models.parm, models.guide_model, betas, draft_model, drafted, models.dequantize
+    )
     return subjects, described
 
 

@@ -182,6 +182,10 @@ class GuideOptions:
         "β of guided decoding; smaller means a stronger guide. Several adapters may have one each: 0.5,1.",
         metavar="NUMBER",
     )
+    dequantize: Literal["auto", "off"] = setting(
+        "auto",
+        "Where MLX computes on a CPU, make quantised models float32, which is faster: auto does so if memory allows.",
+    )
 
 
 @dataclass(frozen=True)
@@ -190,10 +194,6 @@ class ModelOptions(GuideOptions):
 
     share: Literal["auto", "on", "off"] = setting(
         "auto", "Compute base and guide in one forward pass: auto where they share weights, on insists."
-    )
-    dequantize: Literal["auto", "off"] = setting(
-        "auto",
-        "Where MLX computes on a CPU, make quantised models float32, which is faster: auto does so if memory allows.",
     )
     chat_template: TemplateName | None = setting(
         None, "Built-in chat template of the base.", default_text="the tokenizer's own, or what the adapter records"

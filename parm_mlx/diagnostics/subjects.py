@@ -14,7 +14,7 @@ from parm_mlx.errors import InputError
 from parm_mlx.guidance.encoding import encode
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.loading import load_draft, load_with_tokenizers, recorded_backbone
+from parm_mlx.guidance.loading import Dequantize, load_draft, load_with_tokenizers, recorded_backbone
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.machine import usable_memory
@@ -123,11 +123,14 @@ def loaded_subjects(
     beta: Sequence[float],
     draft_model: str | None = None,
     drafted: int = Drafting.tokens,
+    dequantize: Dequantize = "auto",
 ) -> Subjects:
     """Loads the user's own models, by the names of the flags; with the shared model if weights are the same."""
     base: str | Path = model or guide_model or recorded_backbone(parm[0])
-    guided, tokenizer, _ = load_with_tokenizers(base, list(parm), guide_model, beta=beta, share="off")
-    draft = load_draft(draft_model, tokenizer, base) if draft_model else None
+    guided, tokenizer, _ = load_with_tokenizers(
+        base, list(parm), guide_model, beta=beta, share="off", dequantize=dequantize
+    )
+    draft = load_draft(draft_model, tokenizer, base, dequantize) if draft_model else None
     shared = None
     if isinstance(guided.guide, Guide) and weights_differ(guided.base, guided.guide.model) is None:
         shared = SharedModel(guided.guide, guided.beta)

@@ -306,7 +306,7 @@ def test_relabel_refuses_wrong_usage_in_one_line(
 
 def test_the_group_shows_its_help(run_cli: RunCli) -> None:
     assert run_cli("data") == run_cli("data", "--help")
-    for command in ("inspect", "prepare", "relabel"):
+    for command in ("inspect", "prepare", "relabel", "sample"):
         assert f"parm-mlx data {command}" in run_cli("data", command, "--help")[1]
 
 
@@ -329,4 +329,44 @@ def test_tokens_without_a_row_are_refused_before_training(run_cli: RunCli, tmp_p
     )
     assert (inspected[0], expected in inspected[1]) == (0, True)
     assert (trained[0], trained[1], expected in trained[2]) == (2, "", True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sample_says_what_it_made(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a scorer in a file of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_scorer.py").write_text(
+        "def commas(prompts, answers):\n    return [a.count(',') for a in answers]\n"
+    )
+    (tmp_path / "questions.txt").write_text("How can I sleep better?\nWhat is good for a cough?\n")
+    rewards = ("--reward", "commas=own_scorer:commas", "--reward", "warmth=warmth")
+    command = ("data", "sample", "--model", "bundled", "--prompts", "questions.txt", *rewards, "--out", "samples")
+    settings = ("--num-samples", "4", "--max-tokens", "48", "--even-length", "1", "--pairs", "all")
+    code, out, err = run_cli(*command, *settings)
+    assert (code, out) == (0, "samples/pairs.jsonl\n")
+    lines = err.splitlines()
+    assert lines[0].startswith("8 answers to 2 prompts; ")
+    assert [line.split()[0] for line in lines[1:5]] == ["mean", "commas", "warmth", "length"]
+    assert any(line.startswith("correlation within prompts of commas and warmth: ") for line in lines)
+    code, out, _ = run_cli(*command, *settings, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["pairs"] == len((tmp_path / "samples" / "pairs.jsonl").read_text().splitlines())
+    assert found["correlation"][0]["of"] == ["commas", "warmth"]
+    assert (
+        run_cli("train", "--model", "bundled", "--data", "samples/pairs.jsonl", "--iters", "1", "--out", "parm")[0] == 0
+    )
+
+
+def test_sample_refuses_wrong_usage_in_one_line(run_cli: RunCli, tmp_path: Path) -> None:
+    base = ("data", "sample", "--model", "bundled", "--reward", "warmth=warmth", "--out", tmp_path / "out")
+    for wrong, reason in (
+        ((), "prompts are missing"),
+        (("--magpie", "2", "--num-samples", "1"), "a pair needs two answers to a prompt"),
+        (("--magpie", "2", "--temp", "0"), "temperature above 0"),
+        (("--magpie", "2", "--min-margin", "xsd"), "a margin must be a finite number"),
+    ):
+        code, out, err = run_cli(*base, *wrong)
+        assert (code, out) == (2, "")
+        assert reason in err
     assert not (tmp_path / "out").exists()
