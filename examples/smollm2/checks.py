@@ -117,17 +117,31 @@ def encoder() -> Callable[[Sequence[str]], NDArray[np.float64]] | None:
     return encode
 
 
+def log_probabilities(model: Any, tokenizer: Any, answer: Result) -> tuple[mx.array, list[int]]:
+    """Returns a model's log-probabilities at every token of an answer, (L, V), and the tokens."""
+    ids, start = split_response(tokenizer, render_prompt(tokenizer, answer.prompt), answer.text)
+    logits = model(mx.array([ids[:-1]])).astype(mx.float32)[0, start - 1 :]
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True), ids[start:]
+
+
 def perplexity(model: Any, tokenizer: Any, answers: Sequence[Result]) -> float:
     """Returns exp of the mean negative log-likelihood per token under the base."""
     total, count = 0.0, 0
     for answer in answers:
-        ids, start = split_response(tokenizer, render_prompt(tokenizer, answer.prompt), answer.text)
-        if len(ids) > start:
-            logits = model(mx.array([ids[:-1]])).astype(mx.float32)[0, start - 1 :]
-            chosen = mx.take_along_axis(logits, mx.array(ids[start:])[:, None], axis=-1)[:, 0]
-            total += float((mx.logsumexp(logits, axis=-1) - chosen).sum().item())
-            count += len(ids) - start
+        every, tokens = log_probabilities(model, tokenizer, answer)
+        if tokens:
+            total -= float(mx.take_along_axis(every, mx.array(tokens)[:, None], axis=-1).sum().item())
+            count += len(tokens)
     return math.exp(total / max(count, 1))
+
+
+def total_variation(models: Sequence[Any], tokenizer: Any, answers: Sequence[Result]) -> float:
+    """Returns the mean over tokens of half the sum of |p − q| of two models."""
+    distances: list[float] = []
+    for answer in answers:
+        p, q = (mx.exp(log_probabilities(model, tokenizer, answer)[0]) for model in models)
+        distances += (0.5 * mx.abs(p - q).sum(axis=-1)).tolist()  # type: ignore[arg-type]
+    return statistics.mean(distances)
 
 
 def quality(answers: Answers, base: str | None, limit: int) -> dict[str, dict[str, float]]:
@@ -159,15 +173,24 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of parm-mlx evaluate")
     parser.add_argument("--out", type=Path, help="file to write, .json")
     parser.add_argument("--base", help="base for perplexity: directory, hub id or name (default: not measured)")
-    parser.add_argument("--limit", type=int, default=40, help="answers that perplexity is measured on (default: 40)")
+    parser.add_argument("--other", help="another base, whose total variation from --base is measured")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=40,
+        help="answers that perplexity and total variation are measured on (default: 40)",
+    )
     options = parser.parse_args()
     identity, results, scores = read_run(options.run)
     answers = by_alpha(list(results.values()))
-    report = {
+    report: dict[str, Any] = {
         "questions": len(answers[None]),
         "steering": steering(identity["objectives"], answers, scores),
         "quality": quality(answers, options.base, options.limit),
     }
+    if options.base and options.other:
+        (base, tokenizer), (other, _) = load_base(options.base), load_base(options.other)
+        report["total_variation"] = round(total_variation((base, other), tokenizer, answers[None][: options.limit]), 4)
     text = json.dumps(report, indent=1, ensure_ascii=False)
     print(text)
     corners = [alpha for alpha in answers if alpha is not None and max(alpha) == 1]

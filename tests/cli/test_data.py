@@ -339,23 +339,24 @@ def test_sample_says_what_it_made(run_cli: RunCli, tmp_path: Path, monkeypatch: 
         "def commas(prompts, answers):\n    return [a.count(',') for a in answers]\n"
     )
     (tmp_path / "questions.txt").write_text("How can I sleep better?\nWhat is good for a cough?\n")
-    rewards = ("--reward", "commas=own_scorer:commas", "--reward", "warmth=warmth")
+    rewards = ("--reward", "commas=own_scorer:commas", "--reward", "detail=detail")
     command = ("data", "sample", "--model", "bundled", "--prompts", "questions.txt", *rewards, "--out", "samples")
     settings = ("--num-samples", "4", "--max-tokens", "48", "--even-length", "1", "--pairs", "all")
     code, out, err = run_cli(*command, *settings)
     assert (code, out) == (0, "samples/pairs.jsonl\n")
     lines = err.splitlines()
     assert lines[0].startswith("8 answers to 2 prompts; ")
-    assert [line.split()[0] for line in lines[1:5]] == ["mean", "commas", "warmth", "length"]
-    assert any(line.startswith("correlation within prompts of commas and warmth: ") for line in lines)
+    assert [line.split()[0] for line in lines[1:5]] == ["mean", "commas", "detail", "length"]
+    assert any(line.startswith("correlation within prompts of commas and detail: ") for line in lines)
     code, out, _ = run_cli(*command, *settings, "--json")
     found = json.loads(out)
     assert code == 0
     assert found["pairs"] == len((tmp_path / "samples" / "pairs.jsonl").read_text().splitlines())
-    assert found["correlation"][0]["of"] == ["commas", "warmth"]
-    assert (
-        run_cli("train", "--model", "bundled", "--data", "samples/pairs.jsonl", "--iters", "1", "--out", "parm")[0] == 0
+    assert found["correlation"][0]["of"] == ["commas", "detail"]
+    code, _, err = run_cli(
+        "train", "--model", "bundled", "--data", "samples/pairs.jsonl", "--iters", "1", "--out", "parm"
     )
+    assert code == 0, err
 
 
 def test_sample_refuses_wrong_usage_in_one_line(run_cli: RunCli, tmp_path: Path) -> None:
