@@ -72,7 +72,7 @@ def steering(names: Sequence[str], answers: Answers, scores: dict[Any, dict[str,
             "means": {f"{alpha[i]:g}": round(mean, 3) for alpha, mean in zip(guided, means, strict=True)},
             "spearman": round(spearman([alpha[i] for alpha in guided], means), 4),
             "corners": distance(high, low, base[:, i]),
-            "corners_are_on_both_sides_of_the_base": bool(low.mean() < base[:, i].mean() < high.mean()),
+            "corner_is_beyond_the_base": bool(base[:, i].mean() < high.mean()),
         }
     return found
 
