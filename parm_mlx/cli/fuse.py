@@ -35,7 +35,7 @@ def fuse(
     from parm_mlx.mlxlm import save_like
     from parm_mlx.pblora.transform import fuse_model
 
-    guide, _ = load_guide(parm, guide_model)
+    guide, _ = load_guide(parm, guide_model, dequantize="off")  # the result keeps the bits of other layers
     weights = parse_alpha(alpha, guide.objectives)
     fuse_model(guide.model, weights, dequantize)
     backbone = resolve(guide_model, "guide model") if guide_model else recorded_backbone(parm)

@@ -43,8 +43,12 @@ def test_a_wrong_alpha_is_refused(run_cli: Run) -> None:
 
 
 def test_the_bundled_models_are_small_and_belong_together() -> None:
-    size = sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file())
-    assert size <= 8_000_000
+    sizes = {
+        folder: sum(path.stat().st_size for path in (BUNDLED / folder).rglob("*") if path.is_file())
+        for folder in (".", "smollm2-parm")
+    }
+    assert sizes["smollm2-parm"] <= 5_000_000
+    assert sizes["."] - sizes["smollm2-parm"] <= 8_000_000
     config, _ = read_adapter(BUNDLED_PARM)
     assert config.k == 2
     assert (BUNDLED_PARM / Path(str(config.base_model))).resolve() == BUNDLED_BASE.resolve()

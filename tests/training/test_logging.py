@@ -74,7 +74,7 @@ def test_metrics_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_metrics(tmp_path / "again.jsonl", log.records)
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == log.records[:-1]
     assert read_metrics(tmp_path / "again.jsonl") == log.records
-    assert (log.validated_at, log.best_step) == (20, 20), "the adapter before the first step is no result"
+    assert (log.last_step(ValidRecord), log.best_step) == (20, 20), "the adapter before the first step is no result"
 
 
 def config(tmp_path: Path, **settings: Any) -> TrainConfig:
