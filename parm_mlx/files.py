@@ -156,7 +156,9 @@ def check_plain(value: Any) -> None:
             left += [*item, *item.values()] if isinstance(item, dict) else item
 
 
-NAMED: dict[str, Callable[[str], Path]] = {}  # models by name: functions of ``what`` a directory is looked for as
+# Models with a PARM, by name: functions of ``what`` a directory is looked for as. The first one that can be had is the
+# default.
+NAMED: dict[str, Callable[[str], Path]] = {}
 
 
 def resolve(source: str | Path, what: str = "model") -> Path:

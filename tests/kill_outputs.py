@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM
+from parm_mlx.named import BUNDLED_BASE, BUNDLED_PARM
 from parm_mlx.outputs import new_directory
 
 ROWS = 20_000

@@ -121,14 +121,15 @@ def main() -> None:
     parser.add_argument("--part", choices=("bfloat16", "bits"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help="pairs.jsonl of examples/smollm2, to train on")
     parser.add_argument("--model", default="smollm2", help="backbone to train on them (default: smollm2)")
+    parser.add_argument("--parts", nargs="+", choices=LIMITS, default=LIMITS, help="parts to run (default: all)")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try the script out")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.part:
         decode(options.out / f"{options.part}.json", 4 if options.part == "bits" else None, options.tiny)
         return
-    for part, limit in LIMITS.items():
-        run = command(part, options)
+    for part in options.parts:
+        limit, run = LIMITS[part], command(part, options)
         if run is None:
             print(f"{part}: left out, since --data is not given", flush=True)
             continue

@@ -9,7 +9,6 @@ and, as ``mlx.launch`` would share it out, in one process for each core. Last co
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import time
@@ -26,7 +25,7 @@ from mlx_lm.generate import generate_step
 from parm_mlx.answers.sweep import GROUP, Job, Sweep
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import random_subjects
-from parm_mlx.guidance.loading import BUNDLED, BUNDLED_BASE, BUNDLED_PARM, load_with_tokenizers
+from parm_mlx.guidance.loading import held_out_prompts, load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.templates import Content
@@ -59,8 +58,8 @@ class Numbers:
 
 def bundled(count: int) -> Case:
     """The bundled pair and its held-out questions."""
-    model, tokenizer, guide_tokenizer = load_with_tokenizers(BUNDLED_BASE, BUNDLED_PARM)
-    texts = json.loads((BUNDLED / "held_out_prompts.json").read_text(encoding="utf-8"))[:count]
+    model, tokenizer, guide_tokenizer = load_with_tokenizers("bundled", "bundled")
+    texts = held_out_prompts("bundled")[:count]
     return Case("bundled pair", model, tokenizer, Prompter(tokenizer, guide_tokenizer), texts, 120)
 
 

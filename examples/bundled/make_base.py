@@ -238,8 +238,8 @@ def main() -> None:
     losses = fit(Trainer(model, optimizer, args.streams), tokenizer, args, begin)
 
     total = save_model(model, tokenizer, args.out)
-    prompts = json.dumps(world.demo_questions(), indent=2, ensure_ascii=False)
-    (args.out.parent / "held_out_prompts.json").write_text(prompts + "\n", encoding="utf-8")
+    prompts = "\n".join(world.demo_questions())
+    (args.out.parent / "bundled_held_out.txt").write_text(prompts + "\n", encoding="utf-8")
     result = {
         "parameters": size,
         "tokens": args.steps * args.rows * args.length,

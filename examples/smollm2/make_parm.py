@@ -20,6 +20,7 @@ import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 # isort: split
 import mlx.core as mx
 
+from parm_mlx.named import MODELS
 from parm_mlx.pblora.adapter import read_adapter, save_adapter
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +88,7 @@ def main() -> None:
     evaluation = flags(
         model="smollm2",
         parm=adapter,
-        prompts=HERE / "held_out_prompts.txt",
+        prompts=MODELS / "smollm2_held_out.txt",
         reward=REWARDS,
         temp=0.7,
         max_tokens=80,

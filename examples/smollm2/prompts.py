@@ -1,11 +1,14 @@
 """Questions for the SmolLM2 PARM: forms × topics, each topic wholly in training or wholly held out. MIT licence.
 
-python examples/smollm2/prompts.py      writes train_prompts.txt (640) and held_out_prompts.txt (150)
+python examples/smollm2/prompts.py      writes train_prompts.txt (640) and, of the package, smollm2_held_out.txt (150)
 """
 
 import random
 from pathlib import Path
 
+from parm_mlx.named import MODELS
+
+HERE = Path(__file__).resolve().parent
 SEED = 0
 FORMS = (
     "What should I know about {}?",
@@ -49,7 +52,7 @@ def questions(text: str) -> list[str]:
 
 if __name__ == "__main__":
     assert not set(topics(TRAIN)) & set(topics(HELD_OUT))
-    for name, listed in (("train", TRAIN), ("held_out", HELD_OUT)):
+    for file, listed in ((HERE / "train_prompts.txt", TRAIN), (MODELS / "smollm2_held_out.txt", HELD_OUT)):
         asked = questions(listed)
-        Path(__file__).with_name(f"{name}_prompts.txt").write_text("\n".join(asked) + "\n", encoding="utf-8")
-        print(f"{name}_prompts.txt: {len(asked)} questions about {len(topics(listed))} topics")
+        file.write_text("\n".join(asked) + "\n", encoding="utf-8")
+        print(f"{file.name}: {len(asked)} questions about {len(topics(listed))} topics")

@@ -20,6 +20,8 @@ import parm_mlx
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from parm_mlx.cli.wrap import Wrap
+
 T = TypeVar("T")
 
 INTERRUPTED = 130
@@ -36,6 +38,38 @@ def visible(text: str) -> str:
 def echo(text: object = "", end: str = "\n") -> None:
     """Prints a result."""
     _write(visible(str(text)) + end)
+
+
+def writer(indent: str = "") -> "Wrap | Plain":
+    """Returns what prints the text of an answer as it comes: in whole words on a terminal, as it is elsewhere."""
+    if not stdout().is_terminal:
+        return Plain(indent)
+    from parm_mlx.cli.wrap import Wrap
+
+    return Wrap(lambda text: echo(text, end=""), lambda: shutil.get_terminal_size().columns, indent)
+
+
+def say(text: str, indent: str = "") -> None:
+    """Prints a whole answer, as :func:`writer` does."""
+    out = writer(indent)
+    out.feed(text.strip())
+    out.close()
+
+
+class Plain:
+    """Prints the text of an answer as it is, and a line break after it."""
+
+    def __init__(self, indent: str = "") -> None:
+        self._indent = indent
+
+    def feed(self, text: str) -> None:
+        """Prints more of the text."""
+        echo(self._indent + text, end="")
+        self._indent = ""
+
+    def close(self) -> None:
+        """Prints the line break."""
+        echo()
 
 
 def record(value: Any) -> None:
@@ -104,3 +138,22 @@ def progress(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     from rich.progress import track
 
     yield from track(items, label, total, console=stderr(), transient=True) if stderr().is_terminal else items
+
+
+def waiting(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """As :func:`progress`, for items that are printed: the bar is there while one is waited for, and only then."""
+    if not stderr().is_terminal:
+        yield from items
+        return
+    from rich.progress import Progress
+
+    bar = Progress(console=stderr(), transient=True)
+    task = bar.add_task(label, total=total)
+    left = iter(items)
+    while True:
+        with bar:
+            item = next(left, None)
+        if item is None:
+            return
+        bar.advance(task)
+        yield item

@@ -26,6 +26,8 @@ def flag(
     limits: Limits | None = None,
     *,
     name: str | None = None,
+    short: str | None = None,
+    envvar: str | None = None,
     default_text: str | None = None,
     metavar: str | None = None,
 ) -> Any:
@@ -34,7 +36,9 @@ def flag(
     if isinstance(limits, (Whole, Real)):
         low, high = (0 if isinstance(limits, Real) and limits.or_zero else limits.low), limits.high
     return typer.Option(
-        *([name] if name else []),
+        *filter(None, (short, name)),
+        envvar=envvar,
+        show_envvar=False,
         help=help,
         parser=_parser(limits) if limits else None,
         min=low,
@@ -163,15 +167,16 @@ class GuideOptions:
 
     model: str | None = setting(
         None,
-        "Base model: directory or hub id.",
+        "Base model: smollm2, bundled, a directory or a hub id.",
         PATH,
-        default_text="--guide-model, or the backbone of --parm; without --parm the bundled model",
+        default_text="--guide-model, or the backbone of --parm; without --parm smollm2",
     )
     parm: list[str] | None = setting(
         None,
-        "PARM adapter: directory or hub id; several with one objective each guide together (GenARM).",
+        "PARM adapter: smollm2, bundled, a directory or a hub id; several with one objective each guide together "
+        "(GenARM).",
         PATH,
-        default_text="the bundled one",
+        default_text="that of --model smollm2 and bundled",
         metavar="<str>",
     )
     guide_model: str | None = setting(
@@ -213,10 +218,10 @@ class DraftOptions:
     num_draft_tokens: int | None = setting(None, "Tokens drafted at a time.", DRAFT_TOKENS, default_text="3")
 
 
-Alpha = Annotated[
-    str | None, flag('Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3".', default_text="all equal")
-]
-ALPHAS = 'Preference: "0.7,0.3", or by name "warmth=0.7,focus=0.3"; may be given several times.'
+BASE_ALONE = "base"  # in place of a preference
+_ALPHA = 'Preference: "0.7,0.3", by name "cheer=0.7,formality=0.3", or "base" for the base alone'
+Alpha = Annotated[str | None, flag(f"{_ALPHA}.", default_text="all equal", envvar="PARM_MLX_ALPHA")]
+ALPHAS = f"{_ALPHA}; may be given several times."
 Alphas = Annotated[list[str] | None, flag(ALPHAS, default_text="all equal", metavar="<str>")]
 MaxTokens = Annotated[int, flag("Longest answer, in tokens.", MAX_TOKENS)]
 Json = Annotated[bool, flag("Print one JSON object.", name="--json")]

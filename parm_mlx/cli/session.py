@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from parm_mlx.cli import console
-from parm_mlx.cli.options import DraftOptions, ModelOptions
+from parm_mlx.cli.options import BASE_ALONE, DraftOptions, ModelOptions
+from parm_mlx.errors import PreferenceError
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
 from parm_mlx.settings import check_models
 
@@ -15,20 +16,31 @@ if TYPE_CHECKING:
     from parm_mlx.guidance.speculation import DraftCount
 
 
-def open_session(models: ModelOptions, drafts: DraftOptions = DraftOptions(), *, template: bool = True) -> "Session":
-    """Loads the models that the flags name; the bundled ones where none is named."""
-    check_models(models.model, models.parm, models.guide_model, **asdict(drafts))
+def open_session(
+    models: ModelOptions, drafts: DraftOptions = DraftOptions(), *, template: bool = True, alone: bool = False
+) -> "Session":
+    """Loads the models that the flags name; ``alone`` takes a base without a PARM."""
+    check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
     from parm_mlx.guidance.session import load_session
+    from parm_mlx.machine import keep_freed_memory
 
-    session = load_session(**asdict(models), **asdict(drafts), template=template)
+    keep_freed_memory()
+    session = load_session(**asdict(models), **asdict(drafts), template=template, alone=alone)
     console.blas_hint()
     for line in session.notes:
         console.note(line)
     return session
 
 
-def read_alpha(spec: str | None, objectives: Sequence[str]) -> Alpha:
-    """Reads a preference, uniform where there is none; notes where it had to be normalised."""
+def read_alpha(spec: str | None, objectives: Sequence[str]) -> Alpha | None:
+    """Reads a preference, uniform where there is none given; None is the base alone.
+
+    It notes where weights had to be normalised.
+    """
+    if spec == BASE_ALONE:
+        return None
+    if not objectives:
+        raise PreferenceError("the base answers alone, without a PARM that follows a preference", hint="add --parm")
     if spec is None:
         return parse_alpha([1] * len(objectives), objectives)
     alpha = parse_alpha(spec, objectives)

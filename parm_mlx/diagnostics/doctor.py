@@ -17,7 +17,7 @@ import parm_mlx
 from parm_mlx.errors import ParmError
 from parm_mlx.guidance.generate import Answer, generate_batch
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.loading import BUNDLED, load
+from parm_mlx.guidance.loading import held_out_prompts, load
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.kernels import launcher
@@ -131,9 +131,9 @@ def check_blas() -> Check:
 
 def check_guidance() -> Check:
     """Checks that the bundled model loads and that its answers follow α."""
-    model, tokenizer = load()
+    model, tokenizer = load("bundled")
     prompter = Prompter(tokenizer, tokenizer, guide_template=model.guide.chat_template, limit=model.context_length)
-    questions = json.loads((BUNDLED / "held_out_prompts.json").read_text(encoding="utf-8"))[:QUESTIONS]
+    questions = held_out_prompts("bundled")[:QUESTIONS]
     k = len(model.objectives)
     corners: list[Alpha] = [tuple(float(i == own) for i in range(k)) for own in range(k)]
     requests = [Request(prompter(text), alpha, Sampling()) for alpha in corners for text in questions]

@@ -1,6 +1,5 @@
 """Evaluation: prompts × preferences → answers, scores, metrics, pictures and a page, in the folder of a run."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,9 +14,9 @@ from parm_mlx.errors import InputError
 from parm_mlx.evaluation.cost import token_costs
 from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
 from parm_mlx.evaluation.summary import Normalize, Run, compare, summarise
-from parm_mlx.files import expanded, read_json
+from parm_mlx.files import NAMED, expanded, read_json
 from parm_mlx.fingerprint import fingerprint
-from parm_mlx.guidance.loading import BUNDLED, Dequantize, Share
+from parm_mlx.guidance.loading import Dequantize, Share, held_out_prompts
 from parm_mlx.guidance.prompts import Prompt, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.session import load_session
@@ -73,11 +72,13 @@ def evaluate(
 
     Args:
         out: Folder of the run.
-        model: Directory or hub id of the base. By default ``guide_model`` or the backbone that the adapter records;
-            without ``parm`` the bundled model.
-        parm: Directory or hub id of the adapter, or of several with one objective each.
+        model: Name, directory or hub id of the base. By default ``guide_model`` or the backbone that the adapter
+            records; without ``parm`` ``smollm2``.
+        parm: Name, directory or hub id of the adapter, or of several with one objective each; by default that of the
+            model's name.
         guide_model: Backbone of the adapters; by default what they record.
-        prompts: The path of a file, or texts and conversations; by default the bundled model's held-out questions.
+        prompts: The path of a file, or texts and conversations; by default the held-out questions of a ``parm`` with a
+            name.
         limit: Number of prompts to take; None takes all.
         alphas: The path of a file of preferences, or a list of them.
         grid: Step of a grid of preferences, in place of ``alphas``; by default 0.1 for two objectives, 0.25 for three,
@@ -134,7 +135,7 @@ def evaluate(
     prompter, objectives = session.prompter, session.objectives
     if reference is not None and len(reference) != len(objectives):
         raise InputError(f"the reference point has {len(reference)} numbers for {len(objectives)} objectives")
-    asked = _prompts(prompts, bundled=parm is None)[:limit]
+    asked = _prompts(prompts, session.adapters[0])[:limit]
     weights = _alphas(alphas, grid, objectives)
 
     keep_freed_memory()
@@ -271,16 +272,16 @@ def _seeds(sampling: Sampling, count: int) -> list[int]:
     return list(range(sampling.seed, sampling.seed + count))
 
 
-def _prompts(given: str | Path | Sequence[Content] | None, bundled: bool) -> list[Prompt]:
-    """Returns prompts; by default the questions that the bundled model was not trained on."""
+def _prompts(given: str | Path | Sequence[Content] | None, adapter: str) -> list[Prompt]:
+    """Returns prompts; by default those that an adapter with a name was not trained on."""
     if isinstance(given, (str, Path)):
         file = expanded(given)
         found = read_prompts(file)
         check_distinct(found, file)
         return found
     contents: Sequence[Content] = given or []
-    if given is None and bundled:
-        contents = json.loads((BUNDLED / "held_out_prompts.json").read_text(encoding="utf-8"))
+    if given is None and adapter in NAMED:
+        contents = held_out_prompts(adapter)
     if not contents:
         raise InputError("prompts are missing", hint="for instance a file of them: --prompts questions.txt")
     return list({content_id(content): Prompt(content_id(content), content) for content in contents}.values())

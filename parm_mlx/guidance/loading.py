@@ -1,15 +1,16 @@
 """Loading base, guide and tokenizers, and checking that they fit each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from warnings import warn
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from parm_mlx.errors import AdapterError, ModelError
-from parm_mlx.files import resolve
+from parm_mlx.errors import AdapterError, ModelError, RunError
+from parm_mlx.files import NAMED, resolve
 from parm_mlx.guidance.guide import Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import SharedModel, weights_differ
@@ -20,9 +21,7 @@ from parm_mlx.preference import AlphaSpec, parse_betas
 
 Share = Literal["auto", "on", "off"]
 Dequantize = Literal["auto", "off"]
-BUNDLED = Path(__file__).parents[1] / "models"
-BUNDLED_BASE = BUNDLED / "base"
-BUNDLED_PARM = BUNDLED / "parm"
+_MODELS = Path(__file__).parents[1] / "models"
 
 
 def load_base(source: str | Path, dequantize: Dequantize = "auto") -> tuple[nn.Module, TokenizerWrapper]:
@@ -60,8 +59,8 @@ def load_guide(
 
 
 def load(
-    model: str | Path = BUNDLED_BASE,
-    parm: str | Path | Sequence[str | Path] = BUNDLED_PARM,
+    model: str | Path | None = None,
+    parm: str | Path | Sequence[str | Path] | None = None,
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
     beta: float | Sequence[float] = 1.0,
@@ -71,9 +70,9 @@ def load(
     """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
     Args:
-        model: Directory or hub id of the base model; the bundled one by default.
-        parm: Directory or hub id of the adapter; the bundled one by default. Of several adapters with one objective
-            each (GenARM), α weighs each by its objective; the order of α is theirs.
+        model: Name, directory or hub id of the base model; see :func:`named_models` where it is left out.
+        parm: Name, directory or hub id of the adapter. Of several adapters with one objective each (GenARM), α weighs
+            each by its objective; the order of α is theirs.
         guide_model: Backbone of the adapters; what each records when left out.
         alpha: The default preference: k weights, ``"0.7,0.3"``, ``"helpful=0.7,harmless=0.3"`` or a mapping.
         beta: β of Eq. 13, or one β_i for each of several adapters. Smaller β, stronger guide.
@@ -91,13 +90,16 @@ def load(
         ModelError: A model cannot be loaded, the tokenizers differ, or weights that should be shared do.
         PreferenceError: α or β cannot be used.
     """
-    guided, tokenizer, _ = load_with_tokenizers(model, parm, guide_model, alpha, beta, share, dequantize)
+    base, adapters = named_models(model, parm, guide_model, note=warn)
+    if not adapters:
+        raise ModelError(f"{base} needs a PARM, the adapter that guides it", hint="name it with parm=")
+    guided, tokenizer, _ = load_with_tokenizers(base, adapters, guide_model, alpha, beta, share, dequantize)
     return guided, tokenizer
 
 
 def load_with_tokenizers(
-    model: str | Path = BUNDLED_BASE,
-    parm: str | Path | Sequence[str | Path] = BUNDLED_PARM,
+    model: str | Path,
+    parm: str | Path | Sequence[str | Path],
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
     beta: float | Sequence[float] = 1.0,
@@ -181,6 +183,44 @@ def _backbone(adapter: Path, recorded: str | None, given: str | Path | None) -> 
     except ModelError as error:
         hint = f"adapter {adapter} records this backbone; name another with --guide-model"
         raise ModelError(str(error), hint=hint) from None
+
+
+def held_out_prompts(name: str) -> list[str]:
+    """Returns the questions that the PARM of a name was not trained on."""
+    return (_MODELS / f"{name}_held_out.txt").read_text(encoding="utf-8").splitlines()
+
+
+def named_models(
+    model: str | Path | None,
+    parm: str | Path | Sequence[str | Path] | None,
+    guide_model: str | Path | None = None,
+    note: Callable[[str], None] = lambda message: None,
+) -> tuple[str, list[str]]:
+    """Returns base and adapters, directories or hub ids, where some or all of them are left out.
+
+    Where none is given they are ``smollm2``; ``bundled`` and a note where that is neither here nor can be fetched. The
+    adapter of a model with a name is that of the name. The base of an adapter is its backbone. There are no adapters
+    where a model has none.
+
+    Raises:
+        AdapterError: The adapter cannot be read or records no backbone.
+    """
+    adapters = [str(each) for each in ([parm] if isinstance(parm, str | Path) else parm or [])]
+    if model is None and guide_model is None:
+        model = str(recorded_backbone(adapters[0])) if adapters else _default(note)
+    model = str(model or guide_model)
+    return model, adapters or [model] * (model in NAMED)
+
+
+def _default(note: Callable[[str], None]) -> str:
+    *preferred, last = NAMED
+    for name in preferred:
+        try:
+            resolve(name)
+            return name
+        except RunError as error:
+            note(f"{error}; the model {last} answers in its place")
+    return last
 
 
 def suit_to_cpu(model: nn.Module, dequantize: Dequantize = "auto") -> None:

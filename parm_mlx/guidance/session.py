@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.files import resolve
-from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.guided import GuidedModel, Unguided
 from parm_mlx.guidance.loading import (
-    BUNDLED_BASE,
-    BUNDLED_PARM,
     Dequantize,
     Share,
+    load_base,
     load_draft,
     load_with_tokenizers,
+    named_models,
     recorded_backbone,
 )
 from parm_mlx.guidance.prompts import Prompter
@@ -71,28 +71,33 @@ def load_session(
     draft_model: str | Path | None = None,
     self_speculation: bool = False,
     num_draft_tokens: int | None = None,
+    alone: bool = False,
 ) -> Session:
-    """Loads models and makes them ready to answer; the bundled ones where none is named.
+    """Loads models and makes them ready to answer; :func:`named_models` says which, where some are left out.
 
-    The base is by default the guide's backbone, and that is what the adapters record. ``template`` renders prompts with
-    chat templates. Other arguments are those of :func:`parm_mlx.evaluate`.
+    ``template`` renders prompts with chat templates. ``alone`` takes a model without a PARM, which then answers
+    unguided. Other arguments are those of :func:`parm_mlx.evaluate`.
 
     Raises:
         InputError: The arguments contradict each other, β is wrong, or something cannot be loaded.
     """
-    adapters = [str(each) for each in ([parm] if isinstance(parm, str | Path) else parm or [])]
+    check_models(model, parm, guide_model, draft_model, self_speculation, num_draft_tokens, alone)
+    notes: list[str] = []
+    base, adapters = named_models(model, parm, guide_model, notes.append)
     names = {
-        "model": None if model is None else str(model),
+        "model": base if model is not None or not parm else None,
         "parm": adapters or None,
         "guide_model": None if guide_model is None else str(guide_model),
     }
     betas = parse_betas(beta, max(len(adapters), 1))
-    check_models(model, adapters, guide_model, draft_model, self_speculation, num_draft_tokens)
-    base = str(model or guide_model or recorded_backbone(adapters[0])) if adapters else str(BUNDLED_BASE)
-    adapters = adapters or [str(BUNDLED_PARM)]
-    guided, tokenizer, guide_tokenizer = load_with_tokenizers(
-        base, adapters, guide_model, beta=betas, share=share, dequantize=dequantize
-    )
+    guided: GuidedModel
+    if adapters:
+        guided, tokenizer, guide_tokenizer = load_with_tokenizers(
+            base, adapters, guide_model, beta=betas, share=share, dequantize=dequantize
+        )
+    else:
+        model_alone, tokenizer = load_base(base, dequantize)
+        guided, guide_tokenizer = Unguided(model_alone), tokenizer
     drafting = None
     if draft_model is not None or self_speculation:
         drafter = None if draft_model is None else load_draft(draft_model, tokenizer, base, dequantize)
@@ -102,14 +107,14 @@ def load_session(
         guide_tokenizer,
         template,
         base_template=chat_template,
-        guide_template=guided.guide.chat_template,
+        guide_template=guided.guide.chat_template if adapters else None,
         limit=guided.context_length,
         rows=guided.rows,
         draft_rows=drafting.rows if drafting else None,
         allow_special=allow_special,
     )
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    notes = [prompter.note] if prompter.note else []
+    notes += [prompter.note] if prompter.note else []
     if is_quantized(resolve(base)) and not any(map(quantized_numbers, guided.modules())):
         notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
     return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, system, notes)

@@ -2,7 +2,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from parm_mlx.guidance.loading import BUNDLED, BUNDLED_BASE, BUNDLED_PARM
+from parm_mlx.named import BUNDLED, BUNDLED_BASE, BUNDLED_PARM
 from parm_mlx.pblora import read_adapter
 from parm_mlx.rewards.builtin import SCORERS
 

@@ -16,7 +16,7 @@ from kill_sweeps import kill_sweeps
 from ring import ring
 
 from parm_mlx.errors import RunError
-from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM
+from parm_mlx.named import BUNDLED_BASE, BUNDLED_PARM
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--limit", 2, "--grid", 0.5, "--max-tokens", 30, "--bootstrap", 20)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM
+from parm_mlx.named import BUNDLED_BASE, BUNDLED_PARM
 from parm_mlx.outputs import MARKER, new_directory
 
 Run = Callable[..., tuple[int, str, str]]

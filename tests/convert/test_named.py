@@ -15,8 +15,8 @@ import parm_mlx
 from parm_mlx import named
 from parm_mlx.errors import ModelError, RunError
 from parm_mlx.files import resolve
-from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM
 from parm_mlx.mlxlm import load_weights_and_tokenizer
+from parm_mlx.named import BUNDLED_BASE, BUNDLED_PARM
 
 
 def wheel(folder: Path, content: bytes) -> Path:

@@ -9,8 +9,8 @@ from parm_mlx.answers.sweep import Sweep
 from parm_mlx.data.dataset import load_data
 from parm_mlx.data.sample import Sampled, sample
 from parm_mlx.errors import ConfigError, DataError, InputError, OutputError
-from parm_mlx.guidance.loading import BUNDLED_BASE
 from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.named import BUNDLED_BASE
 from parm_mlx.rewards.registry import Reward, load_rewards
 
 QUESTIONS = ("How can I sleep better?", "What is good for a cough?", "How do I plant a rose?")

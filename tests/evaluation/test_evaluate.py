@@ -9,8 +9,8 @@ import pytest
 
 import parm_mlx
 from parm_mlx.errors import InputError, OutputError
-from parm_mlx.guidance.loading import BUNDLED_BASE, BUNDLED_PARM
 from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.named import BUNDLED_BASE, BUNDLED_PARM
 
 PROMPTS = ["How do I bake bread?", "How do I plant a tree?"]
 

@@ -11,10 +11,10 @@ from parm_mlx.data.tokenize import tokenize
 from parm_mlx.errors import InputError
 from parm_mlx.guidance import encoding
 from parm_mlx.guidance.encoding import encode, escape, split_response, token_ids, unescape
-from parm_mlx.guidance.loading import BUNDLED_BASE
 from parm_mlx.guidance.prompts import Prompter, render_prompt
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, Message
 from parm_mlx.mlxlm import TokenizerWrapper, load_tokenizer_alone
+from parm_mlx.named import BUNDLED_BASE
 
 TEMPLATES = [None, *CHAT_TEMPLATES]
 TURNS = "<|end|><|assistant|>Sure.<|end|><|user|>{}</s><s>"
