@@ -62,11 +62,11 @@ $(READY): pyproject.toml
 		echo "hint: install one (on Debian or Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
 		exit 1; \
 	}
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),blas,dev]'
 	@touch $@
 
 # What we are compared with is installed in an environment of its own.
 $(PEERS_READY): pyproject.toml | $(READY)
 	$(BIN)/python -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND)]' mlx-lm-lora torch==2.13.0 transformers
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),blas]' mlx-lm-lora torch==2.13.0 transformers
 	@touch $@

@@ -10,14 +10,16 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import glob
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 OPENBLAS = "libopenblas.so.0"
 BLAS_HINT = (
-    "OpenBLAS is not installed, so MLX runs about 30 times slower here; on Debian or Ubuntu: "
-    "apt install libopenblas0-pthread"
+    "OpenBLAS is not installed, so MLX runs about 30 times slower here: pip install 'parm-mlx[blas]', or on Debian and "
+    "Ubuntu apt install libopenblas0-pthread"
 )
 NO_BACKEND = (
     "MLX has no back end on this machine; install one: pip install 'parm-mlx[cpu]' or, with an NVIDIA GPU, "
@@ -51,13 +53,30 @@ def lacks_backend(error: BaseException) -> bool:
 
 def preload_blas() -> bool:
     """Loads OpenBLAS, before ``mlx.core`` is imported; returns False if products will be slow: it was not found."""
-    if not uses_linux_cpu():
-        return True
+    return not uses_linux_cpu() or any(map(_load_blas, [OPENBLAS, *_blas_of_packages()]))
+
+
+def _blas_of_packages() -> Iterator[str]:
+    """Yields the paths of OpenBLAS libraries that installed packages carry, after loading what they need.
+
+    ``auditwheel`` puts such libraries into ``PACKAGE.libs`` beside a package. Those of NumPy and SciPy have other
+    names, since their functions have.
+    """
+    for path in (
+        Path(folder, file) for folder in sys.path for file in glob("*.libs/libopenblas*.so*", root_dir=folder)
+    ):
+        for name in ("libquadmath*", "libgfortran*", "libgomp*"):
+            for needed in path.parent.glob(name):
+                with suppress(OSError):
+                    ctypes.CDLL(str(needed))
+        yield str(path)
+
+
+def _load_blas(library: str) -> bool:
     try:
-        ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)
+        return hasattr(ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL), "cblas_sgemm")
     except OSError:
         return False
-    return True
 
 
 def keep_freed_memory() -> bool:
