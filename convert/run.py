@@ -139,7 +139,7 @@ def _convert_adapter(request: Request, source: Source, note: Note) -> None:
         absolute = given if is_hub_id else str(path.resolve())
         config = replace(config, base_model=absolute if request.to_peft else backbone_reference(given, request.out))
     elif request.to_peft and config.base_model is not None:
-        config = replace(config, base_model=str(find_backbone(source.path, config.base_model)))
+        config = replace(config, base_model=str(find_backbone(source.path, config)))
     with new_directory(request.out, request.force, [source.path, given]) as partial:
         if not request.to_peft:
             save_adapter(partial, config, tensors)

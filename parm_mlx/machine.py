@@ -11,7 +11,6 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from glob import glob
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,9 +61,7 @@ def _blas_of_packages() -> Iterator[str]:
     ``auditwheel`` puts such libraries into ``PACKAGE.libs`` beside a package. Those of NumPy and SciPy have other
     names, since their functions have.
     """
-    for path in (
-        Path(folder, file) for folder in sys.path for file in glob("*.libs/libopenblas*.so*", root_dir=folder)
-    ):
+    for path in (file for folder in sys.path for file in Path(folder).glob("*.libs/libopenblas*.so*")):
         for name in ("libquadmath*", "libgfortran*", "libgomp*"):
             for needed in path.parent.glob(name):
                 with suppress(OSError):

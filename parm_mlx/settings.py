@@ -75,6 +75,17 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class OrAuto:
+    """What ``each`` allows, or ``auto``, which is None."""
+
+    each: Limits
+
+    def read(self, value: Any) -> Any:
+        """Returns the value."""
+        return None if value == "auto" else self.each.read(value)
+
+
+@dataclass(frozen=True)
 class Items:
     """One or more values, as a list or with commas between."""
 

@@ -16,6 +16,9 @@ import pytest
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
 
+from parm_mlx import named  # isort: skip
+from parm_mlx.files import NAMED  # isort: skip
+
 import mlx.core as mx  # isort: skip
 
 # Expected numbers and equal tokens are pinned on the CPU, also on a Mac; PARM_MLX_TEST_DEVICE=gpu tests Metal.
@@ -26,6 +29,18 @@ REWARDS = Path(__file__).parent / "fixtures" / "rewards"
 REPOSITORY = Path(__file__).parent.parent
 LONG = ["Thank you for asking, it is a pleasure.", "Of course! Here is a long and polite answer.", "Let me explain it."]
 SHORT = ["No.", "Yes.", "Maybe."]
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched in the process of the tests: they name their models."""
+
+    def refused(what: str) -> Path:
+        if what == "adapter":
+            return named.MODELS / "smollm2-parm"
+        pytest.fail("a test would fetch a model: name the bundled one")
+
+    monkeypatch.setitem(NAMED, "smollm2", refused)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,17 +1,19 @@
 """``parm-mlx chat``: a conversation whose preference can change at any turn."""
 
 import re
-import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 from parm_mlx.cli import console
-from parm_mlx.cli.options import Alpha, DraftOptions, MaxTokens, ModelOptions, flag, grouped
+from parm_mlx.cli.lines import Lines
+from parm_mlx.cli.options import BASE_ALONE, Alpha, DraftOptions, MaxTokens, ModelOptions, flag, grouped
 from parm_mlx.cli.session import note_drafts, open_session, read_alpha
-from parm_mlx.errors import ParmError, PreferenceError
+from parm_mlx.errors import InputError, ParmError, PreferenceError
 from parm_mlx.files import decoded
 from parm_mlx.interrupt import stop_on_interrupt
-from parm_mlx.preference import format_alpha
+from parm_mlx.preference import check_beta, format_alpha, parse_alpha
+from parm_mlx.ranges import TEMP
 from parm_mlx.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -20,12 +22,21 @@ if TYPE_CHECKING:
     from parm_mlx.guidance.session import Session
 
 COMMANDS = """\
-/alpha 0.8,0.2          answer by this preference from now on (also by name: /alpha warmth=0.8,focus=0.2)
+/alpha 0.8,0.2          answer by this preference from now on; by name: /alpha cheer=0.8,formality=0.2
+/alpha base             the base alone, without guidance
 /alpha                  show the preference
-/compare 1,0 0,1        answer the last question at several preferences, beside the conversation
+/compare 1,0 0,1        answer the last question at several preferences, beside the conversation;
+                        without preferences: the base alone and each objective
+/beta 0.5               strength of the guide: smaller is stronger
+/temp 0.7               sampling temperature; 0 takes the likeliest token
+/system TEXT            system message; without TEXT, none
+/save FILE, /load FILE  keep the conversation in a file, and go on with it
 /reset                  forget the conversation
 /help                   this list
-/quit                   leave (also Ctrl-D); Ctrl-C stops an answer"""
+/quit, /bye, exit       leave (also Ctrl-D); Ctrl-C stops an answer
+
+Pasted lines are one message; \""" begins and ends a message of several lines."""
+LEAVE = ("/quit", "/exit", "/bye", "quit", "exit")
 
 
 @grouped
@@ -45,9 +56,10 @@ def chat(
     Examples:
       parm-mlx chat --alpha 0.5,0.5
       parm-mlx chat --model base --parm parm --alpha helpful=0.8,harmless=0.2
+      parm-mlx chat --model base --alpha base
       echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
     """
-    session = open_session(models, drafts)
+    session = open_session(models, drafts, alone=alpha == BASE_ALONE)
     weights = read_alpha(alpha, session.objectives)
 
     from parm_mlx.guidance.chat import Conversation
@@ -72,15 +84,35 @@ class Chat:
         self._session, self._conversation = session, conversation
         self._sampling, self._max_tokens = sampling, max_tokens
         self._note = (lambda _: None) if quiet else console.note
-        self._prompt = "" if quiet or not sys.stdin.isatty() else ">> "
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/alpha": self._set_alpha,
+            "/beta": self._set_beta,
+            "/compare": self._compare,
+            "/help": lambda _: self._note(COMMANDS),
+            "/load": self._load,
+            "/reset": self._reset,
+            "/save": self._save,
+            "/system": self._set_system,
+            "/temp": self._set_temp,
+        }
+        weights = [BASE_ALONE, *(f"{name}=" for name in session.objectives)]
+        words: dict[str, Any] = dict.fromkeys((*self._commands, "/quit", "/bye"), list)
+        words |= {"/alpha": lambda: weights, "/compare": lambda: weights, "/save": None, "/load": None}
+        self._lines = Lines("" if quiet else ">> ", words)
+        self._forgotten = 0
 
     def run(self) -> None:
-        """Reads lines until /quit or the end of the input."""
-        while (line := self._read()) is not None:
+        """Reads messages until /quit or the end of the input."""
+        while True:
+            try:
+                line = self._lines.read()
+            except KeyboardInterrupt:
+                self._note("/quit or Ctrl-D leaves")
+                continue
+            if line is None or line in LEAVE:
+                return
             if not line:
                 continue
-            if line in ("/quit", "/exit"):
-                return
             try:
                 line = decoded(line, "the line")
                 if line.startswith("/"):
@@ -90,45 +122,64 @@ class Chat:
             except ParmError as error:
                 console.print_error(str(error), error.hint)
 
-    def _read(self) -> str | None:
-        try:
-            if sys.stdin.isatty():
-                import readline  # noqa: F401  (gives input() line editing and history)
-
-                return input(self._prompt).strip()
-            line = sys.stdin.readline()
-            return line.strip() if line else None
-        except EOFError:
-            return None
-        except KeyboardInterrupt:
-            self._note("\n/quit or Ctrl-D leaves")
-            return ""
-
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
-        rest = rest.strip()
-        if name == "/alpha":
-            if rest:
-                self._conversation.alpha = read_alpha(rest, self._session.objectives)
-            self._note(f"preference: {format_alpha(self._conversation.alpha, self._session.objectives)}")
-        elif name == "/compare":
-            self._compare(re.sub(r"\s*([,=])\s*", r"\1", rest).split())
-        elif name == "/reset":
-            self._conversation.reset()
-            self._note("the conversation starts again")
-        elif name == "/help":
-            self._note(COMMANDS)
-        else:
+        if name not in self._commands:
             raise PreferenceError(f"unknown command {name}", hint="/help lists the commands")
+        self._commands[name](rest.strip())
+
+    def _set_alpha(self, spec: str) -> None:
+        if spec:
+            self._conversation.alpha = read_alpha(spec, self._session.objectives)
+        self._note(f"preference: {format_alpha(self._conversation.alpha, self._session.objectives)}")
+
+    def _set_beta(self, spec: str) -> None:
+        model = self._session.model
+        if not self._session.objectives or len(self._session.betas) > 1:
+            raise PreferenceError("there is no β to set: the guides have one each, or there is none")
+        if spec:
+            model.beta = check_beta(spec)
+        self._note(f"beta: {model.beta:g}")
+
+    def _set_temp(self, spec: str) -> None:
+        if spec:
+            try:
+                self._sampling = replace(self._sampling, temp=TEMP.read(spec))
+            except ValueError as reason:
+                raise PreferenceError(f"the temperature {reason}") from None
+        self._note(f"temperature: {self._sampling.temp:g}")
+
+    def _set_system(self, text: str) -> None:
+        self._conversation.system_prompt = text or None
+        self._note(f"system message: {text}" if text else "no system message")
+
+    def _reset(self, _: str) -> None:
+        self._conversation.reset()
+        self._forgotten = 0
+        self._note("the conversation starts again")
+
+    def _save(self, name: str) -> None:
+        from parm_mlx.guidance.saved import save_conversation
+
+        file = save_conversation(_named(name, "/save"), self._conversation, self._session.names)
+        self._note(f"saved in {file}")
+
+    def _load(self, name: str) -> None:
+        from parm_mlx.guidance.saved import load_conversation
+
+        same = load_conversation(_named(name, "/load"), self._conversation, self._session.names)
+        self._forgotten = 0
+        self._note("the conversation goes on" if same else "the conversation goes on, with other models than before")
+        self._set_alpha("")
 
     def _answer(self, question: str) -> None:
-        reason, begun = None, False
+        reason, begun, out = None, False, console.writer()
         with stop_on_interrupt() as stopped:
             answer = self._conversation.ask(question, self._sampling, self._max_tokens)
             try:
                 for chunk in answer:
-                    console.echo(chunk.text, end="")
-                    sys.stdout.flush()
+                    self._note_forgotten()
+                    out.feed(chunk.text)
                     begun = True
                     reason = chunk.finish_reason
                     if stopped():
@@ -136,25 +187,41 @@ class Chat:
             finally:
                 answer.close()
                 if begun:
-                    console.echo()
+                    out.close()
         if reason != "stop":
             self._note("stopped" if reason is None else f"cut at {self._max_tokens} tokens (--max-tokens)")
 
-    def _compare(self, specs: list[str]) -> None:
+    def _note_forgotten(self) -> None:
+        new, self._forgotten = self._conversation.forgotten - self._forgotten, self._conversation.forgotten
+        if new:
+            limit = self._session.model.context_length
+            turns = "the oldest turn is" if new == 1 else f"the oldest {new} turns are"
+            self._note(f"the models read {limit} tokens: {turns} forgotten")
+
+    def _compare(self, given: str) -> None:
         from parm_mlx.guidance.generate import generate_batch, in_order
         from parm_mlx.guidance.sampling import Request
 
-        question = self._conversation.last_question
+        question, session = self._conversation.last_question, self._session
         if question is None:
             raise PreferenceError("nothing to compare yet: ask something first")
-        if not specs:
-            raise PreferenceError("/compare needs preferences", hint="for instance /compare 1,0 0.5,0.5 0,1")
-        session = self._session
-        alphas = [read_alpha(spec, session.objectives) for spec in specs]
+        specs = re.sub(r"\s*([,=])\s*", r"\1", given).split()
+        alphas = [read_alpha(spec, session.objectives) for spec in specs] or [
+            None,
+            *(parse_alpha({name: 1}, session.objectives) for name in session.objectives),
+        ]
         requests = [Request(question, alpha, self._sampling) for alpha in alphas]
         with stop_on_interrupt() as stopped:
             answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
-            for answer in in_order(answers):
-                console.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]\n{answer.text.strip()}\n")
+            for answer in in_order(console.waiting(answers, len(requests), "answers")):
+                console.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]")
+                console.say(answer.text)
+                console.echo()
         if stopped():
             self._note("stopped")
+
+
+def _named(name: str, command: str) -> str:
+    if not name:
+        raise InputError(f"{command} needs the name of a file")
+    return name

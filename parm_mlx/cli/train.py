@@ -9,6 +9,8 @@ from parm_mlx.cli import console
 from parm_mlx.cli.options import flag, grouped
 from parm_mlx.training.config import TrainConfig
 
+MOVED = 0.05  # nats per token between the corners, below which answers hardly differ
+
 
 @grouped
 def train(
@@ -62,4 +64,14 @@ def train(
             f"{result.out} holds what has been learned; try it: parm-mlx chat --parm {result.out}"
         )
         raise typer.Exit(128 + result.signal)
-    console.note(f"{result.steps} steps done; try it: {console.program()} chat --parm {result.out}")
+    done, apart = f"{result.steps} steps done", result.distance
+    if apart is None or apart >= MOVED:
+        if apart is not None:
+            done += f"; alpha moves the adapter: its corners are {apart:.2f} nats per token apart"
+        console.note(f"{done}\ntry it: {console.program()} chat --parm {result.out}")
+        return
+    progress.warn(f"alpha hardly moves the adapter: its corners are {apart:.3f} nats per token apart, below {MOVED}")
+    console.note(
+        f"{done}; train longer (--iters, --epochs) or with a higher --learning-rate. If corners stay together, do the "
+        "objectives disagree? parm-mlx data inspect tells"
+    )

@@ -1,15 +1,17 @@
 """A conversation with a guided model: the prompt cache is kept from turn to turn, and α can change between turns."""
 
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Mapping
 from contextlib import closing
+from typing import Any
 
 import mlx.core as mx
 
 from parm_mlx.guidance.generate import Piece, not_finite, pieces
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.prefill import CachedTokens, prefill
-from parm_mlx.guidance.prompts import Prompter, PromptTokens
+from parm_mlx.guidance.prefill import CachedTokens, prefill, read
+from parm_mlx.guidance.prompts import Prompter, PromptTokens, TooLongError
 from parm_mlx.guidance.sampling import NOT_FINITE, Sampling
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation
 from parm_mlx.mlxlm import TokenizerWrapper, generate_step, make_prompt_cache, wired_limit
@@ -19,13 +21,19 @@ from parm_mlx.preference import Alpha
 class Conversation:
     """Turns between a user and a guided model; the tokenizer is the base's.
 
+    Where the conversation and room for an answer exceed what the models can read, its oldest turns are forgotten.
+
     Attributes:
         drafts: How the drafted tokens fared so far.
+        forgotten: Number of turns that were forgotten.
         last_question: The prompt that ends in the last question; None before the first.
     """
 
+    last_question: PromptTokens | None
+    _messages: list[dict[str, str]]
+    _asked: PromptTokens | None  # the last prompt, where the next one goes on after its answer
     _base: CachedTokens
-    _guide: CachedTokens
+    _guide: CachedTokens | None
     _draft: CachedTokens
 
     def __init__(
@@ -33,36 +41,79 @@ class Conversation:
         model: GuidedModel,
         tokenizer: TokenizerWrapper,
         prompter: Prompter,
-        alpha: Alpha,
+        alpha: Alpha | None,
         system_prompt: str | None = None,
         drafting: Drafting | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._prompter = prompter
-        self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        self._system_prompt = system_prompt
         self._drafting = drafting
         self._alpha = alpha
         self.drafts = DraftCount()
         self.reset()
 
     @property
-    def alpha(self) -> Alpha:
-        """The preference of the next answer. Setting it drops the guide's cache and keeps the base's."""
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives that α weighs; none where the base answers alone."""
+        return self._model.objectives
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the models can read."""
+        return min(filter(None, (*self._model.rows, len(self._tokenizer.get_vocab()))))
+
+    @property
+    def alpha(self) -> Alpha | None:
+        """The preference of the next answer; None is the base alone.
+
+        Setting it drops the guide's cache and keeps the base's.
+        """
         return self._alpha
 
     @alpha.setter
-    def alpha(self, alpha: Alpha) -> None:
-        if alpha != self._alpha:
-            self._alpha = alpha
-            self._guide = self._empty_guide()
+    def alpha(self, alpha: Alpha | None) -> None:
+        if alpha not in (None, self._alpha):
+            self._guide = None
+        self._alpha = alpha
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The message before the conversation. Setting it has everything read again."""
+        return self._system_prompt
+
+    @system_prompt.setter
+    def system_prompt(self, text: str | None) -> None:
+        self._system_prompt = text
+        self._messages = self._system() + [each for each in self._messages if each["role"] != "system"]
+        self._asked = None
 
     def reset(self) -> None:
         """Forgets everything said so far."""
-        self._messages: list[dict[str, str]] = list(self._system)
-        self.last_question: PromptTokens | None = None
+        self._messages = self._system()
+        self.last_question = self._asked = None
         self._answered: list[int] = []
+        self._turns = self.forgotten = 0
         self._forget_caches()
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that the next answer depends on, but for models and sampling, as JSON can hold it."""
+        asked = self._asked and {"base": self._asked.base, "guide": self._asked.guide}
+        return {"messages": self._messages, "asked": asked, "answer": self._answered, "turns": self._turns}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on with a conversation of these models as :meth:`state` returned it."""
+        self.reset()
+        self._messages = [dict(message) for message in state["messages"]]
+        systems = [message["content"] for message in self._messages if message["role"] == "system"]
+        self._system_prompt = systems[0] if systems else None
+        if state["asked"]:
+            self._asked = self.last_question = PromptTokens(**state["asked"])
+        self._answered, self._turns = list(state["answer"]), state["turns"]
+
+    def _system(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
 
     def ask(self, question: str, sampling: Sampling, max_tokens: int) -> Generator[Piece, None, None]:
         """Answers a question, piece by piece.
@@ -75,11 +126,7 @@ class Conversation:
             ModelError: The chat template does not accept the conversation.
             RunError: The logits are not finite.
         """
-        messages = [*self._messages, {"role": "user", "content": question}]
-        if self.last_question is None:
-            prompt = self._prompter(messages)
-        else:
-            prompt = self._prompter.after_answer(messages, self.last_question, self._answered)
+        messages, prompt = self._fitted([*self._messages, {"role": "user", "content": question}], max_tokens)
         text, tokens = "", list[int]()
         try:
             with closing(self._tokens(prompt, tokens, sampling)) as produced:
@@ -92,14 +139,40 @@ class Conversation:
             self._forget_caches()
             raise
         self._messages = [*messages, {"role": "assistant", "content": text}]
-        self.last_question, self._answered = prompt, tokens
+        self.last_question = self._asked = prompt
+        self._answered = tokens
+        self._turns += 1
+
+    def _fitted(self, messages: list[dict[str, str]], max_tokens: int) -> tuple[list[dict[str, str]], PromptTokens]:
+        """A conversation and its prompt, without the oldest turns where an answer would not fit after it.
+
+        A quarter more than has to be is forgotten, so that the next turns need not be read from the beginning.
+        """
+        limit = self._model.context_length or sys.maxsize
+        room = limit - min(max_tokens, limit // 2)
+        asked, first, forgotten = self._asked, len(self._system()), 0
+        while True:
+            last = len(messages) - first == 1
+            try:
+                prompt = self._prompter.after_answer(messages, asked, self._answered) if asked else None
+                prompt = prompt or self._prompter(messages)
+            except TooLongError:
+                if last:
+                    raise
+            else:
+                if last or max(len(prompt.base), len(prompt.guide)) <= (room * 3 // 4 if forgotten else room):
+                    self.forgotten += forgotten
+                    return messages, prompt
+            messages, asked = messages[:first] + messages[first + 2 :], None
+            forgotten += 1
 
     def _tokens(self, prompt: PromptTokens, answer: list[int], sampling: Sampling) -> Generator[int, None, None]:
         """Yields the tokens of the answer to a prompt, without end; those before its end are added to ``answer``."""
         last, cache = self._read(prompt)
-        seed_offset = len(self._messages) + 1  # tells the answers of the conversation apart
-        sampling = sampling.guided(self._model.sharpness(self._alpha))
-        produce = self._generated if self._drafting is None else self._drafted
+        seed_offset = len(self._system()) + 2 * self._turns + 1  # tells the answers of the conversation apart
+        if self._alpha is not None:
+            sampling = sampling.guided(self._model.sharpness(self._alpha))
+        produce = self._generated if self._drafting is None or self._alpha is None else self._drafted
         with closing(produce(prompt, last, cache, sampling, seed_offset)) as produced:
             for token in produced:
                 if token == NOT_FINITE:
@@ -112,7 +185,8 @@ class Conversation:
         self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling, seed_offset: int
     ) -> Generator[int, None, None]:
         sampler = sampling.sampler(seed_offset)
-        steps = generate_step(mx.array([last]), self._model, max_tokens=-1, sampler=sampler, prompt_cache=cache)
+        model: Any = self._model.base_logits if self._alpha is None else self._model
+        steps = generate_step(mx.array([last]), model, max_tokens=-1, sampler=sampler, prompt_cache=cache)
         generated: list[int] = []
         try:
             with wired_limit(self._model):
@@ -137,8 +211,11 @@ class Conversation:
         """Reads a prompt after what is kept of earlier turns; returns its last token and the cache before it."""
         if not self._base.rewind(prompt.base):
             self._base = self._empty_base()
-        if not self._guide.rewind(prompt.guide):
-            self._guide = self._empty_guide()
+        if self._alpha is None:
+            read(self._model.base, prompt.base[len(self._base.tokens) : -1], self._base.cache)
+            return prompt.base[-1], self._base.cache
+        if self._guide is None or not self._guide.rewind(prompt.guide):
+            self._guide = CachedTokens(self._model.guide.make_cache(self._alpha))
         if self._drafting is not None:
             if not self._draft.rewind(self._drafting.readable(prompt.base)):
                 self._draft = self._drafting.make_cache()
@@ -148,6 +225,9 @@ class Conversation:
         return prefill(self._model, cache, base_left, guide_left), cache
 
     def _keep(self, cache: Cache, prompt: PromptTokens, generated: list[int]) -> None:
+        if self._alpha is None:
+            self._base = CachedTokens(cache, prompt.base + generated)
+            return
         base, guide = self._model.split_cache(cache)
         self._base = CachedTokens(base, prompt.base + generated)
         self._guide = CachedTokens(guide, prompt.guide + generated)
@@ -155,9 +235,6 @@ class Conversation:
     def _empty_base(self) -> CachedTokens:
         return CachedTokens(make_prompt_cache(self._model.base))
 
-    def _empty_guide(self) -> CachedTokens:
-        return CachedTokens(self._model.guide.make_cache(self._alpha))
-
     def _forget_caches(self) -> None:
-        self._base, self._guide = self._empty_base(), self._empty_guide()
+        self._base, self._guide = self._empty_base(), None
         self._draft = CachedTokens([]) if self._drafting is None else self._drafting.make_cache()

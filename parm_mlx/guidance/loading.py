@@ -17,6 +17,7 @@ from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.machine import usable_memory
 from parm_mlx.mlxlm import TokenizerWrapper, dequantize_model, load_weights_and_tokenizer, quantized_numbers
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
+from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.preference import AlphaSpec, parse_betas
 
 Share = Literal["auto", "on", "off"]
@@ -154,7 +155,7 @@ def _load_guide(
     """Loads one guide; the weights of ``held``, by path, are in memory and not loaded again."""
     adapter = resolve(parm, "adapter")
     config, tensors = read_adapter(adapter)
-    path = _backbone(adapter, config.base_model, model)
+    path = _backbone(adapter, config, model)
     weights = held.get(path.resolve())
     backbone, tokenizer = load_weights_and_tokenizer(path, lazy=weights is not None)
     suit_to_cpu(backbone, dequantize)
@@ -170,18 +171,19 @@ def _load_guide(
 def recorded_backbone(parm: str | Path) -> Path:
     """The backbone that an adapter records."""
     adapter = resolve(parm, "adapter")
-    return _backbone(adapter, read_config(adapter).base_model, None)
+    return _backbone(adapter, read_config(adapter), None)
 
 
-def _backbone(adapter: Path, recorded: str | None, given: str | Path | None) -> Path:
+def _backbone(adapter: Path, config: PBLoRAConfig, given: str | Path | None) -> Path:
     if given is not None:
         return resolve(given, "guide model")
+    recorded = find_backbone(adapter, config)
     if recorded is None:
         raise AdapterError(f"adapter {adapter} does not record its backbone", hint="name it with --guide-model")
     try:
-        return resolve(find_backbone(adapter, recorded), "guide model")
+        return resolve(recorded, "guide model")
     except ModelError as error:
-        hint = f"adapter {adapter} records this backbone; name another with --guide-model"
+        hint = f"adapter {adapter} was trained on this backbone; --guide-model DIR says where it is now"
         raise ModelError(str(error), hint=hint) from None
 
 

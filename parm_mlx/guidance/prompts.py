@@ -42,6 +42,10 @@ class PromptTokens:
     guide: list[int]
 
 
+class TooLongError(InputError):
+    """A prompt is longer than the models can read."""
+
+
 class Prompter:
     """Renders and tokenises prompts for a base and its guide.
 
@@ -101,7 +105,8 @@ class Prompter:
         """Tokenises a user's text, or a conversation that an assistant is to continue.
 
         Raises:
-            InputError: The prompt is longer than the models can read, or has a token for which one of them has no row.
+            TooLongError: The prompt is longer than the models can read.
+            InputError: It has a token for which one of them has no row.
             ModelError: A tokenizer has no chat template for a conversation, or its template refuses this one.
         """
         base, guide = (
@@ -130,7 +135,7 @@ class Prompter:
     def _checked(self, prompt: Content, base: list[int], guide: list[int]) -> PromptTokens:
         length = max(len(base), len(guide))
         if self._limit is not None and length >= self._limit:
-            raise InputError(f"the prompt has {length} tokens, and the model reads {self._limit} with its answer")
+            raise TooLongError(f"the prompt has {length} tokens, and the model reads {self._limit} with its answer")
         (base_tokenizer, _), (guide_tokenizer, _) = self._readers
         texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         for tokenizer, ids, rows, role in (

@@ -96,10 +96,18 @@ def backbone_reference(model: str, out: Path) -> str:
     return os.path.relpath(path.resolve(), expanded(out).resolve()) if is_dir(path, ModelError) else model
 
 
-def find_backbone(path: Path, reference: str) -> str | Path:
-    """The inverse of :func:`backbone_reference` for the adapter at ``path``."""
-    beside = path / reference
-    return beside.resolve() if reference.startswith("..") and is_dir(beside, ModelError) else reference
+def find_backbone(path: Path, config: PBLoRAConfig) -> str | Path | None:
+    """The inverse of :func:`backbone_reference` for the adapter at ``path``.
+
+    Where an adapter has moved, the directory is the one that the training was given, if it is there.
+    """
+    if config.base_model is None or not config.base_model.startswith(".."):
+        return config.base_model
+    given = config.training.get("model")
+    for found in (path / config.base_model, Path(str(given)) if given else None):
+        if found and is_dir(found, ModelError):
+            return found.resolve()
+    return str(given or config.base_model)
 
 
 def save_adapter(path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:

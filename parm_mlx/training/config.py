@@ -10,7 +10,7 @@ from parm_mlx.errors import ConfigError, PreferenceError
 from parm_mlx.files import expanded
 from parm_mlx.preference import parse_objectives
 from parm_mlx.ranges import BATCH, BETA, CONCENTRATION, COUNT, DROPOUT, MAX_TOKENS, RANK, SCALE, SEED, STEP, Real, Whole
-from parm_mlx.settings import PATH, TEXT, Choice, Items, TemplateName, check, read_settings, setting
+from parm_mlx.settings import PATH, TEXT, Choice, Items, OrAuto, TemplateName, check, read_settings, setting
 
 SMOOTHING = 0.1
 
@@ -48,7 +48,14 @@ class TrainConfig:
         1, "Batches per step: the same step as one larger batch, in the memory of a small one.", STEP
     )
     grad_checkpoint: bool = setting(False, "Compute layers again in the backward pass: less memory, more time.")
-    learning_rate: float = setting(5e-4, "Highest learning rate; it decays with a cosine.", Real(1e-12, 1e3))
+    learning_rate: float | None = setting(
+        None,
+        "Highest learning rate; it decays with a cosine. auto follows the hidden size: 5e-4 at 4096, more for "
+        "smaller ones.",
+        OrAuto(Real(1e-12, 1e3)),
+        default_text="auto",
+        metavar="<float|auto>",
+    )
     w2_learning_rate: float | None = setting(
         None,
         "Highest learning rate of W2, the part of pblora that alpha reaches; a higher one separates the corners.",

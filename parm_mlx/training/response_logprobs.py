@@ -7,6 +7,7 @@ the largest matrix of many models, is applied to response tokens only, a chunk a
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import combinations
 from typing import Any
 
 import mlx.core as mx
@@ -69,6 +70,28 @@ class ResponseScorer:
         hidden = hidden_states(trunk, packed, _caches(self.model, packed))[packed.positions]
         score = chunked_logprobs_with_grad if self.model.training else chunked_logprobs
         return score(head, hidden, packed.targets)
+
+
+def corner_distance(scorer: ResponseScorer, batches: Sequence[Batch], k: int) -> float | None:
+    """Returns how far apart the model is at two corners of the preference simplex: those furthest apart.
+
+    That is the mean over response tokens of |log π_θ(α_i)(y_t) − log π_θ(α_j)(y_t)|, in nats; None for k = 1.
+    """
+    model, corners = scorer.model, mx.eye(k)
+    was_training = model.training
+    model.eval()
+    try:
+        found = []
+        for batch in batches:
+            packed = scorer.pack(batch)
+            for corner in corners:
+                with scorer.conditioned(corner):
+                    found.append(scorer.token_logprobs(packed))
+        at = [mx.concatenate(found[i::k]) for i in range(k)]
+    finally:
+        model.train(was_training)
+    apart = [mx.abs(one - other).mean() for one, other in combinations(at, 2)]
+    return float(mx.max(mx.stack(apart))) if apart else None
 
 
 def split_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:

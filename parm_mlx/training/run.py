@@ -45,6 +45,8 @@ class TrainResult:
         steps: Steps done.
         signal: The signal that ended the run early: SIGINT, SIGTERM or None.
         records: Everything that was reported, in order.
+        distance: How far apart the corners are, :func:`parm_mlx.training.response_logprobs.corner_distance`; None where
+            it was not measured.
         rank: Rank of this process among those that trained together; only process 0 has written ``out``.
     """
 
@@ -53,6 +55,7 @@ class TrainResult:
     signal: int | None
     records: tuple[Record, ...]
     rank: int = 0
+    distance: float | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -128,12 +131,13 @@ def train(
                 trainer.loop(stopped)
                 if not trainer.complete:
                     return _interrupted(trainer, stopped.signal)
+                distance = trainer.distance()
                 with group.agreed():
                     if group.main:
                         _finish(trainer, out, force)
             except LostError as lost:
                 raise trainer.rescue(lost) from lost
-    return TrainResult(out, trainer.done, None, tuple(trainer.log.records), group.rank)
+    return TrainResult(out, trainer.done, None, tuple(trainer.log.records), group.rank, distance)
 
 
 def _begin(

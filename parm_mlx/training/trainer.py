@@ -19,6 +19,7 @@ from parm_mlx.machine import usable_memory, versions
 from parm_mlx.mlxlm import embedding_rows, wired_limit
 from parm_mlx.pblora.adapter import (
     Tensors,
+    adapted_layers,
     adapter_tensors,
     attach,
     backbone_reference,
@@ -57,12 +58,14 @@ from parm_mlx.training.logging import (
     read_metrics,
     write_metrics,
 )
-from parm_mlx.training.optimizer import Optimizer
+from parm_mlx.training.optimizer import Optimizer, auto_learning_rate
 from parm_mlx.training.progress import Progress
-from parm_mlx.training.response_logprobs import ResponseScorer
+from parm_mlx.training.response_logprobs import ResponseScorer, corner_distance
 from parm_mlx.training.train_step import TrainStep, validate
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+FEW_STEPS = 100
+PROBED = 2  # validation batches that the distance of the corners is measured on
 CACHE_SHARE = 8  # MLX may keep an eighth of the usable memory in freed buffers
 
 
@@ -116,6 +119,7 @@ class Trainer:
         self.pairs = len(train), len(valid)
         self.batches = TrainingBatches(train, config.pairs_per_step, order)
         self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
+        self._probe = (self.valid or fixed_batches(train, config.batch_size, PROBED, choice))[:PROBED]
         self.steps = config.steps(len(train))
         if config.warmup >= self.steps:
             progress.note(f"the warm-up of {config.warmup} steps covers the whole run; see --warmup")
@@ -128,9 +132,15 @@ class Trainer:
             checkpoint_blocks(self.model)
         progress.note(f"{self.steps} steps; {size} in {len(layers)} layers")
         self.judge = Judge(config.reward, self.model, self.adapter, tokenizer, questions) if config.reward else None
+        width = min(layer.a.shape[-1] for layer in adapted_layers(self.model).values())
+        self.learning_rate = config.learning_rate or auto_learning_rate(width)
+        if config.learning_rate is None:
+            progress.note(f"learning rate {self.learning_rate:g}, for a hidden size of {width}")
+        if self.steps < FEW_STEPS:
+            progress.warn(f"{self.steps} steps are few: alpha rarely moves an adapter with fewer than {FEW_STEPS}")
         optimizer = Optimizer(
             self.model,
-            peak=config.learning_rate,
+            peak=self.learning_rate,
             warmup=config.warmup,
             steps=self.steps,
             weight_decay=config.weight_decay,
@@ -339,6 +349,10 @@ class Trainer:
         if other := [f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]]:
             self.progress.note(f"versions have changed, so the last bits may differ: {', '.join(other)}")
 
+    def distance(self) -> float | None:
+        """How far apart the corners are that training has reached; None with one objective."""
+        return corner_distance(self.train_step.scorer, self._probe, len(self.objectives))
+
     def result(self) -> tuple[int, Tensors]:
         """Returns the adapter that ``save`` asks for, and the step it is from."""
         best = self.log.best_step
@@ -349,6 +363,7 @@ class Trainer:
     def write_adapter(self, directory: Path, final: Path, step: int, tensors: Tensors) -> None:
         """Writes the adapter of a step with its origin, and the metrics, into a directory that ``final`` will be."""
         training = {
+            "model": self.config.model,
             "settings": {k: v for k, v in self.config.to_dict().items() if k not in ("model", "data", "out")},
             "data": self.data,
             "models": self.models,
@@ -357,6 +372,7 @@ class Trainer:
             "valid_pairs": self.pairs[1],
             "steps": self.steps,
             "steps_done": step,
+            "peak_learning_rate": self.learning_rate,
             "versions": versions(),
         }
         base_model = backbone_reference(self.config.model, final)

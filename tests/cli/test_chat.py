@@ -86,7 +86,8 @@ def test_a_wrong_command_does_not_end_the_conversation(chat: Run, line: str, rea
     assert code == 0
     assert reason in err
     assert out.strip()
-    assert "/compare needs preferences" in err
+    assert "[base alone]\n" in out
+    assert "[harmless=1 helpful=0]\n" in out
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,3 +187,112 @@ def test_a_line_that_is_not_utf_8_is_refused_and_the_next_is_read(chat: Run) -> 
     assert code == 0
     assert err == "error: the line is not UTF-8: caf\\udce9\n"
     assert out.strip()
+
+
+def test_the_base_alone_and_the_other_settings_of_a_turn(chat: Run, official: Path, run_cli: Run) -> None:
+    question = "What is the capital of France?"
+    alone = run_cli(*("generate", question, "--model", official / "base_lm", "--alpha", "base", "--max-tokens", 12))[1]
+    code, out, err = chat(f"/alpha base\n{question}\n/reset\n/alpha 1,0\n/beta 1e6\n{question}\n")
+    assert code == 0
+    assert [line.strip() for line in out.splitlines()] == [alone.strip()] * 2, (
+        "a guide of strength 1e-6 changes nothing"
+    )
+    assert "preference: base alone" in err
+    assert "beta: 1e+06" in err
+    _, out, err = chat(f"{question}\n/reset\n/temp 5\n{question}\n/reset\n/temp 0\n/system Be rude.\n{question}\n")
+    assert len(set(out.splitlines())) == 3
+    assert "temperature: 5" in err
+    assert "system message: Be rude." in err
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("/beta 0", "error: beta must be"),
+        ("/temp warm", "error: the temperature must be"),
+        ("/save", "error: /save needs the name of a file"),
+        ("/load nowhere.json", "error: conversation: nowhere.json is missing in ."),
+    ],
+)
+def test_a_setting_that_cannot_be_used(chat: Run, line: str, reason: str) -> None:
+    code, out, err = chat(f"{line}\nhello\n")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert reason in err
+
+
+@pytest.mark.parametrize("leave", ["exit", "/bye", "/quit"])
+def test_leaving(chat: Run, leave: str) -> None:
+    assert chat(f"{leave}\nhello\n", "--quiet") == (0, "", "")
+
+
+def test_a_block_is_one_message(chat: Run) -> None:
+    one = chat('"""first line\nsecond line"""\n', "--quiet")
+    assert len(one[1].splitlines()) == 1
+    assert one == chat('"""\nfirst line\nsecond line\n"""\n', "--quiet")
+    assert one != chat("first line\n", "--quiet")
+    assert len(chat("first line\nsecond line\n", "--quiet")[1].splitlines()) == 2
+
+
+def test_a_saved_conversation_goes_on_as_it_would_have(
+    chat: Run, tmp_path: Path, run_cli: Run, official: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "talk.json"
+    turns = "What is the capital of France?\n/alpha 0,1\nTell me a joke.\n"
+    expected = chat(f"{turns}And another one?\n", "--quiet")[1].splitlines()[-1]
+    code, _, err = chat(f"{turns}/save {file}\n/save {file}\n", "--quiet")
+    assert code == 0
+    assert err.splitlines()[0] == f"error: {file} exists already"
+    before = file.read_bytes()
+    assert chat(f"/load {file}\nAnd another one?\n", "--quiet") == (0, f"{expected}\n", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/load {file}\nAnd another one?\n"))
+    code, out, err = run_cli("chat", "--model", official / "base_lm", "--alpha", "base", "--max-tokens", 12)
+    assert code == 0
+    assert out.strip()
+    assert "with other models than before" in err
+    assert "preference: base alone" in err
+    assert file.read_bytes() == before
+
+
+def _change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"messages": "hello"},
+        {"messages": [{"role": "user", "content": "hello"}]},
+        {"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "x"}]},
+        {"asked": {"base": [], "guide": []}},
+        {"asked": {"base": [1]}},
+        {"asked": {"base": [1], "guide": [10**9]}},
+        {"answer": [True]},
+        {"answer": None},
+        {"turns": -1},
+        {"alpha": [1]},
+        {"alpha": [2, -1]},
+        {"alpha": [float("nan"), 1]},
+    ],
+)
+def test_a_damaged_conversation_is_one_line(chat: Run, tmp_path: Path, values: dict[str, Any]) -> None:
+    file = tmp_path / "talk.json"
+    chat(f"hello\n/save {file}\n", "--quiet")
+    _change(file, **values)
+    code, out, err = chat(f"/load {file}\nhello\n", "--quiet")
+    assert (code, len(out.splitlines()), len(err.splitlines())) == (0, 1, 1)
+    assert "talk.json" in err
+    _change(file, format="another")
+    assert "is not a conversation that /save wrote" in chat(f"/load {file}\n", "--quiet")[2]
+
+
+def test_a_conversation_longer_than_the_context_forgets_its_oldest_turns(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 turns of the bundled pair, which reads 1,024 tokens."""
+    lines = [f"How do I clean {thing} number {n}?" for n in range(20) for thing in ("a window", "an oven")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    code, out, err = run_cli("chat", "--model", "bundled", "--alpha", "1,0", "--max-tokens", 24, "--temp", 0)
+    assert code == 0, err
+    assert len([line for line in out.splitlines() if line]) >= 40
+    assert "turns are forgotten" in err or "turn is forgotten" in err
+    assert "error" not in err

@@ -1,0 +1,82 @@
+"""A conversation in a file: what was said, token for token, and the settings it was said with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from parm_mlx.errors import DataError
+from parm_mlx.files import disk_errors, expanded, read_json
+from parm_mlx.guidance.chat import Conversation
+from parm_mlx.outputs import check_new_file, new_file
+
+FORMAT = "parm-mlx conversation 1"
+
+
+def save_conversation(path: str | Path, conversation: Conversation, models: dict[str, Any]) -> Path:
+    """Writes a conversation into a new file.
+
+    Raises:
+        OutputError: There is such a file, or it cannot be written.
+    """
+    file = check_new_file(path)
+    alpha = conversation.alpha
+    content = {"format": FORMAT, "models": models, "alpha": alpha and list(alpha), **conversation.state()}
+    with new_file(file) as partial, disk_errors(file):
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
+
+
+def load_conversation(path: str | Path, conversation: Conversation, models: dict[str, Any]) -> bool:
+    """Goes on with a conversation from a file, also under its preference.
+
+    It is read again as text where it was held with other models: False is returned then, and the preference stays.
+
+    Raises:
+        DataError: The file is not a conversation.
+    """
+    file = expanded(path)
+    content = read_json(file, "conversation", DataError)
+    if content.get("format") != FORMAT:
+        raise DataError(f"{file} is not a conversation that /save wrote")
+    alpha, same = content.get("alpha"), content.get("models") == models
+    if not _is_sound(content, len(conversation.objectives), conversation.vocabulary if same else 0):
+        raise DataError(f"{file} is damaged: it does not hold a whole conversation")
+    conversation.restore(content if same else {**content, "asked": None, "answer": []})
+    if same:
+        conversation.alpha = tuple(map(float, alpha)) if isinstance(alpha, list) else None
+    return same
+
+
+def _is_sound(content: dict[str, Any], objectives: int, vocabulary: int) -> bool:
+    """Returns True if a conversation has all its parts, and its tokens are known where ``vocabulary`` is not 0."""
+    messages, asked, turns, alpha = (content.get(key) for key in ("messages", "asked", "turns", "alpha"))
+    if not isinstance(messages, list) or not isinstance(turns, int) or isinstance(turns, bool) or turns < 0:
+        return False
+    for message in messages:
+        if not isinstance(message, dict) or message.keys() != {"role", "content"}:
+            return False
+        if not all(isinstance(value, str) for value in message.values()):
+            return False
+    roles = [message["role"] for message in messages]
+    spoken = roles[roles[:1] == ["system"] :]
+    if spoken != ["user", "assistant"] * (len(spoken) // 2) or (bool(asked) and not spoken):
+        return False
+    if asked is not None and (not isinstance(asked, dict) or asked.keys() != {"base", "guide"}):
+        return False
+    if not vocabulary:
+        return True
+    lists = [content.get("answer"), *(asked.values() if asked else ())]
+    if not all(isinstance(tokens, list) and all(_is_token(each, vocabulary) for each in tokens) for tokens in lists):
+        return False
+    if asked and not all(lists[1:]):
+        return False
+    return alpha is None or (
+        isinstance(alpha, list)
+        and len(alpha) == objectives
+        and all(isinstance(weight, int | float) and weight >= 0 for weight in alpha)
+        and abs(sum(alpha) - 1) < 1e-6
+    )
+
+
+def _is_token(value: Any, vocabulary: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocabulary
