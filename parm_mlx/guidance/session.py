@@ -82,6 +82,7 @@ def load_session(
         InputError: The arguments contradict each other, β is wrong, or something cannot be loaded.
     """
     check_models(model, parm, guide_model, draft_model, self_speculation, num_draft_tokens, alone)
+    betas = parse_betas(beta, 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1))
     notes: list[str] = []
     base, adapters = named_models(model, parm, guide_model, notes.append)
     names = {
@@ -89,7 +90,6 @@ def load_session(
         "parm": adapters or None,
         "guide_model": None if guide_model is None else str(guide_model),
     }
-    betas = parse_betas(beta, max(len(adapters), 1))
     guided: GuidedModel
     if adapters:
         guided, tokenizer, guide_tokenizer = load_with_tokenizers(

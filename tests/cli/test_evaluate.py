@@ -19,7 +19,7 @@ from parm_mlx.errors import RunError
 from parm_mlx.named import BUNDLED_BASE, BUNDLED_PARM
 
 Run = Callable[..., tuple[int, str, str]]
-SMALL = ("--limit", 2, "--grid", 0.5, "--max-tokens", 30, "--bootstrap", 20)
+SMALL = ("--model", "bundled", "--limit", 2, "--grid", 0.5, "--max-tokens", 30, "--bootstrap", 20)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,8 @@ def test_wrong_input_is_one_line(
     (tmp_path / "same.jsonl").write_text('{"prompt": "x", "id": "a"}\n{"prompt": "y", "id": "a"}\n')
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter").write_text("dear")
-    found, out, err = run_cli("evaluate", *options)
+    named = () if {"--compare", "y", "full"} & {*options} else ("--model", "bundled")
+    found, out, err = run_cli("evaluate", *options, *named)
     assert (found, out) == (code, "")
     assert error in err
     assert len([line for line in err.splitlines() if not line.startswith("hint:")]) == 1
@@ -163,7 +164,7 @@ def test_a_reward_that_was_edited_scores_again_if_asked(
 
 def test_another_base_is_refused_by_name(run_cli: Run, tmp_path: Path) -> None:
     base = Path(shutil.copytree(BUNDLED_BASE, tmp_path / "base"))
-    run = ("evaluate", "--out", tmp_path / "run", *SMALL, "--model", base, "--parm", BUNDLED_PARM)
+    run = ("evaluate", "--out", tmp_path / "run", *SMALL[2:], "--model", base, "--parm", BUNDLED_PARM)
     prompts = ("--prompts", tmp_path / "prompts.txt")
     (tmp_path / "prompts.txt").write_text("How do I bake bread?\n")
     assert run_cli(*run, *prompts)[0] == 0
@@ -308,7 +309,9 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 
 def test_a_prompt_that_is_too_long_is_named_before_anything_is_generated(run_cli: Run, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("How do I bake bread?\n" + "bread " * 2000 + "\n")
-    code, out, err = run_cli("evaluate", "--out", tmp_path / "run", "--prompts", tmp_path / "prompts.txt")
+    code, out, err = run_cli(
+        *("evaluate", "--out", tmp_path / "run", "--prompts", tmp_path / "prompts.txt", "--model", "bundled")
+    )
     assert (code, out) == (2, "")
     assert "error: prompt line 2: the prompt has" in err
     assert not (tmp_path / "run").exists()

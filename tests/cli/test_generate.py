@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,7 +124,9 @@ def test_one_answer_is_printed_alone_and_several_with_titles(run_cli: Run, model
     )
     assert out.startswith("[harmless=1 helpful=0]\n")
     assert "[harmless=0 helpful=1]\n" in out
-    assert err == "alpha 2,0 is used as harmless=1 helpful=0\n"
+    used, measured = err.splitlines()
+    assert used == "alpha 2,0 is used as harmless=1 helpful=0"
+    assert re.fullmatch(r"2 answers, 8 tokens, [\d.]+ tokens/s; peak memory [\d.]+ GB", measured)
 
 
 def test_prompts_come_from_stdin_and_files(
@@ -155,7 +158,8 @@ def test_sampling_is_reproducible(run_cli: Run, models: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "either --prompt or --prompts"),
+        (["--prompt", "x", "--prompts", "questions.txt"], "--prompt and --prompts exclude each other"),
+        (["x", "--prompt", "y"], "unexpected argument 'x'"),
         (["--prompt", " "], "the prompt is empty"),
         (["--prompt", "x", "--alpha", "0.5"], "alpha has 1 weight(s), the objectives are harmless, helpful (k=2)"),
         (["--prompt", "x", "--alpha", "kind=1"], "unknown objective 'kind'"),
@@ -192,7 +196,46 @@ def test_a_prompt_on_stdin_that_is_not_text(run_cli: Run, monkeypatch: pytest.Mo
 def test_a_base_needs_a_parm(run_cli: Run, models: list[str]) -> None:
     code, _, err = run_cli("generate", *models[:2], "--prompt", "x")
     assert code == 2
-    assert err.startswith("error: --model and --guide-model need a PARM")
+    assert err.splitlines() == [
+        f"error: {models[1]} needs a PARM, the adapter that guides it",
+        "hint: add --parm, or --alpha base for the answers of the base alone",
+    ]
+    code, _, err = run_cli("generate", *models[:2], "--guide-model", models[1], "--prompt", "x", "--alpha", "base")
+    assert (code, err.splitlines()[0]) == (2, "error: --guide-model needs a PARM, the adapter that guides")
+    code, _, err = run_cli("generate", *models[:2], "x", "--alpha", "base", "--alpha", "1,0")
+    assert code == 2
+    code, out, _ = run_cli("generate", *models[:2], "x", "--alpha", "base", "--max-tokens", 3)
+    assert code == 0
+    assert out.strip()
+
+
+def test_the_base_alone_beside_guided_answers(run_cli: Run, official: Path, models: list[str]) -> None:
+    ask = ("--prompt", "Tell me a joke.", "--max-tokens", 8, "--json")
+    both = [
+        json.loads(line)
+        for line in run_cli("generate", *models, *ask, "--alpha", "base", "--alpha", "1,0")[1].splitlines()
+    ]
+    assert [record["alpha"] for record in both] == [None, [1, 0]]
+    alone = json.loads(run_cli("generate", "--model", official / "base_lm", "--alpha", "base", *ask)[1])
+    assert alone["text"] == both[0]["text"] != both[1]["text"]
+
+
+def test_one_answer_is_streamed_and_is_that_of_a_batch(
+    run_cli: Run, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ("--max-tokens", 8, "--temp", 0.8, "--alpha", "1,0")
+    code, out, err = run_cli("generate", "Tell me a joke.", *models, *ask)
+    assert code == 0
+    assert re.fullmatch(
+        r"prompt: \d+ tokens, [\d.]+ tokens/s; answer: 8 tokens, [\d.]+ tokens/s; peak memory [\d.]+ GB\n", err
+    )
+    several = run_cli("generate", "-p", "Tell me a joke.", "-p", "Why?", *models, *ask)[1]
+    assert several.split("]\n")[1].split("\n\n[")[0].strip() == out.strip()
+    monkeypatch.setattr("sys.stdin", io.StringIO("Tell me a joke.\n"))
+    assert run_cli("generate", *models, *ask)[1] == out
+    drafted = run_cli("generate", "Tell me a joke.", *models, "--max-tokens", 8, "--alpha", "1,0", "--self-speculation")
+    assert "drafts: " in drafted[2]
+    assert drafted[1] == run_cli("generate", "Tell me a joke.", *models, "--max-tokens", 8, "--alpha", "1,0")[1]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,14 @@ def length(prompts: Sequence[object], answers: Sequence[str]) -> list[int]:
 
 
 def evaluate(out: Path, **changes: Any) -> Any:
-    settings = {"prompts": PROMPTS, "alphas": ["1,0", {"focus": 1}], "max_tokens": 12, "bootstrap": 10, **changes}
-    return parm_mlx.evaluate(out=out, **settings)
+    settings = {
+        "model": "bundled",
+        "prompts": PROMPTS,
+        "alphas": ["1,0", {"focus": 1}],
+        "max_tokens": 12,
+        "bootstrap": 10,
+    }
+    return parm_mlx.evaluate(out=out, **(settings | changes))
 
 
 def test_a_run_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +61,7 @@ def test_a_run_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ({"prompts": []}, "prompts are missing"),
         ({"prompts": "missing.txt"}, "missing.txt: no such file"),
         ({"prompts": None, "model": BUNDLED_BASE, "parm": BUNDLED_PARM}, "prompts are missing"),
-        ({"model": BUNDLED_BASE}, "need a PARM"),
+        ({"model": BUNDLED_BASE}, "needs a PARM"),
         ({"rewards": {"warmth": length}}, "no --reward for focus"),
         ({"num_samples": 2}, "temperature above 0"),
         ({"reference": [0.0]}, "has 1 numbers for 2 objectives"),

@@ -17,7 +17,7 @@ def make(**values: Any) -> TrainConfig:
 def test_defaults_are_the_papers() -> None:
     config = make()
     assert (config.r1, config.r2, config.lora_alpha, config.dropout) == (4, 4, 8.0, 0.05)
-    assert (config.learning_rate, config.weight_decay, config.warmup) == (5e-4, 0.05, 20)
+    assert (config.learning_rate, config.weight_decay, config.warmup) == (None, 0.05, 20)
     assert (config.betas(2), config.dirichlet, config.epochs) == ((0.01, 0.01), 0.5, 2.0)
 
 
@@ -26,6 +26,7 @@ def test_text_is_read_as_what_it_means() -> None:
     config = make(learning_rate="5e-4", iters="20", beta_objective="0.1, 0.2", objectives="a,b", target_modules=["x"])
     assert (config.learning_rate, config.iters, config.beta_objective) == (5e-4, 20, (0.1, 0.2))
     assert (config.objectives, config.target_modules) == (("a", "b"), ("x",))
+    assert make(learning_rate="auto").learning_rate is None
 
 
 @pytest.mark.parametrize(
