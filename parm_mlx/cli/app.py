@@ -11,7 +11,7 @@ app = typer.Typer(
     name="parm-mlx",
     help="Steer a language model by preference while it generates.",
     epilog="Start with: parm-mlx demo",
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )

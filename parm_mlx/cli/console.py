@@ -102,7 +102,9 @@ def _console(**options: Any) -> "Console":
         def print(self, *objects: Any, **style: Any) -> None:
             super().print(*(visible(item) if isinstance(item, str) else item for item in objects), **style)
 
-    return Visible(soft_wrap=True, highlight=False, emoji=False, **options)
+    console = Visible(highlight=False, emoji=False, **options)
+    console.soft_wrap = not console.is_terminal  # a terminal breaks lines anywhere, and rich between words
+    return console
 
 
 def program() -> str:

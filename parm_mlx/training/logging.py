@@ -60,6 +60,22 @@ class ValidRecord:
     loss: float
     grid: tuple[GridPoint, ...]
 
+    @property
+    def weighted_accuracy(self) -> float:
+        """Accuracy of the objectives, weighted by α, as a mean over the grid."""
+        points = (zip(point.alpha, point.accuracy.values(), strict=True) for point in self.grid)
+        return sum(weight * share for point in points for weight, share in point) / len(self.grid)
+
+    @property
+    def corner_accuracy(self) -> dict[str, float]:
+        """Accuracy of each objective where it alone has weight."""
+        return {
+            name: share
+            for point in self.grid
+            for weight, (name, share) in zip(point.alpha, point.accuracy.items(), strict=True)
+            if weight == 1
+        }
+
 
 @dataclass(frozen=True)
 class ResumeRecord:

@@ -100,7 +100,12 @@ class ConsoleProgress(Progress):
 
     def validated(self, record: ValidRecord) -> None:
         """Writes the accuracies at every grid point."""
-        self.console.print(f"validation at step {record.step}: loss {record.loss:.4f}; accuracy", markup=False)
+        own = "  ".join(f"{name} {share:.0%}" for name, share in record.corner_accuracy.items())
+        self.console.print(
+            f"validation at step {record.step}: loss {record.loss:.4f}; accuracy weighted by alpha "
+            f"{record.weighted_accuracy:.0%}; at its own corner {own}; all",
+            markup=False,
+        )
         for point in record.grid:
             shares = "  ".join(f"{name} {share:.0%}" for name, share in point.accuracy.items())
             self.console.print(f"  at {format_alpha(point.alpha, list(point.accuracy))}:  {shares}", markup=False)

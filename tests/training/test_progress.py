@@ -19,7 +19,15 @@ RECORD = TrainRecord(
     pairs_per_second=8.0,
     peak_memory_gb=1.234,
 )
-VALID = ValidRecord(10, 0.5, (GridPoint((0.7, 0.3), 0.5, {"long": 0.4, "short": 0.6}, {"long": 0.9, "short": 0.25}),))
+LOSSES = {"long": 0.4, "short": 0.6}
+VALID = ValidRecord(
+    10,
+    0.5,
+    (
+        GridPoint((1.0, 0.0), 0.5, LOSSES, {"long": 0.75, "short": 0.5}),
+        GridPoint((0.7, 0.3), 0.5, LOSSES, {"long": 0.9, "short": 0.25}),
+    ),
+)
 
 
 def show(terminal: bool) -> str:
@@ -40,7 +48,8 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert show(terminal=False).splitlines() == [
         "a [note]",
         "step 10/20  loss 0.6931  long 50%  short 92%  1234 tokens/s  6% padding  1.23 GB peak  0:00 left",
-        "validation at step 10: loss 0.5000; accuracy",
+        "validation at step 10: loss 0.5000; accuracy weighted by alpha 73%; at its own corner long 75%; all",
+        "  at long=1 short=0:  long 75%  short 50%",
         "  at long=0.7 short=0.3:  long 90%  short 25%",
     ]
 
