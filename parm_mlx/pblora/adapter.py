@@ -107,7 +107,8 @@ def find_backbone(path: Path, config: PBLoRAConfig) -> str | Path | None:
     for found in (path / config.base_model, Path(str(given)) if given else None):
         if found and is_dir(found, ModelError):
             return found.resolve()
-    return str(given or config.base_model)
+    missing = str(given or config.base_model)
+    return missing if Path(missing).is_absolute() else f"./{missing}"  # a path, never the name of a hub repository
 
 
 def save_adapter(path: Path, config: PBLoRAConfig, tensors: Tensors) -> None:

@@ -7,7 +7,6 @@ the largest matrix of many models, is applied to response tokens only, a chunk a
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from itertools import combinations
 from typing import Any
 
 import mlx.core as mx
@@ -80,18 +79,22 @@ def corner_distance(scorer: ResponseScorer, batches: Sequence[Batch], k: int) ->
     model, corners = scorer.model, mx.eye(k)
     was_training = model.training
     model.eval()
+    apart, tokens = mx.zeros((k, k)), 0.0
     try:
-        found = []
         for batch in batches:
             packed = scorer.pack(batch)
+            at = []
             for corner in corners:
                 with scorer.conditioned(corner):
-                    found.append(scorer.token_logprobs(packed))
-        at = [mx.concatenate(found[i::k]) for i in range(k)]
+                    at.append(scorer.token_logprobs(packed))
+            responses = packed.members.sum(0)  # of how many responses a token is one: none where it fills up
+            stacked = mx.stack(at)
+            apart += (mx.abs(stacked[:, None] - stacked[None]) * responses).sum(-1)
+            tokens += responses.sum().item()
+            mx.eval(apart)
     finally:
         model.train(was_training)
-    apart = [mx.abs(one - other).mean() for one, other in combinations(at, 2)]
-    return float(mx.max(mx.stack(apart))) if apart else None
+    return float(apart.max().item()) / tokens if k > 1 and tokens else None
 
 
 def split_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:

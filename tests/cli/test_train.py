@@ -11,6 +11,7 @@ from parm_mlx.guidance.encoding import encode
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.guidance.prompts import render_prompt
 from parm_mlx.guidance.session import load_session
+from parm_mlx.training.optimizer import auto_learning_rate
 from parm_mlx.training.progress import ConsoleProgress
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -171,3 +172,46 @@ def test_help_shows_the_defaults_and_examples(run_cli: RunCli) -> None:
     assert code == 0
     assert "(auto)]" in out
     assert "parm-mlx train --model base --data pairs.jsonl --out my-parm" in out
+
+
+def test_training_says_whether_alpha_moves_the_adapter(train: RunCli, folder: Path) -> None:
+    quick = ("--batch-size", 4, "--warmup", 0, "--beta-objective", 0.1)
+    code, _, err = train("--iters", 3, "--learning-rate", 1e-9, *quick)
+    assert code == 0
+    assert "3 steps are few" in err
+    assert "alpha hardly moves the adapter: its corners are 0.000 nats per token apart" in err
+    assert "try it" not in err
+    code, _, err = train("--iters", 20, "--learning-rate", 0.05, *quick, "--force")
+    assert code == 0
+    assert "alpha moves the adapter: its corners are " in err
+    assert "\ntry it: " in err
+
+
+def test_the_learning_rate_follows_the_hidden_size(train: RunCli, folder: Path) -> None:
+    code, _, err = train("--iters", 1)
+    assert code == 0
+    assert "learning rate 0.014, for a hidden size of 64" in err
+    training = json.loads((folder / "mine" / "adapter_config.json").read_text())["training"]
+    assert (training["settings"]["learning_rate"], training["peak_learning_rate"]) == (None, 0.014)
+    assert auto_learning_rate(4096) == 5e-4
+    assert auto_learning_rate(576) == 0.0024
+
+
+def test_an_adapter_that_moves_finds_its_backbone(
+    run_cli: RunCli, folder: Path, official: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the way that the training was given, from the same folder; else the hint names the flag."""
+    shutil.copytree(official / "arm_base", folder / "models" / "base")
+    monkeypatch.chdir(folder)
+    command = ("--model", "models/base", "--data", "pairs.jsonl", "--out", "mine", "--iters", 1, "--val-batches", 0)
+    assert run_cli("train", *command)[0] == 0
+    (folder / "far" / "away").mkdir(parents=True)
+    (folder / "mine").rename(folder / "far" / "away" / "mine")
+    ask = ("--prompt", "Hi", "--max-tokens", 2)
+    assert run_cli("generate", "--parm", "far/away/mine", *ask)[0] == 0
+    monkeypatch.chdir(folder / "far")
+    code, _, err = run_cli("generate", "--parm", "away/mine", *ask)
+    assert code == 2
+    assert "models/base" in err.splitlines()[0]
+    assert "--guide-model DIR says where it is now" in err
+    assert run_cli("generate", "--parm", "away/mine", "--guide-model", folder / "models" / "base", *ask)[0] == 0

@@ -15,7 +15,12 @@ from parm_mlx.kernels.logprob import target_logprobs
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.training.batching import Batch, make_batch
 from parm_mlx.training.loss import preference_loss
-from parm_mlx.training.response_logprobs import ResponseScorer, chunked_logprobs, chunked_logprobs_with_grad
+from parm_mlx.training.response_logprobs import (
+    ResponseScorer,
+    chunked_logprobs,
+    chunked_logprobs_with_grad,
+    corner_distance,
+)
 
 
 def unrelated_pairs(count: int = 3) -> list[TokenPair]:
@@ -235,3 +240,34 @@ def test_memory_does_not_grow_with_the_tokens(score: Any) -> None:
         return mx.get_peak_memory() - before
 
     assert peak(512) < 1.5 * peak(64) < 64 * 8 * vocabulary
+
+
+def test_the_distance_of_the_corners_by_hand() -> None:
+    """The mean of |log p| differences over response tokens, between those two corners that are furthest apart."""
+    model: Any = tiny_model("llama")
+    config = PBLoRAConfig(objectives=("a", "b", "c"), target_modules=targets("llama", model))
+    attach(model, config)
+    scorer = ResponseScorer(model, 3)
+    batches = [make_batch(unrelated_pairs()), make_batch(unrelated_pairs(2))]
+    assert corner_distance(scorer, batches, 3) == 0, "B is zero at first"
+    randomise(model)
+    guide = Guide(model, config)
+    apart = np.zeros((3, 3))
+    tokens = 0
+    for pair in [*unrelated_pairs(), *unrelated_pairs(2)]:
+        for row in pair.rows:
+            at = []
+            for corner in np.eye(3, dtype=np.float32):
+                logits = np.array(guide(mx.array(row.ids[None]), alpha=mx.array(corner)))[0].astype(np.float64)
+                logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+                at.append([logprobs[t - 1, row.ids[t]] for t in range(row.start, len(row.ids))])
+            apart += np.abs(np.array(at)[:, None] - np.array(at)[None]).sum(-1)
+            tokens += len(row.ids) - row.start
+    assert corner_distance(scorer, batches, 3) == pytest.approx(apart.max() / tokens, rel=1e-4)
+    assert not model.training
+
+
+def test_one_objective_has_no_corners_to_compare() -> None:
+    model: Any = tiny_model("llama")
+    attach(model, PBLoRAConfig(objectives=("a",), target_modules=targets("llama", model)))
+    assert corner_distance(ResponseScorer(model, 1), [make_batch(unrelated_pairs())], 1) is None
