@@ -159,6 +159,7 @@ def evaluate(
             "chat_template": chat_template,
             **({"allow_special": True} if allow_special else {}),
             **({"keep_sharpness": True} if sampling.keep_sharpness else {}),
+            **({"dequantize": dequantize} if dequantize == "off" else {}),
             "alphas": [list(alpha) for alpha in weights],
             "prompts": {prompt.id: content_id(prompt.content) for prompt in asked},
         }

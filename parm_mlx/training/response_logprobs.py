@@ -79,7 +79,7 @@ def corner_distance(scorer: ResponseScorer, batches: Sequence[Batch], k: int) ->
     model, corners = scorer.model, mx.eye(k)
     was_training = model.training
     model.eval()
-    apart, tokens = mx.zeros((k, k)), 0.0
+    apart, tokens = np.zeros((k, k)), 0.0
     try:
         for batch in batches:
             packed = scorer.pack(batch)
@@ -87,14 +87,13 @@ def corner_distance(scorer: ResponseScorer, batches: Sequence[Batch], k: int) ->
             for corner in corners:
                 with scorer.conditioned(corner):
                     at.append(scorer.token_logprobs(packed))
-            responses = packed.members.sum(0)  # of how many responses a token is one: none where it fills up
-            stacked = mx.stack(at)
-            apart += (mx.abs(stacked[:, None] - stacked[None]) * responses).sum(-1)
-            tokens += responses.sum().item()
-            mx.eval(apart)
+            responses = np.array(packed.members.sum(0))  # of how many responses a token is one: none where it fills up
+            logprobs = np.array(mx.stack(at))
+            apart += (np.abs(logprobs[:, None] - logprobs[None]) * responses).sum(-1)
+            tokens += float(responses.sum())
     finally:
         model.train(was_training)
-    return float(apart.max().item()) / tokens if k > 1 and tokens else None
+    return float(apart.max()) / tokens if k > 1 and tokens else None
 
 
 def split_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
