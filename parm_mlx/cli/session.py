@@ -25,7 +25,7 @@ def open_session(
     from parm_mlx.machine import keep_freed_memory
 
     keep_freed_memory()
-    session = load_session(**asdict(models), **asdict(drafts), template=template, alone=alone)
+    session = load_session(**asdict(models), **asdict(drafts), template=template, alone=alone, announce=console.note)
     console.blas_hint()
     for line in session.notes:
         console.note(line)

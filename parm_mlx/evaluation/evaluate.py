@@ -131,6 +131,7 @@ def evaluate(
         draft_model=draft_model,
         self_speculation=self_speculation,
         num_draft_tokens=num_draft_tokens,
+        announce=note,
     )
     prompter, objectives = session.prompter, session.objectives
     if reference is not None and len(reference) != len(objectives):

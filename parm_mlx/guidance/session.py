@@ -1,11 +1,12 @@
 """Models that are loaded and ready to answer, as the commands and an evaluation ask for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parm_mlx.files import resolve
+from parm_mlx.guidance.fit import misfit
 from parm_mlx.guidance.guided import GuidedModel, Unguided
 from parm_mlx.guidance.loading import (
     Dequantize,
@@ -49,7 +50,7 @@ class Session:
         paths, guide_model = {"base": resolve(self.base)}, self.names["guide_model"]
         for number, adapter in enumerate(self.adapters, 1):
             of = "" if len(self.adapters) == 1 else f" {number}"
-            own = resolve(guide_model, "guide model") if guide_model else recorded_backbone(adapter)
+            own = _backbone(adapter, guide_model)
             paths[f"adapter{of}"] = resolve(adapter, "adapter")
             if own.resolve() != paths["base"].resolve():
                 paths[f"guide model{of}"] = own
@@ -72,11 +73,13 @@ def load_session(
     self_speculation: bool = False,
     num_draft_tokens: int | None = None,
     alone: bool = False,
+    announce: Callable[[str], None] = lambda message: None,
 ) -> Session:
     """Loads models and makes them ready to answer; :func:`named_models` says which, where some are left out.
 
     ``template`` renders prompts with chat templates. ``alone`` takes a model without a PARM, which then answers
-    unguided. Other arguments are those of :func:`parm_mlx.evaluate`.
+    unguided. ``announce`` is told at once what a user should know before models are loaded. Other arguments are those
+    of :func:`parm_mlx.evaluate`.
 
     Raises:
         InputError: The arguments contradict each other, β is wrong, or something cannot be loaded.
@@ -84,13 +87,15 @@ def load_session(
     check_models(model, parm, guide_model, draft_model, self_speculation, num_draft_tokens, alone)
     betas = parse_betas(beta, 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1))
     notes: list[str] = []
-    base, adapters = named_models(model, parm, guide_model, notes.append)
+    base, adapters = named_models(model, parm, guide_model, announce)
     names = {
         "model": base if model is not None or not parm else None,
         "parm": adapters or None,
         "guide_model": None if guide_model is None else str(guide_model),
     }
     guided: GuidedModel
+    if problem := misfit([resolve(base), *(_backbone(adapter, guide_model) for adapter in adapters)]):
+        announce(f"warning: {problem}")
     if adapters:
         guided, tokenizer, guide_tokenizer = load_with_tokenizers(
             base, adapters, guide_model, beta=betas, share=share, dequantize=dequantize
@@ -118,3 +123,7 @@ def load_session(
     if is_quantized(resolve(base)) and not any(map(quantized_numbers, guided.modules())):
         notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
     return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, system, notes)
+
+
+def _backbone(adapter: str, guide_model: str | Path | None) -> Path:
+    return resolve(guide_model, "guide model") if guide_model else recorded_backbone(adapter)

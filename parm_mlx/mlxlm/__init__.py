@@ -26,7 +26,8 @@ from parm_mlx.mlxlm.pair import PairCache
 from parm_mlx.mlxlm.preference import PreferenceCache
 from parm_mlx.mlxlm.prefix import PrefixCache
 from parm_mlx.mlxlm.saving import save_converted, save_like
-from parm_mlx.mlxlm.settings import config_dtype
+from parm_mlx.mlxlm.settings import config_dtype, read_config
+from parm_mlx.mlxlm.settings import levels as config_levels
 from parm_mlx.mlxlm.weights import check_finite, check_finite_files, weight_files
 
 # mlx-lm's load_prompt_cache finds the kinds of entries by name in this module.
@@ -46,6 +47,7 @@ __all__ = [
     "check_finite",
     "check_finite_files",
     "config_dtype",
+    "config_levels",
     "config_rows",
     "context_length",
     "dequantize_model",
@@ -61,6 +63,7 @@ __all__ = [
     "load_weights_and_tokenizer",
     "make_prompt_cache",
     "quantized_numbers",
+    "read_config",
     "reporting_callback",
     "rewind",
     "row_of",
