@@ -27,7 +27,6 @@ def flag(
     *,
     name: str | None = None,
     short: str | None = None,
-    envvar: str | None = None,
     default_text: str | None = None,
     metavar: str | None = None,
 ) -> Any:
@@ -37,8 +36,6 @@ def flag(
         low, high = (0 if isinstance(limits, Real) and limits.or_zero else limits.low), limits.high
     return typer.Option(
         *filter(None, (short, name)),
-        envvar=envvar,
-        show_envvar=False,
         help=help,
         parser=_parser(limits) if limits else None,
         min=low,
@@ -220,7 +217,7 @@ class DraftOptions:
 
 BASE_ALONE = "base"  # in place of a preference
 _ALPHA = 'Preference: "0.7,0.3", by name "cheer=0.7,formality=0.3", or "base" for the base alone'
-Alpha = Annotated[str | None, flag(f"{_ALPHA}.", default_text="all equal", envvar="PARM_MLX_ALPHA")]
+Alpha = Annotated[str | None, flag(f"{_ALPHA}.", default_text="all equal")]
 ALPHAS = f"{_ALPHA}; may be given several times."
 Alphas = Annotated[list[str] | None, flag(ALPHAS, default_text="all equal", metavar="<str>")]
 MaxTokens = Annotated[int, flag("Longest answer, in tokens.", MAX_TOKENS)]

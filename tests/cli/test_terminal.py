@@ -1,6 +1,7 @@
 """The screen that a person sees, in terminals of several widths."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -159,3 +160,29 @@ def test_ctrl_c_leaves_a_clean_line(after: float, tmp_path: Path) -> None:
     assert_clean(terminal)
     if terminal.process.returncode == 130:
         assert terminal.lines[-1] == "interrupted" or "^C" in terminal.lines[-1]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    rows = [
+        {"prompt": f"Question {i}?", "responses": ["Yes, of course.", "No."], "preferred": {"warm": 0, "brief": 1}}
+        for i in range(8)
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_training_and_evaluation_leave_no_bar_and_no_broken_word(pairs: Path, tmp_path: Path) -> None:
+    train = ("train", *BUNDLED, "--data", pairs, "--out", "parm", "--iters", 3, "--batch-size", 2)
+    evaluate = ("evaluate", *BUNDLED, "--out", "run", "--limit", 1, "--grid", 1, "--max-tokens", 8, "--bootstrap", 5)
+    for command, notes in (
+        (train, ("3 steps are few: alpha rarely moves an adapter", "memory: ")),
+        (evaluate, ("3 answers, ", "hypervolume")),
+    ):
+        terminal = Terminal(command, 60, tmp_path)
+        assert terminal.finish() == 0, terminal.text
+        assert not re.search(r"[━╸╺]", terminal.text), terminal.text
+        shown = " ".join(words(terminal.text))
+        for note in notes:
+            assert note in shown
