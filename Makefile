@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/parm-mlx demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz_cli.py

@@ -31,6 +31,17 @@ LONG = ["Thank you for asking, it is a pleasure.", "Of course! Here is a long an
 SHORT = ["No.", "Yes.", "Maybe."]
 
 
+LONG_FILES = (  # begun first, so that two processes end at the same time
+    *("test_distributed.py", "test_families.py", "test_evaluate.py", "test_killed_runs.py", "test_terminal.py"),
+    *("test_precious_files.py", "test_outputs.py", "test_chat.py", "test_plots.py", "test_sample.py", "test_data.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first."""
+    items.sort(key=lambda item: LONG_FILES.index(name) if (name := item.path.name) in LONG_FILES else len(LONG_FILES))
+
+
 @pytest.fixture(autouse=True)
 def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fetched in the process of the tests: they name their models."""
