@@ -280,12 +280,38 @@ def test_ctrl_c_keeps_what_is_done(run_cli: Run, tmp_path: Path, monkeypatch: py
 
 def test_killed_runs_end_with_the_same_answers(tmp_path: Path) -> None:
     """The long form: python tests/kill_sweeps.py --kills 10."""
-    settings = ("evaluate", "--limit", "3", "--grid", "0.25", "--temp", "1", "--max-tokens", "24", "--bootstrap", "10")
+    settings = (
+        "evaluate",
+        "--model",
+        "bundled",
+        "--limit",
+        "3",
+        "--grid",
+        "0.25",
+        "--temp",
+        "1",
+        "--max-tokens",
+        "24",
+        "--bootstrap",
+        "10",
+    )
     assert len(kill_sweeps(tmp_path, 1, seed=1, settings=settings)) == 1
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    arguments = ["-m", "parm_mlx.cli.main", "evaluate", "--out", "run", "--limit", "6", "--grid", "0.1"]
+    arguments = [
+        "-m",
+        "parm_mlx.cli.main",
+        "evaluate",
+        "--model",
+        "bundled",
+        "--out",
+        "run",
+        "--limit",
+        "6",
+        "--grid",
+        "0.1",
+    ]
     arguments += ["--temp", "1", "--max-tokens", "12", "--bootstrap", "10"]
 
     def start(folder: Path, **environment: str) -> "subprocess.Popen[str]":
