@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, Literal, Protocol, get_args, get_origin
 
 from parm_mlx.errors import ConfigError, InputError
-from parm_mlx.files import NAMED, expanded, read_yaml
+from parm_mlx.files import NAMED, expanded, read_yaml, resolve
 from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, shown
 
 TemplateName = Literal["beaver", "alpaca", "hh", "plain"]
@@ -219,6 +219,8 @@ def check_models(
         if guide_model is not None:
             raise InputError("--guide-model needs a PARM, the adapter that guides", hint="add --parm")
         if not alone:
+            if "/" not in str(model):
+                resolve(model)  # a wrong name is told first
             raise InputError(
                 f"{model} needs a PARM, the adapter that guides it",
                 hint="add --parm, or --alpha base for the answers of the base alone",

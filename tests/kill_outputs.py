@@ -23,7 +23,7 @@ from parm_mlx.outputs import new_directory
 
 ROWS = 20_000
 TRAIN = ("--iters", 2, "--warmup", 0, "--val-batches", 0, "--batch-size", 2)
-RUN = ("--limit", 2, "--grid", 1, "--max-tokens", 4, "--bootstrap", 5)
+RUN = ("--model", "bundled", "--limit", 2, "--grid", 1, "--max-tokens", 4, "--bootstrap", 5)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-SETTINGS = ("evaluate", "--limit", "16", "--grid", "0.1", "--temp", "1", "--max-tokens", "100", "--bootstrap", "10")
+SETTINGS = (
+    "evaluate",
+    "--model",
+    "bundled",
+    "--limit",
+    "16",
+    "--grid",
+    "0.1",
+    "--temp",
+    "1",
+    "--max-tokens",
+    "100",
+    "--bootstrap",
+    "10",
+)
 SAMPLING = ("data", "sample", "--model", "bundled", "--magpie", "60", "--max-tokens", "100")
 SAMPLING += ("--reward", "warmth=warmth", "--reward", "focus=focus")
 

@@ -22,18 +22,19 @@ if TYPE_CHECKING:
     from parm_mlx.guidance.session import Session
 
 COMMANDS = """\
-/alpha 0.8,0.2          answer by this preference from now on; by name: /alpha cheer=0.8,formality=0.2
+/alpha cheer=0.8,…      answer by this preference from now on, or by numbers: 0.8,0.2;
+                        earlier answers go on to have an effect: /reset forgets them
 /alpha base             the base alone, without guidance
 /alpha                  show the preference
-/compare 1,0 0,1        answer the last question at several preferences, beside the conversation;
-                        without preferences: the base alone and each objective
+/compare 1,0 0,1        answer the last question at several preferences, beside the
+                        conversation; by default the base alone and each objective
 /beta 0.5               strength of the guide: smaller is stronger
 /temp 0.7               sampling temperature; 0 takes the likeliest token
-/system TEXT            system message; without TEXT, none
+/system TEXT            system message; none removes it
 /save FILE, /load FILE  keep the conversation in a file, and go on with it
 /reset                  forget the conversation
 /help                   this list
-/quit, /bye, exit       leave (also Ctrl-D); Ctrl-C stops an answer
+/quit, /bye, exit, quit  leave (also Ctrl-D); Ctrl-C stops an answer
 
 Pasted lines are one message; \""" begins and ends a message of several lines."""
 LEAVE = ("/quit", "/exit", "/bye", "quit", "exit")
@@ -150,8 +151,9 @@ class Chat:
         self._note(f"temperature: {self._sampling.temp:g}")
 
     def _set_system(self, text: str) -> None:
-        self._conversation.system_prompt = text or None
-        self._note(f"system message: {text}" if text else "no system message")
+        if text:
+            self._conversation.system_prompt = None if text == "none" else text
+        self._note(f"system message: {self._conversation.system_prompt or 'none'}")
 
     def _reset(self, _: str) -> None:
         self._conversation.reset()
@@ -215,7 +217,7 @@ class Chat:
             answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
             for answer in in_order(console.waiting(answers, len(requests), "answers")):
                 console.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]")
-                console.say(answer.text)
+                console.say(answer.text.strip() + (console.CUT if answer.finish_reason == "length" else ""))
                 console.echo()
         if stopped():
             self._note("stopped")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = 130
+CUT = " …"  # after an answer that is cut off
 
 # C0 without tab and newline, DEL, C1, embeddings, overrides and isolates of bidirectional text, surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -60,12 +61,18 @@ class Plain:
     """Prints the text of an answer as it is, and a line break after it."""
 
     def __init__(self, indent: str = "") -> None:
-        self._indent = indent
+        self._indent, self._begun = indent, False
 
     def feed(self, text: str) -> None:
         """Prints more of the text."""
-        echo(self._indent + text, end="")
-        self._indent = ""
+        lines = text.split("\n")
+        for number, line in enumerate(lines):
+            if number:
+                echo()
+                self._begun = False
+            if line:
+                echo(line if self._begun else self._indent + line, end="")
+                self._begun = True
 
     def close(self) -> None:
         """Prints the line break."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from parm_mlx.rewards.registry import Reward
 
 QUESTIONS = 3
-CUT = " …"  # after an answer that is cut off
 CORNERS = (BASE_ALONE, "1,0", "0.5,0.5", "0,1")
 
 
@@ -86,10 +85,10 @@ def demo(
     first, *rest = [(number, text, weights) for number, text in enumerate(questions) for weights in alphas]
     longest = max_tokens or show.max_tokens
     title(first)
-    score(first, stream(session, first, sampling, longest, indent="  ", cut=CUT).text)
+    score(first, stream(session, first, sampling, longest, indent="  ", cut=console.CUT).text)
     for job, answer in answers(session, rest, sampling, longest):
         title(job)
-        console.say(answer.text.strip() + (CUT if answer.finish_reason == "length" else ""), indent="  ")
+        console.say(answer.text.strip() + (console.CUT if answer.finish_reason == "length" else ""), indent="  ")
         score(job, answer.text)
     console.echo(_summary(objectives, scores))
     named = "" if session.base == "smollm2" else f" --model {session.base}"

@@ -29,7 +29,7 @@ def doctor(
     from parm_mlx.diagnostics.doctor import checks, run_checks
 
     done = []
-    for found in console.progress(run_checks(), len(checks()), "checks"):
+    for found in console.waiting(run_checks(), len(checks()), "checks"):
         done += found
         for check in [] if as_json else found:
             console.stdout().print(f"{check.status:<9}", style=STYLES[check.status], end="")

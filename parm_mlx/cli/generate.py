@@ -77,6 +77,8 @@ def generate(
     if len(jobs) == 1 and not as_json:
         answer = stream(session, jobs[0], sampling, max_tokens)
         answer.clock.note(answer.prompt, answer.tokens)
+        if answer.cut:
+            console.note(f"cut at {max_tokens} tokens (--max-tokens)")
         note_drafts(answer.drafts)
     else:
         _print_all(session, jobs, sampling, max_tokens, as_json)
@@ -91,6 +93,7 @@ class Streamed:
     drafts: "DraftCount"
     text: str = ""
     tokens: int = 0
+    cut: bool = False
 
 
 def stream(
@@ -111,6 +114,7 @@ def stream(
             answer.text += text
             out.feed(text)
             if piece.finish_reason == "length":
+                answer.cut = True
                 out.feed(cut)
     finally:
         if answer.text:
@@ -146,7 +150,7 @@ def _print_all(session: "Session", jobs: list[Job], sampling: SamplingSettings, 
         else:
             title = f"{text} " if several else ""
             console.echo(f"[{title}{format_alpha(weights, session.objectives)}]")
-            console.say(answer.text)
+            console.say(answer.text.strip() + (console.CUT if answer.finish_reason == "length" else ""))
             console.echo()
     if not as_json:
         clock.note_all(len(jobs), count)

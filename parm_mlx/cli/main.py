@@ -79,6 +79,8 @@ def run(arguments: list[str]) -> int:
         if sys.stdout:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            error = error.__cause__
         if debug and not isinstance(error, KeyboardInterrupt | BrokenPipeError | QuietError):
             raise
         try:

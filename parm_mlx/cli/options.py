@@ -60,6 +60,10 @@ def _field(settings: type, name: str) -> "Field[Any]":
     return next(found for found in fields(settings) if found.name == name)
 
 
+class InterruptError(Exception):
+    """Ctrl-C has ended a command."""
+
+
 def grouped(command: Command) -> Command:
     """Makes a command take each of its groups of settings as flags; also gives every other flag its limits.
 
@@ -92,7 +96,10 @@ def grouped(command: Command) -> Command:
         for name, settings in given.items():
             flags = {option.name: values.pop(option.name) for option in fields(settings)}
             values[name] = {flag: value for flag, value in flags.items() if is_given(context, flag)}
-        return command(**values)
+        try:
+            return command(**values)
+        except KeyboardInterrupt as interrupt:  # of which typer would make an exit code without a word
+            raise InterruptError from interrupt
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

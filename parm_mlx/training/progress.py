@@ -103,7 +103,7 @@ class ConsoleProgress(Progress):
         own = "  ".join(f"{name} {share:.0%}" for name, share in record.corner_accuracy.items())
         self.console.print(
             f"validation at step {record.step}: loss {record.loss:.4f}; accuracy weighted by alpha "
-            f"{record.weighted_accuracy:.0%}; at its own corner {own}; all",
+            f"{record.weighted_accuracy:.0%}; each at its own corner: {own}",
             markup=False,
         )
         for point in record.grid:

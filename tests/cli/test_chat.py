@@ -54,8 +54,11 @@ def test_a_whole_conversation(chat: Run, official: Path) -> None:
     )
     code, out, err = chat(script, "--alpha", "1,0")
     assert code == 0
-    compared = [f"[harmless=1 helpful=0]\n{first.strip()}\n\n", f"[harmless=0 helpful=1]\n{second.strip()}\n\n"]
-    assert out == f"{first}\n{''.join(compared)}{second}\n"
+    compared = [
+        f"[harmless=1 helpful=0]\n{first.strip()}\n\n",
+        f"[harmless=0 helpful=1]\n{second.strip()}\n\n",
+    ]
+    assert out.replace(" …", "") == f"{first}\n{''.join(compared)}{second}\n"
     notes = err.splitlines()
     assert notes[0] == "preference: harmless=1 helpful=0   /help lists the commands"
     assert "the conversation starts again" in notes
@@ -199,7 +202,9 @@ def test_the_base_alone_and_the_other_settings_of_a_turn(chat: Run, official: Pa
     )
     assert "preference: base alone" in err
     assert "beta: 1e+06" in err
-    _, out, err = chat(f"{question}\n/reset\n/temp 5\n{question}\n/reset\n/temp 0\n/system Be rude.\n{question}\n")
+    _, out, err = chat(
+        f"{question}\n/reset\n/temp 5\n{question}\n/reset\n/temp 0\n/system Be rude.\n/system\n{question}\n"
+    )
     assert len(set(out.splitlines())) == 3
     assert "temperature: 5" in err
     assert "system message: Be rude." in err

@@ -226,11 +226,13 @@ def test_one_answer_is_streamed_and_is_that_of_a_batch(
     ask = ("--max-tokens", 8, "--temp", 0.8, "--alpha", "1,0")
     code, out, err = run_cli("generate", "Tell me a joke.", *models, *ask)
     assert code == 0
+    assert err.endswith("cut at 8 tokens (--max-tokens)\n")
+    err = err.removesuffix("cut at 8 tokens (--max-tokens)\n")
     assert re.fullmatch(
         r"prompt: \d+ tokens, [\d.]+ tokens/s; answer: 8 tokens, [\d.]+ tokens/s; peak memory [\d.]+ GB\n", err
     )
     several = run_cli("generate", "-p", "Tell me a joke.", "-p", "Why?", *models, *ask)[1]
-    assert several.split("]\n")[1].split("\n\n[")[0].strip() == out.strip()
+    assert several.split("]\n")[1].split("\n\n[")[0].strip() == f"{out.strip()} …"
     monkeypatch.setattr("sys.stdin", io.StringIO("Tell me a joke.\n"))
     assert run_cli("generate", *models, *ask)[1] == out
     drafted = run_cli("generate", "Tell me a joke.", *models, "--max-tokens", 8, "--alpha", "1,0", "--self-speculation")

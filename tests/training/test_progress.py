@@ -48,7 +48,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert show(terminal=False).splitlines() == [
         "a [note]",
         "step 10/20  loss 0.6931  long 50%  short 92%  1234 tokens/s  6% padding  1.23 GB peak  0:00 left",
-        "validation at step 10: loss 0.5000; accuracy weighted by alpha 73%; at its own corner long 75%; all",
+        "validation at step 10: loss 0.5000; accuracy weighted by alpha 73%; each at its own corner: long 75%",
         "  at long=1 short=0:  long 75%  short 50%",
         "  at long=0.7 short=0.3:  long 90%  short 25%",
     ]
