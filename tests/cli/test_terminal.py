@@ -31,7 +31,8 @@ class Terminal:
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         environment = {**os.environ, "TERM": "xterm-256color", "XDG_STATE_HOME": str(home), "HOME": str(home)}
-        environment.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):  # pytest-xdist sets the size
+            environment.pop(name, None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "parm_mlx.cli.main", *map(str, arguments)],
             stdin=slave,
