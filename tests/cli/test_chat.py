@@ -296,7 +296,7 @@ def test_a_conversation_longer_than_the_context_forgets_its_oldest_turns(
     """40 turns of the bundled pair, which reads 1,024 tokens."""
     lines = [f"How do I clean {thing} number {n}?" for n in range(20) for thing in ("a window", "an oven")]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
-    code, out, err = run_cli("chat", "--model", "bundled", "--alpha", "1,0", "--max-tokens", 24, "--temp", 0)
+    code, out, err = run_cli("chat", "--model", "bundled", "--alpha", "1,0", "--max-tokens", 12, "--temp", 0)
     assert code == 0, err
     assert len([line for line in out.splitlines() if line]) >= 40
     assert "turns are forgotten" in err or "turn is forgotten" in err

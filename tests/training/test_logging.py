@@ -106,7 +106,7 @@ def test_numbers_go_to_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (started, settings), (trained, numbers), (validated, accuracies) = calls
     assert (started, trained, validated) == ("init", "log 10", "log 10")
     assert (settings["project"], settings["name"]) == ("steering", "mine")
-    assert settings["config"]["learning_rate"] == 5e-4
+    assert settings["config"]["learning_rate"] is None
     assert Path(settings["dir"]).is_dir()
     assert not (tmp_path / "mine").exists()
     assert (numbers["train_loss"], numbers["train_loss/b"], numbers["train_accuracy/b"]) == (0.7, 0.8, 0.25)

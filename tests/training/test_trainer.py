@@ -76,7 +76,7 @@ def test_an_adapter_that_can_be_used_and_repeated(run: Callable[..., TrainResult
     assert all(tensor.dtype == mx.float32 for tensor in tensors.values())
     assert mx.abs(tensors["layers.1.self_attn.v_proj.b"]).max().item() > 0
     training = config.training
-    assert training["settings"]["learning_rate"] == 5e-4
+    assert (training["settings"]["learning_rate"], training["peak_learning_rate"]) == (None, 0.014)
     assert training["settings"]["beta_objective"] == [0.1, 0.2]
     assert training["data"][0]["file"] == "pairs.jsonl"
     assert len(training["data"][0]["sha256"]) == 64
