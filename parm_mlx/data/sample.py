@@ -196,6 +196,11 @@ def sample(
         contents = {prompt.id: prompt.content for prompt in asked}
         answers = [_as_asked(result, contents[result.id], trim) for result in results]
         answers = [answer for answer in answers if answer.text]
+        if not answers:
+            raise DataError(
+                f"none of the {len(results)} answers has a whole sentence within {max_tokens} tokens",
+                hint="a larger --max-tokens, or --trim off, which keeps answers that are cut off",
+            )
         folder.set_rewards({name: reward.spec for name, reward in rewards.items()})
         scores = score_all(folder, answers, rewards, progress)
         rows, sampled = _pair(answers, scores, tokenizer, names, min_margin, even_length, pairs)

@@ -158,3 +158,8 @@ def test_objectives_with_nothing_to_trade_are_warned_of() -> None:
     agree, follows = done.warnings()
     assert agree.startswith("a and b disagree in 1 of 20 pairs")
     assert follows.startswith("a follows the length")
+
+
+def test_answers_without_a_whole_sentence_are_one_line(questions: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the .* answers has a whole sentence within 2 tokens"):
+        sampled(questions, tmp_path / "samples", max_tokens=2)
