@@ -217,7 +217,7 @@ class Chat:
             answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
             for answer in in_order(console.waiting(answers, len(requests), "answers")):
                 console.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]")
-                console.say(answer.text.strip() + (console.CUT if answer.finish_reason == "length" else ""))
+                console.say(answer.text, answer.finish_reason)
                 console.echo()
         if stopped():
             self._note("stopped")

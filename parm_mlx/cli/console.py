@@ -50,10 +50,10 @@ def writer(indent: str = "") -> "Wrap | Plain":
     return Wrap(lambda text: echo(text, end=""), lambda: shutil.get_terminal_size().columns, indent)
 
 
-def say(text: str, indent: str = "") -> None:
-    """Prints a whole answer, as :func:`writer` does."""
+def say(text: str, finish_reason: str, indent: str = "") -> None:
+    """Prints a whole answer, as :func:`writer` does, and a mark where it was cut off."""
     out = writer(indent)
-    out.feed(text.strip())
+    out.feed(text.strip() + (CUT if finish_reason == "length" else ""))
     out.close()
 
 

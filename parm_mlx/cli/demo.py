@@ -88,7 +88,7 @@ def demo(
     score(first, stream(session, first, sampling, longest, indent="  ", cut=console.CUT).text)
     for job, answer in answers(session, rest, sampling, longest):
         title(job)
-        console.say(answer.text.strip() + (console.CUT if answer.finish_reason == "length" else ""), indent="  ")
+        console.say(answer.text, answer.finish_reason, indent="  ")
         score(job, answer.text)
     console.echo(_summary(objectives, scores))
     named = "" if session.base == "smollm2" else f" --model {session.base}"

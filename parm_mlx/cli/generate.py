@@ -150,7 +150,7 @@ def _print_all(session: "Session", jobs: list[Job], sampling: SamplingSettings, 
         else:
             title = f"{text} " if several else ""
             console.echo(f"[{title}{format_alpha(weights, session.objectives)}]")
-            console.say(answer.text.strip() + (console.CUT if answer.finish_reason == "length" else ""))
+            console.say(answer.text, answer.finish_reason)
             console.echo()
     if not as_json:
         clock.note_all(len(jobs), count)
