@@ -93,6 +93,8 @@ TEMP = Real(1e-6, 100, or_zero=True)
 TOP_K = Whole(0, 2**31 - 1)
 MAX_TOKENS = Whole(1, 10**6)
 DRAFT_TOKENS = Whole(1, 64)
+KV_BITS = Whole(2, 8)
+KV_SIZE = Whole(16, 10**9)
 
 GRID_SIZE = 10_000
 ANSWERS = Whole(1, 10_000)

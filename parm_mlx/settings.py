@@ -229,3 +229,15 @@ def check_models(
         raise InputError("--draft-model and --self-speculation exclude each other")
     if num_draft_tokens is not None and draft_model is None and not self_speculation:
         raise InputError("--num-draft-tokens needs a draft model", hint="add --draft-model MODEL or --self-speculation")
+
+
+def check_cache_limits(kv_bits: int | None, max_kv_size: int | None) -> None:
+    """Checks what is asked of prompt caches.
+
+    Raises:
+        InputError: MLX has no such bits, or no cache that is quantised and limited in size.
+    """
+    if kv_bits is not None and max_kv_size is not None:
+        raise InputError("--kv-bits and --max-kv-size exclude each other: MLX has no cache that is both")
+    if kv_bits not in (None, 2, 3, 4, 5, 6, 8):
+        raise InputError(f"--kv-bits must be 2, 3, 4, 5, 6 or 8, got {kv_bits}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from parm_mlx.cli import console
 from parm_mlx.cli.lines import Lines
 from parm_mlx.cli.options import BASE_ALONE, Alpha, DraftOptions, MaxTokens, ModelOptions, flag, grouped
+from parm_mlx.cli.reply import Reply, say
 from parm_mlx.cli.session import note_drafts, open_session, read_alpha
 from parm_mlx.errors import InputError, ParmError, PreferenceError
 from parm_mlx.files import decoded
@@ -175,21 +176,19 @@ class Chat:
         self._set_alpha("")
 
     def _answer(self, question: str) -> None:
-        reason, begun, out = None, False, console.writer()
+        reason, out = None, Reply()
         with stop_on_interrupt() as stopped:
             answer = self._conversation.ask(question, self._sampling, self._max_tokens)
             try:
                 for chunk in answer:
                     self._note_forgotten()
-                    out.feed(chunk.text)
-                    begun = True
+                    out.feed(chunk)
                     reason = chunk.finish_reason
                     if stopped():
                         break
             finally:
                 answer.close()
-                if begun:
-                    out.close()
+                out.close()
         if reason != "stop":
             self._note("stopped" if reason is None else f"cut at {self._max_tokens} tokens (--max-tokens)")
 
@@ -217,7 +216,7 @@ class Chat:
             answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
             for answer in in_order(console.waiting(answers, len(requests), "answers")):
                 console.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]")
-                console.say(answer.text, answer.finish_reason)
+                say(answer)
                 console.echo()
         if stopped():
             self._note("stopped")

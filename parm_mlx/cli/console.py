@@ -50,11 +50,26 @@ def writer(indent: str = "") -> "Wrap | Plain":
     return Wrap(lambda text: echo(text, end=""), lambda: shutil.get_terminal_size().columns, indent)
 
 
-def say(text: str, finish_reason: str, indent: str = "") -> None:
-    """Prints a whole answer, as :func:`writer` does, and a mark where it was cut off."""
-    out = writer(indent)
-    out.feed(text.strip() + (CUT if finish_reason == "length" else ""))
-    out.close()
+def thought_writer(indent: str = "") -> "Wrap | Silent":
+    """Returns what prints the text of a thought as it comes: dimmed on a terminal, and nothing elsewhere."""
+    if not stdout().is_terminal:
+        return Silent()
+    from parm_mlx.cli.wrap import Wrap
+
+    def dimmed(text: str) -> None:
+        stdout().print(text, style="dim", end="", soft_wrap=True)
+
+    return Wrap(dimmed, lambda: shutil.get_terminal_size().columns, indent)
+
+
+class Silent:
+    """Takes text and prints nothing."""
+
+    def feed(self, text: str) -> None:
+        """Takes more text."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class Plain:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from parm_mlx.cli import console
 from parm_mlx.cli.generate import Job, answers, stream
 from parm_mlx.cli.options import ALPHAS, BASE_ALONE, GuideOptions, ModelOptions, declared, flag, grouped
+from parm_mlx.cli.reply import say
 from parm_mlx.cli.session import open_session, read_alpha
 from parm_mlx.errors import InputError
 from parm_mlx.preference import Alpha, format_alpha
@@ -85,10 +86,10 @@ def demo(
     first, *rest = [(number, text, weights) for number, text in enumerate(questions) for weights in alphas]
     longest = max_tokens or show.max_tokens
     title(first)
-    score(first, stream(session, first, sampling, longest, indent="  ", cut=console.CUT).text)
+    score(first, stream(session, first, sampling, longest, indent="  ", mark_cut=True).text)
     for job, answer in answers(session, rest, sampling, longest):
         title(job)
-        console.say(answer.text, answer.finish_reason, indent="  ")
+        say(answer, indent="  ")
         score(job, answer.text)
     console.echo(_summary(objectives, scores))
     named = "" if session.base == "smollm2" else f" --model {session.base}"

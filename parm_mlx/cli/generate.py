@@ -11,6 +11,7 @@ import typer
 
 from parm_mlx.cli import console
 from parm_mlx.cli.options import BASE_ALONE, Alphas, DraftOptions, MaxTokens, ModelOptions, flag, grouped
+from parm_mlx.cli.reply import Reply, say
 from parm_mlx.cli.session import note_drafts, open_session, read_alpha
 from parm_mlx.errors import DataError, InputError
 from parm_mlx.files import decoded
@@ -97,28 +98,27 @@ class Streamed:
 
 
 def stream(
-    session: "Session", job: Job, sampling: SamplingSettings, max_tokens: int, indent: str = "", cut: str = ""
+    session: "Session", job: Job, sampling: SamplingSettings, max_tokens: int, indent: str = "", mark_cut: bool = False
 ) -> Streamed:
-    """Prints one answer as it comes, and ``cut`` where it ends at the limit."""
+    """Prints one answer as it comes; ``mark_cut`` has a mark where it ends at the limit."""
     from parm_mlx.guidance.generate import stream as pieces
     from parm_mlx.guidance.speculation import DraftCount
 
     (request,) = _requests(session, [job], sampling)
-    answer, out = Streamed(Clock(), len(request.prompt.base), DraftCount()), console.writer(indent)
+    answer, reply = Streamed(Clock(), len(request.prompt.base), DraftCount()), Reply(indent)
     produced = pieces(session.model, session.tokenizer, request, max_tokens, session.drafting, answer.drafts)
     try:
         for piece in produced:
             answer.clock.token()
             answer.tokens += piece.finish_reason != "stop"
-            text = piece.text if answer.text else piece.text.lstrip()
-            answer.text += text
-            out.feed(text)
+            reply.feed(piece)
             if piece.finish_reason == "length":
                 answer.cut = True
-                out.feed(cut)
+                if mark_cut:
+                    reply.cut()
     finally:
-        if answer.text:
-            out.close()
+        answer.text = reply.text
+        reply.close()
     return answer
 
 
@@ -144,13 +144,15 @@ def _print_all(session: "Session", jobs: list[Job], sampling: SamplingSettings, 
                 "tokens": len(answer.tokens),
                 "finish_reason": answer.finish_reason,
             }
+            if answer.reasoning:
+                record["reasoning"] = answer.reasoning
             if answer.drafts is not None:
                 record["drafts"] = {**asdict(answer.drafts), "acceptance_rate": round(answer.drafts.rate, 4)}
             console.record(record)
         else:
             title = f"{text} " if several else ""
             console.echo(f"[{title}{format_alpha(weights, session.objectives)}]")
-            console.say(answer.text, answer.finish_reason)
+            say(answer)
             console.echo()
     if not as_json:
         clock.note_all(len(jobs), count)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
-from parm_mlx.ranges import DRAFT_TOKENS, MAX_TOKENS, Real, Whole
+from parm_mlx.ranges import DRAFT_TOKENS, KV_BITS, KV_SIZE, MAX_TOKENS, Real, Whole
 from parm_mlx.settings import PATH, Limits, TemplateName, limits_of, plain_type, setting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -209,6 +209,19 @@ class ModelOptions(GuideOptions):
     )
     allow_special: bool = setting(False, "Read control tokens that are written out in prompts as tokens, not as text.")
     system_prompt: str | None = setting(None, "System message put before the prompt.")
+    enable_thinking: Literal["on", "off"] | None = setting(
+        None, "Whether a model that thinks before it answers does so.", default_text="as its chat template has it"
+    )
+    steer_thinking: bool = setting(False, "The guide steers thoughts too, and not the answer alone.")
+    kv_bits: int | None = setting(
+        None, "Quantise the prompt caches to so many bits: 2, 3, 4, 5, 6 or 8.", KV_BITS, default_text="not quantised"
+    )
+    max_kv_size: int | None = setting(
+        None,
+        "Most tokens that the prompt caches hold; what is older is forgotten, but for the first few.",
+        KV_SIZE,
+        default_text="all",
+    )
 
 
 @dataclass(frozen=True)

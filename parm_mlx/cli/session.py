@@ -9,7 +9,7 @@ from parm_mlx.cli import console
 from parm_mlx.cli.options import BASE_ALONE, DraftOptions, ModelOptions
 from parm_mlx.errors import PreferenceError
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
-from parm_mlx.settings import check_models
+from parm_mlx.settings import check_cache_limits, check_models
 
 if TYPE_CHECKING:
     from parm_mlx.guidance.session import Session
@@ -21,6 +21,7 @@ def open_session(
 ) -> "Session":
     """Loads the models that the flags name; ``alone`` takes a base without a PARM."""
     check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
+    check_cache_limits(models.kv_bits, models.max_kv_size)
     from parm_mlx.guidance.session import load_session
     from parm_mlx.machine import keep_freed_memory
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from parm_mlx.answers.store import RunFolder, differences, read_run, read_settings
 from parm_mlx.answers.sweep import Job, Progress, Sweep, answer_all, no_progress, plan, score_all
@@ -57,6 +57,10 @@ def evaluate(
     draft_model: str | Path | None = None,
     self_speculation: bool = False,
     num_draft_tokens: int | None = None,
+    enable_thinking: Literal["on", "off"] | None = None,
+    steer_thinking: bool = False,
+    kv_bits: int | None = None,
+    max_kv_size: int | None = None,
     batch_size: int = 32,
     normalize: Normalize = "unguided",
     reference: Sequence[float] | None = None,
@@ -97,6 +101,10 @@ def evaluate(
         draft_model: Directory or hub id of a model that drafts tokens.
         self_speculation: Let the base draft.
         num_draft_tokens: Tokens drafted at a time.
+        enable_thinking: Whether a thinking model thinks; by default as its chat template has it.
+        steer_thinking: The guide steers thoughts too, and not the answer alone. Scores are of answers.
+        kv_bits: Bits of the prompt caches.
+        max_kv_size: Most tokens that the prompt caches hold.
         batch_size: Number of answers generated at the same time.
         normalize: Unit of the scores; see :func:`parm_mlx.evaluation.summary.summarise`.
         reference: Reference point of the hypervolume in that unit, one number per objective.
@@ -131,6 +139,10 @@ def evaluate(
         draft_model=draft_model,
         self_speculation=self_speculation,
         num_draft_tokens=num_draft_tokens,
+        enable_thinking=enable_thinking,
+        steer_thinking=steer_thinking,
+        kv_bits=kv_bits,
+        max_kv_size=max_kv_size,
         announce=note,
     )
     prompter, objectives = session.prompter, session.objectives
@@ -161,6 +173,10 @@ def evaluate(
             **({"allow_special": True} if allow_special else {}),
             **({"keep_sharpness": True} if sampling.keep_sharpness else {}),
             **({"dequantize": dequantize} if dequantize == "off" else {}),
+            **({"enable_thinking": enable_thinking} if enable_thinking else {}),
+            **({"steer_thinking": True} if steer_thinking else {}),
+            **({"kv_bits": kv_bits} if kv_bits else {}),
+            **({"max_kv_size": max_kv_size} if max_kv_size else {}),
             "alphas": [list(alpha) for alpha in weights],
             "prompts": {prompt.id: content_id(prompt.content) for prompt in asked},
         }

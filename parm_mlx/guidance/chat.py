@@ -7,12 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from parm_mlx.guidance.generate import Piece, not_finite, pieces
+from parm_mlx.guidance.generate import Piece, not_finite, pieces, sampling_of
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, prefill, read
 from parm_mlx.guidance.prompts import Prompter, PromptTokens, TooLongError
-from parm_mlx.guidance.sampling import NOT_FINITE, Sampling
+from parm_mlx.guidance.sampling import NOT_FINITE, Request, Sampling
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation
 from parm_mlx.mlxlm import TokenizerWrapper, generate_step, make_prompt_cache, wired_limit
 from parm_mlx.preference import Alpha
@@ -109,7 +109,7 @@ class Conversation:
         systems = [message["content"] for message in self._messages if message["role"] == "system"]
         self._system_prompt = systems[0] if systems else None
         if state["asked"]:
-            self._asked = self.last_question = PromptTokens(**state["asked"])
+            self._asked = self.last_question = self._prompter.tokens(**state["asked"])
         self._answered, self._turns = list(state["answer"]), state["turns"]
 
     def _system(self) -> list[dict[str, str]]:
@@ -130,7 +130,7 @@ class Conversation:
         text, tokens = "", list[int]()
         try:
             with closing(self._tokens(prompt, tokens, sampling)) as produced:
-                for piece in pieces(produced, self._tokenizer, max_tokens):
+                for piece in pieces(produced, self._tokenizer, max_tokens, prompt):
                     text += piece.text
                     yield piece
         except GeneratorExit:
@@ -168,12 +168,9 @@ class Conversation:
 
     def _tokens(self, prompt: PromptTokens, answer: list[int], sampling: Sampling) -> Generator[int, None, None]:
         """Yields the tokens of the answer to a prompt, without end; those before its end are added to ``answer``."""
-        last, cache = self._read(prompt)
         seed_offset = len(self._system()) + 2 * self._turns + 1  # tells the answers of the conversation apart
-        if self._alpha is not None:
-            sampling = sampling.guided(self._model.sharpness(self._alpha))
-        produce = self._generated if self._drafting is None or self._alpha is None else self._drafted
-        with closing(produce(prompt, last, cache, sampling, seed_offset)) as produced:
+        request = Request(prompt, self._alpha, sampling, seed_offset)
+        with closing(self._thought_and_answer(request, answer)) as produced:
             for token in produced:
                 if token == NOT_FINITE:
                     raise not_finite(self._model, prompt, self._alpha, answer)
@@ -181,11 +178,20 @@ class Conversation:
                     answer.append(token)
                 yield token
 
-    def _generated(
-        self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling, seed_offset: int
-    ) -> Generator[int, None, None]:
-        sampler = sampling.sampler(seed_offset)
-        model: Any = self._model.base_logits if self._alpha is None else self._model
+    def _thought_and_answer(self, request: Request, read: list[int]) -> Generator[int, None, None]:
+        """Yields the tokens of an answer, and before them what the base thinks alone, which ``read`` holds then."""
+        marks = request.prompt.thinking
+        if marks is not None and request.thinks_alone:
+            with closing(self._generated(request.of_thought())) as tokens:
+                yield from marks.think(tokens, request.prompt.opened)
+            request = request.after(read)
+        produce = self._generated if self._drafting is None or request.alpha is None else self._drafted
+        yield from produce(request)
+
+    def _generated(self, request: Request) -> Generator[int, None, None]:
+        last, cache = self._read(request)
+        model: Any = self._model.base_logits if request.alpha is None else self._model
+        sampler = sampling_of(self._model, request).sampler(request.seed_offset)
         steps = generate_step(mx.array([last]), model, max_tokens=-1, sampler=sampler, prompt_cache=cache)
         generated: list[int] = []
         try:
@@ -194,28 +200,29 @@ class Conversation:
                     generated.append(int(token))
                     yield generated[-1]
         finally:
-            self._keep(cache, prompt, generated)
+            self._keep(cache, request, generated)
 
-    def _drafted(
-        self, prompt: PromptTokens, last: int, cache: Cache, sampling: Sampling, seed_offset: int
-    ) -> Generator[int, None, None]:
+    def _drafted(self, request: Request) -> Generator[int, None, None]:
         assert self._drafting is not None
-        speculation = Speculation(self._model, cache, last, self._drafting, sampling, seed_offset, self._draft)
+        last, cache = self._read(request)
+        sampling = sampling_of(self._model, request)
+        speculation = Speculation(self._model, cache, last, self._drafting, sampling, request.seed_offset, self._draft)
         try:
             yield from speculation
         finally:
-            self._keep(speculation.cache, prompt, speculation.read)
+            self._keep(speculation.cache, request, speculation.read)
             self.drafts.add(speculation.count)
 
-    def _read(self, prompt: PromptTokens) -> tuple[int, Cache]:
+    def _read(self, request: Request) -> tuple[int, Cache]:
         """Reads a prompt after what is kept of earlier turns; returns its last token and the cache before it."""
+        prompt = request.prompt
         if not self._base.rewind(prompt.base):
             self._base = self._empty_base()
-        if self._alpha is None:
+        if request.alpha is None:
             read(self._model.base, prompt.base[len(self._base.tokens) : -1], self._base.cache)
             return prompt.base[-1], self._base.cache
         if self._guide is None or not self._guide.rewind(prompt.guide):
-            self._guide = CachedTokens(self._model.guide.make_cache(self._alpha))
+            self._guide = CachedTokens(self._model.guide.make_cache(request.alpha))
         if self._drafting is not None:
             if not self._draft.rewind(self._drafting.readable(prompt.base)):
                 self._draft = self._drafting.make_cache()
@@ -224,8 +231,9 @@ class Conversation:
         base_left, guide_left = prompt.base[len(self._base.tokens) :], prompt.guide[len(self._guide.tokens) :]
         return prefill(self._model, cache, base_left, guide_left), cache
 
-    def _keep(self, cache: Cache, prompt: PromptTokens, generated: list[int]) -> None:
-        if self._alpha is None:
+    def _keep(self, cache: Cache, request: Request, generated: list[int]) -> None:
+        prompt = request.prompt
+        if request.alpha is None:
             self._base = CachedTokens(cache, prompt.base + generated)
             return
         base, guide = self._model.split_cache(cache)

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from parm_mlx.mlxlm import BatchGenerator, TokenizerWrapper, can_batch, generate
 from parm_mlx.preference import Alpha
 
 BROKEN = "broken"  # the finish reason of an answer whose logits are not finite; it leaves this module as an error
+_THOUGHT = "thought"  # the finish reason where a thought is over, or was none
 JOIN = 8  # answers that join a running batch together: reading prompts and joining caches is cheaper for several
 
 
@@ -30,9 +31,11 @@ class Answer:
 
     Attributes:
         index: Index of its request.
-        tokens: Its token ids, without the end-of-sequence token.
+        text: The answer, without what was thought before it.
+        tokens: Token ids of thought and answer, without the end-of-sequence token.
         finish_reason: ``"stop"`` at the end of the sequence, ``"length"`` at the limit.
         drafts: How drafted tokens fared; None where none were drafted.
+        reasoning: What was thought before the answer, with its marks.
     """
 
     index: int
@@ -40,30 +43,44 @@ class Answer:
     tokens: list[int]
     finish_reason: str
     drafts: DraftCount | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer. The last one has the finish reason, ``"stop"`` or ``"length"``."""
+    """A piece of an answer, or of the thought before it.
+
+    The last one has the finish reason, ``"stop"`` or ``"length"``.
+    """
 
     text: str
     finish_reason: str | None
+    is_thought: bool = False
 
 
-def pieces(tokens: Iterator[int], tokenizer: TokenizerWrapper, max_tokens: int) -> Iterator[Piece]:
-    """Decodes tokens as they come, up to an end-of-sequence token or ``max_tokens``."""
-    detokenizer = tokenizer.detokenizer
-    reason = "length"
-    for count, token in enumerate(tokens, 1):
+def pieces(
+    tokens: Iterator[int], tokenizer: TokenizerWrapper, max_tokens: int, prompt: PromptTokens
+) -> Iterator[Piece]:
+    """Decodes the tokens after a prompt as they come, up to an end-of-sequence token or ``max_tokens``."""
+    detokenizer, marks = tokenizer.detokenizer, prompt.thinking
+    reason, thinks, read = "length", marks is not None, list[int]()
+    for token in tokens:
         if token in tokenizer.eos_token_ids:
             reason = "stop"
             break
+        read.append(token)
         detokenizer.add_token(token)
-        if count == max_tokens:
+        if thinks and marks is not None and not marks.lasts(prompt.opened, read):
+            thinks = False
+            if marks.split(prompt.opened, read)[0]:
+                detokenizer.finalize()
+                yield Piece(detokenizer.last_segment, None, True)
+                detokenizer = tokenizer.detokenizer
+        if len(read) == max_tokens:
             break
-        yield Piece(detokenizer.last_segment, None)
+        yield Piece(detokenizer.last_segment, None, thinks)
     detokenizer.finalize()
-    yield Piece(detokenizer.last_segment, reason)
+    yield Piece(detokenizer.last_segment, reason, thinks)
 
 
 def generate_batch(
@@ -91,21 +108,36 @@ def generate_batch(
     Raises:
         RunError: The logits of an answer are not finite; raised when all other answers are done.
     """
-    guided = {i: request for i, request in enumerate(requests) if request.alpha is not None}
-    plain = {i: request for i, request in enumerate(requests) if request.alpha is None}
+    asked = dict(enumerate(requests))
     broken: list[Answer] = []
-    for alone, asked in ((model, guided), (model.base, plain)):
+
+    def run(asked: Mapping[int, Request], thinking: bool = False) -> Iterator[Answer]:
         if not asked:
-            continue
-        if (drafting and asked is guided) or not can_batch(make_prompt_cache(alone)):
-            answers = _one_by_one(model, tokenizer, asked, max_tokens, stopped, drafting)
+            return
+        guided = any(request.alpha is not None for request in asked.values())
+        if (drafting and guided) or not can_batch(make_prompt_cache(model if guided else model.base)):
+            answers = _one_by_one(model, tokenizer, asked, max_tokens, stopped, drafting, thinking)
         else:
-            answers = _together(model, tokenizer, asked, max_tokens, batch_size, stopped)
+            answers = _together(model, tokenizer, asked, max_tokens, batch_size, stopped, thinking)
         for answer in answers:
             if answer.finish_reason == BROKEN:
                 broken.append(answer)
             else:
                 yield answer
+
+    for answer in run({i: request.of_thought() for i, request in asked.items() if request.thinks_alone}, True):
+        if answer.finish_reason == _THOUGHT and len(answer.tokens) == max_tokens:
+            del asked[answer.index]
+            yield replace(answer, finish_reason="length")
+        elif answer.finish_reason == _THOUGHT:
+            asked[answer.index] = asked[answer.index].after(answer.tokens)
+        else:
+            del asked[answer.index]
+            yield answer
+    for answer in broken:
+        del asked[answer.index]
+    for guided in (True, False):
+        yield from run({i: request for i, request in asked.items() if (request.alpha is not None) == guided})
     if broken:
         request = requests[broken[0].index]
         raise not_finite(model, request.prompt, request.alpha, broken[0].tokens, len(broken) - 1)
@@ -135,7 +167,7 @@ def _model_for(model: GuidedModel, request: Request) -> Any:
     return model.base_logits if request.alpha is None else model
 
 
-def _sampling(model: GuidedModel, request: Request) -> Sampling:
+def sampling_of(model: GuidedModel, request: Request) -> Sampling:
     """How the tokens of an answer are chosen."""
     return request.sampling if request.alpha is None else request.sampling.guided(model.sharpness(request.alpha))
 
@@ -147,8 +179,9 @@ def _together(
     max_tokens: int,
     batch_size: int,
     stopped: Callable[[], bool],
+    thinking: bool,
 ) -> Iterator[Answer]:
-    """Answers requests, all guided or none, in one batch."""
+    """Answers requests, all guided or none, in one batch; or, ``thinking``, up to the end of what they think."""
     at_once = min(JOIN, batch_size)
     waiting, running = deque(requests), dict[int, tuple[int, list[int]]]()
     prefix_caches = PrefixCaches(model, list(requests.values()))
@@ -165,8 +198,9 @@ def _together(
                 indices = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
                 joining = [requests[index] for index in indices]
                 prompts, caches = zip(*prefix_caches(joining), strict=True)
-                samplers = [_sampling(model, request).sampler(request.seed_offset) for request in joining]
-                uids = generator.insert(list(prompts), caches=list(caches), samplers=samplers)
+                samplers = [sampling_of(model, request).sampler(request.seed_offset) for request in joining]
+                room = [max_tokens - len(request.thought) for request in joining]
+                uids = generator.insert(list(prompts), max_tokens=room, caches=list(caches), samplers=samplers)
                 running.update((uid, (index, [])) for uid, index in zip(uids, indices, strict=True))
             for response in generator.next_generated():
                 index, tokens = running[response.uid]
@@ -177,9 +211,13 @@ def _together(
                     reason = BROKEN
                 if reason in (None, "length"):
                     tokens.append(response.token)
+                if thinking and _thought_is_over(requests[index], tokens, reason):
+                    if reason is None:
+                        generator.remove([response.uid])
+                    reason = _THOUGHT
                 if reason is not None:
                     del running[response.uid]
-                    yield Answer(index, tokenizer.decode(tokens), tokens, reason)
+                    yield _answer(tokenizer, index, requests[index], tokens, reason)
     finally:
         generator.close()
 
@@ -191,20 +229,52 @@ def _one_by_one(
     max_tokens: int,
     stopped: Callable[[], bool],
     drafting: Drafting | None,
+    thinking: bool,
 ) -> Iterator[Answer]:
-    """Yields answers, each generated by itself, up to the one that is stopped."""
+    """As :func:`_together`, but each by itself, up to the one that is stopped."""
     for index, request in requests.items():
         produced, drafts = _tokens(model, request, drafting)
         tokens: list[int] = []
-        reason = "length"
-        for token in islice(produced, max_tokens):
+        reason = None
+        for token in islice(produced, max_tokens - len(request.thought)):
             if stopped():
                 return
             if token == NOT_FINITE or token in tokenizer.eos_token_ids:
                 reason = BROKEN if token == NOT_FINITE else "stop"
+            else:
+                tokens.append(token)
+            if thinking and _thought_is_over(request, tokens, reason):
+                reason = _THOUGHT
+            if reason is not None:
                 break
-            tokens.append(token)
-        yield Answer(index, tokenizer.decode(tokens), tokens, reason, drafts)
+        yield _answer(tokenizer, index, request, tokens, reason or "length", drafts)
+
+
+def _thought_is_over(request: Request, tokens: Sequence[int], reason: str | None) -> bool:
+    """Returns True if the guided answer is to follow what the base has written so far."""
+    thinking, opened = request.prompt.thinking, request.prompt.opened
+    assert thinking is not None
+    if reason == "stop":  # an answer ends at once, before a thought begins
+        return not opened and len(tokens) < len(thinking.start)
+    return reason != BROKEN and not thinking.lasts(opened, tokens)
+
+
+def _answer(
+    tokenizer: TokenizerWrapper,
+    index: int,
+    request: Request,
+    tokens: list[int],
+    reason: str,
+    drafts: DraftCount | None = None,
+) -> Answer:
+    prompt = request.prompt
+    thought, answer = [*request.thought], tokens
+    if prompt.thinking is not None and not thought:
+        thought, answer = prompt.thinking.split(prompt.opened, tokens)
+    if reason == _THOUGHT:  # what else the base has written does not count
+        answer = []
+    reasoning = tokenizer.decode(thought) if thought else ""
+    return Answer(index, tokenizer.decode(answer), [*thought, *answer], reason, drafts, reasoning)
 
 
 def stream(
@@ -220,19 +290,28 @@ def stream(
     Raises:
         RunError: The logits are not finite.
     """
-    produced, drafts = _tokens(model, request, drafting)
     read: list[int] = []
+    drafted = []
+    marks = request.prompt.thinking
+
+    def produced() -> Iterator[int]:
+        if marks is not None and request.thinks_alone:
+            yield from marks.think(_plain_tokens(model, request.of_thought()), request.prompt.opened)
+        tokens, drafts = _tokens(model, request.after(read), drafting)
+        drafted.append(drafts)
+        yield from tokens
 
     def checked() -> Iterator[int]:
-        for token in produced:
+        for token in produced():
             if token == NOT_FINITE:
                 raise not_finite(model, request.prompt, request.alpha, read)
             read.append(token)
             yield token
 
-    yield from pieces(checked(), tokenizer, max_tokens)
-    if count is not None and drafts is not None:
-        count.add(drafts)
+    yield from pieces(checked(), tokenizer, max_tokens, request.prompt)
+    for drafts in drafted:
+        if count is not None and drafts is not None:
+            count.add(drafts)
 
 
 def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> tuple[Iterator[int], DraftCount | None]:
@@ -242,13 +321,13 @@ def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> 
     prompt, cache, draft = request.prompt, model.make_cache(request.alpha), drafting.make_cache()
     last = prefill(model, cache, prompt.base, prompt.guide)
     drafting.prefill(draft, prompt.base)
-    speculation = Speculation(model, cache, last, drafting, _sampling(model, request), request.seed_offset, draft)
+    speculation = Speculation(model, cache, last, drafting, sampling_of(model, request), request.seed_offset, draft)
     return iter(speculation), speculation.count
 
 
 def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
     ((tokens, cache),) = PrefixCaches(model, [request])([request])
-    sampler, runs = _sampling(model, request).sampler(request.seed_offset), _model_for(model, request)
+    sampler, runs = sampling_of(model, request).sampler(request.seed_offset), _model_for(model, request)
     with wired_limit(model):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
             yield int(token)

@@ -15,25 +15,35 @@ from parm_mlx.guidance.guide import Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.machine import usable_memory
-from parm_mlx.mlxlm import TokenizerWrapper, dequantize_model, load_weights_and_tokenizer, quantized_numbers
+from parm_mlx.mlxlm import (
+    TokenizerWrapper,
+    dequantize_model,
+    limit_caches,
+    load_weights_and_tokenizer,
+    quantized_numbers,
+)
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.preference import AlphaSpec, parse_betas
+from parm_mlx.settings import check_cache_limits
 
 Share = Literal["auto", "on", "off"]
 Dequantize = Literal["auto", "off"]
 _MODELS = Path(__file__).parents[1] / "models"
 
 
-def load_base(source: str | Path, dequantize: Dequantize = "auto") -> tuple[nn.Module, TokenizerWrapper]:
+def load_base(
+    source: str | Path, dequantize: Dequantize = "auto", kv_bits: int | None = None, max_kv_size: int | None = None
+) -> tuple[nn.Module, TokenizerWrapper]:
     """Loads a base model and its tokenizer from a directory or hub id, as :func:`suit_to_cpu` makes it.
 
     Raises:
-        ModelError: There is no such model, or it cannot be loaded.
+        ModelError: There is no such model, or it cannot be loaded; or its caches cannot be limited.
     """
     model, tokenizer = load_weights_and_tokenizer(resolve(source))
     suit_to_cpu(model, dequantize)
     _evaluate(model)
+    limit_caches(model, kv_bits, max_kv_size)
     return model, tokenizer
 
 
@@ -67,6 +77,8 @@ def load(
     beta: float | Sequence[float] = 1.0,
     share: Share = "auto",
     dequantize: Dequantize = "auto",
+    kv_bits: int | None = None,
+    max_kv_size: int | None = None,
 ) -> tuple[GuidedModel, TokenizerWrapper]:
     """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
@@ -81,6 +93,8 @@ def load(
             ``"on"`` to insist on it, ``"off"`` never.
         dequantize: If quantised models become float32 where MLX computes on a CPU: ``"auto"`` where memory allows,
             ``"off"`` never.
+        kv_bits: Quantises the prompt caches to so many bits.
+        max_kv_size: Most tokens that the prompt caches hold; what is older is forgotten, but for the first four.
 
     Returns:
         The guided model, which any mlx-lm function runs, and the base's tokenizer. The end-of-sequence tokens of the
@@ -94,7 +108,9 @@ def load(
     base, adapters = named_models(model, parm, guide_model, note=warn)
     if not adapters:
         raise ModelError(f"{base} needs a PARM, the adapter that guides it", hint="name it with parm=")
-    guided, tokenizer, _ = load_with_tokenizers(base, adapters, guide_model, alpha, beta, share, dequantize)
+    guided, tokenizer, _ = load_with_tokenizers(
+        base, adapters, guide_model, alpha, beta, share, dequantize, kv_bits, max_kv_size
+    )
     return guided, tokenizer
 
 
@@ -106,15 +122,19 @@ def load_with_tokenizers(
     beta: float | Sequence[float] = 1.0,
     share: Share = "auto",
     dequantize: Dequantize = "auto",
+    kv_bits: int | None = None,
+    max_kv_size: int | None = None,
 ) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
     """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
+    check_cache_limits(kv_bits, max_kv_size)
     base_path = resolve(model)
-    base, tokenizer = load_base(base_path, dequantize)
+    base, tokenizer = load_base(base_path, dequantize, kv_bits, max_kv_size)
     held = {base_path.resolve(): base.parameters()}
     adapters = [parm] if isinstance(parm, (str, Path)) else list(parm)
     betas = parse_betas(beta, len(adapters))
     alone = alpha if len(adapters) == 1 else None
-    loaded = (_load_guide(each, guide_model, alone, held, dequantize) for each in adapters)
+    limits = kv_bits, max_kv_size
+    loaded = (_load_guide(each, guide_model, alone, held, dequantize, limits) for each in adapters)
     guides, tokenizers, paths = zip(*loaded, strict=True)
     for guide_tokenizer, path in zip(tokenizers, paths, strict=True):
         check_vocabularies(tokenizer, guide_tokenizer, base_path, path)
@@ -150,9 +170,17 @@ def load_draft(
 
 
 def _load_guide(
-    parm: str | Path, model: str | Path | None, alpha: AlphaSpec | None, held: dict[Path, Any], dequantize: Dequantize
+    parm: str | Path,
+    model: str | Path | None,
+    alpha: AlphaSpec | None,
+    held: dict[Path, Any],
+    dequantize: Dequantize,
+    limits: tuple[int | None, int | None] = (None, None),
 ) -> tuple[Guide, TokenizerWrapper, Path]:
-    """Loads one guide; the weights of ``held``, by path, are in memory and not loaded again."""
+    """Loads one guide; the weights of ``held``, by path, are in memory and not loaded again.
+
+    ``limits`` are those of :func:`parm_mlx.mlxlm.limit_caches`.
+    """
     adapter = resolve(parm, "adapter")
     config, tensors = read_adapter(adapter)
     path = _backbone(adapter, config, model)
@@ -163,6 +191,7 @@ def _load_guide(
         backbone.update(weights)
     else:
         held[path.resolve()] = backbone.parameters()
+    limit_caches(backbone, *limits)
     load_into(backbone, config, tensors)
     _evaluate(backbone)
     return Guide(backbone, config, alpha), tokenizer, path

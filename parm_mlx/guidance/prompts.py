@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from parm_mlx.errors import InputError, ModelError, ParmError, first_line
 from parm_mlx.guidance.encoding import encode, escape, unembedded_token, unescape
 from parm_mlx.guidance.templates import CHAT_TEMPLATES, PLAIN, Content, Message, as_messages, check_template, render
+from parm_mlx.guidance.thinking import Thinking
 from parm_mlx.mlxlm import TokenizerWrapper
 
 _ANSWER = "Answer0Mark"  # stands for an answer while its place in a rendered conversation is looked for
@@ -36,10 +37,21 @@ def content_id(content: Content) -> str:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """One prompt as the base and as the guide read it; both are continued by the same tokens."""
+    """One prompt as the base and as the guide read it; both are continued by the same tokens.
+
+    Attributes:
+        thinking: The marks of a thought that may come before the answer; None where the tokenizer has none.
+        opened: The template has begun the thought.
+    """
 
     base: list[int]
     guide: list[int]
+    thinking: Thinking | None = None
+    opened: bool = False
+
+    def after(self, tokens: Sequence[int]) -> "PromptTokens":
+        """The prompt and the first tokens that continue it."""
+        return PromptTokens([*self.base, *tokens], [*self.guide, *tokens], self.thinking)
 
 
 class TooLongError(InputError):
@@ -61,6 +73,8 @@ class Prompter:
         rows: Rows of the embeddings of base and guide; None is not checked.
         draft_rows: Rows of the embedding of a draft model, which reads the base's prompt.
         allow_special: Reads control tokens that are written out in a prompt as those tokens.
+        enable_thinking: What templates of thinking models are told; None leaves it to them.
+        steer_thinking: The guide steers thoughts as well as answers.
 
     Attributes:
         note: What is used in place of a chat template that a tokenizer does not have, for the user; None where nothing
@@ -82,6 +96,8 @@ class Prompter:
         rows: tuple[int | None, int | None] = (None, None),
         draft_rows: int | None = None,
         allow_special: bool = False,
+        enable_thinking: bool | None = None,
+        steer_thinking: bool = False,
     ) -> None:
         check_template(guide_template)
         check_template(base_template)
@@ -100,6 +116,8 @@ class Prompter:
         self._rows, self._draft_rows = rows, draft_rows
         self._template, self._allow_special = template, allow_special
         self._limit = limit
+        self._enable_thinking = enable_thinking
+        self._thinking = Thinking.of(base, steer_thinking) if template else None
 
     def __call__(self, prompt: Content) -> PromptTokens:
         """Tokenises a user's text, or a conversation that an assistant is to continue.
@@ -146,12 +164,16 @@ class Prompter:
             if unembedded := unembedded_token(tokenizer, ids, rows, role):
                 where = "the prompt" if any(unembedded.text in text for text in texts) else "the chat template"
                 raise InputError(f"{where} has {unembedded}")
-        return PromptTokens(base, guide)
+        return self.tokens(base, guide)
+
+    def tokens(self, base: list[int], guide: list[int]) -> PromptTokens:
+        """A prompt from its token ids."""
+        return PromptTokens(base, guide, self._thinking, bool(self._thinking and self._thinking.opened(base)))
 
     def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> str:
         try:
             name = PLAIN if isinstance(prompt, str) and not self._template else name
-            return render_prompt(tokenizer, prompt, name, self._allow_special)
+            return render_prompt(tokenizer, prompt, name, self._allow_special, self._enable_thinking)
         except TemplateError as error:
             raise ModelError(f"the chat template does not accept this conversation: {error}") from error
 
@@ -179,12 +201,17 @@ def no_template(whose: str, used: str | None = None) -> str:
 
 
 def render_prompt(
-    tokenizer: TokenizerWrapper, prompt: Content, chat_template: str | None = None, allow_special: bool = False
+    tokenizer: TokenizerWrapper,
+    prompt: Content,
+    chat_template: str | None = None,
+    allow_special: bool = False,
+    enable_thinking: bool | None = None,
 ) -> str:
     """The text that the model continues with its response, for :func:`parm_mlx.guidance.encoding.encode`.
 
     ``chat_template`` is a built-in one, by default the tokenizer's own; where there is none, a text stays as it is.
-    ``allow_special`` lets control tokens that are written out in the prompt be those tokens.
+    ``allow_special`` lets control tokens that are written out in the prompt be those tokens; the tokenizer's
+    template is told ``enable_thinking``.
 
     Raises:
         ModelError: The prompt is a list of messages and there is no chat template, or none of that name.
@@ -203,26 +230,35 @@ def render_prompt(
             "the model's tokenizer has no chat template, so it cannot read a conversation",
             hint=f"name one with --chat-template: {', '.join(CHAT_TEMPLATES)}",
         )
-    return apply_template(tokenizer, prompt)
+    return apply_template(tokenizer, prompt, enable_thinking=enable_thinking)
 
 
-def apply_template(tokenizer: TokenizerWrapper, messages: Sequence[Message], answered: bool = False) -> str:
+def apply_template(
+    tokenizer: TokenizerWrapper,
+    messages: Sequence[Message],
+    answered: bool = False,
+    enable_thinking: bool | None = None,
+) -> str:
     """The text of a conversation by the tokenizer's own chat template, before the answer or with it.
 
     Raises:
         jinja2.TemplateError: The template does not accept these messages.
     """
     last = messages[-1]["content"].strip() if messages else ""
-    text = _apply(tokenizer, messages, answered)
+    text = _apply(tokenizer, messages, answered, enable_thinking)
     if last not in text:  # templates of models that also see images read content in parts
         parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-        in_parts = _apply(tokenizer, parts, answered)
+        in_parts = _apply(tokenizer, parts, answered, enable_thinking)
         text = in_parts if last in in_parts else text
     return text
 
 
-def _apply(tokenizer: TokenizerWrapper, messages: Sequence[dict[str, Any]], answered: bool) -> str:
+def _apply(
+    tokenizer: TokenizerWrapper, messages: Sequence[dict[str, Any]], answered: bool, enable_thinking: bool | None
+) -> str:
     settings: dict[str, Any] = {"add_generation_prompt": not answered, "tokenize": False}
+    if enable_thinking is not None:
+        settings["enable_thinking"] = enable_thinking
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")

@@ -1,6 +1,6 @@
 """Requests, and samplers that belong to one answer each: the same seed gives the same answer, alone or in a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -11,6 +11,7 @@ from parm_mlx.mlxlm import filter_logprobs
 from parm_mlx.preference import Alpha
 from parm_mlx.settings import SamplingSettings
 
+_THOUGHT = 1 << 63  # tells the seed of a thought from that of the answer
 NOT_FINITE = -1  # in place of a token: the logits that it would come from are not finite
 
 
@@ -92,3 +93,18 @@ class Request:
     alpha: Alpha | None  # None asks the base alone
     sampling: Sampling
     seed_offset: int = 0  # tells answers with the same seed apart
+    thought: tuple[int, ...] = ()  # what the base has thought: the first tokens of the answer, which end the prompt
+
+    @property
+    def thinks_alone(self) -> bool:
+        """True if the base may think without the guide before the answer."""
+        thinking = self.prompt.thinking
+        return self.alpha is not None and thinking is not None and not thinking.steered
+
+    def of_thought(self) -> "Request":
+        """The request for the thought, which the base alone answers, with random numbers of its own."""
+        return replace(self, alpha=None, sampling=replace(self.sampling, seed=self.sampling.seed ^ _THOUGHT))
+
+    def after(self, thought: Sequence[int]) -> "Request":
+        """The request for the answer that follows a thought; it is this one where there is none."""
+        return replace(self, prompt=self.prompt.after(thought), thought=tuple(thought)) if thought else self

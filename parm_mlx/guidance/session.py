@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from parm_mlx.files import resolve
 from parm_mlx.guidance.fit import misfit
@@ -22,7 +22,7 @@ from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message
 from parm_mlx.mlxlm import TokenizerWrapper, is_quantized, quantized_numbers
 from parm_mlx.preference import parse_betas
-from parm_mlx.settings import check_models
+from parm_mlx.settings import check_cache_limits, check_models
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ def load_session(
     draft_model: str | Path | None = None,
     self_speculation: bool = False,
     num_draft_tokens: int | None = None,
+    enable_thinking: Literal["on", "off"] | None = None,
+    steer_thinking: bool = False,
+    kv_bits: int | None = None,
+    max_kv_size: int | None = None,
     alone: bool = False,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Session:
@@ -85,6 +89,7 @@ def load_session(
         InputError: The arguments contradict each other, β is wrong, or something cannot be loaded.
     """
     check_models(model, parm, guide_model, draft_model, self_speculation, num_draft_tokens, alone)
+    check_cache_limits(kv_bits, max_kv_size)
     betas = parse_betas(beta, 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1))
     notes: list[str] = []
     base, adapters = named_models(model, parm, guide_model, announce)
@@ -98,10 +103,17 @@ def load_session(
         announce(f"warning: {problem}")
     if adapters:
         guided, tokenizer, guide_tokenizer = load_with_tokenizers(
-            base, adapters, guide_model, beta=betas, share=share, dequantize=dequantize
+            base,
+            adapters,
+            guide_model,
+            beta=betas,
+            share=share,
+            dequantize=dequantize,
+            kv_bits=kv_bits,
+            max_kv_size=max_kv_size,
         )
     else:
-        model_alone, tokenizer = load_base(base, dequantize)
+        model_alone, tokenizer = load_base(base, dequantize, kv_bits, max_kv_size)
         guided, guide_tokenizer = Unguided(model_alone), tokenizer
     drafting = None
     if draft_model is not None or self_speculation:
@@ -117,6 +129,8 @@ def load_session(
         rows=guided.rows,
         draft_rows=drafting.rows if drafting else None,
         allow_special=allow_special,
+        enable_thinking=None if enable_thinking is None else enable_thinking == "on",
+        steer_thinking=steer_thinking,
     )
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     notes += [prompter.note] if prompter.note else []

@@ -7,7 +7,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
-from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, rewind, row_of
+from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, limit_caches, rewind, row_of
 from parm_mlx.mlxlm.generation import filter_logprobs, reporting_callback, wired_limit
 from parm_mlx.mlxlm.models import (
     Layer,
@@ -57,6 +57,7 @@ __all__ = [
     "generation_stream",
     "is_quantized",
     "joined",
+    "limit_caches",
     "llama",
     "load_backbone",
     "load_tokenizer_alone",

@@ -5,6 +5,7 @@ from copy import copy, deepcopy
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx_lm.models.cache import (
     ArraysCache,
     BatchKVCache,
@@ -16,10 +17,45 @@ from mlx_lm.models.cache import (
     QuantizedKVCache,
     RotatingKVCache,
     _BaseCache,
+    make_prompt_cache,
     trim_prompt_cache,
 )
 
+from parm_mlx.errors import ModelError
 from parm_mlx.mlxlm.preference import PreferenceCache
+
+SINKS = 4  # first tokens that a cache of limited size never drops, as in mlx-lm: attention leans on them
+GROUP_SIZES = 64, 32  # numbers that are quantised together, the first that fits
+
+
+def limit_caches(model: nn.Module, kv_bits: int | None = None, max_kv_size: int | None = None) -> None:
+    """Makes the prompt caches that a model will have smaller: in quantised numbers, or of the last tokens only.
+
+    Entries that are not plain keys and values stay as they are, as do all where both limits are None.
+
+    Raises:
+        ModelError: Its keys and values cannot be quantised.
+    """
+    if kv_bits is None and max_kv_size is None:
+        return
+    entries = make_prompt_cache(model)
+    model(mx.array([[0]]), cache=entries)
+    kept: list[Any] = [entry for entry in entries if type(entry) is KVCache]
+    widths = {part.shape[-1] for entry in kept for part in (entry.keys, entry.values)}
+    group = next((size for size in GROUP_SIZES if all(width % size == 0 for width in widths)), None)
+    if kv_bits is not None and (group is None or not widths):
+        reason = f"heads have {min(widths)} numbers, not a multiple of 32" if widths else "there are none of this kind"
+        raise ModelError(f"keys and values cannot be quantised: {reason}", hint="leave out --kv-bits")
+    plain = model.make_cache if hasattr(model, "make_cache") else lambda: [KVCache() for _ in model.layers]
+
+    def limited(entry: Any) -> Any:
+        if type(entry) is not KVCache:
+            return entry
+        if kv_bits is not None:
+            return QuantizedKVCache(group_size=group or GROUP_SIZES[0], bits=kv_bits)
+        return RotatingKVCache(max_size=max_kv_size, keep=SINKS)
+
+    model.make_cache = lambda: [limited(entry) for entry in plain()]
 
 
 def rewind(cache: list[Any], tokens: int) -> bool:
@@ -82,7 +118,7 @@ def _can_trim_after(entry: Any, tokens: int) -> bool:
 
 def can_batch(cache: Sequence[Any]) -> bool:
     """Returns True if mlx-lm can put several sequences with prompt caches of this kind into one batch."""
-    return all(hasattr(entry, "merge") for entry in leaves(cache))
+    return all(hasattr(entry, "merge") and not getattr(entry, "keep", 0) for entry in leaves(cache))
 
 
 def bears_padding(cache: Sequence[Any]) -> bool:
@@ -134,7 +170,7 @@ def batched(rows: Sequence[Any]) -> Any | None:
     if isinstance(first, CacheList):
         parts = [batched(column) for column in zip(*(entry.caches for entry in rows), strict=True)]
         return None if any(part is None for part in parts) else CacheList(*parts)
-    return type(first).merge(list(rows)) if hasattr(first, "merge") else None
+    return type(first).merge(list(rows)) if can_batch([first]) else None
 
 
 class _DifferError(Exception):

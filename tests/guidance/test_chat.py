@@ -61,7 +61,10 @@ def reference(loaded: Loaded, prompt: PromptTokens, alpha: tuple[float, ...], co
 
 def text_of(tokenizer: TokenizerWrapper, tokens: list[int], count: int) -> str:
     """Random bytes read differently piece by piece, so the text is put together as in a conversation."""
-    return "".join(piece.text for piece in pieces(iter([*tokens, *tokenizer.eos_token_ids]), tokenizer, count))
+    return "".join(
+        piece.text
+        for piece in pieces(iter([*tokens, *tokenizer.eos_token_ids]), tokenizer, count, PromptTokens([], []))
+    )
 
 
 def follow(tokenizer: TokenizerWrapper, asked: PromptTokens, answer: list[int], question: str) -> PromptTokens:
