@@ -176,9 +176,14 @@ def resolve(source: str | Path, what: str = "model") -> Path:
     if is_file(path, ModelError):
         hint = f"parm-mlx convert {source} --out DIR" if path.suffix == ".gguf" else "give the directory that holds it"
         raise ModelError(f"{what} {source} is a file, not a directory", hint=hint)
-    if not _HUB_ID.fullmatch(str(source)):
+    if not is_hub_id(str(source)):
         raise ModelError(f"{what} {source}: no such directory", hint=f"models by name: {', '.join(NAMED)}")
     return _download(str(source), what)
+
+
+def is_hub_id(text: str) -> bool:
+    """Returns True for ``owner/name``, as repositories on the hub are called."""
+    return _HUB_ID.fullmatch(text) is not None
 
 
 def _download(repo_id: str, what: str) -> Path:

@@ -112,6 +112,7 @@ def setting(
     *,
     default_text: str | None = None,
     metavar: str | None = None,
+    env: bool = False,
 ) -> Any:
     """Declares a setting, as the default of a dataclass field.
 
@@ -121,8 +122,9 @@ def setting(
         limits: The values it may have; by default those that its type says.
         default_text: What the help shows as the default.
         metavar: What the help shows as the value.
+        env: An environment variable, ``PARM_MLX_`` and the name, gives the value where no flag does.
     """
-    extra = {"help": help, "limits": limits, "default_text": default_text, "metavar": metavar}
+    extra = {"help": help, "limits": limits, "default_text": default_text, "metavar": metavar, "env": env}
     return field(default=default, metadata=extra)
 
 
@@ -186,7 +188,7 @@ def read_settings(path: Path, settings: type) -> dict[str, Any]:
 class SamplingSettings:
     """Sampling settings; ConfigError lists all numbers that are out of their ranges."""
 
-    temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP)
+    temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP, env=True)
     keep_sharpness: bool = setting(
         False,
         "Multiply the temperature of guided answers by 1 + 1/β, by which Eq. 13 sharpens where base and guide agree.",

@@ -28,8 +28,10 @@ BUSY = 0.3
 class BenchModels(GuideOptions):
     """The models to measure; random ones where none is named."""
 
-    model: str | None = redeclared(GuideOptions, "model", default_text="--guide-model, or the backbone of --parm")
-    parm: list[str] | None = redeclared(GuideOptions, "parm", default_text="random models")
+    model: str | None = redeclared(
+        GuideOptions, "model", default_text="--guide-model, or the backbone of --parm", env=False
+    )
+    parm: list[str] | None = redeclared(GuideOptions, "parm", default_text="random models", env=False)
 
 
 @grouped

@@ -135,9 +135,14 @@ class Chat:
             self._conversation.alpha = read_alpha(spec, self._session.objectives)
         self._note(f"preference: {format_alpha(self._conversation.alpha, self._session.objectives)}")
 
+    @property
+    def _steers_by_one(self) -> bool:
+        """True if there is a guide, and one β for all of it."""
+        return bool(self._session.objectives) and len(self._session.betas) == 1
+
     def _set_beta(self, spec: str) -> None:
         model = self._session.model
-        if not self._session.objectives or len(self._session.betas) > 1:
+        if not self._steers_by_one:
             raise PreferenceError("there is no β to set: the guides have one each, or there is none")
         if spec:
             model.beta = check_beta(spec)
@@ -164,15 +169,23 @@ class Chat:
     def _save(self, name: str) -> None:
         from parm_mlx.guidance.saved import save_conversation
 
-        file = save_conversation(_named(name, "/save"), self._conversation, self._session.names)
+        beta = self._session.model.beta if self._steers_by_one else None
+        settings = {"beta": beta, "temp": self._sampling.temp}
+        file = save_conversation(_named(name, "/save"), self._conversation, self._session.names, settings)
         self._note(f"saved in {file}")
 
     def _load(self, name: str) -> None:
         from parm_mlx.guidance.saved import load_conversation
 
-        same = load_conversation(_named(name, "/load"), self._conversation, self._session.names)
+        settings = load_conversation(_named(name, "/load"), self._conversation, self._session.names)
         self._forgotten = 0
-        self._note("the conversation goes on" if same else "the conversation goes on, with other models than before")
+        if settings is None:
+            self._note("the conversation goes on, with other models than before")
+        else:
+            self._note("the conversation goes on")
+            if settings["beta"] is not None and self._steers_by_one:
+                self._set_beta(str(settings["beta"]))
+            self._set_temp(str(settings["temp"]))
         self._set_alpha("")
 
     def _answer(self, question: str) -> None:

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from parm_mlx.cli import console
-from parm_mlx.cli.options import flag, grouped, path_or_id
+from parm_mlx.cli.options import UploadRepo, flag, grouped, path_or_id
 from parm_mlx.errors import InputError
+from parm_mlx.hub import check_upload, upload
 from parm_mlx.ranges import Whole
 from parm_mlx.settings import PATH, TemplateName
 
@@ -65,6 +66,7 @@ def convert(
             default_text="cost or reward in its name or config",
         ),
     ] = None,
+    upload_repo: UploadRepo = None,
 ) -> None:
     """Convert models, reward models and adapters.
 
@@ -85,7 +87,9 @@ def convert(
     given = [option for option, value in details.items() if value is not None]
     if given and not quantize:
         raise InputError(f"{', '.join(given)} needs -q", hint="add -q to quantise the model")
+    check_upload(upload_repo)
 
+    from parm_mlx.convert.card import card
     from parm_mlx.convert.model import Quantization
     from parm_mlx.convert.run import Request
     from parm_mlx.convert.run import convert as run
@@ -104,3 +108,5 @@ def convert(
     )
     run(request, console.note)
     console.echo(out)
+    if upload_repo is not None:
+        console.note(f"uploaded: {upload(out, upload_repo, card(out, source, upload_repo))}")

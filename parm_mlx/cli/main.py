@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import FrameType
 
 from parm_mlx.cli import console
+from parm_mlx.cli.defaults import apply_settings
 from parm_mlx.errors import LostError, ParmError, QuietError
 from parm_mlx.files import decoded
 from parm_mlx.machine import NO_BACKEND, lacks_backend
@@ -75,6 +76,7 @@ def run(arguments: list[str]) -> int:
     try:
         from parm_mlx.cli.app import app
 
+        apply_settings()
         result = app([decoded(text, "an argument") for text in arguments], standalone_mode=False)
         if sys.stdout:
             sys.stdout.flush()

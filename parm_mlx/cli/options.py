@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
+from parm_mlx.cli.defaults import variable
 from parm_mlx.ranges import DRAFT_TOKENS, KV_BITS, KV_SIZE, MAX_TOKENS, Real, Whole
 from parm_mlx.settings import PATH, Limits, TemplateName, limits_of, plain_type, setting
 
@@ -29,6 +30,7 @@ def flag(
     short: str | None = None,
     default_text: str | None = None,
     metavar: str | None = None,
+    env: str | bool = False,
 ) -> Any:
     """Declares a parameter's flag, for ``Annotated[…]``; arguments as for :func:`parm_mlx.settings.setting`."""
     low, high = None, None
@@ -42,6 +44,7 @@ def flag(
         max=high,
         show_default=default_text or True,
         metavar=metavar,
+        envvar=variable(env) if isinstance(env, str) else None,
     )
 
 
@@ -125,7 +128,8 @@ def _parameters(settings: type, defaults: Any = None) -> Iterator[inspect.Parame
 
 
 def _flag_of(option: "Field[Any]") -> Any:
-    return flag(name=_flag_name(option.name), **option.metadata)
+    environment = option.name if option.metadata.get("env") else False
+    return flag(name=_flag_name(option.name), **{**option.metadata, "env": environment})
 
 
 def _flag_name(parameter: str) -> str:
@@ -174,6 +178,7 @@ class GuideOptions:
         "Base model: smollm2, bundled, a directory or a hub id.",
         PATH,
         default_text="--guide-model, or the backbone of --parm; without --parm smollm2",
+        env=True,
     )
     parm: list[str] | None = setting(
         None,
@@ -182,14 +187,16 @@ class GuideOptions:
         PATH,
         default_text="that of --model smollm2 and bundled",
         metavar="<str>",
+        env=True,
     )
     guide_model: str | None = setting(
-        None, "Backbone of the PARM: directory or hub id.", PATH, default_text="what the adapter records"
+        None, "Backbone of the PARM: directory or hub id.", PATH, default_text="what the adapter records", env=True
     )
     beta: str = setting(
         "1.0",
         "β of guided decoding; smaller means a stronger guide. Several adapters may have one each: 0.5,1.",
         metavar="NUMBER",
+        env=True,
     )
     dequantize: Literal["auto", "off"] = setting(
         "auto",
@@ -205,10 +212,13 @@ class ModelOptions(GuideOptions):
         "auto", "Compute base and guide in one forward pass: auto where they share weights, on insists."
     )
     chat_template: TemplateName | None = setting(
-        None, "Built-in chat template of the base.", default_text="the tokenizer's own, or what the adapter records"
+        None,
+        "Built-in chat template of the base.",
+        default_text="the tokenizer's own, or what the adapter records",
+        env=True,
     )
     allow_special: bool = setting(False, "Read control tokens that are written out in prompts as tokens, not as text.")
-    system_prompt: str | None = setting(None, "System message put before the prompt.")
+    system_prompt: str | None = setting(None, "System message put before the prompt.", env=True)
     enable_thinking: Literal["on", "off"] | None = setting(
         None, "Whether a model that thinks before it answers does so.", default_text="as its chat template has it"
     )
@@ -237,8 +247,11 @@ class DraftOptions:
 
 BASE_ALONE = "base"  # in place of a preference
 _ALPHA = 'Preference: "0.7,0.3", by name "cheer=0.7,formality=0.3", or "base" for the base alone'
-Alpha = Annotated[str | None, flag(f"{_ALPHA}.", default_text="all equal")]
+Alpha = Annotated[str | None, flag(f"{_ALPHA}.", default_text="all equal", env="alpha")]
 ALPHAS = f"{_ALPHA}; may be given several times."
-Alphas = Annotated[list[str] | None, flag(ALPHAS, default_text="all equal", metavar="<str>")]
-MaxTokens = Annotated[int, flag("Longest answer, in tokens.", MAX_TOKENS)]
+Alphas = Annotated[list[str] | None, flag(ALPHAS, default_text="all equal", metavar="<str>", env="alpha")]
+MaxTokens = Annotated[int, flag("Longest answer, in tokens.", MAX_TOKENS, env="max_tokens")]
 Json = Annotated[bool, flag("Print one JSON object.", name="--json")]
+UploadRepo = Annotated[
+    str | None, flag("Upload the result to this repository of the hub, owner/name.", default_text="not uploaded")
+]

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from parm_mlx.cli import console
-from parm_mlx.cli.options import flag, grouped
+from parm_mlx.cli.options import UploadRepo, flag, grouped
+from parm_mlx.hub import check_upload, upload
 from parm_mlx.training.config import TrainConfig
 
 MOVED = 0.05  # nats per token between the corners, below which answers hardly differ
@@ -23,6 +24,7 @@ def train(
         bool, flag("Continue also where data or models have changed; the adapter records it.")
     ] = False,
     force: Annotated[bool, flag("Replace an adapter that exists at --out, and checkpoints of an earlier run.")] = False,
+    upload_repo: UploadRepo = None,
 ) -> None:
     """Train a PARM adapter on preference data.
 
@@ -46,9 +48,11 @@ def train(
       parm-mlx train --model base --data pairs/ --out my-parm --objectives harmless,helpful
       parm-mlx train --model base --data pairs.jsonl --out my-parm --iters 200 --resume
       parm-mlx train --model base --data three.jsonl --out wider --start-from my-parm --iters 100
+      parm-mlx train --model owner/base --data pairs.jsonl --out my-parm --upload-repo me/my-parm
       parm-mlx train --config train.yaml --learning-rate 1e-4 --out second-try
     """
     settings = TrainConfig.from_sources(config, given)
+    check_upload(upload_repo)
     console.blas_hint()
     from parm_mlx.training.progress import ConsoleProgress
     from parm_mlx.training.run import train as run
@@ -64,6 +68,8 @@ def train(
             f"{result.out} holds what has been learned; try it: parm-mlx chat --parm {result.out}"
         )
         raise typer.Exit(128 + result.signal)
+    if upload_repo is not None:
+        console.note(f"uploaded: {upload(result.out, upload_repo)}")
     done, apart = f"{result.steps} steps done", result.distance
     if apart is None or apart >= MOVED:
         if apart is not None:

@@ -8,28 +8,39 @@ from parm_mlx.errors import DataError
 from parm_mlx.files import disk_errors, expanded, read_json
 from parm_mlx.guidance.chat import Conversation
 from parm_mlx.outputs import check_new_file, new_file
+from parm_mlx.ranges import BETA, TEMP
 
-FORMAT = "parm-mlx conversation 1"
+FORMAT = "parm-mlx conversation 2"
 
 
-def save_conversation(path: str | Path, conversation: Conversation, models: dict[str, Any]) -> Path:
-    """Writes a conversation into a new file.
+def save_conversation(
+    path: str | Path, conversation: Conversation, models: dict[str, Any], settings: dict[str, float | None]
+) -> Path:
+    """Writes a conversation, and the ``beta`` and ``temp`` of its next answer, into a new file.
 
     Raises:
         OutputError: There is such a file, or it cannot be written.
     """
     file = check_new_file(path)
     alpha = conversation.alpha
-    content = {"format": FORMAT, "models": models, "alpha": alpha and list(alpha), **conversation.state()}
+    content = {
+        "format": FORMAT,
+        "models": models,
+        "alpha": alpha and list(alpha),
+        "settings": settings,
+        **conversation.state(),
+    }
     with new_file(file) as partial, disk_errors(file):
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 
 
-def load_conversation(path: str | Path, conversation: Conversation, models: dict[str, Any]) -> bool:
-    """Goes on with a conversation from a file, also under its preference.
+def load_conversation(
+    path: str | Path, conversation: Conversation, models: dict[str, Any]
+) -> dict[str, float | None] | None:
+    """Goes on with a conversation from a file, also under its preference, and returns the settings it was saved with.
 
-    It is read again as text where it was held with other models: False is returned then, and the preference stays.
+    It is read again as text where it was held with other models: None is returned then, and the preference stays.
 
     Raises:
         DataError: The file is not a conversation.
@@ -44,12 +55,21 @@ def load_conversation(path: str | Path, conversation: Conversation, models: dict
     conversation.restore(content if same else {**content, "asked": None, "answer": []})
     if same:
         conversation.alpha = tuple(map(float, alpha)) if isinstance(alpha, list) else None
-    return same
+    settings: Any = content["settings"]
+    return settings if same else None
 
 
 def _is_sound(content: dict[str, Any], objectives: int, vocabulary: int) -> bool:
     """Returns True if a conversation has all its parts, and its tokens are known where ``vocabulary`` is not 0."""
     messages, asked, turns, alpha = (content.get(key) for key in ("messages", "asked", "turns", "alpha"))
+    settings = content.get("settings")
+    if not isinstance(settings, dict) or settings.keys() != {"beta", "temp"}:
+        return False
+    try:
+        TEMP.read(settings["temp"])
+        BETA.read(1.0 if settings["beta"] is None else settings["beta"])
+    except ValueError:
+        return False
     if not isinstance(messages, list) or not isinstance(turns, int) or isinstance(turns, bool) or turns < 0:
         return False
     for message in messages:

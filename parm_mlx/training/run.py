@@ -18,8 +18,9 @@ from parm_mlx.files import expanded, flush
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
-from parm_mlx.pblora.adapter import CONFIG_FILE
+from parm_mlx.pblora.adapter import CONFIG_FILE, read_config
 from parm_mlx.training import memory
+from parm_mlx.training.card import CARD_FILE, card
 from parm_mlx.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -134,7 +135,7 @@ def train(
                 distance = trainer.distance()
                 with group.agreed():
                     if group.main:
-                        _finish(trainer, out, force)
+                        _finish(trainer, out, force, distance)
             except LostError as lost:
                 raise trainer.rescue(lost) from lost
     return TrainResult(out, trainer.done, None, tuple(trainer.log.records), group.rank, distance)
@@ -207,13 +208,15 @@ def _interrupted(trainer: Trainer, number: int | None) -> TrainResult:
     return TrainResult(path, trainer.done, number, tuple(trainer.log.records), trainer.group.rank)
 
 
-def _finish(trainer: Trainer, out: Path, force: bool) -> None:
+def _finish(trainer: Trainer, out: Path, force: bool, distance: float | None) -> None:
     """Writes the result, and removes the checkpoints; where something has appeared at ``out``, they stay."""
     try:
         with new_directory(out, force, _reads(trainer.config)) as directory:
             step, tensors = trainer.result()
             trainer.write_adapter(directory, out, step, tensors)
             _add_report(trainer, directory)
+            text = card(out.name, read_config(directory), trainer.log.records, distance)
+            (directory / CARD_FILE).write_text(text, encoding="utf-8")
             flush(*directory.iterdir(), directory)
     except OutputError as error:
         hint = "move it away; the same command with --resume then writes the adapter there"

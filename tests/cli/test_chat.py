@@ -169,10 +169,10 @@ def test_a_space_before_an_answer_stays_in_the_conversation(
     read: list[list[int]] = []
     original = Conversation._read
 
-    def spied(self: Conversation, prompt: Any) -> int:
+    def spied(self: Conversation, request: Any) -> Any:
         read.append([*self._base.tokens])
-        read.append(list(prompt.base))
-        return original(self, prompt)
+        read.append(list(request.prompt.base))
+        return original(self, request)
 
     monkeypatch.setattr(Conversation, "_read", spied)
     monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital of France?\nTell me a joke.\n"))
@@ -249,6 +249,9 @@ def test_a_saved_conversation_goes_on_as_it_would_have(
     assert err.splitlines()[0] == f"error: {file} exists already"
     before = file.read_bytes()
     assert chat(f"/load {file}\nAnd another one?\n", "--quiet") == (0, f"{expected}\n", "")
+    assert chat(f"/load {file}\nAnd another one?\n", "--temp", 1, "--beta", 9, "--quiet")[1] == f"{expected}\n"
+    err = chat(f"/load {file}\n", "--temp", 1, "--beta", 9)[2]
+    assert "beta: 1\ntemperature: 0\npreference: harmless=0 helpful=1" in err
     monkeypatch.setattr("sys.stdin", io.StringIO(f"/load {file}\nAnd another one?\n"))
     code, out, err = run_cli("chat", "--model", official / "base_lm", "--alpha", "base", "--max-tokens", 12)
     assert code == 0
@@ -274,6 +277,9 @@ def _change(path: Path, **values: Any) -> None:
         {"answer": [True]},
         {"answer": None},
         {"turns": -1},
+        {"settings": None},
+        {"settings": {"beta": 0, "temp": 0}},
+        {"settings": {"beta": None, "temp": "hot"}},
         {"alpha": [1]},
         {"alpha": [2, -1]},
         {"alpha": [float("nan"), 1]},

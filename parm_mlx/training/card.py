@@ -1,0 +1,62 @@
+"""The model card of an adapter: what it is, how to use it, and what its training measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from parm_mlx.files import NAMED, is_hub_id
+from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.training.judge import CornerRecord
+from parm_mlx.training.logging import Record, ValidRecord
+
+CARD_FILE = "README.md"
+
+
+def card(name: str, config: PBLoRAConfig, records: Sequence[Record], distance: float | None) -> str:
+    """Returns a card in Markdown.
+
+    Args:
+        name: What the adapter is called.
+        config: Its settings, with those of the training.
+        records: What the training reported.
+        distance: How far apart the corners are, in nats per token; None with one objective.
+    """
+    training, given = config.training, str(config.training.get("model"))
+    public = is_hub_id(given) and not Path(given).is_dir()
+    backbone = given if public or given in NAMED else Path(given).name
+    alpha = ",".join(f"{objective}={1 / config.k:.2g}" for objective in config.objectives)
+    base = [f"base_model: {backbone}"] if public else []
+    head = ["---", "library_name: parm-mlx", *base, "tags: [parm, pblora, mlx]", "---"]
+    lines = [
+        *head,
+        f"\n# {name}\n",
+        f"A preference-aware reward model (PARM, arXiv 2505.06274) for `{backbone}` and larger models of its "
+        f"vocabulary. It guides a frozen model while that generates, by weights for {_listed(config.objectives)} that "
+        "are chosen at run time.\n",
+        f"```\nparm-mlx chat --parm {name} --alpha {alpha}\n```\n",
+        "## Training\n",
+        "| | |\n| --- | --- |",
+        f"| pairs to train on, to validate on | {training.get('train_pairs')}, {training.get('valid_pairs')} |",
+        f"| steps | {training.get('steps_done')} |",
+        f"| adapter | {config.kind}, rank {config.r1} + {config.r2}, scale {config.scale:g} |",
+        f"| learning rate at its peak | {training.get('peak_learning_rate', 0):.2g} |",
+    ]
+    if distance is not None:
+        lines.append(f"| corners of α apart | {distance:.3f} nats per token |")
+    validations = [record for record in records if isinstance(record, ValidRecord)]
+    if validations:
+        lines += [
+            "\nOn pairs that it was not trained on, where it prefers the better answer:\n",
+            "| step | loss | accuracy weighted by α | " + " | ".join(f"{o} alone" for o in config.objectives) + " |",
+            "| --- " * (3 + config.k) + "|",
+        ]
+        for record in (validations[0], validations[-1])[: len(validations)]:
+            own = " | ".join(f"{share:.0%}" for share in record.corner_accuracy.values())
+            lines.append(f"| {record.step} | {record.loss:.4f} | {record.weighted_accuracy:.0%} | {own} |")
+    if judged := [record for record in records if isinstance(record, CornerRecord)]:
+        apart = ", ".join(f"{name} {value:.2f}" for name, value in judged[-1].distance.items())
+        lines.append(f"\nScores of generated answers between the corners, in sd of the base's: {apart}.")
+    return "\n".join(lines) + "\n"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
