@@ -1,5 +1,6 @@
 """``parm-mlx evaluate``: prompts × preferences → answers, scores, HV, MIP, pictures and a report."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ import typer
 from parm_mlx.cli import console
 from parm_mlx.cli.options import DraftOptions, MaxTokens, ModelOptions, flag, grouped, is_given
 from parm_mlx.errors import InputError
-from parm_mlx.preference import SMALLEST_STEP
+from parm_mlx.preference import SMALLEST_STEP, check_beta
 from parm_mlx.ranges import ANSWERS, BATCH, COUNT, SAMPLES, Real
 from parm_mlx.settings import Items, SamplingSettings
 
@@ -76,23 +77,28 @@ def evaluate(
 
     Every prompt is answered at every preference of the grid and by the base alone, in continuous batches. Answers and
     scores are kept in --out as they come: after Ctrl-C, a kill or a full disk the same command goes on. Under
-    mlx.launch several processes share the work.
+    mlx.launch several processes share the work. Several β with one adapter (--beta 0.5,1,2) are a sweep: a run for each
+    in a folder of --out, and their comparison.
 
     \b
     Examples:
       parm-mlx evaluate --out run --limit 24
       parm-mlx evaluate --model base-8b --parm parm --prompts questions.jsonl --out run \\
           --reward helpful=models/beaver-reward --reward harmless=models/beaver-cost
+      parm-mlx evaluate --out strengths --limit 24 --grid 0.5 --beta 0.5,1,2
       parm-mlx evaluate --compare run other-run --out comparison
     """
     if out is None:
         raise InputError("--out is missing, the folder to write", hint="for instance --out run")
     from parm_mlx.evaluation.evaluate import compare_runs
-    from parm_mlx.evaluation.evaluate import evaluate as run
+    from parm_mlx.evaluation.evaluate import evaluate as evaluate_one
     from parm_mlx.evaluation.report.formatting import table
     from parm_mlx.evaluation.report.page import METRICS_FILE, PAGE_FILE
+    from parm_mlx.evaluation.strengths import COMPARISON, evaluate_strengths
     from parm_mlx.guidance.sampling import Sampling
 
+    run: Callable[..., dict[str, Any] | None] = evaluate_one
+    page = out
     how: Any = {"normalize": normalize, "reference": reference, "bootstrap": bootstrap, "note": console.note}
     if compare:
         for name in context.params.keys() - how.keys() - {"runs", "out", "compare", "as_json"}:
@@ -103,6 +109,11 @@ def evaluate(
         raise InputError(f"{runs[0]}: folders of runs go with --compare", hint="a new run takes --out alone")
     else:
         console.blas_hint()
+        named = asdict(models)
+        if len(models.parm or [""]) == 1 and len(betas := named["beta"].split(",")) > 1:
+            run, named["betas"] = evaluate_strengths, [check_beta(each) for each in betas]
+            del named["beta"]
+            page = out / COMPARISON
         try:
             summary = run(
                 out=out,
@@ -118,7 +129,7 @@ def evaluate(
                 resume_anyway=resume_anyway,
                 progress=console.progress,
                 **how,
-                **asdict(models),
+                **named,
                 **asdict(drafts),
             )
         except KeyboardInterrupt as reason:
@@ -129,4 +140,4 @@ def evaluate(
             console.record(summary)
         else:
             console.echo(table(summary))
-        console.note(f"{out / PAGE_FILE}  {out / METRICS_FILE}")
+        console.note(f"{page / PAGE_FILE}  {page / METRICS_FILE}")

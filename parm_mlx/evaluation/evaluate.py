@@ -249,11 +249,13 @@ def compare_runs(
     normalize: Normalize = "unguided",
     reference: Sequence[float] | None = None,
     bootstrap: int = 1000,
+    force: bool = False,
     note: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Compares finished runs on one scale; writes metrics, pictures and a page to the new folder ``out``.
 
-    Other arguments are those of :func:`evaluate`. Returns the content of ``metrics.json``.
+    ``force`` replaces an earlier comparison. Other arguments are those of :func:`evaluate`. Returns the content of
+    ``metrics.json``.
 
     Raises:
         InputError: A folder holds no finished run, or the runs cannot be compared.
@@ -263,7 +265,7 @@ def compare_runs(
         raise InputError(
             "a comparison needs two or more folders of runs", hint="parm-mlx evaluate --compare RUN RUN --out DIR"
         )
-    check_new(out)
+    check_new(out, force)
     unique = len({folder.name for folder in folders}) == len(folders)
     runs, identities = [], []
     for folder in folders:
@@ -275,7 +277,7 @@ def compare_runs(
     summary["settings"] = dict(differences(*identities))
     if len(summary["differences"]) < len(runs) - 1:
         note("the runs have different prompts: their figures are of different questions, and no pairs are drawn")
-    with new_directory(out) as partial:
+    with new_directory(out, force) as partial:
         write_report(summary, [], {}, partial, note)
     return summary
 

@@ -100,6 +100,28 @@ def test_runs_are_compared_on_one_reference_point(run_cli: Run, done: Path, tmp_
     assert "beta [1.0] | [0.5]" in (tmp_path / "both" / "report.html").read_text()
 
 
+def test_several_betas_are_runs_and_their_comparison(
+    run_cli: Run, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "strengths"
+    code, printed, err = run_cli("evaluate", "--out", out, *SMALL, "--beta", "0.25,1")
+    assert code == 0, err
+    assert {path.name for path in out.iterdir()} == {"beta-0.25", "beta-1", "comparison"}
+    assert (out / "beta-1" / "results.jsonl").read_bytes() == (done / "results.jsonl").read_bytes()
+    assert (out / "beta-0.25" / "results.jsonl").read_bytes() != (done / "results.jsonl").read_bytes()
+    assert [line.split()[0] for line in printed.splitlines()[1:3]] == ["beta-0.25", "beta-1"]
+    compared = json.loads((out / "comparison" / "metrics.json").read_text())
+    best = max(compared["runs"], key=lambda run: run["mip"]["value"])["name"].partition("-")[2]
+    assert f"best at beta {best}" in err
+    monkeypatch.setattr("parm_mlx.answers.sweep.generate_batch", None)
+    code, again, _ = run_cli("evaluate", "--out", out, *SMALL, "--beta", "0.25,1")
+    assert (code, again) == (0, printed)
+    for folder, betas, message in ((out, "1,1", "given twice"), (done, "0.5,1", "holds a run at one β")):
+        code, _, err = run_cli("evaluate", "--out", folder, *SMALL, "--beta", betas)
+        assert code == 2
+        assert message in err
+
+
 @pytest.mark.parametrize(
     ("options", "code", "error"),
     [
