@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,22 @@ def _download(repo_id: str, what: str) -> Path:
         raise RunError(f"{what} {repo_id} is not on this machine, and the hub cannot be reached", hint=hint) from error
     except OSError as error:
         raise RunError(f"{what} {repo_id} could not be downloaded: {first_line(error)}", hint=hint) from error
+
+
+def fetched_size(source: str | Path) -> int | None:
+    """Returns the bytes that :func:`resolve` will fetch; None where nothing is, or the hub does not tell."""
+    text = str(source)
+    if text in NAMED or not is_hub_id(text) or Path(text).exists():
+        return None
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(text, "config.json"), str):
+        return None
+    try:
+        files = HfApi().model_info(text, files_metadata=True, timeout=10).siblings or []
+    except (OSError, ValueError):
+        return None
+    return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, each) for each in _DOWNLOADED)) or None
 
 
 def flush(*paths: Path) -> None:

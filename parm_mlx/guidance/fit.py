@@ -4,30 +4,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from parm_mlx.files import fetched_size
 from parm_mlx.machine import usable_memory, uses_linux_cpu
 from parm_mlx.mlxlm import config_dtype, config_levels, is_quantized, read_config, weight_files
 
 CONTEXT = 4096  # tokens that the caches are counted with, if the models read so many
 
 
-def misfit(models: Sequence[Path], sequences: int = 1) -> str | None:
+def misfit(
+    models: Sequence[Path], sequences: int = 1, kv_bits: int | None = None, max_kv_size: int | None = None
+) -> str | None:
     """Returns what a user should know where models do not fit into the memory, or None.
 
     Args:
         models: Directories of the base and of every guide's backbone; one of both is loaded once and has two caches.
         sequences: Answers that are generated at the same time.
+        kv_bits: Bits of the caches, where they are quantised.
+        max_kv_size: Most tokens that the caches hold.
     """
     weights = sum(weight_bytes(path) for path in {path.resolve() for path in models})
     configs = [read_config(path) for path in models]
-    context = min(CONTEXT, *(int(_number(config, "max_position_embeddings") or CONTEXT) for config in configs))
+    context = min(
+        max_kv_size or CONTEXT,
+        *(int(_number(config, "max_position_embeddings") or max_kv_size or CONTEXT) for config in configs),
+    )
     caches = sequences * context * sum(map(cache_bytes, configs))
+    if kv_bits is not None:
+        caches = caches * kv_bits // (32 if uses_linux_cpu() else 16)
     usable = usable_memory()
     if weights + caches <= usable:
         return None
     return (
         f"memory: weights of {_gigabytes(weights)} and {_gigabytes(caches)} of caches for {context} tokens do not fit "
-        f"into {_gigabytes(usable)}; fewer bits (parm-mlx convert -q), a smaller guide, or one model for both need less"
+        f"into {_gigabytes(usable)}; fewer bits (parm-mlx convert -q, --kv-bits), a smaller guide, a shorter context "
+        "(--max-kv-size), or one model for both (--share) need less"
     )
+
+
+def fetching(source: str | Path) -> str | None:
+    """Returns what a user should know before a model or adapter is fetched; None where none is."""
+    size = fetched_size(source)
+    if size is None:
+        return None
+    usable = usable_memory()
+    unfit = f"; warning: this machine has {_gigabytes(usable)} for weights and caches" if size > usable else ""
+    return f"fetching {source} from the hub: {_gigabytes(size)}{unfit}"
 
 
 def weight_bytes(path: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parm_mlx.files import resolve
-from parm_mlx.guidance.fit import misfit
+from parm_mlx.guidance.fit import fetching, misfit
 from parm_mlx.guidance.guided import GuidedModel, Unguided
 from parm_mlx.guidance.loading import (
     Dequantize,
@@ -92,6 +92,9 @@ def load_session(
     check_cache_limits(kv_bits, max_kv_size)
     betas = parse_betas(beta, 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1))
     notes: list[str] = []
+    for source in dict.fromkeys([model, *([parm] if isinstance(parm, str | Path) else parm or ()), guide_model]):
+        if source is not None and (message := fetching(source)):
+            announce(message)
     base, adapters = named_models(model, parm, guide_model, announce)
     names = {
         "model": base if model is not None or not parm else None,
@@ -99,7 +102,8 @@ def load_session(
         "guide_model": None if guide_model is None else str(guide_model),
     }
     guided: GuidedModel
-    if problem := misfit([resolve(base), *(_backbone(adapter, guide_model) for adapter in adapters)]):
+    paths = [resolve(base), *(_backbone(adapter, guide_model) for adapter in adapters)]
+    if problem := misfit(paths, kv_bits=kv_bits, max_kv_size=max_kv_size):
         announce(f"warning: {problem}")
     if adapters:
         guided, tokenizer, guide_tokenizer = load_with_tokenizers(
