@@ -148,7 +148,7 @@ def _subjects(
 ) -> "tuple[Subjects, dict[str, Any]]":
     """The models to measure, and what the report says about them."""
     given = {name: value for name, value in sizes.items() if value is not None}
-    size, betas = Size(**given), parse_betas(models.beta, len(models.parm or [""]))
+    size, betas = Size(**given), parse_betas(models.beta or 1.0, len(models.parm or [""]))
     if models.parm and given:
         raise InputError(f"--{', --'.join(given)} is for random models, and --parm names models of your own")
     if not models.parm and (models.model or models.guide_model or draft_model):

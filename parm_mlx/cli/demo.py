@@ -46,7 +46,7 @@ def demo(
         Literal["smollm2", "bundled"] | None,
         flag("The models: SmolLM2-135M, or the small ones of this package.", default_text="smollm2"),
     ] = None,
-    beta: Annotated[str, declared(GuideOptions, "beta")] = "1.0",
+    beta: Annotated[str | None, declared(GuideOptions, "beta")] = None,
     temp: Annotated[float | None, flag("Sampling temperature; 0 is greedy.", TEMP, default_text="0.7")] = None,
     max_tokens: Annotated[int | None, flag("Longest answer, in tokens.", MAX_TOKENS, default_text="40")] = None,
     seed: Annotated[int, flag("Seed of the choice of questions and of the sampling.", SEED)] = 0,

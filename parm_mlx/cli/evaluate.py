@@ -110,7 +110,7 @@ def evaluate(
     else:
         console.blas_hint()
         named = asdict(models)
-        if len(models.parm or [""]) == 1 and len(betas := named["beta"].split(",")) > 1:
+        if len(models.parm or [""]) == 1 and len(betas := (models.beta or "").split(",")) > 1:
             run, named["betas"] = evaluate_strengths, [check_beta(each) for each in betas]
             del named["beta"]
             page = out / COMPARISON

@@ -192,10 +192,11 @@ class GuideOptions:
     guide_model: str | None = setting(
         None, "Backbone of the PARM: directory or hub id.", PATH, default_text="what the adapter records", env=True
     )
-    beta: str = setting(
-        "1.0",
+    beta: str | None = setting(
+        None,
         "β of guided decoding; smaller means a stronger guide. Several adapters may have one each: 0.5,1.",
         metavar="NUMBER",
+        default_text="what the adapter proposes, else 1",
         env=True,
     )
     dequantize: Literal["auto", "off"] = setting(

@@ -45,7 +45,7 @@ def evaluate(
     alphas: str | Path | Sequence[AlphaSpec] | None = None,
     grid: float | None = None,
     rewards: Rewards | None = None,
-    beta: float | str | Sequence[float] = 1.0,
+    beta: float | str | Sequence[float] | None = None,
     sampling: Sampling | None = None,
     max_tokens: int = 256,
     num_samples: int = 1,
@@ -89,7 +89,7 @@ def evaluate(
             0.5 for more.
         rewards: A reward for each objective, by its name, and others to report; see
             :func:`parm_mlx.rewards.registry.load_rewards`. By default the built-in scorers of the objectives' names.
-        beta: β, or one for each adapter.
+        beta: β, or one for each adapter; by default what they propose, else 1.
         sampling: How tokens are chosen; its seed is that of the first sample. Greedy by default.
         max_tokens: Length of the longest answer.
         num_samples: Answers to each prompt at each preference.

@@ -74,7 +74,7 @@ def load(
     parm: str | Path | Sequence[str | Path] | None = None,
     guide_model: str | Path | None = None,
     alpha: AlphaSpec | None = None,
-    beta: float | Sequence[float] = 1.0,
+    beta: float | Sequence[float] | None = None,
     share: Share = "auto",
     dequantize: Dequantize = "auto",
     kv_bits: int | None = None,
@@ -88,7 +88,8 @@ def load(
             each by its objective; the order of α is theirs.
         guide_model: Backbone of the adapters; what each records when left out.
         alpha: The default preference: k weights, ``"0.7,0.3"``, ``"helpful=0.7,harmless=0.3"`` or a mapping.
-        beta: β of Eq. 13, or one β_i for each of several adapters. Smaller β, stronger guide.
+        beta: β of Eq. 13, or one β_i for each of several adapters. Smaller β, stronger guide. By default what the
+            adapters propose, else 1.
         share: If base and guide are computed in one forward pass: ``"auto"`` where they share weights,
             ``"on"`` to insist on it, ``"off"`` never.
         dequantize: If quantised models become float32 where MLX computes on a CPU: ``"auto"`` where memory allows,
@@ -108,6 +109,7 @@ def load(
     base, adapters = named_models(model, parm, guide_model, note=warn)
     if not adapters:
         raise ModelError(f"{base} needs a PARM, the adapter that guides it", hint="name it with parm=")
+    beta = proposed_betas(adapters) if beta is None else beta
     guided, tokenizer, _ = load_with_tokenizers(
         base, adapters, guide_model, alpha, beta, share, dequantize, kv_bits, max_kv_size
     )
@@ -195,6 +197,12 @@ def _load_guide(
     load_into(backbone, config, tensors)
     _evaluate(backbone)
     return Guide(backbone, config, alpha), tokenizer, path
+
+
+def proposed_betas(adapters: Sequence[str | Path]) -> tuple[float, ...]:
+    """The β for each adapter that its training proposes, 1 where it does not; one number if they are the same."""
+    betas = tuple(read_config(resolve(adapter, "adapter")).beta or 1.0 for adapter in adapters)
+    return betas if len(set(betas)) > 1 else betas[:1] or (1.0,)
 
 
 def recorded_backbone(parm: str | Path) -> Path:

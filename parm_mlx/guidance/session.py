@@ -15,6 +15,7 @@ from parm_mlx.guidance.loading import (
     load_draft,
     load_with_tokenizers,
     named_models,
+    proposed_betas,
     recorded_backbone,
 )
 from parm_mlx.guidance.prompts import Prompter
@@ -62,7 +63,7 @@ def load_session(
     parm: str | Path | Sequence[str | Path] | None = None,
     guide_model: str | Path | None = None,
     *,
-    beta: float | str | Sequence[float] = 1.0,
+    beta: float | str | Sequence[float] | None = None,
     share: Share = "auto",
     dequantize: Dequantize = "auto",
     template: bool = True,
@@ -90,7 +91,8 @@ def load_session(
     """
     check_models(model, parm, guide_model, draft_model, self_speculation, num_draft_tokens, alone)
     check_cache_limits(kv_bits, max_kv_size)
-    betas = parse_betas(beta, 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1))
+    given = 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1)
+    betas = None if beta is None else parse_betas(beta, given)
     notes: list[str] = []
     for source in dict.fromkeys([model, *([parm] if isinstance(parm, str | Path) else parm or ()), guide_model]):
         if source is not None and (message := fetching(source)):
@@ -101,6 +103,10 @@ def load_session(
         "parm": adapters or None,
         "guide_model": None if guide_model is None else str(guide_model),
     }
+    if betas is None:
+        betas = proposed_betas(adapters)
+        if any(each != 1 for each in betas):
+            notes.append(f"beta {','.join(f'{each:g}' for each in betas)}, as proposed by the adapter (--beta)")
     guided: GuidedModel
     paths = [resolve(base), *(_backbone(adapter, guide_model) for adapter in adapters)]
     if problem := misfit(paths, kv_bits=kv_bits, max_kv_size=max_kv_size):

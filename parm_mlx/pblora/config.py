@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from parm_mlx.errors import AdapterError, PreferenceError
 from parm_mlx.preference import parse_objectives
-from parm_mlx.ranges import DROPOUT, RANK, SCALE, Real, Whole, as_float, shown
+from parm_mlx.ranges import BETA, DROPOUT, RANK, SCALE, Real, Whole, as_float, shown
 
 Kind = Literal["pblora", "lora", "svd-lora"]
 
@@ -29,6 +29,7 @@ class PBLoRAConfig:
     base_model: str | None = None  # path or hub id of the backbone that the adapter was made for
     objective_betas: tuple[float, ...] | None = None  # β_i of the training objective, one per objective
     chat_template: str | None = None  # name of the built-in one that it was trained with; None is the tokenizer's own
+    beta: float | None = None  # β of guided decoding that the training proposes; None is 1
     training: dict[str, Any] = field(default_factory=dict)  # everything else that reproduces the training
     kind: Kind = "pblora"  # of core matrix; see parm_mlx.pblora.layer
 
@@ -61,6 +62,8 @@ class PBLoRAConfig:
             yield f"objective_betas must hold one number above 0 per objective, got {shown(self.objective_betas)}"
         if not isinstance(self.chat_template, str | None):
             yield f"chat_template must be a name, got {shown(self.chat_template)}"
+        if self.beta is not None and not _is_in(self.beta, BETA):
+            yield f"beta must be {BETA}, got {shown(self.beta)}"
         if not isinstance(self.training, dict):
             yield "training must be a JSON object"
 
@@ -79,11 +82,12 @@ class PBLoRAConfig:
         return self.r1 + self.r2
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the content of ``adapter_config.json``; a chat template is named only if there is one."""
+        """Returns the content of ``adapter_config.json``; chat template and β are there only if they are set."""
         content = {"fine_tune_type": FINE_TUNE_TYPES[self.kind], "format_version": FORMAT_VERSION, **asdict(self)}
         del content["kind"]
-        if self.chat_template is None:
-            del content["chat_template"]
+        for name in ("chat_template", "beta"):
+            if content[name] is None:
+                del content[name]
         return content
 
     @classmethod

@@ -40,6 +40,8 @@ def card(name: str, config: PBLoRAConfig, records: Sequence[Record], distance: f
         f"| adapter | {config.kind}, rank {config.r1} + {config.r2}, scale {config.scale:g} |",
         f"| learning rate at its peak | {training.get('peak_learning_rate', 0):.2g} |",
     ]
+    if config.beta is not None:
+        lines.append(f"| β proposed for decoding | {config.beta:g} |")
     if distance is not None:
         lines.append(f"| corners of α apart | {distance:.3f} nats per token |")
     validations = [record for record in records if isinstance(record, ValidRecord)]

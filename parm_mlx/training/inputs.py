@@ -1,5 +1,7 @@
 """Inputs of a training run: preference data, their tokens, and the adapter that the settings ask for."""
 
+from typing import Any
+
 import mlx.nn as nn
 import numpy as np
 
@@ -80,3 +82,8 @@ def adapter_for(config: TrainConfig, model: nn.Module, objectives: tuple[str, ..
     if config.adapter != "pblora":
         size += f" (pblora of rank {pblora.rank}: {trainable_numbers(pblora, linears):,})"
     return adapter, size
+
+
+def data_files(data: PreferenceData) -> list[dict[str, Any]]:
+    """Returns the files that were read with their SHA-256, hub data sets with revision and fingerprint."""
+    return [{"file": file.name, **file.identity, "pairs": file.pairs} for file in data.files]

@@ -18,7 +18,7 @@ from parm_mlx.files import expanded, flush
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
-from parm_mlx.pblora.adapter import CONFIG_FILE, read_config
+from parm_mlx.pblora.adapter import CONFIG_FILE, read_config, set_adapter_tensors
 from parm_mlx.training import memory
 from parm_mlx.training.card import CARD_FILE, card
 from parm_mlx.training.checkpoint import (
@@ -34,6 +34,7 @@ from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.curves import add_picture
 from parm_mlx.training.logging import METRICS_FILE, MetricsLog, Record, as_metrics, check_trackers, read_metrics
 from parm_mlx.training.progress import Progress
+from parm_mlx.training.strength import propose_beta
 from parm_mlx.training.trainer import Trainer
 
 
@@ -213,7 +214,11 @@ def _finish(trainer: Trainer, out: Path, force: bool, distance: float | None) ->
     try:
         with new_directory(out, force, _reads(trainer.config)) as directory:
             step, tensors = trainer.result()
-            trainer.write_adapter(directory, out, step, tensors)
+            set_adapter_tensors(trainer.model, tensors)
+            beta = propose_beta(trainer.model, trainer.held_out, len(trainer.objectives))
+            if beta is not None:
+                trainer.progress.note(f"beta {beta:g} is proposed by the held-out pairs, and the adapter's default")
+            trainer.write_adapter(directory, out, step, tensors, beta)
             _add_report(trainer, directory)
             text = card(out.name, read_config(directory), trainer.log.records, distance)
             (directory / CARD_FILE).write_text(text, encoding="utf-8")

@@ -9,7 +9,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from parm_mlx.data.dataset import PreferenceData
 from parm_mlx.distributed import Group
 from parm_mlx.errors import AdapterError, CheckpointError, LostError, RunError
 from parm_mlx.files import resolve
@@ -47,7 +46,7 @@ from parm_mlx.training.checkpoint import (
 )
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.grad_checkpoint import checkpoint_blocks
-from parm_mlx.training.inputs import adapter_for, load_pairs, tokenize_split
+from parm_mlx.training.inputs import adapter_for, data_files, load_pairs, tokenize_split
 from parm_mlx.training.judge import CornerRecord, Judge, held_out_questions
 from parm_mlx.training.logging import (
     METRICS_FILE,
@@ -61,6 +60,7 @@ from parm_mlx.training.logging import (
 from parm_mlx.training.optimizer import Optimizer, auto_learning_rate
 from parm_mlx.training.progress import Progress
 from parm_mlx.training.response_logprobs import ResponseScorer, corner_distance
+from parm_mlx.training.strength import PAIRS
 from parm_mlx.training.train_step import TrainStep, validate
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -119,6 +119,7 @@ class Trainer:
         self.pairs = len(train), len(valid)
         self.batches = TrainingBatches(train, config.pairs_per_step, order)
         self.valid = fixed_batches(valid, config.batch_size, config.val_batches, choice)
+        self.held_out = valid[:PAIRS]
         self._probe = (self.valid or fixed_batches(train, config.batch_size, PROBED, choice))[:PROBED]
         self.steps = config.steps(len(train))
         if config.warmup >= self.steps:
@@ -360,7 +361,9 @@ class Trainer:
             return best, read_adapter(read_checkpoint(self.folder.at(best)).path)[1]
         return self.done, adapter_tensors(self.model)
 
-    def write_adapter(self, directory: Path, final: Path, step: int, tensors: Tensors) -> None:
+    def write_adapter(
+        self, directory: Path, final: Path, step: int, tensors: Tensors, beta: float | None = None
+    ) -> None:
         """Writes the adapter of a step with its origin, and the metrics, into a directory that ``final`` will be."""
         training = {
             "model": self.config.model,
@@ -376,7 +379,7 @@ class Trainer:
             "versions": versions(),
         }
         base_model = backbone_reference(self.config.model, final)
-        save_adapter(directory, replace(self.adapter, base_model=base_model, training=training), tensors)
+        save_adapter(directory, replace(self.adapter, base_model=base_model, training=training, beta=beta), tensors)
         write_metrics(directory / METRICS_FILE, self.log.records)
 
     def facts(self) -> dict[str, Any]:
@@ -389,11 +392,6 @@ class Trainer:
             "models": [_shapes(adapter_tensors(self.model)), lengths, self.models],
             "packages": packages,
         }
-
-
-def data_files(data: PreferenceData) -> list[dict[str, Any]]:
-    """Returns the files that were read with their SHA-256, hub data sets with revision and fingerprint."""
-    return [{"file": file.name, **file.identity, "pairs": file.pairs} for file in data.files]
 
 
 def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:

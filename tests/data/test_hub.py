@@ -13,7 +13,7 @@ from parm_mlx.data.dataset import load_data
 from parm_mlx.data.inspect import inspect_data
 from parm_mlx.data.sources import is_hub_id
 from parm_mlx.errors import DataError, ParmError, RunError
-from parm_mlx.training.trainer import data_files
+from parm_mlx.training.inputs import data_files
 
 SAFE = {"prompt": "Q", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1}
 SHA = "0123456789" * 4
