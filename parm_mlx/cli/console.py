@@ -140,6 +140,13 @@ def note(message: str) -> None:
     stderr().print(message, style="dim", markup=False)
 
 
+def note_interrupt() -> None:
+    """Notes that Ctrl-C has ended the command, in place of the ^C that a terminal shows."""
+    if stderr().is_terminal:
+        sys.stderr.write("\r\x1b[K")
+    note("interrupted")
+
+
 def print_error(message: str, hint: str | None = None) -> None:
     """Prints ``error: …`` and ``hint: …``."""
     from rich.markup import escape

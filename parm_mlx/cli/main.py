@@ -98,7 +98,7 @@ def _report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":  # typer's, where input ends
-        console.note("interrupted")
+        console.note_interrupt()
         return console.INTERRUPTED
     if isinstance(error, ParmError):
         if not isinstance(error, QuietError):

@@ -51,6 +51,9 @@ class Progress:
         """Training is over, whether it was completed or not."""
 
 
+_BAR = 32  # columns of steps, bar and time
+
+
 class ConsoleProgress(Progress):
     """Shows a run on a console, with bars if that is a terminal."""
 
@@ -89,11 +92,15 @@ class ConsoleProgress(Progress):
     def report(self, record: TrainRecord) -> None:
         """Updates the bar's numbers, or writes a line."""
         shares = "  ".join(f"{name} {share:.0%}" for name, share in record.accuracy.items())
-        speed = f"{record.tokens_per_second:.0f} tokens/s  {record.padding:.0%} padding"
-        news = f"loss {record.loss:.4f}  {shares}  {speed}  {record.peak_memory_gb:.2f} GB peak"
+        parts = [f"loss {record.loss:.4f}", shares, f"{record.tokens_per_second:.0f} tokens/s"]
+        parts += [f"{record.padding:.0%} padding", f"{record.peak_memory_gb:.2f} GB peak"]
         if self._bars:
-            self._bars.update(self._task, news=news)
+            room = self.console.width - _BAR
+            while len(parts) > 1 and len("  ".join(parts)) > room:
+                parts.pop()
+            self._bars.update(self._task, news="  ".join(parts))
             return
+        news = "  ".join(parts)
         left = (time.monotonic() - self._started) * (self.steps - record.step) / (record.step - self._before)
         ending = f"  {_duration(left)} left" if record.step < self.steps else ""
         self.console.print(f"step {record.step}/{self.steps}  {news}{ending}", markup=False)
