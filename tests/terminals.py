@@ -141,8 +141,12 @@ def check_chat(columns: int, home: Path) -> None:
     terminal.write("0\r")
     terminal.wait_for("preference: warmth=0 focus=1")
     terminal.write("\x1b[200~How do I bake bread?\nI have an oven.\x1b[201~\r")
+    terminal.write("/be")  # typed while the answer comes
     terminal.wait_for("cut at 24 tokens")
+    terminal.wait_for(">> /be")
     assert terminal.text.count("bake bread?") == 1
+    assert terminal.text.count("/be") == 1
+    terminal.write("\x15")
     terminal.write("\x1b[A")
     terminal.wait_for(">> How do I bake bread?")
     terminal.write("\x03")

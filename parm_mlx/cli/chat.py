@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from parm_mlx.cli import console
-from parm_mlx.cli.lines import Lines
+from parm_mlx.cli.lines import Lines, unechoed
 from parm_mlx.cli.options import BASE_ALONE, Alpha, DraftOptions, MaxTokens, ModelOptions, flag, grouped
 from parm_mlx.cli.reply import Reply, say
 from parm_mlx.cli.session import note_drafts, open_session, read_alpha
@@ -190,7 +190,7 @@ class Chat:
 
     def _answer(self, question: str) -> None:
         reason, out = None, Reply()
-        with stop_on_interrupt() as stopped:
+        with unechoed(), stop_on_interrupt() as stopped:
             answer = self._conversation.ask(question, self._sampling, self._max_tokens)
             try:
                 for chunk in answer:
@@ -225,7 +225,7 @@ class Chat:
             *(parse_alpha({name: 1}, session.objectives) for name in session.objectives),
         ]
         requests = [Request(question, alpha, self._sampling) for alpha in alphas]
-        with stop_on_interrupt() as stopped:
+        with unechoed(), stop_on_interrupt() as stopped:
             answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
             for answer in in_order(console.waiting(answers, len(requests), "answers")):
                 console.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]")

@@ -3,8 +3,9 @@
 import os
 import re
 import sys
+import termios
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,21 @@ class Lines:
             return None
         line = sys.stdin.readline()
         return line.strip() if line else None
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Keeps what is typed while the block prints out of its text; it goes into the next message."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def history_file() -> Path:

@@ -126,6 +126,8 @@ def evaluate(
     if grid is not None and alphas is not None:
         raise InputError("a grid and a list of preferences exclude each other")
     check_claim(out, "run")
+    keep_freed_memory()
+    group = join()
     session = load_session(
         model,
         parm,
@@ -143,7 +145,7 @@ def evaluate(
         steer_thinking=steer_thinking,
         kv_bits=kv_bits,
         max_kv_size=max_kv_size,
-        announce=note,
+        announce=note if group.main else lambda message: None,
     )
     prompter, objectives = session.prompter, session.objectives
     if reference is not None and len(reference) != len(objectives):
@@ -151,8 +153,6 @@ def evaluate(
     asked = _prompts(prompts, session.adapters[0])[:limit]
     weights = _alphas(alphas, grid, objectives)
 
-    keep_freed_memory()
-    group = join()
     for line in session.notes if group.main else ():
         note(line)
     sweep = Sweep(

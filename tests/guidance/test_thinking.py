@@ -169,3 +169,28 @@ def test_the_marks_are_those_of_the_tokenizer() -> None:
     assert passed([1, 8, 9, 2]) == ([], False)
     assert passed([1, 8, 9, 2], opened=True) == ([1, 8, 9], True)
     assert passed([7, 1, 8]) == ([7, 1, 8], False)
+
+
+def test_a_tokenizer_with_marks_and_a_template_that_knows_them(official: Path, official_parm: Path) -> None:
+    model, tokenizer, other = load_with_tokenizers(official / "base_lm", official_parm, beta=0.1)
+    plain = Prompter(tokenizer, other)
+    _, thought = thinking((model, tokenizer, plain), QUESTIONS[0])
+    tokenizer._think_start, tokenizer._think_end = "<think>", "</think>"
+    tokenizer._think_start_tokens, tokenizer._think_end_tokens = thought[:1], thought[-2:]
+    prompt = Prompter(tokenizer, other)(QUESTIONS[0])
+    assert prompt.thinking == Thinking(tuple(thought[:1]), tuple(thought[-2:]))
+    assert not prompt.opened
+    found = answer((model, tokenizer, plain), Request(prompt, ALPHA, Sampling()), LONGEST)
+    bare = PromptTokens(prompt.base + thought, prompt.guide + thought)
+    assert (
+        found.tokens[len(thought) :]
+        == answer((model, tokenizer, plain), Request(bare, ALPHA, Sampling()), LONGEST - len(thought)).tokens
+    )
+    steered = Prompter(tokenizer, other, steer_thinking=True)(QUESTIONS[0])
+    assert answer((model, tokenizer, plain), Request(steered, ALPHA, Sampling()), LONGEST).tokens[:3] != thought[:3]
+    tokenizer.chat_template = "{{ messages[0].content }}{% if enable_thinking %} on{% else %} off{% endif %}"
+    texts = [
+        tokenizer.decode(Prompter(tokenizer, other, enable_thinking=told)("Hi").base).strip()
+        for told in (True, False, None)
+    ]
+    assert [text.split()[-1] for text in texts] == ["on", "off", "on"]
