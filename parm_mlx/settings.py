@@ -188,7 +188,7 @@ def read_settings(path: Path, settings: type) -> dict[str, Any]:
 class SamplingSettings:
     """Sampling settings; ConfigError lists all numbers that are out of their ranges."""
 
-    temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP, env=True)
+    temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP)
     keep_sharpness: bool = setting(
         False,
         "Multiply the temperature of guided answers by 1 + 1/β, by which Eq. 13 sharpens where base and guide agree.",
@@ -233,12 +233,15 @@ def check_models(
         raise InputError("--num-draft-tokens needs a draft model", hint="add --draft-model MODEL or --self-speculation")
 
 
-def check_cache_limits(kv_bits: int | None, max_kv_size: int | None) -> None:
+def check_cache_limits(kv_bits: int | None, max_kv_size: int | None, drafting: bool = False) -> None:
     """Checks what is asked of prompt caches.
 
     Raises:
-        InputError: MLX has no such bits, or no cache that is quantised and limited in size.
+        InputError: MLX has no such bits, no cache that is quantised and limited in size, or none that drops tokens and
+            reads several drafts as it would read one after the other.
     """
+    if max_kv_size is not None and drafting:
+        raise InputError("--max-kv-size and drafting exclude each other: answers would not be the same")
     if kv_bits is not None and max_kv_size is not None:
         raise InputError("--kv-bits and --max-kv-size exclude each other: MLX has no cache that is both")
     if kv_bits not in (None, 2, 3, 4, 5, 6, 8):

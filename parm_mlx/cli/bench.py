@@ -31,6 +31,8 @@ class BenchModels(GuideOptions):
     model: str | None = redeclared(
         GuideOptions, "model", default_text="--guide-model, or the backbone of --parm", env=False
     )
+    guide_model: str | None = redeclared(GuideOptions, "guide_model", env=False)
+    beta: str | None = redeclared(GuideOptions, "beta", env=False)
     parm: list[str] | None = redeclared(GuideOptions, "parm", default_text="random models", env=False)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from parm_mlx.errors import ConfigError
 from parm_mlx.files import expanded, read_yaml
 from parm_mlx.ranges import shown
+from parm_mlx.settings import TEXT
 
 FILE = "PARM_MLX_SETTINGS"
-NAMES = ("model", "parm", "guide_model", "alpha", "beta", "temp", "max_tokens", "system_prompt", "chat_template")
+NAMES = ("model", "parm", "guide_model", "alpha", "beta")  # of generate, chat and evaluate
 
 
 def variable(name: str) -> str:
@@ -30,7 +31,7 @@ def apply_settings() -> None:
     named = os.environ.get(FILE)
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     path = expanded(named if named is not None else Path(home, "parm-mlx", "settings.yaml"), ConfigError)
-    if named == "" or (named is None and not path.is_file()):
+    if named == "" or (named is None and not path.exists()):
         return
     content = read_yaml(path, "settings", ConfigError)
     if not isinstance(content, dict | None):
@@ -41,4 +42,7 @@ def apply_settings() -> None:
             raise ConfigError(f"settings {path}: unknown setting {shown(key)}", hint=f"there are {', '.join(NAMES)}")
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ConfigError(f"settings {path}: {name} must be text or a number, got {shown(value)}")
-        os.environ.setdefault(variable(name), str(value))
+        try:
+            os.environ.setdefault(variable(name), TEXT.read(value))
+        except ValueError as reason:
+            raise ConfigError(f"settings {path}: {name} {reason}") from None

@@ -70,6 +70,8 @@ def generate(
         raise InputError("--system-prompt needs the chat template")
     if ignore_chat_template and models.chat_template:
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
+    if ignore_chat_template and (models.enable_thinking or models.steer_thinking):
+        raise InputError("--enable-thinking and --steer-thinking need the chat template")
     specs: list[str | None] = [*alpha] if alpha else [None]
     alone = all(spec == BASE_ALONE for spec in specs)
     session = open_session(models, drafts, template=not ignore_chat_template, alone=alone)

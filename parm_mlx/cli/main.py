@@ -76,7 +76,8 @@ def run(arguments: list[str]) -> int:
     try:
         from parm_mlx.cli.app import app
 
-        apply_settings()
+        if arguments and not {"-h", "--help", "--version"} & set(arguments):
+            apply_settings()
         result = app([decoded(text, "an argument") for text in arguments], standalone_mode=False)
         if sys.stdout:
             sys.stdout.flush()

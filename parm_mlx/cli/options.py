@@ -6,6 +6,7 @@ anything is loaded: a number out of its range, empty text, text that is not UTF-
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import Field, dataclass, field, fields, is_dataclass
@@ -49,8 +50,9 @@ def flag(
 
 
 def declared(settings: type, name: str) -> Any:
-    """Returns the flag of one field of a dataclass of settings."""
-    return _flag_of(_field(settings, name))
+    """Returns the flag of one field of a dataclass of settings; no environment variable gives its value."""
+    found = _field(settings, name)
+    return flag(name=_flag_name(name), **{**found.metadata, "env": False})
 
 
 def redeclared(settings: type, name: str, **changes: Any) -> Any:
@@ -89,10 +91,14 @@ def grouped(command: Command) -> Command:
             parameters.append(parameter)
     if given and "context" not in signature.parameters:
         parameters.insert(0, inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+    variables = {parameter.name: found for parameter in parameters if (found := _variable_of_list(parameter))}
     parameters = [_completed(parameter) for parameter in parameters]
 
     @wraps(command)
     def run(**values: Any) -> Any:
+        for name, where in variables.items():
+            if not values[name] and os.environ.get(where):
+                values[name] = os.environ[where].splitlines()
         context = values["context"] if "context" in signature.parameters else values.pop("context", None)
         for name, settings in groups.items():
             values[name] = settings(**{option.name: values.pop(option.name) for option in fields(settings)})
@@ -147,12 +153,22 @@ def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
         kind = str | None
         if isinstance(parameter.default, tuple):
             parameter = parameter.replace(default=",".join(map(str, parameter.default)))
-    value = get_args(value)[0] if get_origin(value) is list else value
+    several = get_origin(value) is list
+    value = get_args(value)[0] if several else value
     if value in (str, Path) and not info.parser:
         info.parser = _parser(limits_of(value), value)
+    if several and info.envvar:  # of which typer would make a value of every word
+        info.help, info.envvar = f"{info.help} [env var: {info.envvar}]", None
     if value is bool and info.default is ...:
         info.default = _flag_name(parameter.name)
     return parameter.replace(annotation=Annotated[kind, info])
+
+
+def _variable_of_list(parameter: inspect.Parameter) -> str | None:
+    """Returns the environment variable of a flag that may be given several times; it has a value on each line."""
+    kind, *notes = get_args(parameter.annotation) or (None,)
+    listed = get_origin(plain_type(kind)) is list
+    return next((str(note.envvar) for note in notes if listed and getattr(note, "envvar", None)), None)
 
 
 def _parser(limits: Limits, kind: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
@@ -216,10 +232,9 @@ class ModelOptions(GuideOptions):
         None,
         "Built-in chat template of the base.",
         default_text="the tokenizer's own, or what the adapter records",
-        env=True,
     )
     allow_special: bool = setting(False, "Read control tokens that are written out in prompts as tokens, not as text.")
-    system_prompt: str | None = setting(None, "System message put before the prompt.", env=True)
+    system_prompt: str | None = setting(None, "System message put before the prompt.")
     enable_thinking: Literal["on", "off"] | None = setting(
         None, "Whether a model that thinks before it answers does so.", default_text="as its chat template has it"
     )
@@ -251,7 +266,7 @@ _ALPHA = 'Preference: "0.7,0.3", by name "cheer=0.7,formality=0.3", or "base" fo
 Alpha = Annotated[str | None, flag(f"{_ALPHA}.", default_text="all equal", env="alpha")]
 ALPHAS = f"{_ALPHA}; may be given several times."
 Alphas = Annotated[list[str] | None, flag(ALPHAS, default_text="all equal", metavar="<str>", env="alpha")]
-MaxTokens = Annotated[int, flag("Longest answer, in tokens.", MAX_TOKENS, env="max_tokens")]
+MaxTokens = Annotated[int, flag("Longest answer, in tokens.", MAX_TOKENS)]
 Json = Annotated[bool, flag("Print one JSON object.", name="--json")]
 UploadRepo = Annotated[
     str | None, flag("Upload the result to this repository of the hub, owner/name.", default_text="not uploaded")

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 def say(answer: "Answer", indent: str = "") -> None:
     """Prints a whole answer without what was thought before it, and a mark where it was cut off."""
     if answer.reasoning:
-        console.note(f"{indent}[thought: {len(answer.reasoning.split())} words]")
+        words = len(answer.reasoning.split())
+        console.note(
+            f"{indent}[a thought of {words} word{'s' * (words != 1)}{'' if answer.text else ', and no answer'}]"
+        )
     out = console.writer(indent)
     out.feed(answer.text.strip() + (console.CUT if answer.finish_reason == "length" else ""))
     out.close()
@@ -27,13 +30,13 @@ class Reply:
     def __init__(self, indent: str = "") -> None:
         self._indent = indent
         self._thought, self._answer = console.thought_writer(indent), console.writer(indent)
-        self._thinking = False
+        self._thinking = self._thought_of = False
         self.text = ""
 
     def feed(self, piece: "Piece") -> None:
         """Prints more."""
         if piece.is_thought:
-            self._thinking = True
+            self._thinking = self._thought_of = True
             self._thought.feed(piece.text)
             return
         text = piece.text if self.text else piece.text.lstrip()
@@ -52,6 +55,8 @@ class Reply:
         self._end_thought()
         if self.text:
             self._answer.close()
+        elif self._thought_of:
+            console.note("a thought, and no answer")
 
     def _end_thought(self) -> None:
         if self._thinking:

@@ -21,7 +21,8 @@ def open_session(
 ) -> "Session":
     """Loads the models that the flags name; ``alone`` takes a base without a PARM."""
     check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
-    check_cache_limits(models.kv_bits, models.max_kv_size)
+    drafting = drafts.draft_model is not None or drafts.self_speculation
+    check_cache_limits(models.kv_bits, models.max_kv_size, drafting)
     from parm_mlx.guidance.session import load_session
     from parm_mlx.machine import keep_freed_memory
 

@@ -8,6 +8,7 @@ from parm_mlx.answers.store import RUN_FILE
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.evaluation.evaluate import compare_runs, evaluate
 from parm_mlx.files import expanded
+from parm_mlx.outputs import check_claim, check_new
 
 COMPARISON = "comparison"
 
@@ -30,12 +31,15 @@ def evaluate_strengths(
         InputError: A β occurs twice; or as for an evaluation.
         OutputError: The folder holds a run at one β.
     """
-    if len(set(betas)) < len(betas):
+    if len({f"{beta:.12g}" for beta in betas}) < len(betas):
         raise InputError("a β is given twice")
     folder = expanded(out)
     if (folder / RUN_FILE).exists():
         raise OutputError(f"{folder} holds a run at one β", hint="choose another --out")
-    runs = [folder / f"beta-{beta:g}" for beta in betas]
+    runs = [folder / f"beta-{beta:.12g}" for beta in betas]
+    for run in runs:
+        check_claim(run, "run")
+    check_new(folder / COMPARISON, force=True)
     done = None
     for beta, run in zip(betas, runs, strict=True):
         note(f"beta {beta:g}")

@@ -274,7 +274,8 @@ def _answer(
     if reason == _THOUGHT:  # what else the base has written does not count
         answer = []
     reasoning = tokenizer.decode(thought) if thought else ""
-    return Answer(index, tokenizer.decode(answer), [*thought, *answer], reason, drafts, reasoning)
+    text = tokenizer.decode(answer)
+    return Answer(index, text.lstrip() if thought else text, [*thought, *answer], reason, drafts, reasoning)
 
 
 def stream(

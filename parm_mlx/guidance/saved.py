@@ -11,6 +11,7 @@ from parm_mlx.outputs import check_new_file, new_file
 from parm_mlx.ranges import BETA, TEMP
 
 FORMAT = "parm-mlx conversation 2"
+MOST_TURNS = 100_000  # each draws a random key
 
 
 def save_conversation(
@@ -70,7 +71,9 @@ def _is_sound(content: dict[str, Any], objectives: int, vocabulary: int) -> bool
         BETA.read(1.0 if settings["beta"] is None else settings["beta"])
     except ValueError:
         return False
-    if not isinstance(messages, list) or not isinstance(turns, int) or isinstance(turns, bool) or turns < 0:
+    if not isinstance(messages, list) or not isinstance(turns, int) or isinstance(turns, bool):
+        return False
+    if not 0 <= turns <= MOST_TURNS:
         return False
     for message in messages:
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:

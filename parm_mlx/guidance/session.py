@@ -90,7 +90,7 @@ def load_session(
         InputError: The arguments contradict each other, β is wrong, or something cannot be loaded.
     """
     check_models(model, parm, guide_model, draft_model, self_speculation, num_draft_tokens, alone)
-    check_cache_limits(kv_bits, max_kv_size)
+    check_cache_limits(kv_bits, max_kv_size, draft_model is not None or self_speculation)
     given = 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1)
     betas = None if beta is None else parse_betas(beta, given)
     notes: list[str] = []

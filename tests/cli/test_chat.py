@@ -277,6 +277,7 @@ def _change(path: Path, **values: Any) -> None:
         {"answer": [True]},
         {"answer": None},
         {"turns": -1},
+        {"turns": 10**30},
         {"settings": None},
         {"settings": {"beta": 0, "temp": 0}},
         {"settings": {"beta": None, "temp": "hot"}},

@@ -116,7 +116,14 @@ def test_several_betas_are_runs_and_their_comparison(
     monkeypatch.setattr("parm_mlx.answers.sweep.generate_batch", None)
     code, again, _ = run_cli("evaluate", "--out", out, *SMALL, "--beta", "0.25,1")
     assert (code, again) == (0, printed)
-    for folder, betas, message in ((out, "1,1", "given twice"), (done, "0.5,1", "holds a run at one β")):
+    (tmp_path / "other" / "comparison").mkdir(parents=True)
+    (tmp_path / "other" / "comparison" / "mine").touch()
+    refused = (
+        (out, "1,1", "given twice"),
+        (done, "0.5,1", "a run at one β"),
+        (tmp_path / "other", "0.5,1", "comparison"),
+    )
+    for folder, betas, message in refused:
         code, _, err = run_cli("evaluate", "--out", folder, *SMALL, "--beta", betas)
         assert code == 2
         assert message in err

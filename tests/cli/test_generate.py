@@ -163,7 +163,7 @@ def test_sampling_is_reproducible(run_cli: Run, models: list[str]) -> None:
         (["--prompt", " "], "the prompt is empty"),
         (["--prompt", "x", "--alpha", "0.5"], "alpha has 1 weight(s), the objectives are harmless, helpful (k=2)"),
         (["--prompt", "x", "--alpha", "kind=1"], "unknown objective 'kind'"),
-        (["--prompt", "x", "--alpha", ""], "'--alpha' (env var: 'PARM_MLX_ALPHA'): must not be empty"),
+        (["--prompt", "x", "--alpha", ""], "'--alpha': must not be empty"),
         (["--prompt", "x", "--alpha", "0,0"], "alpha is all zero"),
         (["--prompt", "x", "--alpha=-1,2"], "the weight of harmless must be"),
         (["--prompt", "x", "--beta", "0"], "beta must be a number from 1e-06 to 1e+06, got '0'"),
