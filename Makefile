@@ -62,7 +62,8 @@ $(READY): pyproject.toml
 		echo "hint: install one (on Debian or Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
 		exit 1; \
 	}
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),blas,dev]'
+	@echo "installing parm-mlx and what it needs into $(VENV): a minute or two, without output"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),blas,dev]'
 	@touch $@
 
 # What we are compared with is installed in an environment of its own.

@@ -6,6 +6,7 @@ adapter that was trained for them.
 
 import math
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,9 @@ def _named(spec: str | Mapping[str, Any], objectives: Sequence[str], known: str)
     given: dict[str, float] = {}
     for name, weight in pairs:
         if name not in objectives:
-            raise PreferenceError(f"unknown objective {name!r}; {known}")
+            close = get_close_matches(name, objectives, 1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            raise PreferenceError(f"unknown objective {name!r}{meant}; {known}")
         if name in given:
             raise PreferenceError(f"objective {name!r} is given twice; {known}")
         given[name] = _number(weight, known)

@@ -46,7 +46,7 @@ def chat(
     alpha: Alpha = None,
     models: ModelOptions = ModelOptions(),
     sampling: SamplingSettings = SamplingSettings(temp=0.7),
-    max_tokens: MaxTokens = 512,
+    max_tokens: MaxTokens = 256,
     drafts: DraftOptions = DraftOptions(),
     quiet: Annotated[bool, flag("Print answers only.")] = False,
 ) -> None:
@@ -101,7 +101,7 @@ class Chat:
         words: dict[str, Any] = dict.fromkeys((*self._commands, "/quit", "/bye"), list)
         words |= {"/alpha": lambda: weights, "/compare": lambda: weights, "/save": None, "/load": None}
         self._lines = Lines("" if quiet else ">> ", words)
-        self._forgotten = 0
+        self._forgotten, self._told = 0, False
 
     def run(self) -> None:
         """Reads messages until /quit or the end of the input."""
@@ -131,8 +131,12 @@ class Chat:
         self._commands[name](rest.strip())
 
     def _set_alpha(self, spec: str) -> None:
+        before = self._conversation.alpha
         if spec:
             self._conversation.alpha = read_alpha(spec, self._session.objectives)
+        if self._conversation.alpha != before and self._conversation.last_question and not self._told:
+            self._note("earlier answers go on to have an effect; /reset forgets them")
+            self._told = True
         self._note(f"preference: {format_alpha(self._conversation.alpha, self._session.objectives)}")
 
     @property

@@ -92,6 +92,9 @@ def demo(
         say(answer, indent="  ")
         score(job, answer.text)
     console.echo(_summary(objectives, scores))
+    console.note(
+        "a short answer scores by chance, too: parm-mlx evaluate asks many questions (the scores: docs/rewards.md)"
+    )
     named = "" if session.base == "smollm2" else f" --model {session.base}"
     me = console.program()
     console.note(f'next: {me} chat{named} --alpha 0.5,0.5   or   {me} demo{named} --prompt "How do I bake bread?"')

@@ -1,11 +1,13 @@
 """The models of a command that generates, and the preferences asked for."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from parm_mlx.cli import console
+from parm_mlx.cli.defaults import variable
 from parm_mlx.cli.options import BASE_ALONE, DraftOptions, ModelOptions
 from parm_mlx.errors import PreferenceError
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
@@ -45,7 +47,12 @@ def read_alpha(spec: str | None, objectives: Sequence[str]) -> Alpha | None:
         raise PreferenceError("the base answers alone, without a PARM that follows a preference", hint="add --parm")
     if spec is None:
         return parse_alpha([1] * len(objectives), objectives)
-    alpha = parse_alpha(spec, objectives)
+    try:
+        alpha = parse_alpha(spec, objectives)
+    except PreferenceError as error:
+        if spec in os.environ.get(variable("alpha"), "").splitlines():
+            raise PreferenceError(str(error), hint=f"alpha comes from your settings ({variable('alpha')})") from None
+        raise
     if not math.isclose(sum(float(part.rpartition("=")[2]) for part in spec.split(",")), 1):
         console.note(f"alpha {spec} is used as {format_alpha(alpha, objectives)}")
     return alpha

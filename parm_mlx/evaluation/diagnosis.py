@@ -118,7 +118,8 @@ def _reversed(summary: Summary) -> Finding:
     found = {name: rho for name, rho in summary["spearman"].items() if rho["high"] < 0}
     value = min(rho["high"] for rho in summary["spearman"].values())
     if not found:
-        return False, "No score falls as its weight rises.", value, 0.0
+        shown = ", ".join(f"{name} {interval(rho)}" for name, rho in summary["spearman"].items())
+        return False, f"No score falls over the whole of its weights (Spearman {shown}).", value, 0.0
     shown = ", ".join(f"{name} {interval(rho)}" for name, rho in found.items())
     text = (
         f"{_listed(found)} falls as its weight rises (Spearman {shown}). Check that the objectives are named in the "

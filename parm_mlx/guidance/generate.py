@@ -136,7 +136,8 @@ def generate_batch(
             yield answer
     for answer in broken:
         del asked[answer.index]
-    for guided in (True, False):
+    first = bool(requests) and requests[0].alpha is not None  # what is asked for first is answered first
+    for guided in (first, not first):
         yield from run({i: request for i, request in asked.items() if (request.alpha is not None) == guided})
     if broken:
         request = requests[broken[0].index]

@@ -25,7 +25,7 @@ class TrainConfig:
         ConfigError: Settings are missing or wrong; all of them are listed.
     """
 
-    model: str = setting("", "Backbone of the PARM: directory or hub id of an MLX model.", PATH)
+    model: str = setting("", "Backbone of the PARM: bundled, smollm2, directory or hub id of an MLX model.", PATH)
     data: str = setting(
         "",
         "Preference data: a file (.jsonl or .json, or either with .gz; split by prompt), a folder with train.jsonl and "
