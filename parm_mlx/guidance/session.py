@@ -103,14 +103,14 @@ def load_session(
         "parm": adapters or None,
         "guide_model": None if guide_model is None else str(guide_model),
     }
-    if betas is None:
-        betas = proposed_betas(adapters)
-        if any(each != 1 for each in betas):
-            notes.append(f"beta {','.join(f'{each:g}' for each in betas)}, as proposed by the adapter (--beta)")
     guided: GuidedModel
     paths = [resolve(base), *(_backbone(adapter, guide_model) for adapter in adapters)]
     if problem := misfit(paths, kv_bits=kv_bits, max_kv_size=max_kv_size):
         announce(f"warning: {problem}")
+    if betas is None:
+        betas = proposed_betas(adapters)
+        if any(each != 1 for each in betas):
+            notes.append(f"beta {','.join(f'{each:g}' for each in betas)}, as proposed by the adapter (--beta)")
     if adapters:
         guided, tokenizer, guide_tokenizer = load_with_tokenizers(
             base,

@@ -27,7 +27,7 @@ TALK = [
 class Letters:
     """One token per letter, but " y", "yes" and " yes" are one token each, as in a byte-pair tokenizer."""
 
-    has_chat_template = False
+    has_chat_template = has_thinking = False
     bos_token_id, eos_token_id = 1, 2
     eos_token = "$"
     chat_template = None

@@ -63,6 +63,7 @@ def test_an_adapter_that_can_be_used_and_repeated(run: Callable[..., TrainResult
     assert (result.steps, result.interrupted, listener.ended) == (5, False, 1)
     assert sorted(path.name for path in result.out.iterdir()) == [
         ".parm-mlx",
+        "README.md",
         "adapter_config.json",
         "adapters.safetensors",
         *(["curves.png"] if can_draw() else []),
