@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.answers.store import RUN_FILE
+from parm_mlx.distributed import join
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.evaluation.evaluate import compare_runs, evaluate
 from parm_mlx.files import expanded
@@ -42,7 +43,8 @@ def evaluate_strengths(
     check_new(folder / COMPARISON, force=True)
     done = None
     for beta, run in zip(betas, runs, strict=True):
-        note(f"beta {beta:g}")
+        if join().main:
+            note(f"beta {beta:g}")
         done = evaluate(out=run, beta=beta, note=note, **settings)
     if done is None:
         return None

@@ -4,7 +4,7 @@ The guide was trained on answers, so the base thinks alone, and the guide reads 
 the answer only, and costs nothing before it. ``steered`` has it steer both.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from parm_mlx.mlxlm import TokenizerWrapper
@@ -41,11 +41,8 @@ class Thinking:
             return False
         return tuple(tokens[-len(self.end) :]) != self.end
 
-    def think(self, tokens: Iterator[int], opened: bool) -> Generator[int, None, bool]:
-        """Passes on the tokens of a thought, with its marks; nothing where the tokens begin with none.
-
-        Returns True when the thought is over, and False where there was none.
-        """
+    def think(self, tokens: Iterator[int], opened: bool) -> Iterator[int]:
+        """Passes on the tokens of a thought, with its marks; nothing where the tokens begin with none."""
         thought: list[int] = []
         passed = 0
         for token in tokens:
@@ -54,12 +51,11 @@ class Thinking:
             if not opened and len(thought) < len(self.start) and going_on:
                 continue
             if not opened and tuple(thought[: len(self.start)]) != self.start:
-                return False
+                return
             yield from thought[passed:]
             passed = len(thought)
             if not going_on:
-                return True
-        return False
+                return
 
     def split(self, opened: bool, tokens: list[int]) -> tuple[list[int], list[int]]:
         """Splits what was generated into the thought, with its marks, and the answer."""

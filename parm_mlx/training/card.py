@@ -30,8 +30,8 @@ def card(name: str, config: PBLoRAConfig, records: Sequence[Record], distance: f
         *head,
         f"\n# {name}\n",
         f"A preference-aware reward model (PARM, arXiv 2505.06274) for `{backbone}` and larger models of its "
-        f"vocabulary. It guides a frozen model while that generates, by weights for {_listed(config.objectives)} that "
-        "are chosen at run time.\n",
+        f"vocabulary. It guides a frozen model while that generates, by weights for {', '.join(config.objectives)} "
+        "that are chosen at run time.\n",
         f"```\nparm-mlx chat --parm {name} --alpha {alpha}\n```\n",
         "## Training\n",
         "| | |\n| --- | --- |",
@@ -58,7 +58,3 @@ def card(name: str, config: PBLoRAConfig, records: Sequence[Record], distance: f
         apart = ", ".join(f"{name} {value:.2f}" for name, value in judged[-1].distance.items())
         lines.append(f"\nScores of generated answers between the corners, in sd of the base's: {apart}.")
     return "\n".join(lines) + "\n"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]

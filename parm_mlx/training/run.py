@@ -18,7 +18,7 @@ from parm_mlx.files import expanded, flush
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.outputs import check_apart, check_new, new_directory, update
-from parm_mlx.pblora.adapter import CONFIG_FILE, read_config, set_adapter_tensors
+from parm_mlx.pblora.adapter import CONFIG_FILE, adapter_tensors, read_config, set_adapter_tensors
 from parm_mlx.training import memory
 from parm_mlx.training.card import CARD_FILE, card
 from parm_mlx.training.checkpoint import (
@@ -133,10 +133,10 @@ def train(
                 trainer.loop(stopped)
                 if not trainer.complete:
                     return _interrupted(trainer, stopped.signal)
-                distance = trainer.distance()
+                distance = None
                 with group.agreed():
                     if group.main:
-                        _finish(trainer, out, force, distance)
+                        distance = _finish(trainer, out, force)
             except LostError as lost:
                 raise trainer.rescue(lost) from lost
     return TrainResult(out, trainer.done, None, tuple(trainer.log.records), group.rank, distance)
@@ -209,13 +209,19 @@ def _interrupted(trainer: Trainer, number: int | None) -> TrainResult:
     return TrainResult(path, trainer.done, number, tuple(trainer.log.records), trainer.group.rank)
 
 
-def _finish(trainer: Trainer, out: Path, force: bool, distance: float | None) -> None:
-    """Writes the result, and removes the checkpoints; where something has appeared at ``out``, they stay."""
+def _finish(trainer: Trainer, out: Path, force: bool) -> float | None:
+    """Writes the result and removes the checkpoints, and returns how far apart the corners of the result are.
+
+    Where something has appeared at ``out``, the checkpoints stay.
+    """
     try:
         with new_directory(out, force, _reads(trainer.config)) as directory:
             step, tensors = trainer.result()
+            last = adapter_tensors(trainer.model)
             set_adapter_tensors(trainer.model, tensors)
+            distance = trainer.distance()
             beta = propose_beta(trainer.model, trainer.held_out, len(trainer.objectives))
+            set_adapter_tensors(trainer.model, last)
             if beta is not None:
                 trainer.progress.note(f"beta {beta:g} is proposed by the held-out pairs, and the adapter's default")
             trainer.write_adapter(directory, out, step, tensors, beta)
@@ -228,6 +234,7 @@ def _finish(trainer: Trainer, out: Path, force: bool, distance: float | None) ->
         raise OutputError(f"{error}; the trained adapter is {trainer.folder.last()}", hint=hint) from None
     flush(out.parent)
     _remove_checkpoints(trainer.folder, trainer.log, step, trainer.progress)
+    return distance
 
 
 def _add_report(trainer: Trainer, directory: Path) -> None:

@@ -76,5 +76,6 @@ def _guided_logprobs(model: nn.Module, row: TokenRow, objectives: Sequence[int],
             own = mx.take_along_axis(guided, response, axis=-1)[..., 0]
             sums.append((own - mx.logsumexp(guided, axis=-1)).sum())
         found.append(mx.stack(sums))
+        mx.eval(found[-1])  # no more than one guide's logits live at a time
     values: list[list[float]] = mx.stack(found).tolist()  # type: ignore[assignment]
     return values

@@ -155,20 +155,10 @@ def test_the_marks_are_those_of_the_tokenizer() -> None:
         False,
     ]
 
-    def passed(tokens: list[int], opened: bool = False) -> tuple[list[int], bool]:
-        found: list[int] = []
-
-        generator = marks.think(iter(tokens), opened)
-        while True:
-            try:
-                found.append(next(generator))
-            except StopIteration as end:
-                return found, end.value
-
-    assert passed([7, 1, 8, 9, 2]) == ([7, 1, 8, 9], True)
-    assert passed([1, 8, 9, 2]) == ([], False)
-    assert passed([1, 8, 9, 2], opened=True) == ([1, 8, 9], True)
-    assert passed([7, 1, 8]) == ([7, 1, 8], False)
+    assert list(marks.think(iter([7, 1, 8, 9, 2]), False)) == [7, 1, 8, 9]
+    assert list(marks.think(iter([1, 8, 9, 2]), False)) == []
+    assert list(marks.think(iter([1, 8, 9, 2]), True)) == [1, 8, 9]
+    assert list(marks.think(iter([7, 1, 8]), False)) == [7, 1, 8]
 
 
 def test_a_tokenizer_with_marks_and_a_template_that_knows_them(official: Path, official_parm: Path) -> None:
