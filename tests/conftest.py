@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from parm_mlx import named  # isort: skip
 from parm_mlx.files import NAMED  # isort: skip
 
 import mlx.core as mx  # isort: skip
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
 
 # Expected numbers and equal tokens are pinned on the CPU, also on a Mac; PARM_MLX_TEST_DEVICE=gpu tests Metal.
 mx.set_default_device(mx.gpu if os.environ.get("PARM_MLX_TEST_DEVICE") == "gpu" else mx.cpu)
