@@ -150,7 +150,8 @@ class Chat:
             raise PreferenceError("there is no β to set: the guides have one each, or there is none")
         if spec:
             model.beta = check_beta(spec)
-        self._note(f"beta: {model.beta:g}")
+        aside = "" if self._conversation.alpha else " (the base answers alone; /alpha sets a preference)"
+        self._note(f"beta: {model.beta:g}{aside}")
 
     def _set_temp(self, spec: str) -> None:
         if spec:

@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from parm_mlx.errors import AdapterError, ModelError, first_line
-from parm_mlx.files import NAMED, expanded, is_dir, pickled_weights, read_json
+from parm_mlx.files import NAMED, expanded, is_dir, is_file, pickled_weights, read_json
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import PBLoRALinear, core_shapes, tensor_shapes
 from parm_mlx.pblora.targets import find_targets
@@ -125,6 +125,9 @@ def write_files(path: Path, config: Mapping[str, Any], file: str, tensors: Tenso
 
 def read_config(path: Path) -> PBLoRAConfig:
     """Reads the settings of an adapter directory."""
+    if is_dir(path, AdapterError) and not is_file(path / CONFIG_FILE, AdapterError):
+        hint = "an adapter is a folder that parm-mlx train or convert has written"
+        raise AdapterError(f"adapter {path}: {CONFIG_FILE} is missing in it", hint=hint)
     return PBLoRAConfig.from_dict(read_json(path / CONFIG_FILE, f"adapter {path}", AdapterError))
 
 

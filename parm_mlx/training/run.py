@@ -220,7 +220,8 @@ def _finish(trainer: Trainer, out: Path, force: bool) -> float | None:
             last = adapter_tensors(trainer.model)
             set_adapter_tensors(trainer.model, tensors)
             distance = trainer.distance()
-            beta = propose_beta(trainer.model, trainer.held_out, len(trainer.objectives))
+            held_out = trainer.progress.track(trainer.held_out, "proposing a beta")
+            beta = propose_beta(trainer.model, held_out, len(trainer.objectives))
             set_adapter_tensors(trainer.model, last)
             if beta is not None:
                 trainer.progress.note(f"beta {beta:g} is proposed by the held-out pairs, and the adapter's default")

@@ -5,7 +5,7 @@ alone says whether that is the better one. Small β gives the guide's own accura
 the largest β whose accuracy is within a standard error of the best: what more strength would gain is not measurable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,22 +17,22 @@ from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.pblora.layer import Preferences, Unconditioned, conditioned
 
 BETAS = (4.0, 2.0, 1.0, 0.5, 0.25)
-PAIRS = 24  # at most
+PAIRS = 24  # are enough
 FEWEST = 8  # judgements, below which nothing is proposed
 
 
-def propose_beta(model: nn.Module, pairs: Sequence[TokenPair], k: int) -> float | None:
+def propose_beta(model: nn.Module, pairs: Iterable[TokenPair], k: int) -> float | None:
     """Returns the proposal for an adapted model, or None where the pairs are too few.
 
     Args:
         model: The backbone with adapters; its own answers are the base's.
-        pairs: Held-out pairs.
+        pairs: Held-out pairs; of each, both responses are read by the base and at every corner.
         k: Number of objectives.
     """
     was_training = model.training
     model.eval()
     try:
-        rows = [row for pair in pairs[:PAIRS] for row in _judgements(model, pair, k)]
+        rows = [row for pair in pairs for row in _judgements(model, pair, k)]
     finally:
         model.train(was_training)
     return gentlest(np.array(rows)) if len(rows) >= FEWEST else None
