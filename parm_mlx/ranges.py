@@ -99,3 +99,7 @@ KV_SIZE = Whole(16, 10**9)
 GRID_SIZE = 10_000
 ANSWERS = Whole(1, 10_000)
 SAMPLES = Whole(1, 10**5)
+
+PORT = Whole(0, 65_535)
+SECONDS = Real(0.1, 10**7)
+SIZE = Whole(0, 10**7)

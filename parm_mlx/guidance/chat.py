@@ -223,6 +223,7 @@ class Conversation:
             return prompt.base[-1], self._base.cache
         if self._guide is None or not self._guide.rewind(prompt.guide):
             self._guide = CachedTokens(self._model.guide.make_cache(request.alpha))
+        self._guide.cache[-1].strength = mx.array([self._model.strength(request.beta)])
         if self._drafting is not None:
             if not self._draft.rewind(self._drafting.readable(prompt.base)):
                 self._draft = self._drafting.make_cache()

@@ -170,7 +170,9 @@ def _model_for(model: GuidedModel, request: Request) -> Any:
 
 def sampling_of(model: GuidedModel, request: Request) -> Sampling:
     """How the tokens of an answer are chosen."""
-    return request.sampling if request.alpha is None else request.sampling.guided(model.sharpness(request.alpha))
+    if request.alpha is None:
+        return request.sampling
+    return request.sampling.guided(model.sharpness(request.alpha, request.beta))
 
 
 def _together(
@@ -212,7 +214,7 @@ def _together(
                     reason = BROKEN
                 if reason in (None, "length"):
                     tokens.append(response.token)
-                if thinking and _thought_is_over(requests[index], tokens, reason):
+                if thinking and reason != BROKEN and thought_is_over(requests[index], tokens, reason == "stop"):
                     if reason is None:
                         generator.remove([response.uid])
                     reason = _THOUGHT
@@ -244,20 +246,20 @@ def _one_by_one(
                 reason = BROKEN if token == NOT_FINITE else "stop"
             else:
                 tokens.append(token)
-            if thinking and _thought_is_over(request, tokens, reason):
+            if thinking and reason != BROKEN and thought_is_over(request, tokens, reason == "stop"):
                 reason = _THOUGHT
             if reason is not None:
                 break
         yield _answer(tokenizer, index, request, tokens, reason or "length", drafts)
 
 
-def _thought_is_over(request: Request, tokens: Sequence[int], reason: str | None) -> bool:
-    """Returns True if the guided answer is to follow what the base has written so far."""
+def thought_is_over(request: Request, tokens: Sequence[int], stopped: bool) -> bool:
+    """Returns True if the guided answer is to follow what the base has written so far, ``stopped`` at its end."""
     thinking, opened = request.prompt.thinking, request.prompt.opened
     assert thinking is not None
-    if reason == "stop":  # an answer ends at once, before a thought begins
+    if stopped:  # an answer ends at once, before a thought begins
         return not opened and len(tokens) < len(thinking.start)
-    return reason != BROKEN and not thinking.lasts(opened, tokens)
+    return not thinking.lasts(opened, tokens)
 
 
 def _answer(
@@ -320,7 +322,8 @@ def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> 
     """The tokens of an answer, without end, and how drafted ones fare; None where none are drafted."""
     if request.alpha is None or drafting is None:
         return _plain_tokens(model, request), None
-    prompt, cache, draft = request.prompt, model.make_cache(request.alpha), drafting.make_cache()
+    prompt, draft = request.prompt, drafting.make_cache()
+    cache = model.make_cache(request.alpha, model.strength(request.beta))
     last = prefill(model, cache, prompt.base, prompt.guide)
     drafting.prefill(draft, prompt.base)
     speculation = Speculation(model, cache, last, drafting, sampling_of(model, request), request.seed_offset, draft)

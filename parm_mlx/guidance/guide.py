@@ -63,10 +63,13 @@ class Guide(nn.Module):
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return [*layer_per_entry(self.model), self]
 
-    def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
-        """Makes a prompt cache for one sequence under one preference: the backbone's entries, then the preference."""
+    def make_cache(self, alpha: AlphaSpec | None = None, strength: float = 1.0) -> Cache:
+        """Makes a prompt cache for one sequence under one preference: the backbone's entries, then the preference.
+
+        ``strength`` is 1/β for a guided model to read.
+        """
         weights = self.alpha if alpha is None else parse_alpha(alpha, self.objectives)
-        return [*make_prompt_cache(self.model), PreferenceCache(mx.array([weights], dtype=mx.float32))]
+        return [*make_prompt_cache(self.model), _preference(weights, strength)]
 
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, *, alpha: AlphaSpec | mx.array | None = None
@@ -164,11 +167,10 @@ class Guides(nn.Module):
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return [*(layer for guide in self.guides for layer in guide.layers[:-1]), self]
 
-    def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
+    def make_cache(self, alpha: AlphaSpec | None = None, strength: float = 1.0) -> Cache:
         """Makes a prompt cache for one sequence: the entries of each backbone, in order, then the preference."""
         weights = self.alpha if alpha is None else parse_alpha(alpha, self.objectives)
-        preference = PreferenceCache(mx.array([weights], dtype=mx.float32))
-        return [*(entry for guide in self.guides for entry in guide.make_cache()[:-1]), preference]
+        return [*(entry for guide in self.guides for entry in guide.make_cache()[:-1]), _preference(weights, strength)]
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None, *, alpha: AlphaSpec | None = None) -> mx.array:
         """The weighted logits of the reward models, (B, L) token ids → (B, L, V) float32.
@@ -198,6 +200,10 @@ class Guides(nn.Module):
         """For each reward model its weights (B, 1, 1) and its conditioning: its one objective, in every row."""
         weights = alpha / mx.array(self._betas)
         return [(weights[:, i, None, None], guide.bind(mx.ones((1, 1)))) for i, guide in enumerate(self.guides)]
+
+
+def _preference(alpha: Alpha, strength: float) -> PreferenceCache:
+    return PreferenceCache(mx.array([alpha], dtype=mx.float32), mx.array([strength], dtype=mx.float32))
 
 
 def layer_per_entry(model: nn.Module) -> list[Any]:

@@ -4,8 +4,8 @@
 
 The line of code is in :func:`parm_mlx.kernels.combine.combine_logits_ops`.
 
-Base, guide and both together look like mlx-lm models, so its generators run them unchanged. α enters with
-``make_cache(alpha=…)`` and lives in the prompt cache. In :mod:`parm_mlx.guidance.shared`, base and guide share weights.
+Base, guide and both together look like mlx-lm models, so its generators run them unchanged. α and 1/β enter with
+``make_cache(alpha, strength)`` and live in the prompt cache. In :mod:`parm_mlx.guidance.shared`, base and guide share weights.
 """
 
 from typing import Any
@@ -60,13 +60,21 @@ class GuidedModel(nn.Module):
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return layer_per_entry(self.base) + self.guide.layers
 
-    def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
-        """Makes a prompt cache for one sequence under one preference: the base's entries, then the guide's."""
-        return [*make_prompt_cache(self.base), *self.guide.make_cache(alpha)]
+    def make_cache(self, alpha: AlphaSpec | None = None, strength: float | None = None) -> Cache:
+        """Makes a prompt cache for one sequence under one preference: the base's entries, then the guide's.
 
-    def sharpness(self, alpha: Alpha) -> float:
+        ``strength`` is the 1/β of this sequence, by default the model's; at 0 the base answers alone.
+        """
+        strength = self.strength() if strength is None else strength
+        return [*make_prompt_cache(self.base), *self.guide.make_cache(alpha, strength)]
+
+    def strength(self, beta: float | None = None) -> float:
+        """1/β of Eq. 13, for a β or the model's own."""
+        return 1 / (self.beta if beta is None else beta)
+
+    def sharpness(self, alpha: Alpha, beta: float | None = None) -> float:
         """The factor between guided and base log-probabilities where base and guide agree: 1 + 1/β."""
-        return 1 + self.guide.weight(alpha) / self.beta
+        return 1 + self.guide.weight(alpha) * self.strength(beta)
 
     def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
         """The base's and the guide's entries of a prompt cache; both may be read into."""
@@ -84,7 +92,7 @@ class GuidedModel(nn.Module):
         """Guided logits, (B, L) token ids → (B, L, V) float32."""
         base_cache, guide_cache = self.split_cache(cache) if cache else (None, None)
         base, guide = self.base(inputs, cache=base_cache), self.guide(inputs, cache=guide_cache)
-        return combine_logits(base, guide, self.beta)
+        return combine_logits(base, guide, cache[-1].strength if cache else self.strength())
 
 
 class Unguided(GuidedModel):

@@ -38,8 +38,8 @@ def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequen
         base_cache, guide_cache = model.split_cache(cache)
         read(model.base, base[:-1], base_cache)
         read(model.guide, guide[:-1], guide_cache)
-        _replace_last_token(guide_cache, base, guide)
-    _evaluate(cache)
+        replace_last_token(guide_cache, base, guide)
+    evaluate(cache)
     return base[-1]
 
 
@@ -47,7 +47,7 @@ def read(model: nn.Module, tokens: Sequence[int], cache: Cache, rows: int = 1) -
     """Reads tokens into a model's cache, the same into each of its rows."""
     for start in range(0, len(tokens), STEP):
         model(mx.array([tokens[start : start + STEP]] * rows), cache=cache)
-        _evaluate(cache)
+        evaluate(cache)
         if start + STEP < len(tokens):
             mx.clear_cache()
 
@@ -100,7 +100,10 @@ class PrefixCaches:
 
     def _read_alone(self, request: Request) -> tuple[list[int], Cache]:
         model, prompt = self._model, request.prompt
-        cache = make_prompt_cache(model.base) if request.alpha is None else model.make_cache(request.alpha)
+        if request.alpha is None:
+            cache = make_prompt_cache(model.base)
+        else:
+            cache = model.make_cache(request.alpha, model.strength(request.beta))
         if bears_padding(cache) and (request.alpha is None or prompt.base == prompt.guide):
             return prompt.base, cache
         if request.alpha is None:
@@ -114,15 +117,16 @@ class PrefixCaches:
         if key not in self._base_caches:
             self._base_caches[key] = make_prompt_cache(model.base)
             read(model.base, base[:-1], self._base_caches[key])
-        *columns, preferences = zip(*(model.guide.make_cache(request.alpha) for request in requests), strict=True)
+        empty = [model.guide.make_cache(request.alpha, model.strength(request.beta)) for request in requests]
+        *columns, preferences = zip(*empty, strict=True)
         entries, preference = [joined(column) for column in columns], PreferenceCache.merge(preferences)
         read(model.guide, guide[:-1], [*entries, preference], rows=len(requests))
         caches = []
         for i in range(len(requests)):
             guide_cache = [*(row_of(entry, i) for entry in entries), preference.extract(i)]
-            _replace_last_token(guide_cache, base, guide)
+            replace_last_token(guide_cache, base, guide)
             caches.append(model.join_cache(deepcopy(self._base_caches[key]), guide_cache))
-            _evaluate(caches[-1])
+            evaluate(caches[-1])
         self._left[key] -= len(requests)
         if not self._left[key]:
             del self._base_caches[key]
@@ -133,12 +137,14 @@ def _key(prompt: PromptTokens) -> Key:
     return tuple(prompt.base), tuple(prompt.guide)
 
 
-def _replace_last_token(guide_cache: Cache, base: Sequence[int], guide: Sequence[int]) -> None:
+def replace_last_token(guide_cache: Cache, base: Sequence[int], guide: Sequence[int]) -> None:
+    """Has the guide read its own last token where the base reads the base's, if they differ."""
     if base[-1] != guide[-1]:
         preference: PreferenceCache = guide_cache[-1]
         preference.replace_first_token(guide[-1])
 
 
-def _evaluate(cache: Cache) -> None:
+def evaluate(cache: Cache) -> None:
+    """Computes all that a prompt cache holds."""
     states: list[Any] = [entry.state for entry in cache]
     mx.eval(states)

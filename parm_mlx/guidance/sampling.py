@@ -93,6 +93,7 @@ class Request:
     alpha: Alpha | None  # None asks the base alone
     sampling: Sampling
     seed_offset: int = 0  # tells answers with the same seed apart
+    beta: float | None = None  # β of Eq. 13; None is the model's
     thought: tuple[int, ...] = ()  # what the base has thought: the first tokens of the answer, which end the prompt
 
     @property

@@ -72,9 +72,9 @@ class SharedModel(GuidedModel):
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return self.guide.layers
 
-    def make_cache(self, alpha: AlphaSpec | None = None) -> Cache:
-        """Makes a prompt cache for one sequence under one preference: a pair for each backbone entry, then α."""
-        *entries, preference = self.guide.make_cache(alpha)
+    def make_cache(self, alpha: AlphaSpec | None = None, strength: float | None = None) -> Cache:
+        """As for any guided model: a pair for each backbone entry, then the preference."""
+        *entries, preference = self.guide.make_cache(alpha, self.strength() if strength is None else strength)
         return [*map(PairCache, entries), preference]
 
     def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
@@ -90,19 +90,27 @@ class SharedModel(GuidedModel):
         """Guided logits, (B, L) token ids → (B, L, V) float32."""
         if not cache:
             alpha = mx.array([self.guide.alpha] * inputs.shape[0])
-            return self._both(inputs, inputs, None, self._bind(alpha))
+            return self._both(inputs, inputs, None, self._bind(alpha), self.strength())
         pairs: list[PairCache] = cache[:-1]
         preference: PreferenceCache = cache[-1]
         if not PairCache.join(pairs):
             base, guide = self.split_cache(cache)
-            return combine_logits(self.base(inputs, cache=base), self.guide(inputs, cache=guide), self.beta)
+            return combine_logits(self.base(inputs, cache=base), self.guide(inputs, cache=guide), preference.strength)
         bound = preference.bound(self._bind)
-        return self._both(inputs, preference.take_inputs(inputs), [pair.together for pair in pairs], bound)
+        guide_inputs, entries = preference.take_inputs(inputs), [pair.together for pair in pairs]
+        return self._both(inputs, guide_inputs, entries, bound, preference.strength)
 
-    def _both(self, base: mx.array, guide: mx.array, cache: Cache | None, conditioning: Conditioning) -> mx.array:
+    def _both(
+        self,
+        base: mx.array,
+        guide: mx.array,
+        cache: Cache | None,
+        conditioning: Conditioning,
+        strength: mx.array | float,
+    ) -> mx.array:
         rows = mx.stack([base, guide], axis=1).reshape(-1, base.shape[1])
         logits = self.guide.run(rows, cache, conditioning)
-        return combine_logits(logits[0::2], logits[1::2], self.beta)
+        return combine_logits(logits[0::2], logits[1::2], strength)
 
     def _bind(self, alpha: mx.array) -> Conditioning:
         return BoundPreferences(self.guide.adapted, alpha, paired=True)

@@ -172,7 +172,7 @@ class Speculation:
         logits, drafts, q = self._drafts(model.base, base, last, n)
         tokens_read = mx.concatenate([last, drafts[:-1]])
         guide_logits = model.guide(tokens_read[None], cache=guide)[0]
-        kept, tokens = self._chooser.judge(combine_logits(logits, guide_logits, model.beta), drafts, q)
+        kept, tokens = self._chooser.judge(combine_logits(logits, guide_logits, guide[-1].strength), drafts, q)
         keep = min(kept + 1, n)
         _take_back(before[0], model.base, base, tokens_read, keep)
         _take_back(before[1], model.guide, guide, tokens_read, keep)

@@ -148,11 +148,11 @@ def logprob_cases(dtype: mx.Dtype, rows: int, vocabulary: int) -> Iterator[Case]
 
 
 def combine_case(dtype: mx.Dtype, rows: int, base_vocabulary: int, guide_vocabulary: int) -> Case:
-    """β = 0.7, and vocabularies that need not be equal."""
+    """A β for each row, and vocabularies that need not be equal."""
     draw = np.random.default_rng(rows + base_vocabulary + guide_vocabulary)
     base, guide = (_normal(draw, dtype, rows, n, scale=3.0) for n in (base_vocabulary, guide_vocabulary))
     size = f"{rows} rows, {base_vocabulary} and {guide_vocabulary} tokens"
-    arrays = (base, guide, mx.array([1 / 0.7]))
+    arrays = (base, guide, mx.array([1 / (0.7 + row) for row in range(rows)]))
     return Case("combine", dtype, size, combine.launch, combine.guided_logprobs_ops, arrays)
 
 

@@ -7,7 +7,7 @@ const size_t row = threadgroup_position_in_grid.x;
 
 auto base_row = base + row * BASE_V;
 auto guide_row = guide + row * GUIDE_V;
-const float s = scale[0];
+const float s = scale[row];
 float largest = LOWEST;
 float total = 0.0f;
 for (int start = t * STRIP; start < V; start += THREADS * STRIP) {

@@ -1,14 +1,14 @@
 """The only package that uses parts of mlx-lm outside its public interface; an upgrade fails in tests/mlxlm/ first."""
 
-from mlx_lm.generate import BatchGenerator, generate_step, generation_stream
+from mlx_lm.generate import BatchGenerator, TextStateMachine, generate_step, generation_stream
 from mlx_lm.models import cache as _mlx_cache
 from mlx_lm.models import llama
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
 from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, limit_caches, rewind, row_of
-from parm_mlx.mlxlm.generation import filter_logprobs, reporting_callback, wired_limit
+from parm_mlx.mlxlm.generation import filter_logprobs, penalty_processors, reporting_callback, wired_limit
 from parm_mlx.mlxlm.models import (
     Layer,
     attention_windows,
@@ -35,11 +35,13 @@ _mlx_cache.PairCache, _mlx_cache.PreferenceCache = PairCache, PreferenceCache  #
 
 __all__ = [
     "BatchGenerator",
+    "LRUPromptCache",
     "Layer",
     "PairCache",
     "PreferenceCache",
     "PrefixCache",
     "Snapshot",
+    "TextStateMachine",
     "TokenizerWrapper",
     "attention_windows",
     "bears_padding",
@@ -63,6 +65,7 @@ __all__ = [
     "load_tokenizer_alone",
     "load_weights_and_tokenizer",
     "make_prompt_cache",
+    "penalty_processors",
     "quantized_numbers",
     "read_config",
     "reporting_callback",

@@ -1,5 +1,6 @@
 """mlx-lm's generators, filters of probabilities and trackers of experiments."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -7,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 from mlx_lm.generate import wired_limit as mlx_wired_limit
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
 
 
 def wired_limit(model: nn.Module) -> AbstractContextManager[None]:
@@ -31,6 +32,22 @@ def filter_logprobs(logprobs: mx.array, *, top_p: float, min_p: float, top_k: in
     if 0 < top_k < logprobs.shape[-1]:
         logprobs = apply_top_k(logprobs, top_k)
     return logprobs
+
+
+def penalty_processors(
+    logit_bias: dict[int, float], presence_penalty: float, frequency_penalty: float
+) -> list[Callable[[mx.array, mx.array], mx.array]]:
+    """What changes logits (1, V), given the tokens of the answer so far, as OpenAI defines these three."""
+    everything = 1 << 30
+    make: Any = make_logits_processors
+    processors: list[Callable[[mx.array, mx.array], mx.array]] = make(
+        logit_bias=logit_bias or None,
+        presence_penalty=presence_penalty or None,
+        presence_context_size=everything,
+        frequency_penalty=frequency_penalty or None,
+        frequency_context_size=everything,
+    )
+    return processors
 
 
 def reporting_callback(trackers: str, project_name: str, log_dir: str, config: dict[str, Any]) -> Any:

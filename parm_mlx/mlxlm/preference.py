@@ -1,4 +1,4 @@
-"""The preference of every sequence as an entry of its prompt cache."""
+"""The preference of every sequence, and how strongly it is guided, as an entry of its prompt cache."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -12,17 +12,24 @@ NO_TOKEN = -1
 
 
 class PreferenceCache(_BaseCache):
-    """The preference vectors (B, k) of a batch of sequences, as an entry of their prompt cache.
+    """The preference vectors (B, k) of a batch of sequences, and 1/β of each, as an entry of their prompt cache.
 
-    mlx-lm merges, extends, filters and splits it together with the key-value caches, so every sequence keeps its own α.
+    mlx-lm merges, extends, filters and splits it together with the key-value caches, so every sequence keeps its own.
+
+    Attributes:
+        alpha: (B, k).
+        strength: 1/β of Eq. 13, (B,); where it is 0, the base answers alone.
+        first_token: What the guide reads in place of the next input token, (B,); None is the same.
     """
 
+    alpha: mx.array
+    strength: mx.array
     first_token: mx.array | None
     _bound: dict[Any, Any]
     _bound_in: Thread | None
 
-    def __init__(self, alpha: mx.array) -> None:
-        self._set(alpha, None)
+    def __init__(self, alpha: mx.array, strength: mx.array | None = None) -> None:
+        self._set(alpha, mx.ones(alpha.shape[0]) if strength is None else strength, None)
 
     def bound(self, bind: Callable[[mx.array], Any]) -> Any:
         """Returns ``bind(alpha)``; computed once and kept until the batch or the thread changes."""
@@ -47,8 +54,8 @@ class PreferenceCache(_BaseCache):
         first = mx.where(token == mx.array(NO_TOKEN).astype(inputs.dtype), inputs[:, :1], token)
         return mx.concatenate([first, inputs[:, 1:]], axis=1)
 
-    def _set(self, alpha: mx.array, first_token: mx.array | None) -> None:
-        self.alpha, self.first_token = alpha, first_token
+    def _set(self, alpha: mx.array, strength: mx.array, first_token: mx.array | None) -> None:
+        self.alpha, self.strength, self.first_token = alpha, strength, first_token
         self._bound, self._bound_in = {}, None
 
     def _first_tokens(self) -> mx.array:
@@ -59,11 +66,11 @@ class PreferenceCache(_BaseCache):
     @property
     def state(self) -> list[mx.array]:
         """The arrays that describe the entry."""
-        return [self.alpha] if self.first_token is None else [self.alpha, self.first_token]
+        return [self.alpha, self.strength, *([] if self.first_token is None else [self.first_token])]
 
     @state.setter
     def state(self, value: Sequence[mx.array]) -> None:
-        self._set(value[0], value[1] if len(value) > 1 else None)
+        self._set(value[0], value[1], value[2] if len(value) > 2 else None)
 
     def is_trimmable(self) -> bool:
         """A preference holds for any number of tokens."""
@@ -76,23 +83,26 @@ class PreferenceCache(_BaseCache):
     def filter(self, batch_indices: Any) -> None:
         """Keeps the sequences at these indices, in place."""
         rows = mx.array(batch_indices)
-        self._set(self.alpha[rows], None if self.first_token is None else self.first_token[rows])
+        self._set(
+            self.alpha[rows], self.strength[rows], None if self.first_token is None else self.first_token[rows]
+        )
 
     def extend(self, other: "PreferenceCache") -> None:
         """Adds the sequences of another entry, in place."""
         merged = self.merge([self, other])
-        self._set(merged.alpha, merged.first_token)
+        self._set(merged.alpha, merged.strength, merged.first_token)
 
     def extract(self, idx: int) -> "PreferenceCache":
         """The entry of one sequence."""
-        row = PreferenceCache(self.alpha[idx : idx + 1])
+        row = PreferenceCache(self.alpha[idx : idx + 1], self.strength[idx : idx + 1])
         row.first_token = None if self.first_token is None else self.first_token[idx : idx + 1]
         return row
 
     @classmethod
     def merge(cls, caches: "Sequence[PreferenceCache]") -> "PreferenceCache":
         """One entry for the sequences of all."""
-        merged = cls(mx.concatenate([cache.alpha for cache in caches]))
+        alpha, strength = ([getattr(cache, name) for cache in caches] for name in ("alpha", "strength"))
+        merged = cls(mx.concatenate(alpha), mx.concatenate(strength))
         if any(cache.first_token is not None for cache in caches):
             merged.first_token = mx.concatenate([cache._first_tokens() for cache in caches])
         return merged
@@ -109,8 +119,8 @@ class PreferenceCache(_BaseCache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of α."""
-        return int(self.alpha.nbytes)
+        """Bytes of α and 1/β."""
+        return int(self.alpha.nbytes + self.strength.nbytes)
 
     def __deepcopy__(self, memo: Any) -> "PreferenceCache":
         return copy(self)

@@ -72,7 +72,7 @@ def _guided_logprobs(model: nn.Module, row: TokenRow, objectives: Sequence[int],
             guide = logits()
         sums = []
         for beta in BETAS:
-            guided = combine_logits(base, guide, beta)
+            guided = combine_logits(base, guide, 1 / beta)
             own = mx.take_along_axis(guided, response, axis=-1)[..., 0]
             sums.append((own - mx.logsumexp(guided, axis=-1)).sum())
         found.append(mx.stack(sums))

@@ -81,7 +81,7 @@ def test_a_zero_core_is_the_backbone(official: Path, official_guide: parm_mlx.Gu
 
 def test_the_mix_by_hand() -> None:
     """β = 1/2 counts the guide twice: (1, 2) + 2 · (3, −1) = (7, 0); the third token is the base's padding."""
-    mixed = combine_logits(mx.array([1.0, 2.0, 9.0]), mx.array([3.0, -1.0]), 0.5)
+    mixed = combine_logits(mx.array([1.0, 2.0, 9.0]), mx.array([3.0, -1.0]), 2.0)
     assert mixed.tolist() == [7.0, 0.0]
 
 
@@ -194,7 +194,7 @@ def test_two_prompts_are_continued_by_the_same_tokens() -> None:
     for _ in range(8):
         b = guided.base(mx.array([base + expected]))[:, -1]
         g = guided.guide(mx.array([guide + expected]), alpha=alpha)[:, -1]
-        expected.append(int(mx.argmax(combine_logits(b, g, 0.5), axis=-1).item()))
+        expected.append(int(mx.argmax(combine_logits(b, g, 2.0), axis=-1).item()))
     cache = guided.make_cache(alpha)
     assert greedy(guided, [prefill(guided, cache, base, guide)], cache, 8) == expected
     cache, draft = guided.make_cache(alpha), make_prompt_cache(guided.base)

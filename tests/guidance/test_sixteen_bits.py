@@ -127,7 +127,7 @@ def test_drafts_are_judged_in_float32(dtype: mx.Dtype) -> None:
     bases, guides = model.base(tokens).reshape(-1, VOCABULARY), model.guide(tokens).reshape(-1, VOCABULARY)
     best = (wide(bases) + wide(guides) / BETA).argmax(-1)
     drafts = mx.array(best, mx.uint32)
-    assert Chooser(Sampling(), 0, VOCABULARY).judge(combine_logits(bases, guides, BETA), drafts, bases) == (
+    assert Chooser(Sampling(), 0, VOCABULARY).judge(combine_logits(bases, guides, 1 / BETA), drafts, bases) == (
         len(best),
         best.tolist(),
     )

@@ -9,8 +9,9 @@ from parm_mlx.kernels.combine import combine_logits, guided_logprobs_ops
 def test_a_row_by_hand() -> None:
     """Weights 1 and 3 times 1 and 2 to the power 1/β = 2: 1 and 12, so 1/13 and 12/13."""
     base, guide = mx.log(mx.array([1.0, 3.0])), mx.log(mx.array([1.0, 2.0]))
-    assert mx.softmax(combine_logits(base, guide, 0.5)).tolist() == pytest.approx([1 / 13, 12 / 13])
-    assert mx.exp(guided_logprobs_ops(base, guide, 2)).tolist() == pytest.approx([1 / 13, 12 / 13])
+    assert mx.softmax(combine_logits(base, guide, 2.0)).tolist() == pytest.approx([1 / 13, 12 / 13])
+    rows = guided_logprobs_ops(mx.stack([base, base]), mx.stack([guide, guide]), mx.array([2.0, 0.0]))
+    assert mx.exp(rows).tolist() == [pytest.approx([1 / 13, 12 / 13]), pytest.approx([1 / 4, 3 / 4])]
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
@@ -22,7 +23,7 @@ def test_values_are_those_of_float64_over_the_smaller_vocabulary(
     mx.random.seed(0)
     base, guide = (mx.random.normal((2, 3, v)).astype(dtype) for v in (v_base, v_guide))
     rows = [np.array(z.astype(mx.float32)).astype(np.float64)[..., :11] for z in (base, guide)]
-    found = combine_logits(base, guide, beta)
+    found = combine_logits(base, guide, 1 / beta)
     assert found.dtype == mx.float32
     np.testing.assert_allclose(np.array(found), rows[0] + rows[1] / beta, rtol=1e-5, atol=1e-5)
 
@@ -38,6 +39,8 @@ def test_shapes_around_the_kernel(metal: None, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PARM_MLX_KERNELS", "on")
     monkeypatch.setattr(combine, "launch", launch)
     base, guide = mx.random.normal((2, 3, 8)), mx.random.normal((2, 3, 7))
-    found = combine_logits(base, guide, 0.5)
-    assert seen == [((6, 8), (6, 7), [2.0])]
-    np.testing.assert_allclose(np.array(found), np.array(guided_logprobs_ops(base, guide, 2)), rtol=1e-6, atol=1e-6)
+    found = combine_logits(base, guide, 2.0)
+    assert seen == [((6, 8), (6, 7), [2.0] * 6)]
+    expected = np.array(base)[..., :7] + 2 * np.array(guide)
+    expected -= np.log(np.exp(expected).sum(-1, keepdims=True))
+    np.testing.assert_allclose(np.array(found), expected, rtol=1e-5, atol=1e-5)

@@ -76,7 +76,7 @@ def test_copies_and_states_are_independent() -> None:
     restored.state = cache.state
     assert mx.array_equal(restored.alpha, cache.alpha)
     assert restored.bound(lambda alpha: alpha.shape) == (2, 2)
-    assert restored.nbytes == 16
+    assert restored.nbytes == 24
 
 
 def test_rewinding_says_whether_it_could() -> None:

@@ -1,0 +1,97 @@
+"""Why a guided answer says what it says: what base and guide each gave every token (Eq. 13, term by term)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from parm_mlx.errors import InputError
+from parm_mlx.guidance.guide import Cache
+from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.prefill import read
+from parm_mlx.guidance.sampling import Request
+from parm_mlx.kernels.combine import combine_logits, over_common_tokens
+from parm_mlx.mlxlm import make_prompt_cache
+
+STEP = 32  # tokens whose logits live at the same time
+TOP = 5
+
+Likeliest = list[tuple[int, float]]  # tokens and their log-probabilities, the likeliest first
+
+
+@dataclass(frozen=True)
+class TokenReasons:
+    """A token of a guided answer.
+
+    Attributes:
+        token: Its id.
+        logprob: log π̃, before temperature and filters.
+        base: log π_base.
+        guide: log π_θ(α).
+        top: The likeliest tokens of π̃.
+        base_top: What the base alone would have said.
+        guide_top: What the guide prefers.
+    """
+
+    token: int
+    logprob: float
+    base: float
+    guide: float
+    top: Likeliest
+    base_top: Likeliest
+    guide_top: Likeliest
+
+
+def explain(model: GuidedModel, request: Request, tokens: Sequence[int]) -> list[TokenReasons]:
+    """Reads an answer once more and tells, for each of its tokens, what base and guide gave it.
+
+    Args:
+        model: The guided model.
+        request: The request that was answered; a thought that comes before ``tokens`` ends its prompt.
+        tokens: The answer.
+
+    Raises:
+        InputError: The request asks the base alone.
+    """
+    if request.alpha is None:
+        raise InputError("the base answers alone: no guide has moved its answer")
+    base, guide = make_prompt_cache(model.base), model.guide.make_cache(request.alpha)
+    read(model.base, request.prompt.base[:-1], base)
+    read(model.guide, request.prompt.guide[:-1], guide)
+    strength = model.strength(request.beta)
+    return [
+        reasons
+        for start in range(0, len(tokens), STEP)
+        for reasons in _explained(model, request, tokens, start, (base, guide), strength)
+    ]
+
+
+def _explained(
+    model: GuidedModel,
+    request: Request,
+    tokens: Sequence[int],
+    start: int,
+    caches: tuple[Cache, Cache],
+    strength: float,
+) -> Iterator[TokenReasons]:
+    end = min(start + STEP, len(tokens))
+    logits = []
+    for run, prompt, cache in zip(
+        (model.base, model.guide), (request.prompt.base, request.prompt.guide), caches, strict=True
+    ):
+        inputs = [*prompt[-1:], *tokens][start:end]
+        logits.append(run(mx.array([inputs]), cache=cache)[0])
+    said = mx.array(tokens[start:end])[:, None]
+    columns = []
+    for each in (combine_logits(logits[0], logits[1], strength), *over_common_tokens(*logits)):
+        logprobs = each - mx.logsumexp(each, axis=-1, keepdims=True)
+        top = mx.argpartition(-logprobs, TOP, axis=-1)[:, :TOP] if logprobs.shape[-1] > TOP else None
+        top = mx.broadcast_to(mx.arange(logprobs.shape[-1]), logprobs.shape) if top is None else top
+        own, values = (mx.take_along_axis(logprobs, at, axis=-1) for at in (said, top))
+        columns.append((own[:, 0].tolist(), top.tolist(), values.tolist()))
+    for i in range(end - start):
+        own, tops = [], []
+        for values, ids, logprobs_of in columns:
+            own.append(values[i])
+            tops.append(sorted(zip(ids[i], logprobs_of[i], strict=True), key=lambda pair: -pair[1]))
+        yield TokenReasons(tokens[start + i], own[0], own[1], own[2], *tops)

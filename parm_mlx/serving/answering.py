@@ -1,0 +1,190 @@
+"""An answer on its way: what it was asked for, what it has read and said, and what of that can be told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import mlx.core as mx
+
+from parm_mlx.guidance.generate import thought_is_over
+from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.prefill import CachedTokens
+from parm_mlx.guidance.sampling import Request
+from parm_mlx.mlxlm import TextStateMachine, TokenizerWrapper, penalty_processors
+from parm_mlx.serving.events import Ask, Done, Event, Failed, State, Text, TokenLogprob
+
+Processor = Callable[[mx.array, mx.array], mx.array]
+
+
+@dataclass
+class Reading:
+    """A prompt that is read in steps: by the base, then by the guide."""
+
+    base: CachedTokens
+    guide: CachedTokens | None
+    request: Request
+
+
+class Answering:
+    """One answer, from its place in the queue to its end. All but :meth:`cancel` belongs to the engine's thread."""
+
+    def __init__(self, ask: Ask, tokenizer: TokenizerWrapper, deadline: float) -> None:
+        self.ask, self.deadline = ask, deadline
+        self.request = ask.request.of_thought() if ask.request.thinks_alone else ask.request
+        self.thinking = ask.request.thinks_alone
+        self.tokens: list[int] = []  # of thought and answer
+        self.cached = self.guide_cached = 0
+        self.cancelled = self.ended = False
+        self.failure: Exception | None = None  # of a processor
+        self.reading: Reading | None = None
+        self._thought = 0  # tokens of the thought
+        self._tokenizer, self._detokenizer = tokenizer, tokenizer.detokenizer
+        self._text = _text_machine(tokenizer, ask)
+        self._logprobs: list[TokenLogprob] = []
+        self._begun: float | None = None
+
+    def cancel(self) -> None:
+        """Has the engine drop this answer at its next step."""
+        self.cancelled = True
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still come."""
+        return self.ask.max_tokens - len(self.tokens)
+
+    def processors(self, model: GuidedModel) -> list[Processor]:
+        """What changes the logits of the next tokens; a failing one ends this answer only."""
+        if self.thinking:
+            return []
+        ask = self.ask
+        found = penalty_processors(ask.logit_bias, ask.presence_penalty, ask.frequency_penalty)
+        if ask.matcher is not None:
+            found.append(_Grammar(ask.matcher(), self))
+        return [self._kept_apart(processor) for processor in found]
+
+    def _kept_apart(self, processor: Processor) -> Processor:
+        def process(tokens: mx.array, logits: mx.array) -> mx.array:
+            try:
+                return processor(tokens[1:], logits)  # without the last token of the prompt
+            except Exception as error:
+                self.failure = error
+                return logits
+
+        return process
+
+    def take(self, token: int, logprobs: mx.array) -> bool:
+        """Takes the next token and tells what is known; returns True where a stop string ends the answer."""
+        self._begun = self._begun or monotonic()
+        self.tokens.append(token)
+        if self.ask.top_logprobs is not None:
+            self._logprobs.append(_logprob(token, logprobs, self.ask.top_logprobs))
+        self._detokenizer.add_token(token)
+        return self._tell(self._detokenizer.last_segment)
+
+    def thought_is_over(self, stopped: bool) -> bool:
+        """Returns True where the guided answer is to follow what the base has thought, which is then kept."""
+        if not self.thinking or not thought_is_over(self.ask.request, self.tokens, stopped):
+            return False
+        marks, opened = self.ask.request.prompt.thinking, self.ask.request.prompt.opened
+        assert marks is not None
+        thought, dropped = marks.split(opened, self.tokens)
+        self.thinking, self.tokens, self._thought = False, thought, len(thought)
+        self.request = self.ask.request.after(thought)
+        if dropped:  # what the base has begun in place of a thought
+            self._detokenizer, self._text = self._tokenizer.detokenizer, _text_machine(self._tokenizer, self.ask)
+        return True
+
+    def finish(self, reason: str, explain: Callable[["Answering"], Any]) -> None:
+        """Tells the rest of the text, and the end."""
+        self._detokenizer.finalize()
+        stopped = self._tell(self._detokenizer.last_segment)
+        stop = self._text[3] if self._text[0] is None else None
+        if not stopped and self._text[0] is not None:
+            self._text, rest, state = TextStateMachine.flush(self._text)
+            self._emit_text(rest, state)
+        self.end(
+            Done(
+                "length" if reason == "length" and not stopped else "stop",
+                len(self.ask.request.prompt.base),
+                len(self.tokens),
+                self._thought,
+                self.cached,
+                self.guide_cached,
+                monotonic() - (self._begun or monotonic()),
+                explain(self) if self.ask.explain else None,
+                self.tokens[self._thought :],
+                stop,
+            )
+        )
+
+    def fail(self, message: str, timeout: bool = False) -> None:
+        """Tells that the answer cannot go on."""
+        self.end(Failed(message, "timeout" if timeout else "server"))
+
+    def end(self, event: Event) -> None:
+        """Tells the last event, once."""
+        if not self.ended:
+            self.ended = True
+            self.ask.emit(event)
+
+    def _tell(self, text: str) -> bool:
+        if self._text[0] is None:
+            return True
+        self._text, segments = TextStateMachine.split(self._text, text)
+        for state, part in segments:
+            if state is not None:
+                self._emit_text(part, state)
+        return self._text[0] is None
+
+    def _emit_text(self, text: str, state: State) -> None:
+        logprobs, self._logprobs = self._logprobs, []
+        if text or logprobs:
+            self.ask.emit(Text(text, state, logprobs))
+
+
+def _text_machine(tokenizer: TokenizerWrapper, ask: Ask) -> Any:
+    """mlx-lm's machine that tells answer, thought and calls of tools apart, and finds stop strings."""
+    prompt = ask.request.prompt
+    after = [*((stop, None) for stop in ask.stops)]
+    edges: dict[str, list[tuple[str, str | None]]] = {"normal": after}
+    if prompt.thinking is not None:
+        edges["normal"] = [*after, (tokenizer.think_start, "reasoning")]
+        edges["reasoning"] = [(tokenizer.think_end, "normal")]
+    if ask.tools and tokenizer.has_tool_calling:
+        edges["normal"] = [*edges["normal"], (tokenizer.tool_call_start, "tool")]
+        edges["tool"] = [(tokenizer.tool_call_end, "normal")] if tokenizer.tool_call_end else []
+    machine = TextStateMachine({state: found for state, found in edges.items() if found} or None)
+    return machine.make_state("reasoning" if prompt.opened else "normal")
+
+
+def _logprob(token: int, logprobs: mx.array, top: int) -> TokenLogprob:
+    likeliest: list[int] = []
+    if top:
+        ids = mx.argpartition(-logprobs, top)[:top]
+        likeliest = ids[mx.argsort(-logprobs[ids])].tolist()  # type: ignore[assignment]
+    values: list[float] = logprobs[mx.array([token, *likeliest])].tolist()  # type: ignore[assignment]
+    return TokenLogprob(token, values[0], list(zip(likeliest, values[1:], strict=True)))
+
+
+@dataclass
+class _Grammar:
+    """Leaves the tokens that a grammar allows after what the answer has."""
+
+    matcher: Any
+    answering: Answering
+    read: int = field(default=0)
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        import llguidance.numpy
+        import numpy as np
+
+        new: list[int] = tokens[self.read :].tolist()  # type: ignore[assignment]
+        self.read += len(new)
+        if not all(map(self.matcher.consume_token, new)):
+            raise ValueError(f"the grammar does not go on: {self.matcher.get_error()}")
+        vocabulary = logits.shape[-1]
+        mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
+        llguidance.numpy.fill_next_token_bitmask(self.matcher, mask)
+        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[:vocabulary].astype(bool)
+        return mx.where(mx.array(allowed), logits, -mx.inf)

@@ -1,0 +1,402 @@
+"""The engine: one thread that owns MLX and answers requests of different preferences in one continuous batch.
+
+Every answer is a row of mlx-lm's batch, with its α and 1/β in the prompt cache; the base alone is the row with
+strength 0. In turn, the engine takes a token for every row, and reads a piece of one prompt that waits to join.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import mlx.core as mx
+
+from parm_mlx.errors import InputError, ModelError, first_line
+from parm_mlx.guidance.explain import TokenReasons, explain
+from parm_mlx.guidance.generate import not_finite, sampling_of
+from parm_mlx.guidance.guide import Cache
+from parm_mlx.guidance.prefill import CachedTokens, evaluate, read, replace_last_token
+from parm_mlx.guidance.sampling import NOT_FINITE
+from parm_mlx.guidance.session import Session
+from parm_mlx.mlxlm import BatchGenerator, LRUPromptCache, can_batch, make_prompt_cache
+from parm_mlx.serving.answering import Answering, Reading
+from parm_mlx.serving.events import Ask
+from parm_mlx.serving.settings import MIB, ServerOptions
+
+STEP = 512  # tokens of a prompt that are read between two steps of the batch
+FAILURES = 3  # of the whole batch, one after the other, after which the engine gives up
+CACHED = 1000  # prompts and answers that are kept, whatever their size
+IDLE = 5.0  # seconds without work after which spare memory is given back
+
+
+class BusyError(Exception):
+    """The queue is full."""
+
+
+class ClosedError(Exception):
+    """The engine takes no more requests."""
+
+
+class Engine:
+    """Answers requests in a thread of its own.
+
+    Attributes:
+        session: The models, once :meth:`start` has returned.
+        counts: What happened so far, by name, for reports.
+    """
+
+    session: Session
+
+    def __init__(self, load: Callable[[], Session], options: ServerOptions) -> None:
+        self._load, self._options = load, options
+        self._changed = threading.Condition()
+        self._waiting: deque[Answering] = deque()
+        self._reading: deque[Answering] = deque()
+        self._running: dict[int, Answering] = {}
+        self._closing, self._draining = False, True
+        self._dead: str | None = None
+        self._failures = 0
+        self._progressed = monotonic()
+        self.counts = {"requests": 0, "failed": 0, "cancelled": 0, "prompt_tokens": 0, "cached_tokens": 0, "tokens": 0}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Loads the models and begins to answer.
+
+        Raises:
+            ParmError: They cannot be loaded, or not be batched.
+        """
+        started, problem = threading.Event(), list[BaseException]()
+        self._begin = (started, problem)
+        self._thread.start()
+        started.wait()
+        if problem:
+            raise problem[0]
+
+    def submit(self, asks: list[Ask]) -> list[Answering]:
+        """Queues answers, all or none.
+
+        Raises:
+            BusyError: There is no room for them in the queue.
+            ClosedError: The engine has ended, or is about to.
+        """
+        with self._changed:
+            if self._dead or self._closing:
+                raise ClosedError(self._dead or "the server is shutting down")
+            idle = max(self._options.batch_size - self.active, 0)
+            if len(self._waiting) + len(asks) > self._options.max_queue + idle:
+                raise BusyError
+            deadline = monotonic() + self._options.timeout
+            queued = [Answering(ask, self.session.tokenizer, deadline) for ask in asks]
+            self._waiting.extend(queued)
+            self.counts["requests"] += len(asks)
+            self._changed.notify()
+        return queued
+
+    def close(self, drain: bool = True) -> None:
+        """Ends the thread, after the answers that have been asked for or, without ``drain``, at once."""
+        with self._changed:
+            self._closing, self._draining = True, drain
+            self._changed.notify()
+        self._thread.join(timeout=None if drain else 10)
+
+    @property
+    def active(self) -> int:
+        """Answers that are read or generated."""
+        return len(self._reading) + len(self._running)
+
+    @property
+    def queued(self) -> int:
+        """Answers that wait."""
+        return len(self._waiting)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of kept prompts and answers."""
+        return int(self._kept.nbytes)
+
+    @property
+    def problem(self) -> str | None:
+        """Why no answers come; None where all is well."""
+        if self._dead:
+            return self._dead
+        stalled = monotonic() - self._progressed
+        if (self.active or self._waiting) and stalled > self._options.stall_timeout:
+            return f"no step has ended for {stalled:.0f} seconds"
+        return None
+
+    def give_up(self, reason: str) -> None:
+        """Fails every answer, from another thread: that of the engine hangs."""
+        self._dead = reason
+        for answering in [*self._waiting, *self._reading, *self._running.values()]:
+            answering.fail(reason)
+
+    def _run(self) -> None:
+        started, problem = self._begin
+        try:
+            self._prepare()
+        except BaseException as error:
+            problem.append(error)
+            return
+        finally:
+            started.set()
+        while True:
+            try:
+                self._serve()
+                return
+            except Exception as error:
+                self._failures += 1
+                self._fail_all(f"the engine failed: {type(error).__name__}: {first_line(error)}")
+                if self._failures >= FAILURES:
+                    self._dead = f"the engine failed {FAILURES} times: {first_line(error)}"
+                    self._fail_all(self._dead)
+                    return
+                self._reset()
+            except BaseException as error:
+                self._dead = f"the engine has ended: {type(error).__name__}"
+                self._fail_all(self._dead)
+                raise
+            finally:
+                with suppress(Exception):
+                    self._generator.close()
+
+    def _prepare(self) -> None:
+        self.session = self._load()
+        model = self.session.model
+        self._guided = bool(self.session.objectives)
+        cache = model.make_cache() if self._guided else make_prompt_cache(model.base)
+        if not can_batch(cache):
+            raise ModelError("the prompt cache of this model cannot be batched, so it cannot be served")
+        self._rows = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._kept = LRUPromptCache(CACHED, self._options.prompt_cache_size * MIB)
+        self._generator = BatchGenerator(
+            self.session.model if self._guided else self.session.model.base_logits,
+            stop_tokens=[[token] for token in self.session.tokenizer.eos_token_ids],
+            completion_batch_size=self._options.batch_size,
+            prefill_batch_size=self._options.batch_size,
+        )
+
+    def _fail_all(self, message: str) -> None:
+        failed = [*self._reading, *self._running.values(), *(self._waiting if self._dead else ())]
+        self._reading.clear()
+        self._running.clear()
+        if self._dead:
+            self._waiting.clear()
+        for answering in failed:
+            self._fail(answering, message)
+
+    def _fail(self, answering: Answering, message: str, timeout: bool = False) -> None:
+        self.counts["failed"] += 1
+        answering.fail(message, timeout)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                idle = monotonic()
+                while not (self._waiting or self._reading or self._running):
+                    if self._closing:
+                        return
+                    if idle and monotonic() - idle > IDLE:
+                        mx.clear_cache()
+                        idle = 0
+                    self._changed.wait(1)
+                    self._progressed = monotonic()
+                if self._closing and not self._draining:
+                    break
+            self._drop()
+            self._admit()
+            self._read()
+            self._step()
+            self._progressed = monotonic()
+        self._dead = "the server is shutting down"
+        self._fail_all(self._dead)
+
+    def _drop(self) -> None:
+        """Ends what nobody waits for, and what has taken too long."""
+        now = monotonic()
+
+        def leaves(answering: Answering) -> bool:
+            if not answering.cancelled and now < answering.deadline:
+                return False
+            if answering.cancelled:
+                self.counts["cancelled"] += 1
+                answering.fail("cancelled")
+            else:
+                self._fail(answering, f"the answer took longer than {self._options.timeout:g} seconds", timeout=True)
+            return True
+
+        with self._changed:
+            self._waiting = deque(each for each in self._waiting if not leaves(each))
+        self._reading = deque(each for each in self._reading if not leaves(each))
+        uids = [uid for uid, answering in self._running.items() if leaves(answering)]
+        if uids:
+            self._generator.remove(uids)
+            for uid in uids:
+                del self._running[uid]
+
+    def _admit(self) -> None:
+        while self._waiting and self.active < self._options.batch_size:
+            with self._changed:
+                answering = self._waiting.popleft()
+                self._reading.append(answering)
+            prompt = answering.ask.request.prompt
+            self._begin_reading(answering, *self._kept_before(answering))
+            assert answering.reading is not None
+            answering.cached = len(answering.reading.base.tokens)
+            guide = answering.reading.guide
+            answering.guide_cached = len(guide.tokens) if guide and answering.request.alpha else 0
+            self.counts["prompt_tokens"] += len(prompt.base)
+            self.counts["cached_tokens"] += answering.cached
+
+    def _kept_before(self, answering: Answering) -> tuple[CachedTokens | None, CachedTokens | None]:
+        request = answering.request
+        guide = None if request.alpha is None else self._find(("guide", request.alpha), request.prompt.guide)
+        return self._find(("base",), request.prompt.base), guide
+
+    def _find(self, key: tuple[Any, ...], tokens: list[int]) -> CachedTokens | None:
+        wanted = tokens[:-1]
+        cache, rest = self._kept.fetch_nearest_cache(key, wanted)
+        return None if cache is None else CachedTokens(cache, wanted[: len(wanted) - len(rest)])
+
+    def _begin_reading(self, answering: Answering, base: CachedTokens | None, guide: CachedTokens | None) -> None:
+        model, request = self.session.model, answering.request
+        base = base or CachedTokens(make_prompt_cache(model.base))
+        if self._guided:
+            strength = model.strength(request.beta) if request.alpha is not None else 0.0
+            guide = guide or CachedTokens(model.guide.make_cache(request.alpha))
+            guide.cache[-1].strength = mx.array([strength])
+        answering.reading = Reading(base, guide, request)
+
+    def _read(self) -> None:
+        """Reads a piece of the prompt that came first; an answer whose prompt is read joins the batch."""
+        if not self._reading:
+            return
+        answering = self._reading[0]
+        reading, model = answering.reading, self.session.model
+        assert reading is not None
+        prompt, guided = reading.request.prompt, reading.request.alpha is not None
+        try:
+            if not self._advance(model.base, reading.base, prompt.base):
+                return
+            if guided and not self._advance(model.guide, reading.guide, prompt.guide):
+                return
+            self._keep(reading.base, reading.guide if guided else None, reading.request.alpha)
+            self._join(answering, reading)
+        except Exception as error:
+            self._reading.popleft()
+            self._fail(answering, f"the prompt could not be read: {type(error).__name__}: {first_line(error)}")
+            return
+        self._reading.popleft()
+
+    def _advance(self, model: Any, cached: CachedTokens | None, wanted: list[int]) -> bool:
+        """Reads up to ``STEP`` more tokens of a prompt but its last; returns True when it is read."""
+        assert cached is not None
+        left = wanted[len(cached.tokens) : -1]
+        if not left:
+            return True
+        read(model, left[:STEP], cached.cache)
+        cached.tokens = cached.tokens + left[:STEP]
+        return len(left) <= STEP
+
+    def _join(self, answering: Answering, reading: Reading) -> None:
+        model, request = self.session.model, reading.request
+        cache, prompt = reading.base.cache, request.prompt
+        if self._guided:
+            assert reading.guide is not None
+            if request.alpha is not None:
+                replace_last_token(reading.guide.cache, prompt.base, prompt.guide)
+            cache = model.join_cache(cache, reading.guide.cache)
+        evaluate(cache)
+        (uid,) = self._generator.insert(
+            [prompt.base[-1:]],
+            max_tokens=[answering.room],
+            caches=[cache],
+            samplers=[sampling_of(model, request).sampler(request.seed_offset)],
+            logits_processors=[answering.processors(model)],
+        )
+        answering.reading = None
+        self._running[uid] = answering
+
+    def _step(self) -> None:
+        if not self._running:
+            return
+        for response in self._generator.next_generated():
+            answering = self._running[response.uid]
+            reason, token = response.finish_reason, response.token
+            if token == NOT_FINITE:
+                self._leave(response)
+                request = answering.request
+                error = not_finite(self.session.model, request.prompt, request.alpha, answering.tokens)
+                self._fail(answering, str(error))
+            elif answering.failure is not None:
+                self._leave(response)
+                self._fail(answering, first_line(answering.failure))
+            else:
+                self.counts["tokens"] += 1
+                if reason != "stop" and answering.take(token, response.logprobs):
+                    reason = "stop"
+                if answering.thought_is_over(response.finish_reason == "stop"):
+                    self._continue_after_thought(answering, response)
+                elif reason is not None:
+                    self._keep_answer(answering, response)
+                    answering.finish(reason, self._explain)
+        self._failures = 0
+
+    def _leave(self, response: Any) -> Cache | None:
+        """Takes a row out of the batch, and returns its prompt cache."""
+        del self._running[response.uid]
+        if response.finish_reason is not None:
+            return response.prompt_cache  # type: ignore[no-any-return]
+        ((cache, _),) = self._generator.remove([response.uid], return_prompt_caches=True).values()
+        return cache  # type: ignore[no-any-return]
+
+    def _continue_after_thought(self, answering: Answering, response: Any) -> None:
+        self._leave(response)
+        if answering.room <= 0:
+            answering.finish("length", self._explain)
+            return
+        self._begin_reading(answering, *self._kept_before(answering))
+        self._reading.appendleft(answering)
+
+    def _keep_answer(self, answering: Answering, response: Any) -> None:
+        """Keeps a finished answer and its prompt for the turn that follows."""
+        cache, request = self._leave(response), answering.request
+        said = answering.tokens[len(request.thought) :]
+        if cache is None:
+            return
+        evaluate(cache)
+        base, guide = self.session.model.split_cache(cache) if self._guided else (cache, [])
+        kept = CachedTokens(base, [*request.prompt.base, *said])
+        if request.alpha is None:
+            self._keep(kept, None, None)
+        else:
+            self._keep(kept, CachedTokens(guide, [*request.prompt.guide, *said]), request.alpha)
+
+    def _keep(self, base: CachedTokens, guide: CachedTokens | None, alpha: Any) -> None:
+        from copy import deepcopy
+
+        for key, cached in ((("base",), base), (("guide", alpha), guide)):
+            if cached is not None and cached.tokens:
+                self._kept.insert_cache(key, cached.tokens, deepcopy(cached.cache))
+
+    def _explain(self, answering: Answering) -> list[TokenReasons] | None:
+        request = answering.request
+        if request.alpha is None:
+            return None
+        said = answering.tokens[len(request.thought) :]
+        try:
+            return explain(self.session.model, request, said)
+        except InputError:
+            return None
+
+
+def end_process(message: str) -> None:
+    """Ends the process where a thread hangs in MLX, which nothing else can end."""
+    os.write(2, f"error: {message}\n".encode())
+    os._exit(1)

@@ -1,0 +1,184 @@
+// The conversation: turns of a question and one or more answers, of which one is gone on from.
+import { chip, comparison, describe, same } from "./alpha.js";
+import { answerView, generate, newAnswer } from "./answer.js";
+import { $, button, make, visible } from "./dom.js";
+import { hidePanel } from "./why.js";
+
+const newConversation = () => ({ id: `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 8)}`, changed: Date.now(), turns: [] });
+
+/** @param changed Called when the conversation is worth keeping, or the buttons around it have to follow. */
+export function createChat({ server, settings, steering, changed }) {
+  let conversation = newConversation();
+  const running = new Map(); // The answers that are being written, and how to stop them.
+  const views = new WeakMap(); // Turns and answers, and what shows them.
+
+  const last = () => conversation.turns.at(-1);
+  const touch = () => { conversation.changed = Date.now(); changed(); };
+
+  function messages(turns) {
+    const said = turns.flatMap(({ question, answers, chosen }) =>
+      answers[chosen].text ? [{ role: "user", content: question }, { role: "assistant", content: answers[chosen].text }] : []);
+    return settings.system.trim() ? [{ role: "system", content: settings.system }, ...said] : said;
+  }
+
+  async function run(turn, answer) {
+    const before = conversation.turns.slice(0, conversation.turns.indexOf(turn));
+    const control = new AbortController();
+    running.set(answer, control);
+    changed();
+    await generate(answer, [...messages(before), { role: "user", content: turn.question }], server, control.signal, views.get(answer));
+    running.delete(answer);
+    touch();
+  }
+
+  /** Gives a turn new answers, one for each preference. */
+  function answerAll(turn, alphas, chosen = 0) {
+    turn.answers.forEach((answer) => running.get(answer)?.abort());
+    turn.answers = alphas.map((alpha) => newAnswer(alpha, settings));
+    turn.chosen = chosen;
+    draw(turn);
+    turn.answers.forEach((answer) => run(turn, answer));
+  }
+  function ask(question, alphas, chosen) {
+    const turn = { question, compared: alphas.length > 1, answers: [], chosen: 0 };
+    const before = last();
+    conversation.turns.push(turn);
+    if (before) draw(before);
+    answerAll(turn, alphas, chosen);
+    touch();
+    views.get(turn).scrollIntoView();
+  }
+  function askAgain(turn, question) {
+    conversation.turns.slice(conversation.turns.indexOf(turn) + 1).forEach((later) => views.get(later).remove());
+    conversation.turns.length = conversation.turns.indexOf(turn) + 1;
+    turn.question = question;
+    answerAll(turn, turn.answers.length > 1 ? turn.answers.map(({ alpha }) => alpha) : [steering.alpha()], turn.chosen);
+    touch();
+  }
+
+  /** The preferences of the comparison before, or the usual ones; and which of them is nearest to the slider. */
+  function columns() {
+    const before = conversation.turns.findLast((turn) => turn.compared && turn.answers.length > 1);
+    const alphas = before ? before.answers.map(({ alpha }) => alpha) : comparison(server.objectives);
+    const now = alphas.findIndex((alpha) => same(alpha, steering.alpha()));
+    return { alphas, chosen: Math.max(0, now) };
+  }
+  function compare(question) {
+    const { alphas, chosen } = columns();
+    if (question) ask(question, alphas, chosen);
+    else alphas.filter((alpha) => !last().answers.some((answer) => same(answer.alpha, alpha))).forEach(add);
+    last().compared = true;
+    touch();
+  }
+
+  function add(alpha) {
+    const turn = last();
+    const answer = newAnswer(alpha, settings);
+    turn.answers.push(answer);
+    draw(turn);
+    run(turn, answer);
+  }
+  function retry(turn, answer) {
+    const again = newAnswer(turn.answers.length > 1 ? answer.alpha : steering.alpha(), settings);
+    turn.answers[turn.answers.indexOf(answer)] = again;
+    draw(turn);
+    views.get(again).element.focus({ preventScroll: true });
+    run(turn, again);
+  }
+  function remove(turn, answer) {
+    running.get(answer)?.abort();
+    const at = turn.answers.indexOf(answer);
+    turn.answers.splice(at, 1);
+    if (at < turn.chosen || turn.chosen === turn.answers.length) turn.chosen -= 1;
+    draw(turn);
+    views.get(turn.answers[turn.chosen]).element.focus({ preventScroll: true });
+    touch();
+  }
+  function choose(turn, answer) {
+    turn.chosen = turn.answers.indexOf(answer);
+    turn.answers.forEach((each) => views.get(each).show());
+    $("question").focus();
+    touch();
+  }
+
+  /** Only the last turn can change; what follows an earlier one was said because of it. */
+  function actions(turn, answer) {
+    const among = turn.answers.length;
+    const chosen = among > 1 && turn.answers[turn.chosen] === answer;
+    if (turn !== last()) return { among, chosen };
+    return {
+      among, chosen, retry: () => retry(turn, answer),
+      choose: among > 1 && !chosen ? () => choose(turn, answer) : null,
+      remove: among > 1 ? () => remove(turn, answer) : null,
+    };
+  }
+
+  function questionView(turn) {
+    const text = make("h2", { className: "asked", dir: "auto" }, visible(turn.question));
+    const edit = button("Edit", () => view.replaceWith(editor(turn)), { className: "edit quiet", "aria-label": "Edit the question" });
+    const view = make("div", { className: "question" }, text, edit);
+    return view;
+  }
+  function editor(turn) {
+    const area = make("textarea", { className: "editing", value: turn.question, dir: "auto", "aria-label": "The question", rows: 2 });
+    const later = conversation.turns.length - 1 - conversation.turns.indexOf(turn);
+    const save = () => { if (area.value.trim()) askAgain(turn, area.value.trim()); };
+    const cancel = () => { view.replaceWith(questionView(turn)); };
+    area.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); save(); }
+      if (event.key === "Escape") { event.stopPropagation(); cancel(); }
+    });
+    const warning = later ? make("small", {}, `What comes after it is removed (${later} ${later > 1 ? "questions" : "question"}).`) : null;
+    const view = make("div", { className: "question" }, area,
+      make("div", { className: "buttons" }, warning, button("Cancel", cancel), button("Ask again", save, { className: "main" })));
+    requestAnimationFrame(() => area.focus());
+    return view;
+  }
+
+  function addButton() {
+    const made = button("", () => add(steering.alpha()), { className: "beside" });
+    labelAddButton(made);
+    return made;
+  }
+  function labelAddButton(made) {
+    made.replaceChildren("+ Add an answer at ", chip(steering.alpha()));
+  }
+
+  function draw(turn) {
+    hidePanel();
+    const answers = turn.answers.map((answer) => {
+      if (!views.has(answer)) views.set(answer, answerView(answer, () => actions(turn, answer)));
+      const view = views.get(answer);
+      view.show();
+      return view.element;
+    });
+    const steerable = server.objectives.length > 0 && turn === last();
+    const view = make("section", { className: "turn" }, questionView(turn),
+      make("div", { className: "answers", "data-count": answers.length }, ...answers), steerable ? addButton() : null);
+    view.classList.toggle("comparing", answers.length > 1);
+    if (views.has(turn) && views.get(turn).isConnected) views.get(turn).replaceWith(view);
+    else $("turns").append(view);
+    views.set(turn, view);
+  }
+
+  function stop() {
+    running.forEach((control) => control.abort());
+  }
+  function open(other) {
+    stop();
+    conversation = other ?? newConversation();
+    $("turns").replaceChildren();
+    conversation.turns.forEach(draw);
+    last() && views.get(last()).scrollIntoView();
+    changed();
+  }
+
+  return {
+    ask: (question) => ask(question, [steering.alpha()]),
+    compare, stop, open,
+    messages: () => messages(conversation.turns),
+    steered: () => document.querySelectorAll(".beside").forEach(labelAddButton),
+    get conversation() { return conversation; },
+    get busy() { return running.size > 0; },
+  };
+}

@@ -1,0 +1,43 @@
+// The list of conversations that the browser keeps.
+import { confirmDeletion } from "./dialogs.js";
+import { $, button, make, notify, visible } from "./dom.js";
+import { title } from "./export.js";
+import { deleteConversation, inTab, loadConversations, saveConversation } from "./store.js";
+
+/** @param open Shows a conversation, or a new one for null. */
+export function createHistory(open) {
+  let kept = loadConversations();
+  let current = null;
+
+  function row(conversation) {
+    const name = title(conversation);
+    const choose = button(visible(name), () => open(conversation), { className: "quiet name", dir: "auto" });
+    if (conversation.id === current) choose.setAttribute("aria-current", "true");
+    const remove = button("×", async () => {
+      if (!(await confirmDeletion(`Delete “${name}”?`))) return;
+      deleteConversation(conversation);
+      kept = kept.filter((other) => other !== conversation);
+      if (conversation.id === current) open(null);
+      show();
+    }, { className: "quiet remove", "aria-label": `Delete ${visible(name)}` });
+    return make("li", {}, choose, remove);
+  }
+  function show() {
+    $("conversations").replaceChildren(...kept.map(row));
+  }
+
+  return {
+    /** The conversation that this tab showed before it was loaded again. */
+    last: () => kept.find(({ id }) => id === inTab.get("conversation")) ?? null,
+    shown({ id }) {
+      current = id;
+      inTab.set("conversation", id);
+      show();
+    },
+    keep(conversation) {
+      kept = [conversation, ...kept.filter((other) => other !== conversation)].sort((one, other) => other.changed - one.changed);
+      const saved = saveConversation(conversation);
+      notify(saved ? "" : "The browser has no room to keep this conversation. Export it, or delete others.");
+    },
+  };
+}
