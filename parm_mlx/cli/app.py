@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import parm_mlx
-from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, train
+from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, serve, train
 
 app = typer.Typer(
     name="parm-mlx",
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("demo", short_help="Answer unseen questions at several preferences.")(demo.demo)
 app.command("chat", short_help="Chat, and change the preference at any turn.")(chat.chat)
 app.command("generate", short_help="Answer prompts at one or several preferences.")(generate.generate)
+app.command("serve", short_help="Serve models to OpenAI's clients, and a page.")(serve.serve)
 app.command("evaluate", short_help="Measure how answers follow the preference.")(evaluate.evaluate)
 app.command("train", short_help="Train a PARM adapter on preference data.")(train.train)
 app.command("convert", short_help="Convert models and adapters.")(convert.convert)

@@ -222,7 +222,7 @@ class GuideOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions(GuideOptions):
+class ServedModelOptions(GuideOptions):
     """The models that answer, and how they read a prompt."""
 
     share: Literal["auto", "on", "off"] = setting(
@@ -239,6 +239,12 @@ class ModelOptions(GuideOptions):
         None, "Whether a model that thinks before it answers does so.", default_text="as its chat template has it"
     )
     steer_thinking: bool = setting(False, "The guide steers thoughts too, and not the answer alone.")
+
+
+@dataclass(frozen=True)
+class ModelOptions(ServedModelOptions):
+    """The models that answer, and the size of their prompt caches."""
+
     kv_bits: int | None = setting(
         None, "Quantise the prompt caches to so many bits: 2, 3, 4, 5, 6 or 8.", KV_BITS, default_text="not quantised"
     )

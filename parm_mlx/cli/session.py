@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from parm_mlx.cli import console
 from parm_mlx.cli.defaults import variable
-from parm_mlx.cli.options import BASE_ALONE, DraftOptions, ModelOptions
+from parm_mlx.cli.options import BASE_ALONE, DraftOptions, ModelOptions, ServedModelOptions
 from parm_mlx.errors import PreferenceError
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
 from parm_mlx.settings import check_cache_limits, check_models
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 
 def open_session(
-    models: ModelOptions, drafts: DraftOptions = DraftOptions(), *, template: bool = True, alone: bool = False
+    models: ServedModelOptions, drafts: DraftOptions = DraftOptions(), *, template: bool = True, alone: bool = False
 ) -> "Session":
     """Loads the models that the flags name; ``alone`` takes a base without a PARM."""
     check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
     drafting = drafts.draft_model is not None or drafts.self_speculation
-    check_cache_limits(models.kv_bits, models.max_kv_size, drafting)
+    if isinstance(models, ModelOptions):
+        check_cache_limits(models.kv_bits, models.max_kv_size, drafting)
     from parm_mlx.guidance.session import load_session
     from parm_mlx.machine import keep_freed_memory
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -117,7 +118,19 @@ class Prompter:
         self._template, self._allow_special = template, allow_special
         self._limit = limit
         self._enable_thinking = enable_thinking
+        self._tools: Sequence[Mapping[str, Any]] = ()
         self._thinking = Thinking.of(base, steer_thinking) if template else None
+
+    def asking(
+        self, enable_thinking: bool | None = None, tools: Sequence[Mapping[str, Any]] = (), template: bool = True
+    ) -> "Prompter":
+        """The prompter of one request: told whether to think, with tools for the templates, or without templates."""
+        other = copy(self)
+        other._enable_thinking = self._enable_thinking if enable_thinking is None else enable_thinking
+        other._tools = tools
+        if not template:
+            other._template, other._thinking = False, None
+        return other
 
     def __call__(self, prompt: Content) -> PromptTokens:
         """Tokenises a user's text, or a conversation that an assistant is to continue.
@@ -173,7 +186,7 @@ class Prompter:
     def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> str:
         try:
             name = PLAIN if isinstance(prompt, str) and not self._template else name
-            return render_prompt(tokenizer, prompt, name, self._allow_special, self._enable_thinking)
+            return render_prompt(tokenizer, prompt, name, self._allow_special, self._enable_thinking, self._tools)
         except TemplateError as error:
             raise ModelError(f"the chat template does not accept this conversation: {error}") from error
 
@@ -206,12 +219,13 @@ def render_prompt(
     chat_template: str | None = None,
     allow_special: bool = False,
     enable_thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The text that the model continues with its response, for :func:`parm_mlx.guidance.encoding.encode`.
 
     ``chat_template`` is a built-in one, by default the tokenizer's own; where there is none, a text stays as it is.
     ``allow_special`` lets control tokens that are written out in the prompt be those tokens; the tokenizer's
-    template is told ``enable_thinking``.
+    template is told ``enable_thinking`` and ``tools``.
 
     Raises:
         ModelError: The prompt is a list of messages and there is no chat template, or none of that name.
@@ -230,7 +244,7 @@ def render_prompt(
             "the model's tokenizer has no chat template, so it cannot read a conversation",
             hint=f"name one with --chat-template: {', '.join(CHAT_TEMPLATES)}",
         )
-    return apply_template(tokenizer, prompt, enable_thinking=enable_thinking)
+    return apply_template(tokenizer, prompt, enable_thinking=enable_thinking, tools=tools)
 
 
 def apply_template(
@@ -238,6 +252,7 @@ def apply_template(
     messages: Sequence[Message],
     answered: bool = False,
     enable_thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The text of a conversation by the tokenizer's own chat template, before the answer or with it.
 
@@ -245,18 +260,24 @@ def apply_template(
         jinja2.TemplateError: The template does not accept these messages.
     """
     last = messages[-1]["content"].strip() if messages else ""
-    text = _apply(tokenizer, messages, answered, enable_thinking)
+    text = _apply(tokenizer, messages, answered, enable_thinking, tools)
     if last not in text:  # templates of models that also see images read content in parts
         parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-        in_parts = _apply(tokenizer, parts, answered, enable_thinking)
+        in_parts = _apply(tokenizer, parts, answered, enable_thinking, tools)
         text = in_parts if last in in_parts else text
     return text
 
 
 def _apply(
-    tokenizer: TokenizerWrapper, messages: Sequence[dict[str, Any]], answered: bool, enable_thinking: bool | None
+    tokenizer: TokenizerWrapper,
+    messages: Sequence[dict[str, Any]],
+    answered: bool,
+    enable_thinking: bool | None,
+    tools: Sequence[Mapping[str, Any]],
 ) -> str:
     settings: dict[str, Any] = {"add_generation_prompt": not answered, "tokenize": False}
+    if tools:
+        settings["tools"] = list(tools)
     if enable_thinking is not None:
         settings["enable_thinking"] = enable_thinking
     template = tokenizer.chat_template

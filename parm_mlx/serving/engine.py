@@ -4,11 +4,11 @@ Every answer is a row of mlx-lm's batch, with its α and 1/β in the prompt cach
 strength 0. In turn, the engine takes a token for every row, and reads a piece of one prompt that waits to join.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from time import monotonic
 from typing import Any
 
@@ -29,6 +29,7 @@ from parm_mlx.serving.settings import MIB, ServerOptions
 STEP = 512  # tokens of a prompt that are read between two steps of the batch
 FAILURES = 3  # of the whole batch, one after the other, after which the engine gives up
 CACHED = 1000  # prompts and answers that are kept, whatever their size
+LATELY = 5.0  # seconds
 IDLE = 5.0  # seconds without work after which spare memory is given back
 
 
@@ -127,6 +128,11 @@ class Engine:
         if (self.active or self._waiting) and stalled > self._options.stall_timeout:
             return f"no step has ended for {stalled:.0f} seconds"
         return None
+
+    @property
+    def steps_lately(self) -> bool:
+        """True if answers are generated, and a step of theirs has ended within a few seconds."""
+        return bool(self._running) and monotonic() - self._progressed < LATELY
 
     def give_up(self, reason: str) -> None:
         """Fails every answer, from another thread: that of the engine hangs."""
@@ -379,8 +385,6 @@ class Engine:
             self._keep(kept, CachedTokens(guide, [*request.prompt.guide, *said]), request.alpha)
 
     def _keep(self, base: CachedTokens, guide: CachedTokens | None, alpha: Any) -> None:
-        from copy import deepcopy
-
         for key, cached in ((("base",), base), (("guide", alpha), guide)):
             if cached is not None and cached.tokens:
                 self._kept.insert_cache(key, cached.tokens, deepcopy(cached.cache))
@@ -394,9 +398,3 @@ class Engine:
             return explain(self.session.model, request, said)
         except InputError:
             return None
-
-
-def end_process(message: str) -> None:
-    """Ends the process where a thread hangs in MLX, which nothing else can end."""
-    os.write(2, f"error: {message}\n".encode())
-    os._exit(1)

@@ -1,7 +1,7 @@
 // One answer: how it is asked for, and how it is shown.
 import { chip, describe, tone } from "./alpha.js";
 import { complete } from "./api.js";
-import { announce, button, make, short, visible } from "./dom.js";
+import { announce, button, keepingEnd, make, short, visible } from "./dom.js";
 import { copy } from "./export.js";
 import { hidePanel, legend, tokensView } from "./why.js";
 
@@ -134,13 +134,18 @@ export function answerView(answer, actions) {
       ...(answer.error ? [make("p", { className: "error", role: "alert" }, visible(answer.error))] : []),
       make("footer", {}, make("span", { className: "facts" }, facts(answer)), ...buttons().filter(Boolean)));
   }
-  function grow(content, thoughtContent) {
+  function append(content, thoughtContent) {
     notice.replaceChildren();
     if (content) text.append(visible(content));
     if (thoughtContent) {
       thought.element.hidden = false;
       thought.text.append(visible(thoughtContent));
     }
+  }
+  /** A long answer is followed to its end; of several, the first stays in sight. */
+  function grow(content, thoughtContent) {
+    if (actions().among > 1) append(content, thoughtContent);
+    else keepingEnd(() => append(content, thoughtContent));
   }
   const wait = (message) => notice.replaceChildren(make("p", { className: "waiting", role: "status" }, message));
 

@@ -22,13 +22,15 @@ export function createChat({ server, settings, steering, changed }) {
   }
 
   async function run(turn, answer) {
-    const before = conversation.turns.slice(0, conversation.turns.indexOf(turn));
+    const mine = conversation;
+    const before = mine.turns.slice(0, mine.turns.indexOf(turn));
     const control = new AbortController();
     running.set(answer, control);
     changed();
     await generate(answer, [...messages(before), { role: "user", content: turn.question }], server, control.signal, views.get(answer));
     running.delete(answer);
-    touch();
+    if (mine === conversation) mine.changed = Date.now();
+    changed();
   }
 
   /** Gives a turn new answers, one for each preference. */
@@ -66,11 +68,21 @@ export function createChat({ server, settings, steering, changed }) {
   function compare(question) {
     const { alphas, chosen } = columns();
     if (question) ask(question, alphas, chosen);
-    else alphas.filter((alpha) => !last().answers.some((answer) => same(answer.alpha, alpha))).forEach(add);
-    last().compared = true;
+    else widen(last(), alphas);
+  }
+  /** Puts the answers that are missing beside the one that is there. */
+  function widen(turn, alphas) {
+    const before = turn.answers;
+    const picked = before[turn.chosen];
+    const there = (alpha) => before.find((answer) => same(answer.alpha, alpha));
+    const columns = alphas.map((alpha) => there(alpha) ?? newAnswer(alpha, settings));
+    turn.answers = [...columns, ...before.filter((answer) => !columns.includes(answer))];
+    turn.chosen = turn.answers.indexOf(picked);
+    turn.compared = true;
+    draw(turn);
+    columns.filter((answer) => !before.includes(answer)).forEach((answer) => run(turn, answer));
     touch();
   }
-
   function add(alpha) {
     const turn = last();
     const answer = newAnswer(alpha, settings);
@@ -165,6 +177,7 @@ export function createChat({ server, settings, steering, changed }) {
     running.forEach((control) => control.abort());
   }
   function open(other) {
+    changed();
     stop();
     conversation = other ?? newConversation();
     $("turns").replaceChildren();

@@ -20,6 +20,14 @@ export const visible = (text) =>
 
 export const short = (value) => String(Number(value.toFixed(2)));
 
+/** Changes the page, and stays at its end if it was there. */
+export function keepingEnd(change) {
+  const page = document.documentElement;
+  const atEnd = window.scrollY + window.innerHeight >= page.scrollHeight - 4;
+  change();
+  if (atEnd) window.scrollTo(0, page.scrollHeight);
+}
+
 export function announce(text) {
   $("announce").textContent = text;
 }

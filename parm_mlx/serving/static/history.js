@@ -15,9 +15,9 @@ export function createHistory(open) {
     if (conversation.id === current) choose.setAttribute("aria-current", "true");
     const remove = button("×", async () => {
       if (!(await confirmDeletion(`Delete “${name}”?`))) return;
+      if (conversation.id === current) open(null);
       deleteConversation(conversation);
       kept = kept.filter((other) => other !== conversation);
-      if (conversation.id === current) open(null);
       show();
     }, { className: "quiet remove", "aria-label": `Delete ${visible(name)}` });
     return make("li", {}, choose, remove);

@@ -103,7 +103,6 @@ function start(server) {
     if (!hidePanel()) chat.stop();
     closeMenu();
   });
-  document.addEventListener("scroll", hidePanel, { passive: true });
   window.addEventListener("pagehide", () => { if (chat.conversation.turns.length > 0) history.keep(chat.conversation); });
 
   document.title = `${server.model} – parm-mlx`;
@@ -119,12 +118,15 @@ function start(server) {
 
 async function connect() {
   notify("");
+  let server;
   try {
-    start(await getSteering());
+    server = await getSteering();
   } catch (error) {
     notify(error.message);
     $("notice").append(" ", button("Try again", connect));
+    return;
   }
+  start(server);
 }
 
 bindTheme();

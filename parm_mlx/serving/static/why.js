@@ -1,7 +1,7 @@
 // Why an answer reads as it does: each token shaded by how far the guide moved it, and a panel with the numbers.
 import { $, make, visible } from "./dom.js";
 
-const STRONG = 3; // A change of the log-probability that has the full shade: 20 times as probable.
+const STRONG = 2; // The change of the log-probability that has the full shade: about 7 times as probable.
 
 const readable = (token) => visible(token).replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥");
 
@@ -31,20 +31,30 @@ function panelContent(token) {
   return [
     make("p", { className: "said" }, make("strong", {}, readable(token.token)),
       ` ${percent(token.base)} → ${percent(token.logprob)}`),
-    bar("base", token.base), bar("guide", token.guide), bar("both together", token.logprob),
+    bar("base", token.base, "alone"), bar("guide", token.guide), bar("both together", token.logprob),
     make("p", { className: "remark" }, remark),
     make("div", { className: "tops" }, candidates("base", token.base_top, token.token),
       candidates("guide", token.guide_top, token.token), candidates("both together", token.top, token.token)),
   ];
 }
 
-function place(panel, element) {
-  const at = element.getClientRects()[0];
+let anchor = null; // The token that the panel is about.
+
+function place() {
+  const panel = $("why-panel");
+  const at = anchor.getClientRects()[0];
   const { width, height } = panel.getBoundingClientRect();
-  const below = at.bottom + 8;
-  const top = below + height > window.innerHeight ? Math.max(8, at.top - height - 8) : below;
-  panel.style.left = `${Math.max(8, Math.min(at.left, window.innerWidth - width - 8))}px`;
-  panel.style.top = `${top}px`;
+  const { clientWidth, clientHeight } = document.documentElement;
+  const column = anchor.closest(".column")?.getBoundingClientRect();
+  let left = Math.min(at.left, clientWidth - width - 8);
+  let top = at.bottom + 8 + height > clientHeight ? at.top - height - 8 : at.bottom + 8;
+  if (column) { // Beside the column, so that its text stays readable.
+    const right = column.right + 8;
+    const fits = right + width + 8 <= clientWidth;
+    if (fits || column.left - width >= 16) [left, top] = [fits ? right : column.left - width - 8, Math.min(at.top, clientHeight - height - 8)];
+  }
+  panel.style.left = `${Math.max(8, left)}px`;
+  panel.style.top = `${Math.max(8, top)}px`;
 }
 
 function showPanel(element, token) {
@@ -52,8 +62,11 @@ function showPanel(element, token) {
   panel.replaceChildren(...panelContent(token));
   panel.style.setProperty("--tone", getComputedStyle(element).getPropertyValue("--tone"));
   panel.hidden = false;
-  place(panel, element);
+  anchor = element;
+  place();
 }
+
+document.addEventListener("scroll", () => { if (!$("why-panel").hidden) place(); }, { passive: true });
 
 /** Whether there was one to hide. */
 export function hidePanel() {

@@ -1,0 +1,64 @@
+"""``parm-mlx serve``: a server for OpenAI's and Anthropic's clients, and a page."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from parm_mlx.cli import console
+from parm_mlx.cli.options import BASE_ALONE, Alpha, GuideOptions, MaxTokens, ServedModelOptions, flag, grouped
+from parm_mlx.cli.session import open_session, read_alpha
+from parm_mlx.errors import ModelError
+from parm_mlx.serving.settings import ServerOptions
+from parm_mlx.settings import SamplingSettings
+
+
+@grouped
+def serve(
+    alpha: Alpha = None,
+    models: ServedModelOptions = ServedModelOptions(),
+    sampling: SamplingSettings = SamplingSettings(temp=0.7),
+    max_tokens: MaxTokens = 512,
+    server: ServerOptions = ServerOptions(),
+    name: Annotated[str | None, flag("Name of the model, for clients.", default_text="that of --model")] = None,
+    open_page: Annotated[bool, flag("Open the page in a browser.", name="--open")] = False,
+) -> None:
+    """Serve models to OpenAI's and Anthropic's clients, with another preference in every request.
+
+    Also serves a page. alpha, sampling and --max-tokens are those of requests that do not say.
+
+    \b
+    Examples:
+      parm-mlx serve --open
+      parm-mlx serve --model base --parm parm --alpha helpful=0.8,harmless=0.2 --port 9000
+      curl http://localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+          -d '{"model": "smollm2", "alpha": {"cheer": 1}, "messages": [{"role": "user", "content": "hello"}]}'
+    """
+    try:
+        from parm_mlx.serving.server import check_options, listen, run
+        from parm_mlx.serving.service import Service
+    except ModuleNotFoundError as missing:
+        hint = "pip install 'parm-mlx[serve]', or from a clone pip install '.[serve]'"
+        raise ModelError(f"serve needs the extra serve ({missing.name} is not installed)", hint=hint) from None
+    from parm_mlx.guidance.sampling import Sampling
+    from parm_mlx.serving.engine import Engine
+    from parm_mlx.serving.steering import Menu
+
+    check_options(server)
+    with listen(server) as listener:
+        engine = Engine(lambda: open_session(models, alone=alpha == BASE_ALONE), server)
+        engine.start()
+        session = engine.session
+        default = read_alpha(alpha, session.objectives)
+        beta = session.model.beta if session.objectives and len(session.betas) == 1 else None
+        served = name or Path(session.base).name
+        menu = Menu(served, session.objectives, default, beta)
+        service = Service(engine, menu, Sampling(**asdict(sampling)), max_tokens, server)
+
+        def ready(address: str) -> None:
+            console.echo(f"{served} is served at {address}   the page: {address}/   the API: {address}/v1")
+            if open_page:
+                import webbrowser
+
+                webbrowser.open(address)
+
+        run(service, listener, ready)

@@ -1,0 +1,298 @@
+"""OpenAI's chat completions and completions."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from parm_mlx.guidance.explain import Likeliest, TokenReasons
+from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.serving.errors import RequestError
+from parm_mlx.serving.events import Done, Failed, Text
+from parm_mlx.serving.fields import (
+    Count,
+    Fields,
+    FormatFields,
+    Metadata,
+    OpenAIFields,
+    Parts,
+    String,
+    ToolFields,
+    joined,
+)
+from parm_mlx.serving.service import Answers, Collected, Wanted
+from parm_mlx.serving.settings import MAX_MESSAGES, MAX_TOP_LOGPROBS
+from parm_mlx.serving.steering import Menu, Steering
+
+
+class CalledFunction(Fields):
+    """A function as a model called it."""
+
+    name: Annotated[str, Field(max_length=200)]
+    arguments: String
+
+
+class ToolCall(Fields):
+    """A call of a tool in an earlier message."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class MessageFields(Fields):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: String | Parts | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: String | None = None
+    refusal: None = None
+
+    def message(self) -> dict[str, Any]:
+        """The message as templates read it."""
+        found: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": joined(self.content),
+        }
+        if self.tool_calls:
+            found["tool_calls"] = [self._call(call) for call in self.tool_calls]
+        if self.tool_call_id:
+            found["tool_call_id"] = self.tool_call_id
+        return found
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        try:
+            arguments = json.loads(call.function.arguments)
+        except (ValueError, RecursionError):
+            raise RequestError("the arguments of a tool call are not JSON", param="messages") from None
+        return {"type": "function", "id": call.id, "function": {"name": call.function.name, "arguments": arguments}}
+
+
+class ChatRequest(OpenAIFields):
+    """A request for ``/v1/chat/completions``."""
+
+    messages: Annotated[list[MessageFields], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: FormatFields | None = None
+    tools: Annotated[list[ToolFields], Field(max_length=128)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    enable_thinking: bool | None = None
+    metadata: Metadata | None = None
+    store: Literal[False] | None = None
+
+    def read(self, steering: Steering, vocabulary: int, has_tools: bool) -> Wanted:
+        """What the request asks for."""
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise RequestError("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
+        tools = [] if self.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+        if tools and not has_tools:
+            raise RequestError("the model's chat template has no tools", param="tools")
+        if tools and self.response_format and self.response_format.type != "text":
+            raise RequestError("tools and response_format do not go together", param="response_format")
+        return self.wanted(
+            [message.message() for message in self.messages],
+            steering,
+            self.max_completion_tokens or self.max_tokens,
+            vocabulary,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            schema=self.response_format.schema_of_answer() if self.response_format else None,
+            tools=tools,
+            enable_thinking=self.enable_thinking,
+        )
+
+
+class CompletionRequest(OpenAIFields):
+    """A request for ``/v1/completions``."""
+
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[String], Field(min_length=1, max_length=1)]
+    max_tokens: Count | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: Literal[False] | None = None
+
+    def read(self, steering: Steering, vocabulary: int) -> Wanted:
+        """What the request asks for; 16 tokens by default, as OpenAI has it."""
+        prompt = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        return self.wanted(prompt, steering, self.max_tokens or 16, vocabulary, top_logprobs=self.logprobs)
+
+
+class Completions:
+    """Writes answers in the shape of one of the two protocols."""
+
+    def __init__(self, answers: Answers, model: str, menu: Menu, tokenizer: TokenizerWrapper, chat: bool) -> None:
+        self._answers, self._model, self._menu, self._tokenizer = answers, model, menu, tokenizer
+        self._chat = chat
+        self._id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    async def whole(self) -> dict[str, Any]:
+        """The response of a request that does not stream."""
+        found = await self._answers.all()
+        choices = [self._choice(index, each) for index, each in enumerate(found)]
+        object_ = "chat.completion" if self._chat else "text_completion"
+        return {**self._head(object_), "choices": choices, **self._foot([each.done for each in found if each.done])}
+
+    async def chunks(self, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of a response that streams."""
+        object_, ends = "chat.completion.chunk" if self._chat else "text_completion", list[Done]()
+        if self._chat:
+            for index in range(self._answers.wanted.n):
+                start = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                yield {**self._head(object_), "choices": [start]}
+        calls = [""] * self._answers.wanted.n
+        async for index, event in self._answers.events():
+            if isinstance(event, Failed):
+                Collected().add(event)
+            elif isinstance(event, Done):
+                ends.append(event)
+                delta: dict[str, Any] = {}
+                if calls[index]:
+                    delta = {"tool_calls": [{"index": i, **call} for i, call in enumerate(self._calls(calls[index]))]}
+                yield {**self._head(object_), "choices": [self._end(index, event, delta)]}
+            elif event.state == "tool":
+                calls[index] += event.text
+            else:
+                yield {**self._head(object_), "choices": [self._piece(index, event)]}
+        if include_usage:
+            yield {**self._head(object_), "choices": [], **self._foot(ends)}
+
+    def _head(self, object_: str) -> dict[str, Any]:
+        return {"id": self._id, "object": object_, "created": self._created, "model": self._model}
+
+    def _foot(self, ends: Sequence[Done]) -> dict[str, Any]:
+        steering = self._answers.wanted.steering
+        return {"usage": usage(ends), "alpha": self._menu.weights(steering.alpha)}
+
+    def _choice(self, index: int, found: Collected) -> dict[str, Any]:
+        assert found.done is not None
+        if not self._chat:
+            return {**self._end(index, found.done), "text": found.text, "logprobs": self._logprobs(found.pieces)}
+        message: dict[str, Any] = {"role": "assistant", "content": found.text}
+        if found.reasoning:
+            message["reasoning_content"] = found.reasoning
+        calls = self._calls(found.calls) if found.calls else []
+        if calls:
+            message |= {"tool_calls": calls, "content": found.text or None}
+        end = self._end(index, found.done, {"tool_calls": calls} if calls else {})
+        del end["delta"]
+        return {**end, "message": message, "logprobs": self._logprobs(found.pieces)}
+
+    def _end(self, index: int, done: Done, delta: dict[str, Any] | None = None) -> dict[str, Any]:
+        end: dict[str, Any] = {"index": index, "finish_reason": "tool_calls" if delta else done.reason}
+        if done.reasons is not None:
+            end["explain"] = self._explained(done)
+        return {**end, "delta": delta or {}} if self._chat else {**end, "text": "", "logprobs": None}
+
+    def _piece(self, index: int, event: Text) -> dict[str, Any]:
+        piece: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": self._logprobs([event])}
+        if not self._chat:
+            return {**piece, "text": event.text}
+        return {**piece, "delta": {"reasoning_content" if event.state == "reasoning" else "content": event.text}}
+
+    def _logprobs(self, pieces: Sequence[Text]) -> dict[str, Any] | None:
+        if self._answers.wanted.top_logprobs is None:
+            return None
+        found = [each for piece in pieces for each in piece.logprobs if piece.state != "reasoning"]
+        if self._chat:
+            return {
+                "content": [
+                    {
+                        **self._token(each.token, each.logprob),
+                        "top_logprobs": [self._token(*alternative) for alternative in each.top],
+                    }
+                    for each in found
+                ],
+                "refusal": None,
+            }
+        return {
+            "tokens": [self._text(each.token) for each in found],
+            "token_logprobs": [_finite(each.logprob) for each in found],
+            "top_logprobs": [{self._text(token): _finite(value) for token, value in each.top} for each in found],
+        }
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._text(token)
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
+
+    def _explained(self, done: Done) -> dict[str, Any]:
+        steering = self._answers.wanted.steering
+        texts = pieces_of(self._tokenizer, done.answer)
+        tokens = [self._reasons(reasons, text) for reasons, text in zip(done.reasons or (), texts, strict=True)]
+        beta = steering.beta if steering.beta is not None else self._menu.beta
+        return {"alpha": self._menu.weights(steering.alpha), "beta": beta, "tokens": tokens}
+
+    def _reasons(self, reasons: TokenReasons, text: str) -> dict[str, Any]:
+        def top(likeliest: Likeliest) -> list[dict[str, Any]]:
+            return [{"token": self._text(token), "logprob": _finite(value)} for token, value in likeliest]
+
+        return {
+            "id": reasons.token,
+            "token": text,
+            "logprob": _finite(reasons.logprob),
+            "base": _finite(reasons.base),
+            "guide": _finite(reasons.guide),
+            "top": top(reasons.top),
+            "base_top": top(reasons.base_top),
+            "guide_top": top(reasons.guide_top),
+        }
+
+    def _calls(self, text: str) -> list[dict[str, Any]]:
+        tools = list(self._answers.wanted.tools)
+        try:
+            parsed = self._tokenizer.tool_parser(text, tools)
+        except Exception:  # what a model writes need not be a call
+            return []
+        return [
+            {
+                "id": f"call_{uuid.uuid4().hex[:24]}",
+                "type": "function",
+                "function": {"name": call["name"], "arguments": json.dumps(call.get("arguments", {}))},
+            }
+            for call in (parsed if isinstance(parsed, list) else [parsed])
+        ]
+
+
+def usage(ends: Sequence[Done]) -> dict[str, Any]:
+    """OpenAI's account of the tokens of a request, whose prompt counts once."""
+    prompt, tokens = max((end.prompt_tokens for end in ends), default=0), sum(end.tokens for end in ends)
+    cached = {
+        "cached_tokens": max((end.cached for end in ends), default=0),
+        "guide_cached_tokens": max((end.guide_cached for end in ends), default=0),
+    }
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": tokens,
+        "total_tokens": prompt + tokens,
+        "prompt_tokens_details": cached,
+        "completion_tokens_details": {"reasoning_tokens": sum(end.thought_tokens for end in ends)},
+    }
+
+
+def pieces_of(tokenizer: TokenizerWrapper, tokens: Sequence[int]) -> list[str]:
+    """The text that each token adds to those before it; joined, they are the text of all."""
+    detokenizer, found = tokenizer.detokenizer, list[str]()
+    for token in tokens:
+        detokenizer.add_token(token)
+        found.append(detokenizer.last_segment)
+    detokenizer.finalize()
+    if found:
+        found[-1] += detokenizer.last_segment
+    return found
+
+
+def _finite(logprob: float) -> float:
+    """A log-probability that JSON can hold: −9999, as OpenAI has it, for what is impossible."""
+    return max(logprob, -9999.0) if logprob == logprob else -9999.0

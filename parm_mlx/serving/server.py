@@ -1,0 +1,94 @@
+"""Runs the application, and watches its engine."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from parm_mlx.errors import InputError
+from parm_mlx.serving.app import make_app
+from parm_mlx.serving.engine import Engine
+from parm_mlx.serving.service import Service
+from parm_mlx.serving.settings import LOCAL, ServerOptions
+
+WATCH = 1.0  # seconds between two looks at the engine
+DRAIN = 60  # seconds that answers may still take when the server is asked to end
+KEEP_ALIVE = 30
+BACKLOG = 512
+
+
+def check_options(options: ServerOptions) -> None:
+    """Raises InputError where a server would be open to other machines without a key."""
+    if options.host not in LOCAL and not options.api_key:
+        hint = "give a key with --api-key or PARM_MLX_API_KEY"
+        raise InputError(f"--host {options.host} is reached from other machines, and needs --api-key", hint=hint)
+
+
+def listen(options: ServerOptions) -> socket.socket:
+    """Takes the address, before models are loaded.
+
+    Raises:
+        InputError: It cannot be taken.
+    """
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((options.host, options.port))
+    except OSError as error:
+        listener.close()
+        hint = "another program listens there; take another --port" if error.errno == 98 else None
+        message = f"{options.host}:{options.port} cannot be listened at: {error.strerror}"
+        raise InputError(message, hint=hint) from None
+    return listener
+
+
+def run(service: Service, listener: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or Ctrl-C, and ends when the answers that were asked for are given.
+
+    Ends the process with status 1 where the engine has ended or hangs, when its requests have been told.
+    """
+    engine, options = service.engine, service.options
+    config = uvicorn.Config(
+        make_app(service, engine.close),
+        log_level="error",
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=DRAIN,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    server: Any = uvicorn.Server(config)
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(engine, server, ended), name="watch", daemon=True).start()
+    host, port = listener.getsockname()[:2]
+    ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    listener.listen(BACKLOG)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        ended.set()
+        engine.close(drain=False)
+    if engine.problem:
+        _end(engine.problem)
+
+
+def _watch(engine: Engine, server: Any, ended: threading.Event) -> None:
+    """Ends a server whose engine has ended or hangs."""
+    while not ended.wait(WATCH):
+        if problem := engine.problem:
+            engine.give_up(problem)
+            server.should_exit = True
+            if not ended.wait(WATCH * 5):
+                _end(problem)
+            return
+
+
+def _end(message: str) -> None:
+    """Ends the process, which a thread that hangs in MLX would keep alive."""
+    os.write(2, f"error: {message}\n".encode())
+    os._exit(1)

@@ -1,0 +1,245 @@
+"""Between a protocol and the engine: one request becomes answers, whose events come to the event loop."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from parm_mlx.errors import InputError, ModelError
+from parm_mlx.guidance.prompts import PromptTokens, TooLongError
+from parm_mlx.guidance.sampling import Request, Sampling
+from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.serving.answering import Answering
+from parm_mlx.serving.engine import BusyError, ClosedError, Engine
+from parm_mlx.serving.errors import RequestError
+from parm_mlx.serving.events import Ask, Done, Event, Failed, Text
+from parm_mlx.serving.grammar import Grammars
+from parm_mlx.serving.settings import ServerOptions
+from parm_mlx.serving.steering import Menu, Steering
+
+HEALTHY = 10  # seconds in which a token comes from an engine that is well
+RETRY = 2  # seconds that a client is asked to wait where the queue is full
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request asks for, whatever its protocol."""
+
+    content: Sequence[dict[str, Any]] | str  # messages, or a text to continue
+    steering: Steering
+    sampling: Mapping[str, Any]  # settings of Sampling that were given
+    max_tokens: int | None
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    explain: bool = False
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    schema: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    enable_thinking: bool | None = None
+
+
+@dataclass
+class Collected:
+    """A whole answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: str = ""  # of tools, as the model wrote them
+    pieces: list[Text] = field(default_factory=list)
+    done: Done | None = None
+
+    def add(self, event: Event) -> None:
+        """Takes the next event.
+
+        Raises:
+            RequestError: The answer has failed.
+        """
+        if isinstance(event, Failed):
+            raise RequestError(event.message, 504 if event.kind == "timeout" else 500)
+        if isinstance(event, Done):
+            self.done = event
+            return
+        self.pieces.append(event)
+        if event.state == "reasoning":
+            self.reasoning += event.text
+        elif event.state == "tool":
+            self.calls += event.text
+        else:
+            self.text += event.text
+
+
+class Answers:
+    """The answers to one request, on their way."""
+
+    def __init__(self, wanted: Wanted, prompt: PromptTokens) -> None:
+        self.wanted, self.prompt = wanted, prompt
+        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._answering: list[Answering] = []
+
+    def emitter(self, index: int) -> Any:
+        """Takes events of one answer, in the engine's thread."""
+
+        def emit(event: Event) -> None:
+            with suppress(RuntimeError):  # the event loop has ended
+                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
+
+        return emit
+
+    def begun(self, answering: list[Answering]) -> None:
+        """Takes what the engine has queued."""
+        self._answering = answering
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Yields the events of all answers, each with the number of its answer, until all have ended."""
+        left = self.wanted.n
+        while left:
+            index, event = await self._queue.get()
+            left -= not isinstance(event, Text)
+            yield index, event
+
+    async def all(self) -> list[Collected]:
+        """Waits for the whole answers.
+
+        Raises:
+            RequestError: One has failed.
+        """
+        found = [Collected() for _ in range(self.wanted.n)]
+        async for index, event in self.events():
+            found[index].add(event)
+        return found
+
+    def cancel(self) -> None:
+        """Has the engine drop what is still on its way."""
+        for answering in self._answering:
+            answering.cancel()
+
+
+class Service:
+    """Takes requests for an engine.
+
+    Attributes:
+        menu: What can be asked for.
+        defaults: Sampling of a request that does not say.
+        max_tokens: Length of an answer where the request does not say.
+    """
+
+    def __init__(
+        self, engine: Engine, menu: Menu, defaults: Sampling, max_tokens: int, options: ServerOptions
+    ) -> None:
+        self.engine, self.menu, self.defaults, self.max_tokens = engine, menu, defaults, max_tokens
+        self.options = options
+        session = engine.session
+        self.vocabulary = min(filter(None, (*session.model.rows, len(session.tokenizer.get_vocab()))))
+        self._grammars = Grammars(session.tokenizer, self.vocabulary)
+        self._rendering = asyncio.Lock()
+
+    @property
+    def tokenizer(self) -> TokenizerWrapper:
+        """The base's."""
+        return self.engine.session.tokenizer
+
+    def steering(self) -> dict[str, Any]:
+        """What the page needs to know of the models."""
+        model, menu = self.engine.session.model, self.menu
+        return {
+            "model": menu.name,
+            "objectives": list(menu.objectives),
+            "alpha": menu.weights(menu.default) if menu.objectives else None,
+            "beta": menu.beta,
+            "temperature": self.defaults.temp,
+            "max_tokens": self.max_tokens,
+            "thinks": self.tokenizer.has_thinking,
+            "context_length": model.context_length,
+        }
+
+    async def problem(self) -> str | None:
+        """Why no answers come; None where all is well.
+
+        It asks for a token, unless others have just come.
+        """
+        engine = self.engine
+        if engine.problem or engine.steps_lately:
+            return engine.problem
+        wanted = Wanted("ok", Steering(None, None), {"temp": 0.0}, 1)
+        try:
+            answers = await self.begin(wanted)
+        except RequestError as error:
+            return None if error.status == 429 and engine.problem is None else str(error)
+        try:
+            await asyncio.wait_for(answers.all(), HEALTHY)
+        except TimeoutError:
+            return engine.problem or (None if engine.steps_lately else f"no token came within {HEALTHY} seconds")
+        except RequestError as error:
+            return str(error)
+        finally:
+            answers.cancel()
+        return None
+
+    async def begin(self, wanted: Wanted) -> Answers:
+        """Queues the answers to a request.
+
+        Raises:
+            RequestError: The request cannot be answered, or not now.
+        """
+        async with self._rendering:
+            prompt = await asyncio.to_thread(self._prompt, wanted)
+            matcher = None
+            if wanted.schema is not None:
+                matcher = await asyncio.to_thread(self._grammars.matcher, wanted.schema)
+        answers = Answers(wanted, prompt)
+        seed = wanted.sampling.get("seed")
+        given = {**wanted.sampling, "seed": random.getrandbits(32) if seed is None else seed}
+        sampling = Sampling(**{**vars(self.defaults), **given})
+        steering, room = wanted.steering, self._room(prompt)
+        asks = [
+            Ask(
+                Request(prompt, steering.alpha, sampling, index, beta=steering.beta),
+                min(wanted.max_tokens or self.max_tokens, room),
+                answers.emitter(index),
+                stops=wanted.stops,
+                top_logprobs=wanted.top_logprobs,
+                explain=wanted.explain,
+                logit_bias=wanted.logit_bias,
+                presence_penalty=wanted.presence_penalty,
+                frequency_penalty=wanted.frequency_penalty,
+                matcher=matcher,
+                tools=bool(wanted.tools),
+            )
+            for index in range(wanted.n)
+        ]
+        try:
+            answers.begun(self.engine.submit(asks))
+        except BusyError:
+            message = "too many requests wait already; try again in a moment"
+            raise RequestError(message, 429, code="queue_full", headers={"Retry-After": str(RETRY)}) from None
+        except ClosedError as error:
+            raise RequestError(str(error), 503) from None
+        return answers
+
+    def _room(self, prompt: PromptTokens) -> int:
+        limit = self.engine.session.model.context_length
+        return limit - max(len(prompt.base), len(prompt.guide)) if limit else 1 << 30
+
+    def _prompt(self, wanted: Wanted) -> PromptTokens:
+        param = "messages" if not isinstance(wanted.content, str) else "prompt"
+        session, content = self.engine.session, wanted.content
+        prompter = session.prompter.asking(wanted.enable_thinking, wanted.tools, template=not isinstance(content, str))
+        if not isinstance(content, str) and not any(message["role"] == "system" for message in content):
+            content = [*session.system, *content]
+        try:
+            prompt = prompter(content)
+        except TooLongError as error:
+            raise RequestError(str(error), param=param, code="context_length_exceeded") from None
+        except (InputError, ModelError, UnicodeError) as error:
+            raise RequestError(str(error), param=param) from None
+        length, limit = max(len(prompt.base), len(prompt.guide)), self.options.max_prompt_tokens
+        if limit is not None and length > limit:
+            message = f"the prompt has {length} tokens, and {limit} are allowed"
+            raise RequestError(message, param=param, code="context_length_exceeded")
+        return prompt
