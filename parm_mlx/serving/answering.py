@@ -14,6 +14,7 @@ from parm_mlx.guidance.sampling import Request
 from parm_mlx.mlxlm import TextStateMachine, TokenizerWrapper, penalty_processors
 from parm_mlx.serving.events import Ask, Done, Event, Failed, State, Text, TokenLogprob
 
+STOPPED = "stopped by "  # begins the name of the state after a stop string
 Processor = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -40,6 +41,9 @@ class Answering:
         self.reading: Reading | None = None
         self._thought = 0  # tokens of the thought
         self._tokenizer, self._detokenizer = tokenizer, tokenizer.detokenizer
+        if ask.continues:  # the space before a first word belongs to the answer
+            self._detokenizer.add_token(ask.request.prompt.base[-1])
+            _ = self._detokenizer.last_segment
         self._text = _text_machine(tokenizer, ask)
         self._logprobs: list[TokenLogprob] = []
         self._begun: float | None = None
@@ -98,14 +102,12 @@ class Answering:
     def finish(self, reason: str, explain: Callable[["Answering"], Any]) -> None:
         """Tells the rest of the text, and the end."""
         self._detokenizer.finalize()
-        stopped = self._tell(self._detokenizer.last_segment)
-        stop = self._text[3] if self._text[0] is None else None
-        if not stopped and self._text[0] is not None:
+        if not self._tell(self._detokenizer.last_segment):
             self._text, rest, state = TextStateMachine.flush(self._text)
             self._emit_text(rest, state)
         self.end(
             Done(
-                "length" if reason == "length" and not stopped else "stop",
+                "length" if reason == "length" and self._stop is None else "stop",
                 len(self.ask.request.prompt.base),
                 len(self.tokens),
                 self._thought,
@@ -114,7 +116,7 @@ class Answering:
                 monotonic() - (self._begun or monotonic()),
                 explain(self) if self.ask.explain else None,
                 self.tokens[self._thought :],
-                stop,
+                self._stop,
             )
         )
 
@@ -129,13 +131,17 @@ class Answering:
             self.ask.emit(event)
 
     def _tell(self, text: str) -> bool:
-        if self._text[0] is None:
-            return True
         self._text, segments = TextStateMachine.split(self._text, text)
         for state, part in segments:
-            if state is not None:
+            if not state.startswith(STOPPED):
                 self._emit_text(part, state)
-        return self._text[0] is None
+        return self._stop is not None
+
+    @property
+    def _stop(self) -> str | None:
+        """The stop string that was met."""
+        state: str = self._text[0]
+        return state.removeprefix(STOPPED) if state.startswith(STOPPED) else None
 
     def _emit_text(self, text: str, state: State) -> None:
         logprobs, self._logprobs = self._logprobs, []
@@ -146,15 +152,15 @@ class Answering:
 def _text_machine(tokenizer: TokenizerWrapper, ask: Ask) -> Any:
     """mlx-lm's machine that tells answer, thought and calls of tools apart, and finds stop strings."""
     prompt = ask.request.prompt
-    after = [*((stop, None) for stop in ask.stops)]
-    edges: dict[str, list[tuple[str, str | None]]] = {"normal": after}
+    after = [(stop, STOPPED + stop) for stop in ask.stops]
+    edges: dict[str, list[tuple[str, str]]] = {"normal": after, **{state: [] for _, state in after}}
     if prompt.thinking is not None:
         edges["normal"] = [*after, (tokenizer.think_start, "reasoning")]
         edges["reasoning"] = [(tokenizer.think_end, "normal")]
     if ask.tools and tokenizer.has_tool_calling:
         edges["normal"] = [*edges["normal"], (tokenizer.tool_call_start, "tool")]
         edges["tool"] = [(tokenizer.tool_call_end, "normal")] if tokenizer.tool_call_end else []
-    machine = TextStateMachine({state: found for state, found in edges.items() if found} or None)
+    machine: Any = TextStateMachine(edges)
     return machine.make_state("reasoning" if prompt.opened else "normal")
 
 

@@ -71,6 +71,7 @@ class Ask:
         frequency_penalty: The same for each time that it has them.
         matcher: Makes llguidance's state of a grammar that the answer, without its thought, follows.
         tools: The model may call tools.
+        continues: The answer continues a text, in place of answering it.
     """
 
     request: Request
@@ -84,3 +85,4 @@ class Ask:
     frequency_penalty: float = 0.0
     matcher: Callable[[], Any] | None = None
     tools: bool = False
+    continues: bool = False

@@ -210,6 +210,7 @@ class Service:
                 frequency_penalty=wanted.frequency_penalty,
                 matcher=matcher,
                 tools=bool(wanted.tools),
+                continues=isinstance(wanted.content, str),
             )
             for index in range(wanted.n)
         ]

@@ -5,6 +5,8 @@ const COLOURS = 6;
 
 export function describe(alpha) {
   if (alpha === "base") return "base alone";
+  const weights = Object.values(alpha);
+  if (weights.length > 2 && Math.max(...weights) - Math.min(...weights) < 0.005) return "balanced";
   const named = Object.entries(alpha).filter(([, weight]) => weight >= 0.005);
   return named.map(([name, weight]) => `${name} ${short(weight)}`).join(" · ");
 }

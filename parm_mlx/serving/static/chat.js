@@ -1,7 +1,7 @@
 // The conversation: turns of a question and one or more answers, of which one is gone on from.
 import { chip, comparison, describe, same } from "./alpha.js";
 import { answerView, generate, newAnswer } from "./answer.js";
-import { $, button, make, visible } from "./dom.js";
+import { $, button, focusQuestion, make, visible } from "./dom.js";
 import { hidePanel } from "./why.js";
 
 const newConversation = () => ({ id: `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 8)}`, changed: Date.now(), turns: [] });
@@ -109,7 +109,7 @@ export function createChat({ server, settings, steering, changed }) {
   function choose(turn, answer) {
     turn.chosen = turn.answers.indexOf(answer);
     turn.answers.forEach((each) => views.get(each).show());
-    $("question").focus();
+    focusQuestion();
     touch();
   }
 

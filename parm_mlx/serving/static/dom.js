@@ -28,6 +28,11 @@ export function keepingEnd(change) {
   if (atEnd) window.scrollTo(0, page.scrollHeight);
 }
 
+/** Where the keyboard of a phone would cover the page, the question waits to be touched. */
+export function focusQuestion() {
+  if (matchMedia("(hover: hover)").matches) $("question").focus();
+}
+
 export function announce(text) {
   $("announce").textContent = text;
 }

@@ -1,6 +1,6 @@
 import { getSteering } from "./api.js";
 import { createChat } from "./chat.js";
-import { $, button, make, notify } from "./dom.js";
+import { $, button, focusQuestion, make, notify } from "./dom.js";
 import { download } from "./export.js";
 import { createHistory } from "./history.js";
 import { createSettings } from "./settings.js";
@@ -58,7 +58,7 @@ function start(server) {
   const history = createHistory((conversation) => {
     chat.open(conversation);
     closeMenu();
-    $("question").focus();
+    focusQuestion();
   });
 
   function follow() {
@@ -83,7 +83,7 @@ function start(server) {
     $("question").value = "";
     fitQuestion();
     action(question);
-    enable();
+    focusQuestion();
   }
   const send = () => { if ($("question").value.trim()) take(chat.ask); };
 
@@ -95,8 +95,8 @@ function start(server) {
   });
   $("send").addEventListener("click", send);
   $("compare").addEventListener("click", () => take(chat.compare));
-  $("stop").addEventListener("click", () => { chat.stop(); $("question").focus(); });
-  $("new").addEventListener("click", () => { chat.open(null); closeMenu(); $("question").focus(); });
+  $("stop").addEventListener("click", () => { chat.stop(); focusQuestion(); });
+  $("new").addEventListener("click", () => { chat.open(null); closeMenu(); focusQuestion(); });
   $("export").addEventListener("click", () => download(chat.conversation, chat.messages(), server.model));
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
@@ -108,12 +108,12 @@ function start(server) {
   document.title = `${server.model} – parm-mlx`;
   $("model").textContent = $("welcome-model").textContent = server.model;
   $("welcome-text").textContent = welcomeText(server.objectives);
-  $("examples").replaceChildren(...EXAMPLES.map((example) => make("li", {}, button(example, () => chat.ask(example)))));
+  $("examples").replaceChildren(...EXAMPLES.map((example) => make("li", {}, button(example, () => take(() => chat.ask(example))))));
   $("compare").hidden = server.objectives.length === 0;
   $("composer").hidden = false;
   steering.update();
   chat.open(history.last());
-  $("question").focus();
+  focusQuestion();
 }
 
 async function connect() {

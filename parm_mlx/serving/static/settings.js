@@ -18,12 +18,12 @@ function valid(stored) {
 
 /** Binds the fields of the page; `values` is what they say now. */
 export function createSettings(server, stored, changed) {
+  const steerable = server.beta !== null && server.objectives.length > 0;
   const defaults = {
-    beta: server.beta, temperature: server.temperature, maxTokens: server.max_tokens, seed: null, system: "",
+    beta: steerable ? server.beta : null, temperature: server.temperature, maxTokens: server.max_tokens, seed: null, system: "",
     think: Boolean(server.thinks),
   };
-  const values = { ...defaults, ...valid(stored) };
-  if (server.beta === null) values.beta = null;
+  const values = { ...defaults, ...valid(stored), ...(steerable ? {} : { beta: null }) };
 
   function summary() {
     const parts = [`temperature ${short(values.temperature)}`, `${values.maxTokens} tokens`];
@@ -51,7 +51,7 @@ export function createSettings(server, stored, changed) {
   }
   const bind = (id, name, parse) => $(id).addEventListener("input", () => set(name, parse($(id))));
   const number = (input) => (input.value === "" ? NaN : input.valueAsNumber);
-  bind("beta", "beta", (input) => Number((10 ** -input.valueAsNumber).toPrecision(2)));
+  bind("beta", "beta", (input) => Number((10 ** -input.valueAsNumber).toPrecision(3)));
   bind("beta-number", "beta", number);
   bind("temperature", "temperature", number);
   bind("temperature-number", "temperature", number);
@@ -65,7 +65,7 @@ export function createSettings(server, stored, changed) {
     show();
     changed();
   });
-  $("beta-field").hidden = server.beta === null || server.objectives.length === 0;
+  $("beta-field").hidden = !steerable;
   $("think-field").hidden = !server.thinks;
   show();
   return values;

@@ -3,7 +3,13 @@ import { $, make, visible } from "./dom.js";
 
 const STRONG = 2; // The change of the log-probability that has the full shade: about 7 times as probable.
 
-const readable = (token) => visible(token).replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥");
+const DIRECTIONS = /[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+/** A token on its own, with what would be invisible. */
+function readable(token) {
+  const shown = visible(token).replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥");
+  return make("bdi", {}, shown.replace(DIRECTIONS, (character) => `\\u${character.charCodeAt(0).toString(16)}`));
+}
 
 function percent(logprob) {
   const value = 100 * Math.exp(logprob);
@@ -25,14 +31,12 @@ function candidates(title, list, chosen) {
 
 function panelContent(token) {
   const [likeliest] = token.base_top;
-  const remark = likeliest.token === token.token
-    ? "The base alone would most likely have said the same."
-    : `The base alone would most likely have said “${readable(likeliest.token)}”.`;
+  const remark = likeliest.token === token.token ? ["the same."] : ["“", readable(likeliest.token), "”."];
   return [
     make("p", { className: "said" }, make("strong", {}, readable(token.token)),
       ` ${percent(token.base)} → ${percent(token.logprob)}`),
     bar("base", token.base, "alone"), bar("guide", token.guide), bar("both together", token.logprob),
-    make("p", { className: "remark" }, remark),
+    make("p", { className: "remark" }, "The base alone would most likely have said ", ...remark),
     make("div", { className: "tops" }, candidates("base", token.base_top, token.token),
       candidates("guide", token.guide_top, token.token), candidates("both together", token.top, token.token)),
   ];
