@@ -21,7 +21,7 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.prefill import CachedTokens, evaluate, read, replace_last_token
 from parm_mlx.guidance.sampling import NOT_FINITE
 from parm_mlx.guidance.session import Session
-from parm_mlx.mlxlm import BatchGenerator, LRUPromptCache, can_batch, make_prompt_cache
+from parm_mlx.mlxlm import BatchGenerator, LRUPromptCache, can_batch, make_prompt_cache, rewind
 from parm_mlx.serving.answering import Answering, Reading
 from parm_mlx.serving.events import Ask
 from parm_mlx.serving.settings import MIB, ServerOptions
@@ -266,9 +266,10 @@ class Engine:
         return self._find(("base",), request.prompt.base), guide
 
     def _find(self, key: tuple[Any, ...], tokens: list[int]) -> CachedTokens | None:
-        wanted = tokens[:-1]
-        cache, rest = self._kept.fetch_nearest_cache(key, wanted)
-        return None if cache is None else CachedTokens(cache, wanted[: len(wanted) - len(rest)])
+        cache, rest = self._kept.fetch_nearest_cache(key, tokens)
+        if cache is None or (not rest and not rewind(cache, 1)):  # the last token is read with the batch
+            return None
+        return CachedTokens(cache, tokens[: len(tokens) - max(len(rest), 1)])
 
     def _begin_reading(self, answering: Answering, base: CachedTokens | None, guide: CachedTokens | None) -> None:
         model, request = self.session.model, answering.request
@@ -354,13 +355,13 @@ class Engine:
                     answering.finish(reason, self._explain)
         self._failures = 0
 
-    def _leave(self, response: Any) -> Cache | None:
-        """Takes a row out of the batch, and returns its prompt cache."""
+    def _leave(self, response: Any) -> tuple[Cache | None, list[int]]:
+        """Takes a row out of the batch; returns its prompt cache and the tokens that this has read in the batch."""
         del self._running[response.uid]
         if response.finish_reason is not None:
-            return response.prompt_cache  # type: ignore[no-any-return]
-        ((cache, _),) = self._generator.remove([response.uid], return_prompt_caches=True).values()
-        return cache  # type: ignore[no-any-return]
+            return response.prompt_cache, response.all_tokens
+        (left,) = self._generator.remove([response.uid], return_prompt_caches=True).values()
+        return left  # type: ignore[no-any-return]
 
     def _continue_after_thought(self, answering: Answering, response: Any) -> None:
         self._leave(response)
@@ -372,17 +373,16 @@ class Engine:
 
     def _keep_answer(self, answering: Answering, response: Any) -> None:
         """Keeps a finished answer and its prompt for the turn that follows."""
-        cache, request = self._leave(response), answering.request
-        said = answering.tokens[len(request.thought) :]
+        (cache, tokens), request = self._leave(response), answering.request
         if cache is None:
             return
         evaluate(cache)
         base, guide = self.session.model.split_cache(cache) if self._guided else (cache, [])
-        kept = CachedTokens(base, [*request.prompt.base, *said])
+        read = CachedTokens(base, [*request.prompt.base[:-1], *tokens])
         if request.alpha is None:
-            self._keep(kept, None, None)
+            self._keep(read, None, None)
         else:
-            self._keep(kept, CachedTokens(guide, [*request.prompt.guide, *said]), request.alpha)
+            self._keep(read, CachedTokens(guide, [*request.prompt.guide, *tokens[1:]]), request.alpha)
 
     def _keep(self, base: CachedTokens, guide: CachedTokens | None, alpha: Any) -> None:
         for key, cached in ((("base",), base), (("guide", alpha), guide)):

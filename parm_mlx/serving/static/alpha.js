@@ -13,6 +13,12 @@ export function describe(alpha) {
 
 export const same = (one, other) => describe(one) === describe(other);
 
+export function distance(one, other) {
+  if (same(one, other)) return 0;
+  if (one === "base" || other === "base") return Infinity;
+  return Object.keys(one).reduce((sum, name) => sum + Math.abs(one[name] - (other[name] ?? 0)), 0);
+}
+
 export const fromWeights = (objectives, weights) =>
   Object.fromEntries(objectives.map((name, i) => [name, Number(weights[i].toFixed(4))]));
 

@@ -38,11 +38,12 @@ export async function generate(answer, messages, server, signal, view) {
         answer.speed = first !== null && seconds > 0.05 ? answer.tokens / seconds : null;
       }
       for (const { delta, finish_reason: reason, explain } of chunk.choices) {
-        const { content = "", reasoning_content: thought = "" } = delta ?? {};
+        const content = delta?.content ?? "";
+        const thought = delta?.reasoning_content ?? "";
         if (content || thought) first ??= performance.now();
-        answer.text += content ?? "";
-        answer.thought += thought ?? "";
-        view.grow(content ?? "", thought ?? "");
+        answer.text += content;
+        answer.thought += thought;
+        view.grow(content, thought);
         if (reason) answer.cut = reason === "length";
         if (explain) answer.explain = explain;
       }
@@ -52,7 +53,7 @@ export async function generate(answer, messages, server, signal, view) {
     answer.state = signal.aborted ? "stopped" : "error";
     answer.error = signal.aborted ? null : error.message;
   }
-  view.show();
+  view.finish();
   if (answer.state === "done") announce(`${answer.alpha ? `${describe(answer.alpha)}: ` : ""}${answer.text}`);
 }
 
@@ -143,12 +144,11 @@ export function answerView(answer, actions) {
     }
   }
   /** A long answer is followed to its end; of several, the first stays in sight. */
-  function grow(content, thoughtContent) {
-    if (actions().among > 1) append(content, thoughtContent);
-    else keepingEnd(() => append(content, thoughtContent));
-  }
+  const follow = (change) => (actions().among > 1 ? change() : keepingEnd(change));
+  const grow = (content, thoughtContent) => follow(() => append(content, thoughtContent));
+  const finish = () => follow(show);
   const wait = (message) => notice.replaceChildren(make("p", { className: "waiting", role: "status" }, message));
 
   show();
-  return { element, show, grow, wait };
+  return { element, show, grow, finish, wait };
 }

@@ -1,10 +1,11 @@
 // The conversation: turns of a question and one or more answers, of which one is gone on from.
-import { chip, comparison, describe, same } from "./alpha.js";
+import { chip, comparison, distance, same } from "./alpha.js";
 import { answerView, generate, newAnswer } from "./answer.js";
 import { $, button, focusQuestion, make, visible } from "./dom.js";
 import { hidePanel } from "./why.js";
 
-const newConversation = () => ({ id: `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 8)}`, changed: Date.now(), turns: [] });
+const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2, 8);
+const newConversation = () => ({ id: newId(), changed: Date.now(), turns: [] });
 
 /** @param changed Called when the conversation is worth keeping, or the buttons around it have to follow. */
 export function createChat({ server, settings, steering, changed }) {
@@ -13,7 +14,10 @@ export function createChat({ server, settings, steering, changed }) {
   const views = new WeakMap(); // Turns and answers, and what shows them.
 
   const last = () => conversation.turns.at(-1);
-  const touch = () => { conversation.changed = Date.now(); changed(); };
+  function touch() {
+    conversation.changed = Math.max(Date.now(), conversation.changed + 1);
+    changed();
+  }
 
   function messages(turns) {
     const said = turns.flatMap(({ question, answers, chosen }) =>
@@ -29,8 +33,8 @@ export function createChat({ server, settings, steering, changed }) {
     changed();
     await generate(answer, [...messages(before), { role: "user", content: turn.question }], server, control.signal, views.get(answer));
     running.delete(answer);
-    if (mine === conversation) mine.changed = Date.now();
-    changed();
+    if (mine === conversation) touch();
+    else changed();
   }
 
   /** Gives a turn new answers, one for each preference. */
@@ -62,8 +66,8 @@ export function createChat({ server, settings, steering, changed }) {
   function columns() {
     const before = conversation.turns.findLast((turn) => turn.compared && turn.answers.length > 1);
     const alphas = before ? before.answers.map(({ alpha }) => alpha) : comparison(server.objectives);
-    const now = alphas.findIndex((alpha) => same(alpha, steering.alpha()));
-    return { alphas, chosen: Math.max(0, now) };
+    const distances = alphas.map((alpha) => distance(alpha, steering.alpha()));
+    return { alphas, chosen: distances.indexOf(Math.min(...distances)) };
   }
   function compare(question) {
     const { alphas, chosen } = columns();
@@ -83,18 +87,24 @@ export function createChat({ server, settings, steering, changed }) {
     columns.filter((answer) => !before.includes(answer)).forEach((answer) => run(turn, answer));
     touch();
   }
+  function show(answer) {
+    const { element } = views.get(answer);
+    element.focus({ preventScroll: true });
+    element.scrollIntoView({ block: "nearest" });
+  }
   function add(alpha) {
     const turn = last();
     const answer = newAnswer(alpha, settings);
     turn.answers.push(answer);
     draw(turn);
+    show(answer);
     run(turn, answer);
   }
   function retry(turn, answer) {
     const again = newAnswer(turn.answers.length > 1 ? answer.alpha : steering.alpha(), settings);
     turn.answers[turn.answers.indexOf(answer)] = again;
     draw(turn);
-    views.get(again).element.focus({ preventScroll: true });
+    show(again);
     run(turn, again);
   }
   function remove(turn, answer) {
@@ -103,7 +113,7 @@ export function createChat({ server, settings, steering, changed }) {
     turn.answers.splice(at, 1);
     if (at < turn.chosen || turn.chosen === turn.answers.length) turn.chosen -= 1;
     draw(turn);
-    views.get(turn.answers[turn.chosen]).element.focus({ preventScroll: true });
+    show(turn.answers[turn.chosen]);
     touch();
   }
   function choose(turn, answer) {
@@ -166,7 +176,7 @@ export function createChat({ server, settings, steering, changed }) {
     });
     const steerable = server.objectives.length > 0 && turn === last();
     const view = make("section", { className: "turn" }, questionView(turn),
-      make("div", { className: "answers", "data-count": answers.length }, ...answers), steerable ? addButton() : null);
+      make("div", { className: "answers" }, ...answers), steerable ? addButton() : null);
     view.classList.toggle("comparing", answers.length > 1);
     if (views.has(turn) && views.get(turn).isConnected) views.get(turn).replaceWith(view);
     else $("turns").append(view);
@@ -177,18 +187,18 @@ export function createChat({ server, settings, steering, changed }) {
     running.forEach((control) => control.abort());
   }
   function open(other) {
-    changed();
+    if (running.size > 0) touch();
     stop();
     conversation = other ?? newConversation();
     $("turns").replaceChildren();
     conversation.turns.forEach(draw);
-    last() && views.get(last()).scrollIntoView();
+    if (last()) views.get(last()).scrollIntoView();
     changed();
   }
 
   return {
     ask: (question) => ask(question, [steering.alpha()]),
-    compare, stop, open,
+    compare, stop, open, touch,
     messages: () => messages(conversation.turns),
     steered: () => document.querySelectorAll(".beside").forEach(labelAddButton),
     get conversation() { return conversation; },

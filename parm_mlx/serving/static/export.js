@@ -13,11 +13,14 @@ export function download(conversation, messages, model) {
 }
 
 export async function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  // Pages that come over plain HTTP from another machine have no clipboard of that kind.
-  const area = make("textarea", { className: "hidden", value: text });
-  document.body.append(area);
-  area.select();
-  document.execCommand("copy");
-  area.remove();
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // A page that came over plain HTTP from another machine has no clipboard of that kind.
+    const area = make("textarea", { className: "hidden", value: text });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
 }

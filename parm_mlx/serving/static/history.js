@@ -8,6 +8,7 @@ import { deleteConversation, inTab, loadConversations, saveConversation } from "
 export function createHistory(open) {
   let kept = loadConversations();
   let current = null;
+  const saved = new WeakMap(kept.map((conversation) => [conversation, conversation.changed]));
 
   function row(conversation) {
     const name = title(conversation);
@@ -34,10 +35,12 @@ export function createHistory(open) {
       inTab.set("conversation", id);
       show();
     },
+    /** Saves a conversation that changed; another tab may have a later state of the others. */
     keep(conversation) {
+      if (saved.get(conversation) === conversation.changed) return;
+      saved.set(conversation, conversation.changed);
       kept = [conversation, ...kept.filter((other) => other !== conversation)].sort((one, other) => other.changed - one.changed);
-      const saved = saveConversation(conversation);
-      notify(saved ? "" : "The browser has no room to keep this conversation. Export it, or delete others.");
+      notify(saveConversation(conversation) ? "" : "The browser has no room to keep this conversation. Export it, or delete others.");
     },
   };
 }

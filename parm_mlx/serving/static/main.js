@@ -103,7 +103,7 @@ function start(server) {
     if (!hidePanel()) chat.stop();
     closeMenu();
   });
-  window.addEventListener("pagehide", () => { if (chat.conversation.turns.length > 0) history.keep(chat.conversation); });
+  window.addEventListener("pagehide", () => { if (chat.busy) chat.touch(); });
 
   document.title = `${server.model} – parm-mlx`;
   $("model").textContent = $("welcome-model").textContent = server.model;

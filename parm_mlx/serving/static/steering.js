@@ -73,9 +73,9 @@ const one = ([name]) => ({ element: make("span", { className: "end" }, name), sh
 /** Builds the controls; `alpha` is what they say now. */
 export function createSteering(objectives, start, changed) {
   const k = objectives.length;
-  const fallback = objectives.map(() => 1 / k);
-  let weights = start && start.weights ? objectives.map((name) => start.weights[name] ?? 0) : fallback;
-  if (!weights.some((weight) => weight > 0)) weights = fallback;
+  const found = objectives.map((name) => Math.max(0, Number(start?.weights?.[name]) || 0));
+  const sum = found.reduce((total, weight) => total + weight, 0);
+  let weights = found.map((weight) => (sum > 0 ? weight / sum : 1 / k));
   const base = $("base-alone");
   base.checked = Boolean(start?.base);
 
