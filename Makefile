@@ -5,6 +5,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
 PEERS := .venv-bench
 PEERS_READY := $(PEERS)/.ready
 BACKEND := cpu
@@ -16,21 +17,21 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 demo: $(READY)
 	$(BIN)/parm-mlx demo
 
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-fuzz: $(READY)
+fuzz: $(DEV)
 	$(BIN)/python tests/fuzz_cli.py
 
 # convert/ is parm_mlx.convert once installed; the links show the type checker that one package.
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@rm -rf build/typed && mkdir -p build/typed/parm_mlx
 	@cd build/typed/parm_mlx && ln -s ../../../parm_mlx/* ../../../convert .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p parm_mlx
 
-bench: $(READY) $(PEERS_READY)
+bench: $(DEV) $(PEERS_READY)
 	$(BIN)/parm-mlx bench
 	$(BIN)/python examples/bench/train.py
 	$(BIN)/python examples/bench/sweep.py
@@ -41,11 +42,11 @@ bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python examples/bench/train_peers.py
 
 # Asks the package index whether a Mac with Apple silicon can install all that is declared; nothing is installed.
-check-macos: $(READY)
+check-macos: $(DEV)
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile pyproject.toml --all-extras --no-header --no-annotate \
 		--python-platform aarch64-apple-darwin --python-version 3.12 --no-python-downloads --only-binary :all:
 
-docs: $(READY)
+docs: $(DEV)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_performance.py
 	$(BIN)/python docs/make_results.py
@@ -63,7 +64,12 @@ $(READY): pyproject.toml
 		exit 1; \
 	}
 	@echo "installing parm-mlx and what it needs into $(VENV): a minute or two, without output"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),blas,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),blas,scorers,serve]'
+	@touch $@
+
+$(DEV): $(READY)
+	@echo "installing what tests and checks need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),blas,scorers,serve,dev]'
 	@touch $@
 
 # What we are compared with is installed in an environment of its own.

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -81,9 +82,16 @@ class Browser:
     def _do(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._call("POST" if body is not None else "GET", f"/session/{self._session}{path}", body)
 
-    def open(self, page: Path) -> None:
-        """Opens a file."""
-        self._do("/url", {"url": page.resolve().as_uri()})
+    def open(self, page: Path | str) -> None:
+        """Opens a file, or an address."""
+        self._do("/url", {"url": page if isinstance(page, str) else page.resolve().as_uri()})
+
+    def wait_for(self, condition: str, seconds: float = 60) -> None:
+        """Waits until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while not self.run(f"return Boolean({condition})"):
+            assert time.monotonic() < end, condition
+            time.sleep(0.05)
 
     def run(self, script: str) -> Any:
         """What a script returns."""

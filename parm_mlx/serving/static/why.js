@@ -11,6 +11,9 @@ function readable(token) {
   return make("bdi", {}, shown.replace(DIRECTIONS, (character) => `\\u${character.charCodeAt(0).toString(16)}`));
 }
 
+/** Whether a candidate is the token itself. Texts alone can differ where a token's text depends on those before it. */
+const isSame = (candidate, token) => (candidate.id === undefined ? candidate.token === token.token : candidate.id === token.id);
+
 function percent(logprob) {
   const value = 100 * Math.exp(logprob);
   if (value < 0.1) return "< 0.1 %";
@@ -25,20 +28,20 @@ function bar(name, logprob, className = "") {
 }
 
 function candidates(title, list, chosen) {
-  const rows = list.map(({ token, logprob }) => bar(readable(token), logprob, token === chosen ? "same" : ""));
+  const rows = list.map((each) => bar(readable(each.token), each.logprob, isSame(each, chosen) ? "same" : ""));
   return make("section", {}, make("h4", {}, title), ...rows);
 }
 
 function panelContent(token) {
   const [likeliest] = token.base_top;
-  const remark = likeliest.token === token.token ? ["the same."] : ["“", readable(likeliest.token), "”."];
+  const remark = isSame(likeliest, token) ? ["the same."] : ["“", readable(likeliest.token), "”."];
   return [
     make("p", { className: "said" }, make("strong", {}, readable(token.token)),
       ` ${percent(token.base)} → ${percent(token.logprob)}`),
     bar("base", token.base, "alone"), bar("guide", token.guide), bar("both together", token.logprob),
     make("p", { className: "remark" }, "The base alone would most likely have said ", ...remark),
-    make("div", { className: "tops" }, candidates("base", token.base_top, token.token),
-      candidates("guide", token.guide_top, token.token), candidates("both together", token.top, token.token)),
+    make("div", { className: "tops" }, candidates("base", token.base_top, token),
+      candidates("guide", token.guide_top, token), candidates("both together", token.top, token)),
   ];
 }
 
@@ -84,7 +87,7 @@ function tokenSpan(token) {
   const moved = token.logprob - token.base;
   span.style.setProperty("--moved", Math.min(1, Math.abs(moved) / STRONG).toFixed(2));
   span.dataset.moved = moved < 0 ? "down" : "up";
-  if (token.base_top[0].token !== token.token) span.dataset.turned = "";
+  if (!isSame(token.base_top[0], token)) span.dataset.turned = "";
   span.tabIndex = -1;
   span.setAttribute("aria-describedby", "why-panel");
   return span;
