@@ -27,7 +27,9 @@ def combine_logits(base: mx.array, guide: mx.array, strength: float | mx.array) 
     """
     if runs("combine", base.dtype) and guide.dtype in DTYPES:
         rows = base.size // base.shape[-1]
-        scales = mx.repeat(strength, rows // strength.size) if isinstance(strength, mx.array) else _scales(strength, rows)
+        scales = (
+            mx.repeat(strength, rows // strength.size) if isinstance(strength, mx.array) else _scales(strength, rows)
+        )
         guided = launch(base.reshape(rows, -1), guide.reshape(rows, -1), scales)
         return guided.reshape(*base.shape[:-1], guided.shape[-1])
     if isinstance(strength, mx.array):

@@ -83,9 +83,7 @@ class PreferenceCache(_BaseCache):
     def filter(self, batch_indices: Any) -> None:
         """Keeps the sequences at these indices, in place."""
         rows = mx.array(batch_indices)
-        self._set(
-            self.alpha[rows], self.strength[rows], None if self.first_token is None else self.first_token[rows]
-        )
+        self._set(self.alpha[rows], self.strength[rows], None if self.first_token is None else self.first_token[rows])
 
     def extend(self, other: "PreferenceCache") -> None:
         """Adds the sequences of another entry, in place."""

@@ -140,7 +140,9 @@ def _add_generation(app: FastAPI, service: Service) -> None:
             return Completions(answers, body.model, menu, service.tokenizer, chat=True)
 
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _answered(service, request, wanted, body.stream, written, lambda each: each.chunks(usage), "[DONE]")
+        return await _answered(
+            service, request, wanted, body.stream, written, lambda each: each.chunks(usage), "[DONE]"
+        )
 
     @app.post("/v1/completions", summary="Completions of a text")
     async def complete(request: Request, body: CompletionRequest) -> Any:
@@ -150,7 +152,9 @@ def _add_generation(app: FastAPI, service: Service) -> None:
             return Completions(answers, body.model, menu, service.tokenizer, chat=False)
 
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _answered(service, request, wanted, body.stream, written, lambda each: each.chunks(usage), "[DONE]")
+        return await _answered(
+            service, request, wanted, body.stream, written, lambda each: each.chunks(usage), "[DONE]"
+        )
 
     @app.post("/v1/responses", summary="Responses")
     async def respond(request: Request, body: ResponseRequest) -> Any:
@@ -196,9 +200,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _lines(
-    answers: Answers, events: AsyncIterator[dict[str, Any]], last: str | None
-) -> AsyncIterator[str]:
+async def _lines(answers: Answers, events: AsyncIterator[dict[str, Any]], last: str | None) -> AsyncIterator[str]:
     """Events as server-sent events; a client that goes away ends them, and the answers."""
     named = last is None
     try:

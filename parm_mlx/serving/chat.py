@@ -236,9 +236,7 @@ class Completions:
 
     def _reasons(self, reasons: TokenReasons, text: str) -> dict[str, Any]:
         def top(likeliest: Likeliest) -> list[dict[str, Any]]:
-            return [
-                {"id": token, "token": self._text(token), "logprob": _finite(value)} for token, value in likeliest
-            ]
+            return [{"id": token, "token": self._text(token), "logprob": _finite(value)} for token, value in likeliest]
 
         return {
             "id": reasons.token,

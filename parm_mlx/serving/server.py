@@ -15,6 +15,7 @@ from parm_mlx.serving.service import Service
 from parm_mlx.serving.settings import LOCAL, ServerOptions
 
 WATCH = 1.0  # seconds between two looks at the engine
+TOLD = 3.0  # seconds in which clients are told that the engine has ended
 DRAIN = 60  # seconds that answers may still take when the server is asked to end
 KEEP_ALIVE = 30
 BACKLOG = 512
@@ -83,7 +84,7 @@ def _watch(engine: Engine, server: Any, ended: threading.Event) -> None:
         if problem := engine.problem:
             engine.give_up(problem)
             server.should_exit = True
-            if not ended.wait(WATCH * 5):
+            if not ended.wait(TOLD):
                 _end(problem)
             return
 

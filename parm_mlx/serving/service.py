@@ -129,9 +129,7 @@ class Service:
         max_tokens: Length of an answer where the request does not say.
     """
 
-    def __init__(
-        self, engine: Engine, menu: Menu, defaults: Sampling, max_tokens: int, options: ServerOptions
-    ) -> None:
+    def __init__(self, engine: Engine, menu: Menu, defaults: Sampling, max_tokens: int, options: ServerOptions) -> None:
         self.engine, self.menu, self.defaults, self.max_tokens = engine, menu, defaults, max_tokens
         self.options = options
         session = engine.session

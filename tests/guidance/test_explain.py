@@ -20,8 +20,10 @@ def session(request: pytest.FixtureRequest) -> Session:
 
 def log_softmax(logits: mx.array) -> np.ndarray:
     numbers = np.array(logits.astype(mx.float32)).astype(np.float64)
-    return numbers - np.log(np.exp(numbers - numbers.max(-1, keepdims=True)).sum(-1, keepdims=True)) - numbers.max(
-        -1, keepdims=True
+    return (
+        numbers
+        - np.log(np.exp(numbers - numbers.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - numbers.max(-1, keepdims=True)
     )
 
 

@@ -21,7 +21,7 @@ def schema(draw: random.Random, depth: int) -> dict[str, Any]:
     if kind == "string":
         return {"type": "string", "maxLength": draw.randint(1, 12)}
     if kind == "enum":
-        return {"enum": draw.sample(["warm", "cold", "a \"quoted\" one", 7, None, True, "é"], draw.randint(1, 4))}
+        return {"enum": draw.sample(["warm", "cold", 'a "quoted" one', 7, None, True, "é"], draw.randint(1, 4))}
     if kind == "integer":
         return {"type": "integer", "minimum": draw.randint(-50, 0), "maximum": draw.randint(1, 500)}
     if kind == "array":

@@ -114,7 +114,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"response_format": {"type": "yaml"}}, "response_format"),
     (CHAT, {"response_format": {"type": "json_schema"}}, "json_schema goes with"),
     (CHAT, {"response_format": {"type": "json_object", "json_schema": {"name": "a", "schema": {}}}}, "goes with"),
-    (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": 5}}}}, "refused"),
+    (
+        CHAT,
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": 5}}}},
+        "refused",
+    ),
     (
         CHAT,
         {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"title": "x" * 70000}}}},
@@ -164,7 +168,9 @@ RAW = [
     b'{"seed": ' + b"9" * 5000 + b"}",
     b"[" * 100_000,
     b'{"a": ' * 1000 + b"1" + b"}" * 1000,
-    json.dumps({**FINE[CHAT], "metadata": {"a": [[[[[[[[[[[[[1]]]]]]]]]]]]]}}).encode().replace(b"1]", b"[" * 80 + b"]" * 81),
+    json.dumps({**FINE[CHAT], "metadata": {"a": [[[[[[[[[[[[[1]]]]]]]]]]]]]}})
+    .encode()
+    .replace(b"1]", b"[" * 80 + b"]" * 81),
 ]
 
 
@@ -211,9 +217,7 @@ def test_large_bodies(server: Running) -> None:
         ("/" + "x" * 30_000, "GET", {}, 404),
     ],
 )
-def test_wrong_headers_and_paths(
-    server: Running, path: str, method: str, headers: dict[str, str], status: int
-) -> None:
+def test_wrong_headers_and_paths(server: Running, path: str, method: str, headers: dict[str, str], status: int) -> None:
     body = json.dumps(FINE[CHAT]).encode() if method in ("POST", "PUT") else None
     found = ask(server.port, path, body, method, headers)
     assert found[0] == status
@@ -230,7 +234,11 @@ def test_every_answer_has_the_policy(server: Running) -> None:
 
 def test_slow_and_broken_clients(server: Running) -> None:
     """Clients that send half a request, or nothing that is HTTP, hold nobody up."""
-    halves = [b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{", b"POST", b"\x16\x03\x01"]
+    halves = [
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+        b"POST",
+        b"\x16\x03\x01",
+    ]
     sockets = []
     for half in halves * 10:
         connection = socket.create_connection(("127.0.0.1", server.port))
