@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from parm_mlx.cli import console
-from parm_mlx.cli.options import BASE_ALONE, Alpha, GuideOptions, MaxTokens, ServedModelOptions, flag, grouped
+from parm_mlx.cli.options import BASE_ALONE, Alpha, MaxTokens, ServedModelOptions, flag, grouped
 from parm_mlx.cli.session import open_session, read_alpha
 from parm_mlx.errors import ModelError
 from parm_mlx.serving.settings import ServerOptions

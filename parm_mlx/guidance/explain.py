@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -81,17 +82,24 @@ def _explained(
     ):
         inputs = [*prompt[-1:], *tokens][start:end]
         logits.append(run(mx.array([inputs]), cache=cache)[0])
-    said = mx.array(tokens[start:end])[:, None]
-    columns = []
-    for each in (combine_logits(logits[0], logits[1], strength), *over_common_tokens(*logits)):
-        logprobs = each - mx.logsumexp(each, axis=-1, keepdims=True)
-        top = mx.argpartition(-logprobs, TOP, axis=-1)[:, :TOP] if logprobs.shape[-1] > TOP else None
-        top = mx.broadcast_to(mx.arange(logprobs.shape[-1]), logprobs.shape) if top is None else top
-        own, values = (mx.take_along_axis(logprobs, at, axis=-1) for at in (said, top))
-        columns.append((own[:, 0].tolist(), top.tolist(), values.tolist()))
-    for i in range(end - start):
-        own, tops = [], []
-        for values, ids, logprobs_of in columns:
-            own.append(values[i])
-            tops.append(sorted(zip(ids[i], logprobs_of[i], strict=True), key=lambda pair: -pair[1]))
-        yield TokenReasons(tokens[start + i], own[0], own[1], own[2], *tops)
+    said = mx.array(list(tokens[start:end]))[:, None]
+    columns = [
+        _column(each, said) for each in (combine_logits(logits[0], logits[1], strength), *over_common_tokens(*logits))
+    ]
+    for i, token in enumerate(tokens[start:end]):
+        (guided, top), (base, base_top), (guide, guide_top) = (column[i] for column in columns)
+        yield TokenReasons(token, guided, base, guide, top, base_top, guide_top)
+
+
+def _column(logits: mx.array, said: mx.array) -> list[tuple[float, Likeliest]]:
+    """What a distribution gave each token that was said, (n, 1), and its likeliest ones; logits are (n, V)."""
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    vocabulary = logprobs.shape[-1]
+    likeliest = mx.argpartition(-logprobs, min(TOP, vocabulary - 1), axis=-1)[:, :TOP]
+    own: Any = mx.take_along_axis(logprobs, said, axis=-1)[:, 0].tolist()
+    ids: Any = likeliest.tolist()
+    values: Any = mx.take_along_axis(logprobs, likeliest, axis=-1).tolist()
+    return [
+        (value, sorted(zip(row, row_values, strict=True), key=lambda pair: -pair[1]))
+        for value, row, row_values in zip(own, ids, values, strict=True)
+    ]

@@ -5,7 +5,8 @@
 The line of code is in :func:`parm_mlx.kernels.combine.combine_logits_ops`.
 
 Base, guide and both together look like mlx-lm models, so its generators run them unchanged. α and 1/β enter with
-``make_cache(alpha, strength)`` and live in the prompt cache. In :mod:`parm_mlx.guidance.shared`, base and guide share weights.
+``make_cache(alpha, strength)`` and live in the prompt cache. In :mod:`parm_mlx.guidance.shared`, base and guide share
+weights.
 """
 
 from typing import Any

@@ -181,8 +181,9 @@ class Engine:
 
     def _reset(self) -> None:
         self._kept = LRUPromptCache(CACHED, self._options.prompt_cache_size * MIB)
+        model: Any = self.session.model if self._guided else self.session.model.base_logits
         self._generator = BatchGenerator(
-            self.session.model if self._guided else self.session.model.base_logits,
+            model,
             stop_tokens=[[token] for token in self.session.tokenizer.eos_token_ids],
             completion_batch_size=self._options.batch_size,
             prefill_batch_size=self._options.batch_size,

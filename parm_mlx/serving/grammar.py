@@ -11,7 +11,7 @@ from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.settings import MAX_SCHEMA
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammars:
@@ -47,4 +47,4 @@ class Grammars:
             problem = first_line(error)
         if problem:
             raise RequestError(f"the schema is refused: {problem[:300]}", param="response_format")
-        return first.deep_copy  # type: ignore[no-any-return]
+        return first.deep_copy

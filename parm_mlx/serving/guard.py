@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from time import monotonic
@@ -54,7 +55,7 @@ class Guard:
             await self._app(scope, receive if body is None else _replayed(body, receive), sending)
         if self._options.log == "requests":
             path = json.dumps(scope["path"])[1:-1]
-            print(f"{scope['method']} {path} {status} {monotonic() - begun:.3f} s", flush=True)
+            sys.stderr.write(f"{scope['method']} {path} {status} {monotonic() - begun:.3f} s\n")
 
     def _check(self, scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from parm_mlx.serving.chat import usage
 from parm_mlx.serving.errors import RequestError
-from parm_mlx.serving.events import Done, Failed
+from parm_mlx.serving.events import Text
 from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, Schema, SteeredFields, String, joined
 from parm_mlx.serving.grammar import ANY_OBJECT
 from parm_mlx.serving.service import Answers, Collected, Wanted
@@ -111,12 +111,9 @@ class Responses:
         yield event("response.created", response=self._response(None))
         yield event("response.in_progress", response=self._response(None))
         async for _, each in self._answers.events():
-            if isinstance(each, Failed):
-                Collected().add(each)
             found.add(each)
-            if isinstance(each, Done) or each.state == "tool":
+            if not isinstance(each, Text) or each.state == "tool":
                 continue
-            assert not isinstance(each, Failed)
             state = "reasoning" if each.state == "reasoning" else "message"
             if state != item:
                 if item:

@@ -52,7 +52,7 @@ def run(service: Service, listener: socket.socket, ready: Callable[[str], None])
 
     Ends the process with status 1 where the engine has ended or hangs, when its requests have been told.
     """
-    engine, options = service.engine, service.options
+    engine = service.engine
     config = uvicorn.Config(
         make_app(service, engine.close),
         log_level="error",

@@ -47,7 +47,7 @@ def page(window: Browser, running: Running) -> Iterator[Browser]:
 def set_value(window: Browser, selector: str, value: str) -> None:
     window.run(
         f"const field = document.querySelector('{selector}'); field.value = '{value}';"
-        "field.dispatchEvent(new Event('input', {bubbles: true})); field.dispatchEvent(new Event('change', {bubbles: true}))"
+        "for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {bubbles: true}))"
     )
 
 

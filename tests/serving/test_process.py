@@ -14,8 +14,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.serving.running import MODEL, QUESTION
 
 LONG = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "temperature": 30, "stream": True}
@@ -46,6 +44,22 @@ def stream(port: int, tokens: int) -> Iterator[http.client.HTTPResponse]:
             yield response
 
 
+def is_open(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def ends_well(response: http.client.HTTPResponse) -> bool:
+    """True if the last line of a stream comes."""
+    try:
+        return response.read().endswith(b"data: [DONE]\n\n")
+    except (ConnectionError, http.client.IncompleteRead):
+        return False
+
+
 def read(port: int, tokens: int) -> str:
     with stream(port, tokens) as response:
         return response.read().decode()
@@ -54,9 +68,9 @@ def read(port: int, tokens: int) -> str:
 def test_a_server_that_is_asked_to_end_gives_what_was_asked_for() -> None:
     with process() as (server, port), stream(port, 150) as response:
         server.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        with pytest.raises(ConnectionError):
-            read(port, 1)
+        end = time.monotonic() + 10
+        while is_open(port):
+            assert time.monotonic() < end
         lines = response.read().decode().split("\n\n")
         assert lines[-2] == "data: [DONE]"
         assert json.loads(lines[-3].removeprefix("data: "))["choices"][0]["finish_reason"] in ("length", "stop")
@@ -70,11 +84,7 @@ def test_a_killed_server_is_noticed_and_its_port_is_free(tmp_path: Path) -> None
         responses = [streams.enter_context(stream(port, 900)) for _ in range(4)]
         begun = time.monotonic()
         server.kill()
-        for response in responses:
-            with pytest.raises((ConnectionError, http.client.IncompleteRead)):
-                while response.read(100):
-                    pass
-                raise ConnectionResetError  # the end of the stream without its last line
+        assert not any(map(ends_well, responses))
         assert time.monotonic() - begun < 1
         server.wait()
         with process("--port", str(port)) as (_, again):
