@@ -35,6 +35,7 @@ bench: $(DEV) $(PEERS_READY)
 	$(BIN)/parm-mlx bench
 	$(BIN)/python examples/bench/train.py
 	$(BIN)/python examples/bench/sweep.py
+	$(BIN)/python examples/bench/serve.py
 	$(PEERS)/bin/python examples/bench/peers.py
 
 bench-peers: $(PEERS_READY)

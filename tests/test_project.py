@@ -29,6 +29,7 @@ DISTRIBUTIONS = {
 LAYERS = {
     "named": {"convert"},
     "cli": {
+        "serving",
         "diagnostics",
         "training",
         "evaluation",
@@ -40,6 +41,7 @@ LAYERS = {
         "kernels",
         "convert",
     },
+    "serving": {"guidance", "pblora", "kernels"},
     "diagnostics": {"evaluation", "answers", "rewards", "guidance", "pblora", "kernels"},
     "training": {"data", "rewards", "guidance", "pblora", "kernels"},
     "evaluation": {"data", "answers", "rewards", "guidance", "pblora", "kernels"},

@@ -29,6 +29,7 @@ COMMANDS = """\
 /alpha                  show the preference
 /compare 1,0 0,1        answer the last question at several preferences, beside the
                         conversation; by default the base alone and each objective
+/why                    what base and guide gave the tokens of the last answer
 /beta 0.5               strength of the guide: smaller is stronger
 /temp 0.7               sampling temperature; 0 takes the likeliest token
 /system TEXT            system message; none removes it
@@ -96,6 +97,7 @@ class Chat:
             "/save": self._save,
             "/system": self._set_system,
             "/temp": self._set_temp,
+            "/why": self._explain,
         }
         weights = [BASE_ALONE, *(f"{name}=" for name in session.objectives)]
         words: dict[str, Any] = dict.fromkeys((*self._commands, "/quit", "/bye"), list)
@@ -216,6 +218,11 @@ class Chat:
             limit = self._session.model.context_length
             turns = "the oldest turn is" if new == 1 else f"the oldest {new} turns are"
             self._note(f"the models read {limit} tokens: {turns} forgotten")
+
+    def _explain(self, _: str) -> None:
+        from parm_mlx.cli.why import show_reasons
+
+        show_reasons(self._conversation.explain(), self._session.tokenizer)
 
     def _compare(self, given: str) -> None:
         from parm_mlx.guidance.generate import generate_batch, in_order

@@ -49,6 +49,7 @@ def generate(
     drafts: DraftOptions = DraftOptions(),
     ignore_chat_template: Annotated[bool, flag("Continue the prompt as plain text.")] = False,
     as_json: Annotated[bool, flag("Print one JSON object per answer.", name="--json")] = False,
+    explain: Annotated[bool, flag("With --json, tell what base and guide gave each token.")] = False,
 ) -> None:
     """Answer prompts, at one or several preferences.
 
@@ -60,6 +61,7 @@ def generate(
       parm-mlx generate "How do I bake bread?" --alpha 1,0
       parm-mlx generate "How do I bake bread?" --alpha base --alpha 1,0 --alpha 0,1
       parm-mlx generate --prompts questions.txt --alpha cheer=0.7,formality=0.3 --json
+      parm-mlx generate "How do I bake bread?" --alpha cheer=1 --json --explain
       parm-mlx generate --model base --parm parm --guide-model small < question.txt
       parm-mlx generate --model base-8b --parm parm --draft-model base-1b -p "How do I bake bread?"
     """
@@ -72,6 +74,8 @@ def generate(
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
     if ignore_chat_template and (models.enable_thinking or models.steer_thinking):
         raise InputError("--enable-thinking and --steer-thinking need the chat template")
+    if explain and not as_json:
+        raise InputError("--explain needs --json", hint="in a chat, /why shows it in colour")
     specs: list[str | None] = [*alpha] if alpha else [None]
     alone = all(spec == BASE_ALONE for spec in specs)
     session = open_session(models, drafts, template=not ignore_chat_template, alone=alone)
@@ -84,7 +88,7 @@ def generate(
             console.note(f"cut at {max_tokens} tokens (--max-tokens)")
         note_drafts(answer.drafts)
     else:
-        _print_all(session, jobs, sampling, max_tokens, as_json)
+        _print_all(session, jobs, sampling, max_tokens, as_json, explain)
 
 
 @dataclass
@@ -124,14 +128,16 @@ def stream(
     return answer
 
 
-def _print_all(session: "Session", jobs: list[Job], sampling: SamplingSettings, max_tokens: int, as_json: bool) -> None:
+def _print_all(
+    session: "Session", jobs: list[Job], sampling: SamplingSettings, max_tokens: int, as_json: bool, explained: bool
+) -> None:
     """Prints several answers, or one as JSON."""
     from parm_mlx.guidance.speculation import DraftCount
 
     beta = session.betas[0] if len(session.betas) == 1 else session.betas
     kept, clock, count = DraftCount(), Clock(), 0
     several = len({number for number, _, _ in jobs}) > 1
-    for (_, text, weights), answer in answers(session, jobs, sampling, max_tokens):
+    for (number, text, weights), answer in answers(session, jobs, sampling, max_tokens):
         count += len(answer.tokens)
         if answer.drafts is not None:
             kept.add(answer.drafts)
@@ -148,6 +154,8 @@ def _print_all(session: "Session", jobs: list[Job], sampling: SamplingSettings, 
             }
             if answer.reasoning:
                 record["reasoning"] = answer.reasoning
+            if explained and weights is not None:
+                record["explain"] = _explained(session, (number, text, weights), answer)
             if answer.drafts is not None:
                 record["drafts"] = {**asdict(answer.drafts), "acceptance_rate": round(answer.drafts.rate, 4)}
             console.record(record)
@@ -159,6 +167,15 @@ def _print_all(session: "Session", jobs: list[Job], sampling: SamplingSettings, 
     if not as_json:
         clock.note_all(len(jobs), count)
     note_drafts(kept)
+
+
+def _explained(session: "Session", job: Job, answer: "Answer") -> list[dict[str, Any]]:
+    from parm_mlx.guidance.explain import described, explain
+
+    (request,) = _requests(session, [job], SamplingSettings())
+    marks, opened = request.prompt.thinking, request.prompt.opened
+    thought, said = marks.split(opened, answer.tokens) if marks else ([], answer.tokens)
+    return described(session.tokenizer, explain(session.model, request.after(thought), said))
 
 
 def answers(

@@ -7,6 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from parm_mlx.errors import InputError
+from parm_mlx.guidance.explain import TokenReasons, explain
 from parm_mlx.guidance.generate import Piece, not_finite, pieces, sampling_of
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
@@ -94,6 +96,7 @@ class Conversation:
         self._messages = self._system()
         self.last_question = self._asked = None
         self._answered: list[int] = []
+        self._answered_by: tuple[Alpha | None, float | None] = (None, None)
         self._turns = self.forgotten = 0
         self._forget_caches()
 
@@ -111,6 +114,19 @@ class Conversation:
         if state["asked"]:
             self._asked = self.last_question = self._prompter.tokens(**state["asked"])
         self._answered, self._turns = list(state["answer"]), state["turns"]
+
+    def explain(self) -> list[TokenReasons]:
+        """What base and guide gave each token of the last answer, without what was thought before it.
+
+        Raises:
+            InputError: There is none, or the base gave it alone.
+        """
+        if self._asked is None:
+            raise InputError("there is no answer yet: ask something first")
+        alpha, beta = self._answered_by
+        request, marks = Request(self._asked, alpha, Sampling(), beta=beta), self._asked.thinking
+        thought, answer = marks.split(self._asked.opened, self._answered) if marks else ([], self._answered)
+        return explain(self._model, request.after(thought), answer)
 
     def _system(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
@@ -141,6 +157,7 @@ class Conversation:
         self._messages = [*messages, {"role": "assistant", "content": text}]
         self.last_question = self._asked = prompt
         self._answered = tokens
+        self._answered_by = self._alpha, None if self._alpha is None else self._model.beta
         self._turns += 1
 
     def _fitted(self, messages: list[dict[str, str]], max_tokens: int) -> tuple[list[dict[str, str]], PromptTokens]:

@@ -12,7 +12,7 @@ from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import read
 from parm_mlx.guidance.sampling import Request
 from parm_mlx.kernels.combine import combine_logits, over_common_tokens
-from parm_mlx.mlxlm import make_prompt_cache
+from parm_mlx.mlxlm import TokenizerWrapper, make_prompt_cache
 
 STEP = 32  # tokens whose logits live at the same time
 TOP = 5
@@ -103,3 +103,44 @@ def _column(logits: mx.array, said: mx.array) -> list[tuple[float, Likeliest]]:
         (value, sorted(zip(row, row_values, strict=True), key=lambda pair: -pair[1]))
         for value, row, row_values in zip(own, ids, values, strict=True)
     ]
+
+
+def described(tokenizer: TokenizerWrapper, reasons: Sequence[TokenReasons]) -> list[dict[str, Any]]:
+    """What :func:`explain` has found as JSON can hold it, with the text that each token adds to those before it."""
+    texts = texts_of(tokenizer, [each.token for each in reasons])
+
+    def top(likeliest: Likeliest) -> list[dict[str, Any]]:
+        return [
+            {"id": token, "token": tokenizer.decode([token]), "logprob": finite(value)} for token, value in likeliest
+        ]
+
+    return [
+        {
+            "id": each.token,
+            "token": text,
+            "logprob": finite(each.logprob),
+            "base": finite(each.base),
+            "guide": finite(each.guide),
+            "top": top(each.top),
+            "base_top": top(each.base_top),
+            "guide_top": top(each.guide_top),
+        }
+        for each, text in zip(reasons, texts, strict=True)
+    ]
+
+
+def texts_of(tokenizer: TokenizerWrapper, tokens: Sequence[int]) -> list[str]:
+    """The text that each token adds to those before it; joined, they are the text of all."""
+    detokenizer, found = tokenizer.detokenizer, list[str]()
+    for token in tokens:
+        detokenizer.add_token(token)
+        found.append(detokenizer.last_segment)
+    detokenizer.finalize()
+    if found:
+        found[-1] += detokenizer.last_segment
+    return found
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can hold: −9999, as OpenAI has it, for what is impossible."""
+    return max(logprob, -9999.0) if logprob == logprob else -9999.0

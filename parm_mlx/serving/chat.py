@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from parm_mlx.guidance.explain import Likeliest, TokenReasons
+from parm_mlx.guidance.explain import described, finite
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.events import Done, Failed, Text
@@ -216,38 +216,22 @@ class Completions:
             }
         return {
             "tokens": [self._text(each.token) for each in found],
-            "token_logprobs": [_finite(each.logprob) for each in found],
-            "top_logprobs": [{self._text(token): _finite(value) for token, value in each.top} for each in found],
+            "token_logprobs": [finite(each.logprob) for each in found],
+            "top_logprobs": [{self._text(token): finite(value) for token, value in each.top} for each in found],
         }
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._text(token)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())}
 
     def _text(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))
 
     def _explained(self, done: Done) -> dict[str, Any]:
         steering = self._answers.wanted.steering
-        texts = pieces_of(self._tokenizer, done.answer)
-        tokens = [self._reasons(reasons, text) for reasons, text in zip(done.reasons or (), texts, strict=True)]
+        tokens = described(self._tokenizer, done.reasons or ())
         beta = steering.beta if steering.beta is not None else self._menu.beta
         return {"alpha": self._menu.weights(steering.alpha), "beta": beta, "tokens": tokens}
-
-    def _reasons(self, reasons: TokenReasons, text: str) -> dict[str, Any]:
-        def top(likeliest: Likeliest) -> list[dict[str, Any]]:
-            return [{"id": token, "token": self._text(token), "logprob": _finite(value)} for token, value in likeliest]
-
-        return {
-            "id": reasons.token,
-            "token": text,
-            "logprob": _finite(reasons.logprob),
-            "base": _finite(reasons.base),
-            "guide": _finite(reasons.guide),
-            "top": top(reasons.top),
-            "base_top": top(reasons.base_top),
-            "guide_top": top(reasons.guide_top),
-        }
 
     def _calls(self, text: str) -> list[dict[str, Any]]:
         tools = list(self._answers.wanted.tools)
@@ -279,20 +263,3 @@ def usage(ends: Sequence[Done]) -> dict[str, Any]:
         "prompt_tokens_details": cached,
         "completion_tokens_details": {"reasoning_tokens": sum(end.thought_tokens for end in ends)},
     }
-
-
-def pieces_of(tokenizer: TokenizerWrapper, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds to those before it; joined, they are the text of all."""
-    detokenizer, found = tokenizer.detokenizer, list[str]()
-    for token in tokens:
-        detokenizer.add_token(token)
-        found.append(detokenizer.last_segment)
-    detokenizer.finalize()
-    if found:
-        found[-1] += detokenizer.last_segment
-    return found
-
-
-def _finite(logprob: float) -> float:
-    """A log-probability that JSON can hold: −9999, as OpenAI has it, for what is impossible."""
-    return max(logprob, -9999.0) if logprob == logprob else -9999.0

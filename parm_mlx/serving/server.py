@@ -1,5 +1,6 @@
 """Runs the application, and watches its engine."""
 
+import errno
 import os
 import socket
 import threading
@@ -39,11 +40,12 @@ def listen(options: ServerOptions) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((options.host, options.port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listener.close()
-        hint = "another program listens there; take another --port" if error.errno == 98 else None
-        message = f"{options.host}:{options.port} cannot be listened at: {error.strerror}"
-        raise InputError(message, hint=hint) from None
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = error.strerror if isinstance(error, OSError) else "there is no such address"
+        message = f"{options.host}:{options.port} cannot be listened at: {reason}"
+        raise InputError(message, hint="take another --port" if taken else None) from None
     return listener
 
 

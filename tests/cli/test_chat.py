@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -308,3 +309,18 @@ def test_a_conversation_longer_than_the_context_forgets_its_oldest_turns(
     assert len([line for line in out.splitlines() if line]) >= 40
     assert "turns are forgotten" in err or "turn is forgotten" in err
     assert "error" not in err
+
+
+def test_why_an_answer_says_what_it_says(chat: Run) -> None:
+    """The shares of base, guide and both are those of an explained answer, and /why needs a guided one."""
+    _, out, err = chat("/why\nTell me a joke.\n/why\n/alpha base\nTell me another.\n/why\n", "--alpha", "1,0")
+    assert err.count("error: ") == 2
+    assert "there is no answer yet" in err
+    assert "the base answers alone" in err
+    rows = [line for line in out.splitlines() if " by the base, " in line]
+    assert 0 < len(rows) <= 6
+    for row in rows:
+        base, guide, both = (float(share) for share in re.findall(r"([\d.e+-]+) %", row))
+        assert 0 <= min(base, guide, both)
+        assert max(base, guide, both) <= 100
+    assert any("the base alone: " in row for row in rows)

@@ -273,3 +273,17 @@ def test_wrong_prompt_files(
 def test_a_preference_that_is_normalised_is_shown(run_cli: Run, models: list[str], spec: str, noted: bool) -> None:
     _, _, err = run_cli("generate", *models, "--prompt", "x", "--max-tokens", 1, "--alpha", spec)
     assert (f"alpha {spec} is used as" in err) is noted
+
+
+def test_an_explained_answer(run_cli: Callable[..., tuple[int, str, str]], models: list[object]) -> None:
+    ask = ("--prompt", "Tell me a joke.", "--max-tokens", 6, "--alpha", "1,0", "--alpha", "base")
+    code, out, _ = run_cli("generate", *models, *ask, "--json", "--explain")
+    assert code == 0
+    guided, alone = map(json.loads, out.splitlines())
+    assert "explain" not in alone
+    assert len(guided["explain"]) == guided["tokens"]
+    for token in guided["explain"]:  # greedy: what was said is the likeliest
+        assert token["top"][0]["id"] == token["id"]
+        assert token["top"][0]["logprob"] == pytest.approx(token["logprob"])
+        assert token["base_top"][0]["logprob"] >= token["base"]
+    assert run_cli("generate", *models, *ask, "--explain")[0] == 2
