@@ -12,17 +12,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NO_COLOR"] = "1"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two processes run the tests
 os.environ["PARM_MLX_SETTINGS"] = ""  # not those of whoever runs the tests
 
 import pytest
 
 import parm_mlx  # noqa: F401  (loads OpenBLAS, so it must come before MLX)
 
-from parm_mlx import named  # isort: skip
+from parm_mlx import machine, named  # isort: skip
 from parm_mlx.files import NAMED  # isort: skip
 
 import mlx.core as mx  # isort: skip
 
+machine.keep_freed_memory()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
 
 # Expected numbers and equal tokens are pinned on the CPU, also on a Mac; PARM_MLX_TEST_DEVICE=gpu tests Metal.
@@ -37,6 +39,7 @@ SHORT = ["No.", "Yes.", "Maybe."]
 
 LONG_FILES = (  # begun first, so that two processes end at the same time
     *("test_distributed.py", "test_families.py", "test_evaluate.py", "test_killed_runs.py", "test_terminal.py"),
+    *("test_process.py", "test_clients.py", "test_resume.py"),
     *("test_precious_files.py", "test_outputs.py", "test_chat.py", "test_plots.py", "test_sample.py", "test_data.py"),
 )
 

@@ -103,7 +103,8 @@ RECIPES = (
         "--model=bundled --host=192.0.2.1 --api-key=k",
         SAMPLING
         + ALPHA
-        + """--model=bundled --beta=1|2 --share=auto|off --dequantize=auto|off --chat-template=hh|plain
+        + """--model=bundled --parm=bundled --guide-model={base} --beta=1|2 --share=auto|off --dequantize=auto|off
+        --chat-template=hh|plain --allow-special --steer-thinking --open
         --system-prompt=Short. --enable-thinking=on|off --host=192.0.2.1|192.0.2.2 --port=0|8080|65535 --api-key=k
         --allow-origin=http://localhost:3000 --allow-host=my.mac|* --batch-size=1|64 --max-queue=1|1000
         --prompt-cache-size=0|64 --max-prompt-tokens=16|1000 --timeout=1|600 --stall-timeout=1|600 --log=none|requests

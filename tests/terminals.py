@@ -110,9 +110,9 @@ def assert_clean(terminal: Terminal) -> None:
 
 
 ANSWERING = {
-    "one": ("generate", QUESTION, *BUNDLED, "--alpha", "0,1", "--max-tokens", 60),
-    "several": ("generate", QUESTION, *BUNDLED, "--alpha", "base", "--alpha", "1,0", "--max-tokens", 60),
-    "demo": ("demo", *BUNDLED, "--prompt", QUESTION, "--max-tokens", 50),
+    "one": ("generate", QUESTION, *BUNDLED, "--alpha", "0,1", "--max-tokens", 40),
+    "several": ("generate", QUESTION, *BUNDLED, "--alpha", "base", "--alpha", "1,0", "--max-tokens", 40),
+    "demo": ("demo", *BUNDLED, "--prompt", QUESTION, "--max-tokens", 30),
 }
 
 

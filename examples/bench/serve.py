@@ -1,6 +1,6 @@
 """Times the server: requests of mixed preferences together and one at a time, and beside mlx_lm.server.
 
-    python examples/bench/serve.py [--model bundled] [--base PATH]
+    python examples/bench/serve.py [--model smollm2] [--base PATH] [--rounds 3]
 
 First the guided model: 16 clients that ask at 11 preferences and of the base, and one client alone; time to the first
 token, alone, under load, and of a turn that follows a long one. Then the base alone, which mlx_lm.server serves as
@@ -158,9 +158,9 @@ def middle(values: list[float], scale: float = 1.0) -> str:
 def main() -> None:
     """Times both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--base", default=str(MODELS / "base"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     print(describe_machine())
     with server([*OURS, "--model", given.model]) as url:

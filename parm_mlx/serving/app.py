@@ -18,7 +18,7 @@ import parm_mlx
 from parm_mlx.errors import first_line
 from parm_mlx.serving.chat import ChatRequest, CompletionRequest, Completions
 from parm_mlx.serving.errors import RequestError, content
-from parm_mlx.serving.fields import SteeredFields, check_depth
+from parm_mlx.serving.fields import SteeredFields, check_json
 from parm_mlx.serving.guard import Guard
 from parm_mlx.serving.messages import Messages, MessagesRequest
 from parm_mlx.serving.metrics import metrics
@@ -86,7 +86,7 @@ class _StrictJson:
             return
         message = await receive()
         try:
-            check_depth(message.get("body", b""))
+            check_json(message.get("body", b""))
         except RequestError as error:
             await JSONResponse(error.content, error.status)(scope, receive, send)
             return

@@ -19,7 +19,6 @@ from parm_mlx.serving.fields import (
     Metadata,
     OpenAIFields,
     Parts,
-    String,
     ToolFields,
     joined,
 )
@@ -32,7 +31,7 @@ class CalledFunction(Fields):
     """A function as a model called it."""
 
     name: Annotated[str, Field(max_length=200)]
-    arguments: String
+    arguments: str
 
 
 class ToolCall(Fields):
@@ -47,11 +46,11 @@ class MessageFields(Fields):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: String | Parts | None = None
+    content: str | Parts | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    reasoning_content: String | None = None
+    reasoning_content: str | None = None
     refusal: None = None
 
     def message(self) -> dict[str, Any]:
@@ -115,7 +114,7 @@ class ChatRequest(OpenAIFields):
 class CompletionRequest(OpenAIFields):
     """A request for ``/v1/completions``."""
 
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[String], Field(min_length=1, max_length=1)]
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1, max_length=1)]
     max_tokens: Count | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: Literal[False] | None = None

@@ -149,25 +149,31 @@ class Engine:
             return
         finally:
             started.set()
-        while True:
-            try:
-                self._serve()
-                return
-            except Exception as error:
-                self._failures += 1
-                self._fail_all(f"the engine failed: {type(error).__name__}: {first_line(error)}")
-                if self._failures >= FAILURES:
-                    self._dead = f"the engine failed {FAILURES} times: {first_line(error)}"
-                    self._fail_all(self._dead)
-                    return
-                self._reset()
-            except BaseException as error:
-                self._dead = f"the engine has ended: {type(error).__name__}"
-                self._fail_all(self._dead)
-                raise
-            finally:
+        try:
+            while not self._dead and not self._serves():
                 with suppress(Exception):
                     self._generator.close()
+                self._reset()
+        except BaseException as error:
+            self._dead = f"the engine has ended: {type(error).__name__}"
+            self._fail_all(self._dead)
+            raise
+        finally:
+            with suppress(Exception):
+                self._generator.close()
+
+    def _serves(self) -> bool:
+        """Answers until the end; returns False where a step has failed, with it all answers that it was for."""
+        try:
+            self._serve()
+        except Exception as error:
+            self._failures += 1
+            self._fail_all(f"the engine failed: {type(error).__name__}: {first_line(error)}")
+            if self._failures >= FAILURES:
+                self._dead = f"the engine failed {FAILURES} times: {first_line(error)}"
+                self._fail_all(self._dead)
+            return False
+        return True
 
     def _prepare(self) -> None:
         self.session = self._load()
@@ -176,7 +182,6 @@ class Engine:
         cache = model.make_cache() if self._guided else make_prompt_cache(model.base)
         if not can_batch(cache):
             raise ModelError("the prompt cache of this model cannot be batched, so it cannot be served")
-        self._rows = 0
         self._reset()
 
     def _reset(self) -> None:

@@ -1,23 +1,18 @@
 """The fields that requests of several protocols have, checked; others are refused by name."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.service import Wanted
 from parm_mlx.serving.settings import MAX_ANSWERS, MAX_DEPTH, MAX_MESSAGES, MAX_STOP, MAX_STOPS
 from parm_mlx.serving.steering import Steering
 
-
-def _readable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair, which is no character") from None
-    return text
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Fields(BaseModel):
@@ -26,8 +21,7 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-String = Annotated[str, AfterValidator(_readable)]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP), AfterValidator(_readable)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -38,7 +32,7 @@ Schema = dict[str, Any]
 Metadata = Annotated[dict[str, Any], Field(max_length=16)]
 
 AlphaField = Annotated[
-    Annotated[list[float], Field(max_length=100)] | Annotated[dict[str, float], Field(max_length=100)] | String | None,
+    Annotated[list[float], Field(max_length=100)] | Annotated[dict[str, float], Field(max_length=100)] | str | None,
     Field(description='Preference: a weight for each objective, weights by name, or "base" for the base alone.'),
 ]
 
@@ -129,7 +123,7 @@ class TextPart(Fields):
     """A piece of a message's content."""
 
     type: Literal["text", "input_text", "output_text"]
-    text: String
+    text: str
     annotations: list[Any] | None = None
     cache_control: dict[str, Any] | None = None
 
@@ -146,7 +140,7 @@ class FunctionFields(Fields):
     """A tool that the model may call."""
 
     name: Annotated[str, Field(max_length=200)]
-    description: String | None = None
+    description: str | None = None
     parameters: Schema | None = None
     strict: bool | None = None
 
@@ -184,8 +178,8 @@ class FormatFields(Fields):
         return ANY_OBJECT if self.json_schema is None else self.json_schema.schema_
 
 
-def check_depth(body: bytes) -> None:
-    """Raises :class:`RequestError` for JSON that is not UTF-8, not JSON, has NaN in it, or is nested too deep."""
+def check_json(body: bytes) -> None:
+    """Raises :class:`RequestError` for a body that is not JSON: NaN, halves of characters and depth included."""
 
     def refused(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
@@ -200,9 +194,11 @@ def check_depth(body: bytes) -> None:
         depth += 1
         if depth > MAX_DEPTH:
             raise RequestError(f"the body is nested deeper than {MAX_DEPTH}", code="invalid_json")
+        if any(isinstance(each, str) and _SURROGATE.search(each) for each in level):
+            raise RequestError("a text has half of a surrogate pair, which is no character", code="invalid_json")
         level = [
             child
             for each in level
             if isinstance(each, dict | list)
-            for child in (each.values() if isinstance(each, dict) else each)
+            for child in ([*each, *each.values()] if isinstance(each, dict) else each)
         ]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.events import Done, Failed
-from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, SteeredFields, Stop, String, TextPart, joined
+from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, SteeredFields, Stop, TextPart, joined
 from parm_mlx.serving.service import Answers, Collected, Wanted
 from parm_mlx.serving.settings import MAX_MESSAGES, MAX_STOPS
 from parm_mlx.serving.steering import Menu, Steering
@@ -18,7 +18,7 @@ class ThinkingPart(Fields):
     """An earlier thought, which templates leave out."""
 
     type: Literal["thinking"]
-    thinking: String
+    thinking: str
     signature: str | None = None
 
 
@@ -26,7 +26,7 @@ class MessageFields(Fields):
     """A message of a conversation."""
 
     role: Literal["user", "assistant"]
-    content: String | Annotated[list[TextPart | ThinkingPart], Field(max_length=MAX_MESSAGES)]
+    content: str | Annotated[list[TextPart | ThinkingPart], Field(max_length=MAX_MESSAGES)]
 
     def message(self) -> dict[str, Any]:
         """The message as templates read it."""
@@ -49,7 +49,7 @@ class MessagesRequest(SteeredFields):
 
     messages: Annotated[list[MessageFields], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Count
-    system: String | Parts | None = None
+    system: str | Parts | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     thinking: ThinkingFields | None = None
     metadata: Metadata | None = None

@@ -10,7 +10,7 @@ from pydantic import Field
 from parm_mlx.serving.chat import usage
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.events import Text
-from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, Schema, SteeredFields, String, joined
+from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, Schema, SteeredFields, joined
 from parm_mlx.serving.grammar import ANY_OBJECT
 from parm_mlx.serving.service import Answers, Collected, Wanted
 from parm_mlx.serving.settings import MAX_MESSAGES
@@ -22,7 +22,7 @@ class InputMessage(Fields):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: String | Parts
+    content: str | Parts
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -47,8 +47,8 @@ class TextFields(Fields):
 class ResponseRequest(SteeredFields):
     """A request for ``/v1/responses``."""
 
-    input: String | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    instructions: String | None = None
+    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextFields | None = None
     enable_thinking: bool | None = None

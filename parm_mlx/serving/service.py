@@ -193,7 +193,10 @@ class Service:
         answers = Answers(wanted, prompt)
         seed = wanted.sampling.get("seed")
         given = {**wanted.sampling, "seed": random.getrandbits(32) if seed is None else seed}
-        sampling = Sampling(**{**vars(self.defaults), **given})
+        try:
+            sampling = Sampling(**{**vars(self.defaults), **given})
+        except InputError as error:
+            raise RequestError(str(error).removeprefix("sampling: ")) from None
         steering, room = wanted.steering, self._room(prompt)
         asks = [
             Ask(

@@ -321,6 +321,6 @@ def test_why_an_answer_says_what_it_says(chat: Run) -> None:
     assert 0 < len(rows) <= 6
     for row in rows:
         base, guide, both = (float(share) for share in re.findall(r"([\d.e+-]+) %", row))
-        assert 0 <= min(base, guide, both)
+        assert min(base, guide, both) >= 0
         assert max(base, guide, both) <= 100
     assert any("the base alone: " in row for row in rows)

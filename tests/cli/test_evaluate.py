@@ -316,11 +316,11 @@ def test_killed_runs_end_with_the_same_answers(tmp_path: Path) -> None:
         "--limit",
         "3",
         "--grid",
-        "0.25",
+        "0.5",
         "--temp",
         "1",
         "--max-tokens",
-        "24",
+        "16",
         "--bootstrap",
         "10",
     )
@@ -337,11 +337,11 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
         "--out",
         "run",
         "--limit",
-        "6",
+        "4",
         "--grid",
-        "0.1",
+        "0.25",
     ]
-    arguments += ["--temp", "1", "--max-tokens", "12", "--bootstrap", "10"]
+    arguments += ["--temp", "1", "--max-tokens", "8", "--bootstrap", "10"]
 
     def start(folder: Path, **environment: str) -> "subprocess.Popen[str]":
         folder.mkdir(exist_ok=True)

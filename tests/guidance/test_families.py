@@ -72,14 +72,14 @@ def test_one_backbone_reads_prompts_of_different_lengths(family: str, bits: int 
 def test_a_batch_of_mixed_preferences_gives_each_sequence_its_own_tokens(
     family: str, bits: int | None, kind: str
 ) -> None:
-    """Ten sequences of different lengths and preferences join and leave while others run, and one is taken out."""
+    """Seven sequences of different lengths and preferences join and leave while others run, and one is taken out."""
     model, reference = build(kind, family, bits)
     rng = np.random.default_rng(0)
-    lengths = [3, 9, 1, 14, 5, 22, 2, 7, 11, 4]
+    lengths = [3, 9, 1, 14, 5, 22, 2]
     prompts = [rng.integers(3, VOCABULARY, n).tolist() for n in lengths]
-    alphas = [[w, 1 - w] for w in (1.0, 0.0, 0.3, 0.7, 0.5, 0.1, 0.9, 1.0, 0.25, 0.0)]
-    limits = [6, 12, 9, 5, 14, 7, 11, 8, 10, 13]
-    generator = BatchGenerator(model, completion_batch_size=6, prefill_batch_size=3)
+    alphas = [[w, 1 - w] for w in (1.0, 0.0, 0.3, 0.7, 0.5, 0.1, 0.9)]
+    limits = [6, 12, 9, 5, 14, 7, 11]
+    generator = BatchGenerator(model, completion_batch_size=5, prefill_batch_size=3)
     tokens: dict[int, list[int]] = {}
     inserted: list[int] = []
 
@@ -95,9 +95,9 @@ def test_a_batch_of_mixed_preferences_gives_each_sequence_its_own_tokens(
 
     insert(range(4))
     for step in range(200):
-        if step in (3, 6):
-            insert(range(len(inserted), len(inserted) + 3))
-        if step == 8:
+        if step == 3:
+            insert(range(4, 7))
+        if step == 7:
             generator.remove([inserted[5]])
         responses = generator.next_generated()
         if not responses:
@@ -108,7 +108,7 @@ def test_a_batch_of_mixed_preferences_gives_each_sequence_its_own_tokens(
     for i, uid in enumerate(inserted):
         expected = alone(reference, prompts[i], alphas[i], limits[i])
         assert tokens[uid] == (expected[: len(tokens[uid])] if i == 5 else expected), f"sequence {i}"
-    assert len(inserted) == 10
+    assert len(inserted) == 7
     assert len(tokens[inserted[5]]) < limits[5]
 
 
@@ -154,10 +154,10 @@ def test_drafts_change_no_token_in_any_family(family: str, bits: int | None, kin
     """The base drafts; a good draft model of the same family drafts, whose cache must take tokens back as well."""
     model, reference = build(kind, family, bits)
     prompt, alpha = [5, 6, 7, 60, 3], [0.2, 0.8]
-    expected = alone(reference, prompt, alpha, 16)
+    expected = alone(reference, prompt, alpha, 12)
     good = tiny_model(family, 0 if kind == "two" else 1, bits)
-    for drafting in (Drafting(None, 1), Drafting(None, 4), Drafting(good, 1), Drafting(good, 3)):
-        assert list(islice(speculate(model, prompt, alpha, drafting), 16)) == expected
+    for drafting in (Drafting(None, 4), Drafting(good, 3)):
+        assert list(islice(speculate(model, prompt, alpha, drafting), 12)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

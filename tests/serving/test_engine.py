@@ -1,15 +1,19 @@
 """The engine: one batch of mixed preferences, where every answer is the one that it would be alone."""
 
 import queue
+import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from tiny import VOCABULARY, tiny_guided, tiny_shared
 
 from parm_mlx.guidance.generate import generate_batch
+from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.session import Session, load_session
 from parm_mlx.serving import engine as engine_module
@@ -86,7 +90,7 @@ def test_answers_in_a_mixed_batch_are_those_that_come_alone(engine: Engine, sess
     alphas = [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), None, (0.2, 0.8)]
     betas = [None, 0.5, 2.0]
     asked = []
-    for i in range(20):
+    for i in range(15):
         alpha = alphas[i % 5]
         asked.append(Asked(engine, f"{QUESTION} {i % 7}", alpha, 8 + i, beta=betas[i % 3] if alpha else None))
         time.sleep(0.005 * (i % 4))
@@ -284,7 +288,7 @@ def test_memory_does_not_grow(engine: Engine) -> None:
     """After a first round, the answers to other prompts of the same lengths leave as much memory in use."""
     held = []
     for turn in range(3):
-        asked = [Asked(engine, f"{QUESTION} {turn}{i}", (i / 8, 1 - i / 8), tokens=20) for i in range(8)]
+        asked = [Asked(engine, f"{QUESTION} {turn}{i}", (i / 8, 1 - i / 8), tokens=8) for i in range(8)]
         for each in asked:
             each.done()
         engine._kept.trim_to(n_sequences=0)
@@ -311,3 +315,51 @@ def test_an_answering_ends_once(session: Session) -> None:
     answering.fail("first")
     answering.fail("second")
     assert told == [Failed("first")]
+
+
+FAMILIES = [("llama", "two"), ("llama", "shared"), ("gemma3_text", "two"), ("gemma3_text", "shared"), ("jamba", "two")]
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILIES)
+def test_kinds_of_caches(session: Session, family: str, kind: str) -> None:
+    """Sliding windows and recurrent states: unequal prompts, base and guide reading others, and turns that follow."""
+    model = tiny_guided(family) if kind == "two" else tiny_shared(family)
+    tiny = replace(session, model=model)
+    draw = random.Random(0)
+
+    def prompt(length: int) -> list[int]:
+        return [draw.randrange(10, VOCABULARY) for _ in range(length)]
+
+    for engine in run(tiny):
+        asked = []
+        for i in range(8):
+            base = prompt(draw.randrange(1, 40))
+            guide = base if i % 2 else prompt(draw.randrange(1, 40))
+            alpha = None if i % 4 == 3 else (i / 8, 1 - i / 8)
+            request = Request(PromptTokens(base, guide), alpha, GREEDY)
+            asked.append(tell(engine, request, 6))
+        for request, events in asked:
+            done = last(events)
+            assert done.answer == expected(tiny, request, 6), (request.alpha, len(request.prompt.base))
+            follow = PromptTokens([*request.prompt.base, *done.answer, 7], [*request.prompt.guide, *done.answer, 7])
+            again = replace(request, prompt=follow)
+            assert last(tell(engine, again, 6)[1]).answer == expected(tiny, again, 6)
+
+
+def tell(engine: Engine, request: Request, tokens: int) -> tuple[Request, "queue.Queue[Event]"]:
+    events: queue.Queue[Event] = queue.Queue()
+    engine.submit([Ask(request, tokens, events.put)])
+    return request, events
+
+
+def last(events: "queue.Queue[Event]") -> Done:
+    while isinstance(event := events.get(timeout=60), Text):
+        pass
+    assert isinstance(event, Done), event
+    return event
+
+
+def expected(session: Session, request: Request, tokens: int) -> list[int]:
+    """The tokens of an answer alone, in two models' caches."""
+    (answer,) = generate_batch(session.model, session.tokenizer, [request], tokens)
+    return answer.tokens

@@ -172,3 +172,11 @@ def test_controls_have_names(page: Browser) -> None:
         " && !each.textContent.trim() && !each.title).map(each => each.outerHTML)"
     )
     assert nameless == []
+
+
+def test_the_list_of_fields(page: Browser, running: Running) -> None:
+    page.open(f"{running.url}/docs")
+    page.wait_for("document.querySelector('#operations[aria-busy=false]')")
+    shown = page.run("return document.body.textContent")
+    assert "POST /v1/chat/completions" in shown
+    assert "frequency_penalty" in shown

@@ -1,4 +1,4 @@
-"""Models that think: the base thinks alone in the batch, and the guide steers the answer; and models that call tools."""
+"""Models that think: the base thinks alone in the batch, and the guide steers the answer. Models that call tools."""
 
 import json
 from collections.abc import Iterator

@@ -6,5 +6,5 @@ from kill_runs import kill_runs
 
 
 def test_killed_processes(tmp_path: Path) -> None:
-    """The short version of the kill test: one run, ended twice at a random moment."""
-    assert len(kill_runs(tmp_path, runs=1, kills=2, steps=24)) >= 2
+    """The short version of the kill test: one run, ended at a random moment."""
+    assert len(kill_runs(tmp_path, runs=1, kills=1, steps=16)) >= 1
