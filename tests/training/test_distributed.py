@@ -228,6 +228,8 @@ def test_environments_of_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_official_gradients_and_steps(processes: Processes) -> None:
     """Both processes run the tests against the official numbers, whose batches they share."""
     tests = Path(__file__).with_name("test_train_step.py")
-    processes.launch(2, ["-m", "pytest", "-q", "-k", "official", "-p", "no:cacheprovider", str(tests)], EXPECTED_SIZE="2")
+    processes.launch(
+        2, ["-m", "pytest", "-q", "-k", "official", "-p", "no:cacheprovider", str(tests)], EXPECTED_SIZE="2"
+    )
     for code, out, _ in processes.wait():
         assert code == 0, out
