@@ -14,8 +14,8 @@ from tests.browser import Browser, open_browser  # noqa: E402
 
 PICTURE = ROOT / "docs" / "page.png"
 QUESTION = "How do I make a friend?"
-SETTINGS = {"#max-tokens": 60, "#seed": 2}
-SIZE = 1180, 760
+SETTINGS = {"#max-tokens": 44, "#seed": 2}
+SIZE = 1400, 900
 
 
 def main() -> None:
@@ -47,9 +47,9 @@ def draw(browser: Browser, url: str) -> None:
     browser.wait_for("document.querySelectorAll('.column[data-state=done]').length === 4", 300)
     browser.run("[...document.querySelectorAll('.why-toggle')].at(-1).click()")
     browser.wait_for("document.querySelector('.token')")
-    browser.run("[...document.querySelectorAll('.token[data-moved=up]')].at(2).focus({preventScroll: true})")
+    browser.run("[...document.querySelectorAll('.token[data-moved=up][data-turned]')].at(-1).focus({preventScroll: true})")
     browser.run("window.scrollTo(0, 0)")
-    browser.picture(PICTURE)
+    browser.picture(PICTURE, whole=False)
 
 
 if __name__ == "__main__":

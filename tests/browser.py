@@ -126,9 +126,9 @@ class Browser:
         params = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._do("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": params})
 
-    def picture(self, out: Path) -> None:
-        """A picture of the whole page."""
-        params = {"format": "png", "captureBeyondViewport": True}
+    def picture(self, out: Path, whole: bool = True) -> None:
+        """A picture of the whole page, or of the window."""
+        params = {"format": "png", "captureBeyondViewport": whole}
         found = self._do("/goog/cdp/execute", {"cmd": "Page.captureScreenshot", "params": params})
         out.write_bytes(base64.b64decode(found["data"]))
 

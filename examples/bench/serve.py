@@ -135,9 +135,7 @@ async def guided(url: str, model: str, rounds: int) -> None:
             cold.append((await ask(client, body(model, 1, messages=messages, max_tokens=4)))[0])
             messages = [*messages, {"role": "assistant", "content": "So."}, {"role": "user", "content": "And?"}]
             warm.append((await ask(client, body(model, 1, messages=messages, max_tokens=4)))[0])
-        print(
-            f"  first token of a long conversation after {middle(cold, 1000)} ms, of its next turn {middle(warm, 1000)} ms"
-        )
+        print(f"  first token of a long prompt after {middle(cold, 1000)} ms, of its next turn {middle(warm, 1000)} ms")
 
 
 async def per_token(url: str, model: str, streams: int) -> float:
