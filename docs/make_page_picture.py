@@ -47,7 +47,9 @@ def draw(browser: Browser, url: str) -> None:
     browser.wait_for("document.querySelectorAll('.column[data-state=done]').length === 4", 300)
     browser.run("[...document.querySelectorAll('.why-toggle')].at(-1).click()")
     browser.wait_for("document.querySelector('.token')")
-    browser.run("[...document.querySelectorAll('.token[data-moved=up][data-turned]')].at(-1).focus({preventScroll: true})")
+    browser.run(
+        "[...document.querySelectorAll('.token[data-moved=up][data-turned]')].at(-1).focus({preventScroll: true})"
+    )
     browser.run("window.scrollTo(0, 0)")
     browser.picture(PICTURE, whole=False)
 

@@ -17,7 +17,7 @@ def serve(
     alpha: Alpha = None,
     models: ServedModelOptions = ServedModelOptions(),
     sampling: SamplingSettings = SamplingSettings(temp=0.7),
-    max_tokens: MaxTokens = 512,
+    max_tokens: MaxTokens = 256,
     server: ServerOptions = ServerOptions(),
     name: Annotated[str | None, flag("Name of the model, for clients.", default_text="that of --model")] = None,
     open_page: Annotated[bool, flag("Open the page in a browser.", name="--open")] = False,
@@ -61,4 +61,4 @@ def serve(
 
                 webbrowser.open(address)
 
-        run(service, listener, ready)
+        run(service, listener, ready, console.note)

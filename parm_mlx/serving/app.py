@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from parm_mlx.serving.responses import ResponseRequest, Responses
 from parm_mlx.serving.service import Answers, Service, Wanted
 from parm_mlx.serving.steering import HEADER, presets
 
+FIELDS = sorted({*ChatRequest.model_fields, *ResponseRequest.model_fields, *MessagesRequest.model_fields})
 STATIC = Path(__file__).parent / "static"
 REFUSED: dict[int | str, dict[str, Any]] = {
     status: {"description": what, "content": {"application/json": {}}}
@@ -112,7 +114,9 @@ def _add_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int | str))[:200]
         if first["type"] == "extra_forbidden":
-            message, code = f"the field {field} is not supported", "unknown_field"
+            close = get_close_matches(field.rpartition(".")[2], FIELDS, 1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            message, code = f"the field {field} is not supported{meant}", "unknown_field"
         else:
             message, code = f"{field or 'the body'}: {first['msg']}", "invalid_field"
         return JSONResponse(content(message, 400, field or None, code), 400)

@@ -42,7 +42,7 @@ class ToolCall(Fields):
     function: CalledFunction
 
 
-class MessageFields(Fields):
+class ChatMessage(Fields):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -76,7 +76,7 @@ class MessageFields(Fields):
 class ChatRequest(OpenAIFields):
     """A request for ``/v1/chat/completions``."""
 
-    messages: Annotated[list[MessageFields], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None

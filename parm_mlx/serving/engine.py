@@ -137,8 +137,13 @@ class Engine:
     def give_up(self, reason: str) -> None:
         """Fails every answer, from another thread: that of the engine hangs."""
         self._dead = reason
+        self.abandon(reason)
+
+    def abandon(self, reason: str) -> None:
+        """Fails every answer that was asked for, from another thread."""
         for answering in [*self._waiting, *self._reading, *self._running.values()]:
             answering.fail(reason)
+            answering.cancel()
 
     def _run(self) -> None:
         started, problem = self._begin
@@ -287,7 +292,7 @@ class Engine:
         answering.reading = Reading(base, guide, request)
 
     def _read(self) -> None:
-        """Reads a piece of the prompt that came first; an answer whose prompt is read joins the batch."""
+        """Reads a piece of one prompt, of each in turn; an answer whose prompt is read joins the batch."""
         if not self._reading:
             return
         answering = self._reading[0]
@@ -295,9 +300,10 @@ class Engine:
         assert reading is not None
         prompt, guided = reading.request.prompt, reading.request.alpha is not None
         try:
-            if not self._advance(model.base, reading.base, prompt.base):
-                return
-            if guided and not self._advance(model.guide, reading.guide, prompt.guide):
+            if not self._advance(model.base, reading.base, prompt.base) or (
+                guided and not self._advance(model.guide, reading.guide, prompt.guide)
+            ):
+                self._reading.rotate(-1)  # a short prompt does not wait for a long one
                 return
             self._keep(reading.base, reading.guide if guided else None, reading.request.alpha)
             self._join(answering, reading)

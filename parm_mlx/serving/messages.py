@@ -22,7 +22,7 @@ class ThinkingPart(Fields):
     signature: str | None = None
 
 
-class MessageFields(Fields):
+class ConversationMessage(Fields):
     """A message of a conversation."""
 
     role: Literal["user", "assistant"]
@@ -47,7 +47,7 @@ class ThinkingFields(Fields):
 class MessagesRequest(SteeredFields):
     """A request for ``/v1/messages``."""
 
-    messages: Annotated[list[MessageFields], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ConversationMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Count
     system: str | Parts | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None

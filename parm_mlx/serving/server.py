@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
 
 import uvicorn
 
@@ -49,7 +49,24 @@ def listen(options: ServerOptions) -> socket.socket:
     return listener
 
 
-def run(service: Service, listener: socket.socket, ready: Callable[[str], None]) -> None:
+class Server(uvicorn.Server):
+    """Ends when the answers that were asked for are given or, at a second signal, with an error for each."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, note: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._engine, self._note = engine, note
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Takes SIGINT and SIGTERM."""
+        if self.should_exit:
+            self._engine.abandon("the server is shutting down")
+            return
+        super().handle_exit(sig, frame)
+        if left := self._engine.active + self._engine.queued:
+            self._note(f"ends after {left} answer{'s' * (left != 1)}; another Ctrl-C ends it now")
+
+
+def run(service: Service, listener: socket.socket, ready: Callable[[str], None], note: Callable[[str], None]) -> None:
     """Serves until SIGTERM or Ctrl-C, and ends when the answers that were asked for are given.
 
     Ends the process with status 1 where the engine has ended or hangs, when its requests have been told.
@@ -65,12 +82,12 @@ def run(service: Service, listener: socket.socket, ready: Callable[[str], None])
         timeout_graceful_shutdown=DRAIN,
         h11_max_incomplete_event_size=64 << 10,
     )
-    server: Any = uvicorn.Server(config)
+    server = Server(config, engine, note)
     ended = threading.Event()
     threading.Thread(target=_watch, args=(engine, server, ended), name="watch", daemon=True).start()
     host, port = listener.getsockname()[:2]
-    ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     listener.listen(BACKLOG)
+    ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     try:
         server.run(sockets=[listener])
     finally:
@@ -80,7 +97,7 @@ def run(service: Service, listener: socket.socket, ready: Callable[[str], None])
         _end(engine.problem)
 
 
-def _watch(engine: Engine, server: Any, ended: threading.Event) -> None:
+def _watch(engine: Engine, server: Server, ended: threading.Event) -> None:
     """Ends a server whose engine has ended or hangs."""
     while not ended.wait(WATCH):
         if problem := engine.problem:

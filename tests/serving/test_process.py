@@ -44,6 +44,17 @@ def stream(port: int, tokens: int) -> Iterator[http.client.HTTPResponse]:
             yield response
 
 
+def test_a_second_signal_ends_what_is_left_with_an_error() -> None:
+    with process() as (server, port), stream(port, 1000) as response:
+        server.send_signal(signal.SIGINT)
+        assert server.stderr is not None
+        assert "ends after 1 answer; another Ctrl-C ends it now" in server.stderr.readline()
+        server.send_signal(signal.SIGINT)
+        assert "the server is shutting down" in response.read().decode().split("\n\n")[-3]
+        assert server.wait(timeout=20) == 128 + signal.SIGINT
+        assert server.stderr.read() == "interrupted\n"
+
+
 def is_open(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -29,18 +29,22 @@ function requestFor(answer, messages, server) {
 /** Asks the server, and writes what comes into the answer and its view. */
 export async function generate(answer, messages, server, signal, view) {
   let first = null;
+  let latest = null;
   try {
     const busy = (seconds) => view.wait(`The server is busy; trying again in ${seconds} s …`);
     for await (const chunk of complete(requestFor(answer, messages, server), signal, busy)) {
       if (chunk.usage) {
         answer.tokens = chunk.usage.completion_tokens;
-        const seconds = (performance.now() - first) / 1000;
-        answer.speed = first !== null && seconds > 0.05 ? answer.tokens / seconds : null;
+        const seconds = (latest - first) / 1000;
+        answer.speed = seconds > 0.05 ? (answer.tokens - 1) / seconds : null;
       }
       for (const { delta, finish_reason: reason, explain } of chunk.choices) {
         const content = delta?.content ?? "";
         const thought = delta?.reasoning_content ?? "";
-        if (content || thought) first ??= performance.now();
+        if (content || thought) {
+          latest = performance.now();
+          first ??= latest;
+        }
         answer.text += content;
         answer.thought += thought;
         view.grow(content, thought);

@@ -175,7 +175,9 @@ export function createChat({ server, settings, steering, changed }) {
       return view.element;
     });
     const steerable = server.objectives.length > 0 && turn === last();
-    const view = make("section", { className: "turn" }, questionView(turn),
+    const context = answers.length > 1 && turn !== conversation.turns[0]
+      ? make("small", { className: "context" }, "Earlier answers are part of the question; a new conversation compares without them.") : null;
+    const view = make("section", { className: "turn" }, questionView(turn), context,
       make("div", { className: "answers" }, ...answers), steerable ? addButton() : null);
     view.classList.toggle("comparing", answers.length > 1);
     if (views.has(turn) && views.get(turn).isConnected) views.get(turn).replaceWith(view);

@@ -81,6 +81,7 @@ function start(server) {
     const question = $("question").value.trim();
     if (chat.busy) return;
     $("question").value = "";
+    $("settings").open = false;
     fitQuestion();
     action(question);
     focusQuestion();
