@@ -8,35 +8,33 @@ role names of templates without control tokens ("USER:", "### Response:") are te
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, overload
+from typing import Any, TypeVar, cast
 
 from parm_mlx.errors import InputError
-from parm_mlx.guidance.templates import Content
 from parm_mlx.mlxlm import TokenizerWrapper
 
+T = TypeVar("T")
 _NONCE = secrets.token_hex(8)  # nobody can write a mark without knowing it
 _MARK = re.compile(f"\ue000{_NONCE}([0-9a-f]+)\ue001")  # a control token that is text, in hexadecimal
 
 
-@overload
-def escape(tokenizer: TokenizerWrapper, content: str) -> str: ...
-
-
-@overload
-def escape(tokenizer: TokenizerWrapper, content: Content) -> Content: ...
-
-
-def escape(tokenizer: TokenizerWrapper, content: Content) -> Content:
-    """Marks the control tokens that are written out in a text or in messages, so that :func:`encode` reads text."""
+def escape(tokenizer: TokenizerWrapper, content: T) -> T:
+    """Marks the control tokens that are written out in a text, or anywhere in messages, as text for :func:`encode`."""
     tokens = _control_tokens(tokenizer)
     if tokens is None:
         return content
-    if isinstance(content, str):
-        return tokens.sub(lambda found: f"\ue000{_NONCE}{found.group().encode().hex()}\ue001", content)
-    return [{**message, "content": escape(tokenizer, message["content"])} for message in content]
+
+    def escaped(value: Any) -> Any:
+        if isinstance(value, str):
+            return tokens.sub(lambda found: f"\ue000{_NONCE}{found.group().encode().hex()}\ue001", value)
+        if isinstance(value, Mapping):
+            return {key: escaped(each) for key, each in value.items()}
+        return [*map(escaped, value)] if isinstance(value, list | tuple) else value
+
+    return cast(T, escaped(content))
 
 
 def unescape(text: str) -> str:

@@ -9,11 +9,12 @@ import mlx.core as mx
 from parm_mlx.errors import InputError
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.prefill import read
+from parm_mlx.guidance.prefill import CachedTokens, read
 from parm_mlx.guidance.sampling import Request
 from parm_mlx.kernels.combine import combine_logits, over_common_tokens
 from parm_mlx.mlxlm import TokenizerWrapper, make_prompt_cache
 
+READ = 512  # tokens of the prompt that are read at a time
 STEP = 32  # tokens whose logits live at the same time
 TOP = 5
 
@@ -54,17 +55,31 @@ def explain(model: GuidedModel, request: Request, tokens: Sequence[int]) -> list
     Raises:
         InputError: The request asks the base alone.
     """
+    return [reasons for piece in explaining(model, request, tokens) for reasons in piece]
+
+
+def explaining(
+    model: GuidedModel,
+    request: Request,
+    tokens: Sequence[int],
+    base: CachedTokens | None = None,
+    guide: CachedTokens | None = None,
+) -> Iterator[list[TokenReasons]]:
+    """As :func:`explain`, piece by piece, for whoever has other work between: an empty one for each that is read only.
+
+    ``base`` and ``guide`` hold what they have read of the prompts, but for the last token, where that is kept.
+    """
     if request.alpha is None:
         raise InputError("the base answers alone: no guide has moved its answer")
-    base, guide = make_prompt_cache(model.base), model.guide.make_cache(request.alpha)
-    read(model.base, request.prompt.base[:-1], base)
-    read(model.guide, request.prompt.guide[:-1], guide)
-    strength = model.strength(request.beta)
-    return [
-        reasons
-        for start in range(0, len(tokens), STEP)
-        for reasons in _explained(model, request, tokens, start, (base, guide), strength)
-    ]
+    base = base or CachedTokens(make_prompt_cache(model.base))
+    guide = guide or CachedTokens(model.guide.make_cache(request.alpha))
+    for run, prompt, cached in ((model.base, request.prompt.base, base), (model.guide, request.prompt.guide, guide)):
+        for start in range(len(cached.tokens), len(prompt) - 1, READ):
+            read(run, prompt[start : min(start + READ, len(prompt) - 1)], cached.cache)
+            yield []
+    caches, strength = (base.cache, guide.cache), model.strength(request.beta)
+    for start in range(0, len(tokens), STEP):
+        yield list(_explained(model, request, tokens, start, caches, strength))
 
 
 def _explained(
@@ -105,9 +120,14 @@ def _column(logits: mx.array, said: mx.array) -> list[tuple[float, Likeliest]]:
     ]
 
 
-def described(tokenizer: TokenizerWrapper, reasons: Sequence[TokenReasons]) -> list[dict[str, Any]]:
-    """What :func:`explain` has found as JSON can hold it, with the text that each token adds to those before it."""
-    texts = texts_of(tokenizer, [each.token for each in reasons])
+def described(
+    tokenizer: TokenizerWrapper, reasons: Sequence[TokenReasons], before: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """What :func:`explain` has found as JSON can hold it, with the text that each token adds to those before it.
+
+    ``before`` are tokens that the answer continues, where it is no answer of its own.
+    """
+    texts = texts_of(tokenizer, [*before, *(each.token for each in reasons)])[len(before) :]
 
     def top(likeliest: Likeliest) -> list[dict[str, Any]]:
         return [

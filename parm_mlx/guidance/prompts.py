@@ -232,7 +232,7 @@ def render_prompt(
         jinja2.TemplateError: The template does not accept these messages.
     """
     if not allow_special:
-        prompt = escape(tokenizer, prompt)
+        prompt, tools = escape(tokenizer, prompt), escape(tokenizer, tools)
     if chat_template is not None:
         return render(chat_template, prompt, tokenizer.eos_token or "")
     if isinstance(prompt, str):

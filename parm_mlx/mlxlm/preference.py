@@ -1,7 +1,6 @@
 """The preference of every sequence, and how strongly it is guided, as an entry of its prompt cache."""
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from threading import Thread, current_thread
 from typing import Any
 
@@ -121,4 +120,6 @@ class PreferenceCache(_BaseCache):
         return int(self.alpha.nbytes + self.strength.nbytes)
 
     def __deepcopy__(self, memo: Any) -> "PreferenceCache":
-        return copy(self)
+        other = PreferenceCache(self.alpha, self.strength)  # without what is bound, which has no place in a kept cache
+        other.first_token = self.first_token
+        return other

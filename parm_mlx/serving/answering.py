@@ -1,19 +1,21 @@
 """An answer on its way: what it was asked for, what it has read and said, and what of that can be told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 import mlx.core as mx
 
+from parm_mlx.guidance.explain import TokenReasons
 from parm_mlx.guidance.generate import thought_is_over
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens
 from parm_mlx.guidance.sampling import Request
 from parm_mlx.mlxlm import TextStateMachine, TokenizerWrapper, penalty_processors
-from parm_mlx.serving.events import Ask, Done, Event, Failed, State, Text, TokenLogprob
+from parm_mlx.serving.events import Ask, Done, Event, Failed, Kind, State, Text, TokenLogprob
 
+TAIL = 8  # last tokens of a text that is continued: enough to end in a whole character
 STOPPED = "stopped by "  # begins the name of the state after a stop string
 Processor = Callable[[mx.array, mx.array], mx.array]
 
@@ -38,11 +40,15 @@ class Answering:
         self.cached = self.guide_cached = 0
         self.cancelled = self.ended = False
         self.failure: Exception | None = None  # of a processor
+        self.explaining: Iterator[list[TokenReasons]] | None = None
+        self.reasons: list[TokenReasons] = []
+        self.reason = ""  # why it ended, once it has
         self.reading: Reading | None = None
         self._thought = 0  # tokens of the thought
         self._tokenizer, self._detokenizer = tokenizer, tokenizer.detokenizer
         if ask.continues:  # the space before a first word belongs to the answer
-            self._detokenizer.add_token(ask.request.prompt.base[-1])
+            for token in ask.request.prompt.base[-TAIL:]:
+                self._detokenizer.add_token(token)
             _ = self._detokenizer.last_segment
         self._text = _text_machine(tokenizer, ask)
         self._logprobs: list[TokenLogprob] = []
@@ -99,7 +105,7 @@ class Answering:
             self._detokenizer, self._text = self._tokenizer.detokenizer, _text_machine(self._tokenizer, self.ask)
         return True
 
-    def finish(self, reason: str, explain: Callable[["Answering"], Any]) -> None:
+    def finish(self) -> None:
         """Tells the rest of the text, and the end."""
         self._detokenizer.finalize()
         if not self._tell(self._detokenizer.last_segment):
@@ -107,22 +113,22 @@ class Answering:
             self._emit_text(rest, state)
         self.end(
             Done(
-                "length" if reason == "length" and self._stop is None else "stop",
+                "length" if self.reason == "length" and self._stop is None else "stop",
                 len(self.ask.request.prompt.base),
                 len(self.tokens),
                 self._thought,
                 self.cached,
                 self.guide_cached,
                 monotonic() - (self._begun or monotonic()),
-                explain(self) if self.ask.explain else None,
+                self.reasons if self.ask.explain else None,
                 self.tokens[self._thought :],
                 self._stop,
             )
         )
 
-    def fail(self, message: str, timeout: bool = False) -> None:
+    def fail(self, message: str, kind: Kind = "server") -> None:
         """Tells that the answer cannot go on."""
-        self.end(Failed(message, "timeout" if timeout else "server"))
+        self.end(Failed(message, kind))
 
     def end(self, event: Event) -> None:
         """Tells the last event, once."""
@@ -182,7 +188,6 @@ class _Grammar:
     read: int = field(default=0)
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        import llguidance.numpy
         import numpy as np
 
         new: list[int] = tokens[self.read :].tolist()  # type: ignore[assignment]
@@ -190,7 +195,8 @@ class _Grammar:
         if not all(map(self.matcher.consume_token, new)):
             raise ValueError(f"the grammar does not go on: {self.matcher.get_error()}")
         vocabulary = logits.shape[-1]
-        mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
-        llguidance.numpy.fill_next_token_bitmask(self.matcher, mask)
-        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[:vocabulary].astype(bool)
+        mask = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
+        if self.matcher.is_error():
+            raise ValueError(f"the schema is too much for its grammar: {self.matcher.get_error()}")
+        allowed = np.unpackbits(mask, bitorder="little")[:vocabulary].astype(bool)
         return mx.where(mx.array(allowed), logits, -mx.inf)

@@ -70,7 +70,7 @@ def make_app(service: Service, on_stop: Callable[[], None] = lambda: None) -> An
             CORSMiddleware,
             allow_origins=[service.options.allow_origin],
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key", HEADER],
+            allow_headers=["*"],
         )
     app.add_middleware(_StrictJson)
     return Guard(app, service.options)
@@ -111,7 +111,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda each: len(each["loc"]))  # of a union, the way that goes deepest
         field = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int | str))[:200]
         if first["type"] == "extra_forbidden":
             close = get_close_matches(field.rpartition(".")[2], FIELDS, 1)

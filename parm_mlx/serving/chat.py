@@ -10,6 +10,7 @@ from pydantic import Field
 
 from parm_mlx.guidance.explain import described, finite
 from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.serving.answering import TAIL
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.events import Done, Failed, Text
 from parm_mlx.serving.fields import (
@@ -228,7 +229,8 @@ class Completions:
 
     def _explained(self, done: Done) -> dict[str, Any]:
         steering = self._answers.wanted.steering
-        tokens = described(self._tokenizer, done.reasons or ())
+        before = () if self._chat else self._answers.prompt.base[-TAIL:]
+        tokens = described(self._tokenizer, done.reasons or (), before)
         beta = steering.beta if steering.beta is not None else self._menu.beta
         return {"alpha": self._menu.weights(steering.alpha), "beta": beta, "tokens": tokens}
 

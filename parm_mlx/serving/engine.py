@@ -14,8 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from parm_mlx.errors import InputError, ModelError, first_line
-from parm_mlx.guidance.explain import TokenReasons, explain
+from parm_mlx.errors import ModelError, first_line
+from parm_mlx.guidance.explain import explaining
 from parm_mlx.guidance.generate import not_finite, sampling_of
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.prefill import CachedTokens, evaluate, read, replace_last_token
@@ -23,7 +23,7 @@ from parm_mlx.guidance.sampling import NOT_FINITE
 from parm_mlx.guidance.session import Session
 from parm_mlx.mlxlm import BatchGenerator, LRUPromptCache, can_batch, make_prompt_cache, rewind
 from parm_mlx.serving.answering import Answering, Reading
-from parm_mlx.serving.events import Ask
+from parm_mlx.serving.events import Ask, Kind
 from parm_mlx.serving.settings import MIB, ServerOptions
 
 STEP = 512  # tokens of a prompt that are read between two steps of the batch
@@ -57,6 +57,7 @@ class Engine:
         self._waiting: deque[Answering] = deque()
         self._reading: deque[Answering] = deque()
         self._running: dict[int, Answering] = {}
+        self._explaining: deque[Answering] = deque()
         self._closing, self._draining = False, True
         self._dead: str | None = None
         self._failures = 0
@@ -107,7 +108,7 @@ class Engine:
     @property
     def active(self) -> int:
         """Answers that are read or generated."""
-        return len(self._reading) + len(self._running)
+        return len(self._reading) + len(self._running) + len(self._explaining)
 
     @property
     def queued(self) -> int:
@@ -131,8 +132,8 @@ class Engine:
 
     @property
     def steps_lately(self) -> bool:
-        """True if answers are generated, and a step of theirs has ended within a few seconds."""
-        return bool(self._running) and monotonic() - self._progressed < LATELY
+        """True if there are answers on their way, and a step of theirs has ended within a few seconds."""
+        return bool(self.active) and monotonic() - self._progressed < LATELY
 
     def give_up(self, reason: str) -> None:
         """Fails every answer, from another thread: that of the engine hangs."""
@@ -141,11 +142,17 @@ class Engine:
 
     def abandon(self, reason: str) -> None:
         """Fails every answer that was asked for, from another thread."""
-        for answering in [*self._waiting, *self._reading, *self._running.values()]:
+        for answering in [*self._waiting, *self._reading, *self._running.values(), *self._explaining]:
             answering.fail(reason)
             answering.cancel()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            mx.clear_streams()  # a thread that MLX still tidies up must not outlive the program
+
+    def _work(self) -> None:
         started, problem = self._begin
         try:
             self._prepare()
@@ -200,23 +207,24 @@ class Engine:
         )
 
     def _fail_all(self, message: str) -> None:
-        failed = [*self._reading, *self._running.values(), *(self._waiting if self._dead else ())]
+        failed = [*self._reading, *self._running.values(), *self._explaining, *(self._waiting if self._dead else ())]
         self._reading.clear()
+        self._explaining.clear()
         self._running.clear()
         if self._dead:
             self._waiting.clear()
         for answering in failed:
             self._fail(answering, message)
 
-    def _fail(self, answering: Answering, message: str, timeout: bool = False) -> None:
+    def _fail(self, answering: Answering, message: str, kind: Kind = "server") -> None:
         self.counts["failed"] += 1
-        answering.fail(message, timeout)
+        answering.fail(message, kind)
 
     def _serve(self) -> None:
         while True:
             with self._changed:
                 idle = monotonic()
-                while not (self._waiting or self._reading or self._running):
+                while not (self._waiting or self.active):
                     if self._closing:
                         return
                     if idle and monotonic() - idle > IDLE:
@@ -230,6 +238,7 @@ class Engine:
             self._admit()
             self._read()
             self._step()
+            self._explain()
             self._progressed = monotonic()
         self._dead = "the server is shutting down"
         self._fail_all(self._dead)
@@ -245,12 +254,13 @@ class Engine:
                 self.counts["cancelled"] += 1
                 answering.fail("cancelled")
             else:
-                self._fail(answering, f"the answer took longer than {self._options.timeout:g} seconds", timeout=True)
+                self._fail(answering, f"the answer took longer than {self._options.timeout:g} seconds", "timeout")
             return True
 
         with self._changed:
             self._waiting = deque(each for each in self._waiting if not leaves(each))
         self._reading = deque(each for each in self._reading if not leaves(each))
+        self._explaining = deque(each for each in self._explaining if not leaves(each))
         uids = [uid for uid, answering in self._running.items() if leaves(answering)]
         if uids:
             self._generator.remove(uids)
@@ -262,14 +272,7 @@ class Engine:
             with self._changed:
                 answering = self._waiting.popleft()
                 self._reading.append(answering)
-            prompt = answering.ask.request.prompt
-            self._begin_reading(answering, *self._kept_before(answering))
-            assert answering.reading is not None
-            answering.cached = len(answering.reading.base.tokens)
-            guide = answering.reading.guide
-            answering.guide_cached = len(guide.tokens) if guide and answering.request.alpha else 0
-            self.counts["prompt_tokens"] += len(prompt.base)
-            self.counts["cached_tokens"] += answering.cached
+            self.counts["prompt_tokens"] += len(answering.ask.request.prompt.base)
 
     def _kept_before(self, answering: Answering) -> tuple[CachedTokens | None, CachedTokens | None]:
         request = answering.request
@@ -282,8 +285,15 @@ class Engine:
             return None
         return CachedTokens(cache, tokens[: len(tokens) - max(len(rest), 1)])
 
-    def _begin_reading(self, answering: Answering, base: CachedTokens | None, guide: CachedTokens | None) -> None:
+    def _begin_reading(self, answering: Answering) -> None:
+        (base, guide), first = self._kept_before(answering), not answering.tokens
         model, request = self.session.model, answering.request
+        if first:
+            answering.cached, answering.guide_cached = (
+                len(base.tokens) if base else 0,
+                len(guide.tokens) if guide else 0,
+            )
+            self.counts["cached_tokens"] += answering.cached
         base = base or CachedTokens(make_prompt_cache(model.base))
         if self._guided:
             strength = model.strength(request.beta) if request.alpha is not None else 0.0
@@ -295,23 +305,29 @@ class Engine:
         """Reads a piece of one prompt, of each in turn; an answer whose prompt is read joins the batch."""
         if not self._reading:
             return
-        answering = self._reading[0]
-        reading, model = answering.reading, self.session.model
-        assert reading is not None
-        prompt, guided = reading.request.prompt, reading.request.alpha is not None
+        answering, model = self._next_to_read(), self.session.model
         try:
+            if answering.reading is None:
+                self._begin_reading(answering)
+            reading = answering.reading
+            assert reading is not None
+            prompt, guided = reading.request.prompt, reading.request.alpha is not None
             if not self._advance(model.base, reading.base, prompt.base) or (
                 guided and not self._advance(model.guide, reading.guide, prompt.guide)
             ):
-                self._reading.rotate(-1)  # a short prompt does not wait for a long one
+                self._reading.remove(answering)
+                self._reading.append(answering)  # a short prompt does not wait for a long one
                 return
             self._keep(reading.base, reading.guide if guided else None, reading.request.alpha)
             self._join(answering, reading)
         except Exception as error:
-            self._reading.popleft()
             self._fail(answering, f"the prompt could not be read: {type(error).__name__}: {first_line(error)}")
-            return
-        self._reading.popleft()
+        self._reading.remove(answering)
+
+    def _next_to_read(self) -> Answering:
+        """The first that waits for no other of the same prompt, of which it can have what is kept."""
+        begun = [each.request.prompt.base for each in self._reading if each.reading is not None]
+        return next(each for each in self._reading if each.reading or each.request.prompt.base not in begun)
 
     def _advance(self, model: Any, cached: CachedTokens | None, wanted: list[int]) -> bool:
         """Reads up to ``STEP`` more tokens of a prompt but its last; returns True when it is read."""
@@ -355,7 +371,7 @@ class Engine:
                 self._fail(answering, str(error))
             elif answering.failure is not None:
                 self._leave(response)
-                self._fail(answering, first_line(answering.failure))
+                self._fail(answering, first_line(answering.failure), "request")
             else:
                 self.counts["tokens"] += 1
                 if reason != "stop" and answering.take(token, response.logprobs):
@@ -364,7 +380,7 @@ class Engine:
                     self._continue_after_thought(answering, response)
                 elif reason is not None:
                     self._keep_answer(answering, response)
-                    answering.finish(reason, self._explain)
+                    self._finish(answering, reason)
         self._failures = 0
 
     def _leave(self, response: Any) -> tuple[Cache | None, list[int]]:
@@ -378,10 +394,34 @@ class Engine:
     def _continue_after_thought(self, answering: Answering, response: Any) -> None:
         self._leave(response)
         if answering.room <= 0:
-            answering.finish("length", self._explain)
+            self._finish(answering, "length")
+        else:
+            self._reading.appendleft(answering)
+
+    def _finish(self, answering: Answering, reason: str) -> None:
+        answering.reason, request = reason, answering.request
+        if not answering.ask.explain or request.alpha is None:
+            answering.finish()
             return
-        self._begin_reading(answering, *self._kept_before(answering))
-        self._reading.appendleft(answering)
+        said, kept = answering.tokens[len(request.thought) :], self._kept_before(answering)
+        answering.explaining = explaining(self.session.model, request, said, *kept)
+        self._explaining.append(answering)
+
+    def _explain(self) -> None:
+        """Reads a piece of an answer once more, to tell why it says what it says; the last one ends it."""
+        if not self._explaining:
+            return
+        answering = self._explaining[0]
+        assert answering.explaining is not None
+        try:
+            answering.reasons += next(answering.explaining)
+            self._explaining.rotate(-1)
+            return
+        except StopIteration:
+            answering.finish()
+        except Exception as error:
+            self._fail(answering, f"the answer could not be explained: {type(error).__name__}: {first_line(error)}")
+        self._explaining.popleft()
 
     def _keep_answer(self, answering: Answering, response: Any) -> None:
         """Keeps a finished answer and its prompt for the turn that follows."""
@@ -400,13 +440,3 @@ class Engine:
         for key, cached in ((("base",), base), (("guide", alpha), guide)):
             if cached is not None and cached.tokens:
                 self._kept.insert_cache(key, cached.tokens, deepcopy(cached.cache))
-
-    def _explain(self, answering: Answering) -> list[TokenReasons] | None:
-        request = answering.request
-        if request.alpha is None:
-            return None
-        said = answering.tokens[len(request.thought) :]
-        try:
-            return explain(self.session.model, request, said)
-        except InputError:
-            return None

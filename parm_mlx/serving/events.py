@@ -8,6 +8,7 @@ from parm_mlx.guidance.explain import TokenReasons
 from parm_mlx.guidance.sampling import Request
 
 State = Literal["normal", "reasoning", "tool"]
+Kind = Literal["server", "timeout", "request"]  # whose fault it is that an answer cannot go on
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Failed:
     """An answer that cannot go on."""
 
     message: str
-    kind: Literal["server", "timeout"] = "server"
+    kind: Kind = "server"
 
 
 Event = Text | Done | Failed

@@ -1,24 +1,30 @@
 """The fields that requests of several protocols have, checked; others are refused by name."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.service import Wanted
-from parm_mlx.serving.settings import MAX_ANSWERS, MAX_DEPTH, MAX_MESSAGES, MAX_STOP, MAX_STOPS
+from parm_mlx.serving.settings import MAX_ANSWERS, MAX_BIASES, MAX_DEPTH, MAX_FIELDS, MAX_MESSAGES, MAX_STOP, MAX_STOPS
 from parm_mlx.serving.steering import Steering
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Fields(BaseModel):
-    """A JSON object with these fields and no others."""
+    """A JSON object with these fields and no others; one that is null is as if it were not there."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
 
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP)]
@@ -73,7 +79,9 @@ class OpenAIFields(SteeredFields):
     stop: Stops | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] | None = (
+        None
+    )
     explain: Annotated[bool, Field(description="Tell what base and guide gave each token.")] = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -125,6 +133,7 @@ class TextPart(Fields):
     type: Literal["text", "input_text", "output_text"]
     text: str
     annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
     cache_control: dict[str, Any] | None = None
 
 
@@ -178,6 +187,13 @@ class FormatFields(Fields):
         return ANY_OBJECT if self.json_schema is None else self.json_schema.schema_
 
 
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number[:40]} is too large")
+    return value
+
+
 def check_json(body: bytes) -> None:
     """Raises :class:`RequestError` for a body that is not JSON: NaN, halves of characters and depth included."""
 
@@ -185,7 +201,7 @@ def check_json(body: bytes) -> None:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        value = json.loads(body, parse_constant=refused)
+        value = json.loads(body, parse_constant=refused, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
         raise RequestError(f"the body is not JSON: {reason}", code="invalid_json") from None
@@ -194,6 +210,8 @@ def check_json(body: bytes) -> None:
         depth += 1
         if depth > MAX_DEPTH:
             raise RequestError(f"the body is nested deeper than {MAX_DEPTH}", code="invalid_json")
+        if any(isinstance(each, dict) and len(each) > MAX_FIELDS for each in level):
+            raise RequestError(f"an object has more than {MAX_FIELDS} fields", code="invalid_json")
         if any(isinstance(each, str) and _SURROGATE.search(each) for each in level):
             raise RequestError("a text has half of a surrogate pair, which is no character", code="invalid_json")
         level = [

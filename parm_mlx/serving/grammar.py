@@ -42,7 +42,8 @@ class Grammars:
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=STYLE)
             first = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
-            problem = first.get_error() if first.is_error() else ""
+            first.compute_bitmask()
+            problem = first.get_error() if first.is_error() else "it asks for nothing" if first.is_accepting() else ""
         except Exception as error:
             problem = first_line(error)
         if problem:

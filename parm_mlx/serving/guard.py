@@ -27,7 +27,7 @@ class Guard:
 
     def __init__(self, app: Any, options: ServerOptions) -> None:
         self._app, self._options = app, options
-        self._hosts = {*LOCAL, options.host, *filter(None, [options.allow_host])}
+        self._hosts = {each.lower() for each in (*LOCAL, options.host, options.allow_host) if each}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answers a request."""
@@ -71,10 +71,10 @@ class Guard:
         path = scope["path"]
         if self._options.api_key and path not in OPEN and not path.startswith("/static/"):
             kind, _, bearer = headers.get("authorization", "").partition(" ")
-            given = headers.get("x-api-key", bearer.strip() if kind.lower() == "bearer" else "")
+            given = headers.get("x-api-key") or (bearer.strip() if kind.lower() == "bearer" else "")
             if not hmac.compare_digest(given.encode("latin-1"), self._options.api_key.encode()):
                 raise RequestError("the API key is missing or wrong", 401, code="invalid_api_key")
-        if scope["method"] == "POST" and not headers.get("content-type", "").startswith("application/json"):
+        if scope["method"] == "POST" and not headers.get("content-type", "").lower().startswith("application/json"):
             raise RequestError("the Content-Type must be application/json", 415, code="not_json")
 
     @staticmethod

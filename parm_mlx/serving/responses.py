@@ -28,6 +28,17 @@ class InputMessage(Fields):
     phase: str | None = None
 
 
+class ReasoningItem(Fields):
+    """An earlier thought, as a response had it, which templates leave out."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[Any] | None = None
+    content: list[Any] | None = None
+    status: str | None = None
+    encrypted_content: str | None = None
+
+
 class TextFormat(Fields):
     """The form of an answer."""
 
@@ -47,7 +58,7 @@ class TextFields(Fields):
 class ResponseRequest(SteeredFields):
     """A request for ``/v1/responses``."""
 
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    input: str | Annotated[list[InputMessage | ReasoningItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextFields | None = None
@@ -65,6 +76,8 @@ class ResponseRequest(SteeredFields):
             messages.append({"role": "user", "content": self.input})
         else:
             for each in self.input:
+                if isinstance(each, ReasoningItem):
+                    continue
                 role = "system" if each.role == "developer" else each.role
                 messages.append({"role": role, "content": joined(each.content)})
         return Wanted(
@@ -149,7 +162,8 @@ class Responses:
 
     def _ends(self, item: str, index: int, found: Collected) -> list[tuple[str, dict[str, Any]]]:
         place = {"item_id": self._item_id(item), "output_index": index, "content_index": 0}
-        done = ("response.output_item.done", {"output_index": index, "item": self._item(item, found, "completed")})
+        status = "incomplete" if item == "message" and found.done and found.done.reason == "length" else "completed"
+        done = ("response.output_item.done", {"output_index": index, "item": self._item(item, found, status)})
         if item == "reasoning":
             return [("response.reasoning_text.done", {**place, "text": found.reasoning}), done]
         text = ("response.output_text.done", {**place, "text": found.text, "logprobs": []})

@@ -17,7 +17,7 @@ from parm_mlx.serving.settings import LOCAL, ServerOptions
 
 WATCH = 1.0  # seconds between two looks at the engine
 TOLD = 3.0  # seconds in which clients are told that the engine has ended
-DRAIN = 60  # seconds that answers may still take when the server is asked to end
+DRAIN = 10  # seconds beyond the time of an answer that its connection may take when the server ends
 KEEP_ALIVE = 30
 BACKLOG = 512
 
@@ -40,6 +40,7 @@ def listen(options: ServerOptions) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((options.host, options.port))
+        listener.listen(BACKLOG)
     except (OSError, UnicodeError) as error:
         listener.close()
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
@@ -71,7 +72,7 @@ def run(service: Service, listener: socket.socket, ready: Callable[[str], None],
 
     Ends the process with status 1 where the engine has ended or hangs, when its requests have been told.
     """
-    engine = service.engine
+    engine, options = service.engine, service.options
     config = uvicorn.Config(
         make_app(service, engine.close),
         log_level="error",
@@ -79,14 +80,13 @@ def run(service: Service, listener: socket.socket, ready: Callable[[str], None],
         lifespan="on",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=DRAIN,
+        timeout_graceful_shutdown=round(options.timeout) + DRAIN,
         h11_max_incomplete_event_size=64 << 10,
     )
     server = Server(config, engine, note)
     ended = threading.Event()
     threading.Thread(target=_watch, args=(engine, server, ended), name="watch", daemon=True).start()
     host, port = listener.getsockname()[:2]
-    listener.listen(BACKLOG)
     ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     try:
         server.run(sockets=[listener])

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from parm_mlx.errors import InputError, ModelError
@@ -14,11 +15,13 @@ from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.serving.answering import Answering
 from parm_mlx.serving.engine import BusyError, ClosedError, Engine
 from parm_mlx.serving.errors import RequestError
-from parm_mlx.serving.events import Ask, Done, Event, Failed, Text
+from parm_mlx.serving.events import Ask, Done, Event, Failed, Kind, Text
 from parm_mlx.serving.grammar import Grammars
 from parm_mlx.serving.settings import ServerOptions
 from parm_mlx.serving.steering import Menu, Steering
 
+STATUS: dict[Kind, int] = {"server": 500, "timeout": 504, "request": 400}
+FRESH = 2.0  # seconds for which an answer about health holds
 HEALTHY = 10  # seconds in which a token comes from an engine that is well
 RETRY = 2  # seconds that a client is asked to wait where the queue is full
 
@@ -60,7 +63,7 @@ class Collected:
             RequestError: The answer has failed.
         """
         if isinstance(event, Failed):
-            raise RequestError(event.message, 504 if event.kind == "timeout" else 500)
+            raise RequestError(event.message, STATUS[event.kind])
         if isinstance(event, Done):
             self.done = event
             return
@@ -135,7 +138,9 @@ class Service:
         session = engine.session
         self.vocabulary = min(filter(None, (*session.model.rows, len(session.tokenizer.get_vocab()))))
         self._grammars = Grammars(session.tokenizer, self.vocabulary)
-        self._rendering = asyncio.Lock()
+        self._rendering, self._probing = asyncio.Lock(), asyncio.Lock()
+        self._health: str | None = None
+        self._probed = -FRESH
 
     @property
     def tokenizer(self) -> TokenizerWrapper:
@@ -161,9 +166,15 @@ class Service:
 
         It asks for a token, unless others have just come.
         """
+        async with self._probing:  # one at a time: whoever asks may be anybody
+            if self.engine.problem or self.engine.steps_lately:
+                return self.engine.problem
+            if monotonic() - self._probed > FRESH:
+                self._health, self._probed = await self._probe(), monotonic()
+            return self._health
+
+    async def _probe(self) -> str | None:
         engine = self.engine
-        if engine.problem or engine.steps_lately:
-            return engine.problem
         wanted = Wanted("ok", Steering(None, None), {"temp": 0.0}, 1)
         try:
             answers = await self.begin(wanted)
@@ -185,6 +196,8 @@ class Service:
         Raises:
             RequestError: The request cannot be answered, or not now.
         """
+        if wanted.n > (most := self.options.max_queue + self.options.batch_size):
+            raise RequestError(f"n is {wanted.n}, and {most} answers can be asked for at the same time", param="n")
         async with self._rendering:
             prompt = await asyncio.to_thread(self._prompt, wanted)
             matcher = None

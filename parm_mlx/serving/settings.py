@@ -16,6 +16,8 @@ MAX_STOPS = 16
 MAX_STOP = 200  # characters of a stop string
 MAX_SCHEMA = 64 << 10  # bytes
 MAX_DEPTH = 64  # of JSON
+MAX_FIELDS = 4096  # of one object
+MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 
 

@@ -56,13 +56,13 @@ class Menu:
         Raises:
             RequestError: The model is another one, α or β is wrong, or the ways of giving α contradict each other.
         """
-        name, at, preset = model.partition(AT)
-        if name != self.name:
+        preset = model.removeprefix(self.name + AT) if model.startswith(self.name + AT) else None
+        if model != self.name and preset is None:
             raise RequestError(
                 f"the model is {self.name}, got {model[:100]!r}", 404, param="model", code="model_not_found"
             )
         ways = {
-            "the model's name": (preset, "model") if at else None,
+            "the model's name": (preset, "model") if preset is not None else None,
             f"the header {HEADER}": (headers[HEADER], HEADER) if HEADER in headers else None,
             "alpha": (alpha, "alpha") if alpha is not None else None,
         }

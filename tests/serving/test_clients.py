@@ -134,6 +134,28 @@ def test_responses(client: openai.OpenAI) -> None:
         assert stream.get_final_response().output_text == whole.output_text
 
 
+def test_a_response_goes_back_as_it_came(client: openai.OpenAI) -> None:
+    asked = {"model": MODEL, "temperature": 0, "max_output_tokens": 24}
+    first = client.responses.create(**asked, input=QUESTION)  # type: ignore[call-overload]
+    turns = [{"role": "user", "content": QUESTION}, *first.output, {"role": "user", "content": "And then?"}]
+    second = client.responses.create(**asked, input=turns)  # type: ignore[call-overload]
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    again = client.responses.create(**asked, input=[turns[0], thought, *turns[1:]])  # type: ignore[call-overload]
+    assert second.output_text == again.output_text
+    answer = client.chat.completions.create(**ASKED).choices[0].message  # type: ignore[call-overload]
+    messages = [*ASKED["messages"], answer.model_dump(), {"role": "user", "content": "And then?"}]  # type: ignore[misc]
+    assert chat(client, messages=messages) == second.output_text
+
+
+@pytest.mark.parametrize("prompt", ["I like 🎉", "Un café", "日本"])
+def test_a_text_that_ends_in_a_character_of_several_tokens_goes_on(client: openai.OpenAI, prompt: str) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt=prompt, max_tokens=8, temperature=0, extra_body={"explain": True}
+    ).choices[0]
+    assert not answer.text.startswith("\ufffd")
+    assert "".join(each["token"] for each in answer.explain["tokens"]) == answer.text  # type: ignore[attr-defined]
+
+
 def test_messages(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     asked = {"model": "bundled@warmth=1", "messages": ASKED["messages"], "max_tokens": 24}
     asked["extra_body"] = {"temperature": 0}

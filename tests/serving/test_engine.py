@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 from tiny import VOCABULARY, tiny_guided, tiny_shared
 
+from parm_mlx.guidance import explain as explain_module
 from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.sampling import Request, Sampling
@@ -197,7 +198,7 @@ def test_a_failing_answer_leaves_the_others_alone(engine: Engine, session: Sessi
     fine = Asked(engine, QUESTION, tokens=30)
     bad = Asked(engine, QUESTION, tokens=30, matcher=broken)
     unread = Asked(engine, QUESTION, tokens=30, matcher=lambda: 1 / 0)
-    assert bad.end() == Failed("the grammar is broken")
+    assert bad.end() == Failed("the grammar is broken", "request")
     assert "division by zero" in unread.end().message  # type: ignore[union-attr]
     fine.done()
     assert fine.text == alone(session, fine)
@@ -315,6 +316,54 @@ def test_an_answering_ends_once(session: Session) -> None:
     answering.fail("first")
     answering.fail("second")
     assert told == [Failed("first")]
+
+
+def test_one_prompt_is_read_once_for_several_answers(engine: Engine, session: Session) -> None:
+    prompt = session.prompter([{"role": "user", "content": f"{QUESTION} {'And soup? ' * 100}"}])
+    events: queue.Queue[Event] = queue.Queue()
+    engine.submit([Ask(Request(prompt, (1.0, 0.0), GREEDY, i), 4, events.put) for i in range(3)])
+    ends: list[Event] = []
+    while len(ends) < 3:
+        if not isinstance(event := events.get(timeout=60), Text):
+            ends.append(event)
+    cached = sorted(each.cached for each in ends if isinstance(each, Done))
+    assert cached[1:] == [len(prompt.base) - 1] * 2
+
+
+def test_explaining_a_long_answer_lets_others_go_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain_module, "STEP", 2)
+    order: list[str] = []
+    step, reasons = Engine._step, Engine._explain
+
+    def stepping(self: Engine) -> None:
+        order.extend(["s"] if self._running else [])
+        step(self)
+
+    def explaining(self: Engine) -> None:
+        order.extend(["e"] if self._explaining else [])
+        reasons(self)
+
+    monkeypatch.setattr(Engine, "_step", stepping)
+    monkeypatch.setattr(Engine, "_explain", explaining)
+    running = Asked(engine, QUESTION, tokens=300, sampling=Sampling(temp=50.0))
+    running.next()
+    done = Asked(engine, f"{QUESTION} Please.", tokens=20, explain=True).done()
+    assert done.reasons is not None
+    assert [each.token for each in done.reasons] == done.answer
+    meanwhile = "".join(order)
+    assert meanwhile.count("e") > len(done.answer) // 2
+    assert "ee" not in meanwhile[meanwhile.index("e") : meanwhile.rindex("e")]
+    running.answering.cancel()
+
+
+def test_what_is_kept_is_what_is_counted(engine: Engine) -> None:
+    """The kept entries of the guide hold no matrices that were bound for a batch."""
+    for i in range(4):
+        Asked(engine, f"{QUESTION} {i}", (i / 4, 1 - i / 4), tokens=4).done()
+    before = mx.get_active_memory() - engine.cached_bytes
+    engine._kept.trim_to(n_sequences=0)
+    mx.synchronize()
+    assert before - mx.get_active_memory() < 200_000
 
 
 FAMILIES = [("llama", "two"), ("llama", "shared"), ("gemma3_text", "two"), ("gemma3_text", "shared"), ("jamba", "two")]

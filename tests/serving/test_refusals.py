@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from parm_mlx.serving.errors import RequestError
+from parm_mlx.serving.steering import Menu
 from tests.serving.running import MODEL, QUESTION, Running, serving
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
@@ -90,6 +92,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"max_tokens": 2, "max_completion_tokens": 3}, "differ"),
     (CHAT, {"n": 0}, "n"),
     (CHAT, {"n": 1000}, "n"),
+    (CHAT, {"aplha": [1, 0]}, "did you mean 'alpha'"),
     (CHAT, {"temperature": 1e9}, "temperature"),
     (CHAT, {"temperature": "hot"}, "temperature"),
     (CHAT, {"temperature": 1e-7}, "temp must be 0 or"),
@@ -152,6 +155,25 @@ def test_a_wrong_field_is_named(server: Running, path: str, changes: dict[str, A
     assert_refused(ask(server.port, path, json.dumps({**FINE[path], **changes}).encode()), says)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+        {"anyOf": [{"type": "object", "properties": {f"{i}{j}": {} for j in range(40)}} for i in range(60)]},
+        {"const": "say <|end|> now"},
+        False,
+    ],
+    ids=str,
+)
+def test_a_schema_that_nothing_follows_is_no_server_error(server: Running, schema: Any) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    status, body, _ = ask(
+        server.port, CHAT, json.dumps({**FINE[CHAT], "max_tokens": 40, "response_format": form}).encode()
+    )
+    assert status == 400 or (status == 200 and json.loads(body)["choices"][0]["message"]["content"]), body
+
+
 RAW = [
     b"",
     b"null",
@@ -168,6 +190,8 @@ RAW = [
     b'{"alpha": [NaN, 1]}',
     b'{"temperature": Infinity}',
     b'{"temperature": 1e999}',
+    json.dumps({**FINE[CHAT], "metadata": {"a": 0.5}}).encode().replace(b"0.5", b"1e999"),
+    json.dumps({**FINE[CHAT], "logit_bias": {str(i): "x" for i in range(300_000)}}).encode(),
     b'{"seed": ' + b"9" * 5000 + b"}",
     b"[" * 100_000,
     b'{"a": ' * 1000 + b"1" + b"}" * 1000,
@@ -257,7 +281,8 @@ def test_slow_and_broken_clients(server: Running) -> None:
 
 @pytest.fixture(scope="module")
 def keyed() -> Iterator[Running]:
-    with serving(api_key="sésame", allow_origin="http://localhost:3000", allow_host="my.mac") as running:
+    allowed = {"allow_origin": "http://localhost:3000", "allow_host": "My.Mac"}
+    with serving(api_key="sésame", batch_size=2, max_queue=1, **allowed) as running:
         yield running
 
 
@@ -277,9 +302,30 @@ def test_a_key(keyed: Running) -> None:
 
 def test_an_origin_and_a_host_that_are_allowed(keyed: Running) -> None:
     origin = {"Origin": "http://localhost:3000"}
-    asked = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    asked = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-stainless-os"}
     status, _, headers = ask(keyed.port, CHAT, None, "OPTIONS", asked)
     assert status == 200
     assert headers["access-control-allow-origin"] == origin["Origin"]
     assert ask(keyed.port, "/health", None, "GET", {"Host": "my.mac:8080"})[0] == 200
     assert ask(keyed.port, "/health", None, "GET", {"Host": "other.mac"})[0] == 403
+
+
+def test_more_answers_than_fit_are_never_asked_to_wait(keyed: Running) -> None:
+    body = json.dumps({**FINE[CHAT], "n": 4}).encode()
+    assert_refused(ask(keyed.port, CHAT, body, headers={"X-API-Key": "sésame".encode().decode("latin-1")}), "n is 4")
+
+
+def test_health_is_asked_of_the_engine_once_for_many(keyed: Running) -> None:
+    before = keyed.engine.counts["requests"]
+    for _ in range(20):
+        assert ask(keyed.port, "/health", None, "GET")[0] == 200
+    assert keyed.engine.counts["requests"] <= before + 2
+
+
+def test_a_name_may_hold_an_at() -> None:
+    menu = Menu("a@b", ("warm", "brief"), (0.5, 0.5), 1.0)
+    assert menu.steering("a@b", None, None, {}).alpha == (0.5, 0.5)
+    assert menu.steering("a@b@warm=1", None, None, {}).alpha == (1.0, 0.0)
+    for other in ("a", "a@", "b", "a@b@"):
+        with pytest.raises(RequestError):
+            menu.steering(other, None, None, {})
