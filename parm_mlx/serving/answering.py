@@ -44,6 +44,7 @@ class Answering:
         self.reasons: list[TokenReasons] = []
         self.reason = ""  # why it ended, once it has
         self.reading: Reading | None = None
+        self.joined_with: list[int] = []  # tokens of the prompt that the batch has read
         self._thought = 0  # tokens of the thought
         self._tokenizer, self._detokenizer = tokenizer, tokenizer.detokenizer
         if ask.continues:  # the space before a first word belongs to the answer
@@ -76,7 +77,7 @@ class Answering:
     def _kept_apart(self, processor: Processor) -> Processor:
         def process(tokens: mx.array, logits: mx.array) -> mx.array:
             try:
-                return processor(tokens[1:], logits)  # without the last token of the prompt
+                return processor(tokens[len(self.joined_with) :], logits)
             except Exception as error:
                 self.failure = error
                 return logits

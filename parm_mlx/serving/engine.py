@@ -21,12 +21,13 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.prefill import CachedTokens, evaluate, read, replace_last_token
 from parm_mlx.guidance.sampling import NOT_FINITE
 from parm_mlx.guidance.session import Session
-from parm_mlx.mlxlm import BatchGenerator, LRUPromptCache, can_batch, make_prompt_cache, rewind
+from parm_mlx.mlxlm import BatchGenerator, LRUPromptCache, bears_padding, can_batch, make_prompt_cache, rewind
 from parm_mlx.serving.answering import Answering, Reading
 from parm_mlx.serving.events import Ask, Kind
 from parm_mlx.serving.settings import MIB, ServerOptions
 
 STEP = 512  # tokens of a prompt that are read between two steps of the batch
+TOGETHER = 1024  # tokens of short prompts, padded, that are read at once
 FAILURES = 3  # of the whole batch, one after the other, after which the engine gives up
 CACHED = 1000  # prompts and answers that are kept, whatever their size
 LATELY = 5.0  # seconds
@@ -194,6 +195,7 @@ class Engine:
         cache = model.make_cache() if self._guided else make_prompt_cache(model.base)
         if not can_batch(cache):
             raise ModelError("the prompt cache of this model cannot be batched, so it cannot be served")
+        self._bears_padding = bears_padding(cache)
         self._reset()
 
     def _reset(self) -> None:
@@ -302,8 +304,19 @@ class Engine:
         answering.reading = Reading(base, guide, request)
 
     def _read(self) -> None:
-        """Reads a piece of one prompt, of each in turn; an answer whose prompt is read joins the batch."""
+        """Reads a piece of one prompt, of each in turn; an answer whose prompt is read joins the batch.
+
+        Short prompts that nothing is kept of are left to mlx-lm, which reads several at once.
+        """
         if not self._reading:
+            return
+        if len(several := self._short_and_new()) > 1:
+            for answering in several:
+                try:
+                    self._join(answering, whole=True)
+                except Exception as error:
+                    self._fail(answering, f"the answer could not begin: {type(error).__name__}: {first_line(error)}")
+                self._reading.remove(answering)
             return
         answering, model = self._next_to_read(), self.session.model
         try:
@@ -318,11 +331,31 @@ class Engine:
                 self._reading.remove(answering)
                 self._reading.append(answering)  # a short prompt does not wait for a long one
                 return
-            self._keep(reading.base, reading.guide if guided else None, reading.request.alpha)
-            self._join(answering, reading)
+            kept = (deepcopy(reading.base), deepcopy(reading.guide) if guided else None)  # the batch goes on with these
+            self._keep(*kept, reading.request.alpha)
+            self._join(answering)
         except Exception as error:
             self._fail(answering, f"the prompt could not be read: {type(error).__name__}: {first_line(error)}")
         self._reading.remove(answering)
+
+    def _short_and_new(self) -> list[Answering]:
+        """Answers whose prompts, of which nothing is kept, mlx-lm may read together: padded, they are one piece."""
+        found: list[Answering] = []
+        longest = 0
+        for answering in self._reading:
+            prompt, guided = answering.request.prompt, answering.request.alpha is not None
+            if not self._bears_padding or len(prompt.base) > STEP or (guided and prompt.base != prompt.guide):
+                continue
+            longest = max(longest, len(prompt.base))
+            if longest * (len(found) + 1) > TOGETHER:
+                break
+            if answering.reading is None:
+                self._begin_reading(answering)
+            reading = answering.reading
+            assert reading is not None
+            if not reading.base.tokens and not (reading.guide and reading.guide.tokens):
+                found.append(answering)
+        return found
 
     def _next_to_read(self) -> Answering:
         """The first that waits for no other of the same prompt, of which it can have what is kept."""
@@ -339,17 +372,22 @@ class Engine:
         cached.tokens = cached.tokens + left[:STEP]
         return len(left) <= STEP
 
-    def _join(self, answering: Answering, reading: Reading) -> None:
-        model, request = self.session.model, reading.request
+    def _join(self, answering: Answering, whole: bool = False) -> None:
+        """Has an answer join the batch, which reads the last token of its prompt, or the ``whole``."""
+        reading, model = answering.reading, self.session.model
+        assert reading is not None
+        request = reading.request
         cache, prompt = reading.base.cache, request.prompt
+        answering.joined_with = prompt.base if whole else prompt.base[-1:]
         if self._guided:
             assert reading.guide is not None
-            if request.alpha is not None:
+            if request.alpha is not None and not whole:
                 replace_last_token(reading.guide.cache, prompt.base, prompt.guide)
             cache = model.join_cache(cache, reading.guide.cache)
-        evaluate(cache)
+        if not whole:
+            evaluate(cache)
         (uid,) = self._generator.insert(
-            [prompt.base[-1:]],
+            [answering.joined_with],
             max_tokens=[answering.room],
             caches=[cache],
             samplers=[sampling_of(model, request).sampler(request.seed_offset)],
@@ -430,13 +468,14 @@ class Engine:
             return
         evaluate(cache)
         base, guide = self.session.model.split_cache(cache) if self._guided else (cache, [])
-        read = CachedTokens(base, [*request.prompt.base[:-1], *tokens])
+        said = tokens[len(answering.joined_with) :]
+        read = CachedTokens(base, [*request.prompt.base, *said])
         if request.alpha is None:
             self._keep(read, None, None)
         else:
-            self._keep(read, CachedTokens(guide, [*request.prompt.guide, *tokens[1:]]), request.alpha)
+            self._keep(read, CachedTokens(guide, [*request.prompt.guide, *said]), request.alpha)
 
     def _keep(self, base: CachedTokens, guide: CachedTokens | None, alpha: Any) -> None:
         for key, cached in ((("base",), base), (("guide", alpha), guide)):
             if cached is not None and cached.tokens:
-                self._kept.insert_cache(key, cached.tokens, deepcopy(cached.cache))
+                self._kept.insert_cache(key, cached.tokens, cached.cache)

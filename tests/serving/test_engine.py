@@ -319,7 +319,7 @@ def test_an_answering_ends_once(session: Session) -> None:
 
 
 def test_one_prompt_is_read_once_for_several_answers(engine: Engine, session: Session) -> None:
-    prompt = session.prompter([{"role": "user", "content": f"{QUESTION} {'And soup? ' * 100}"}])
+    prompt = session.prompter([{"role": "user", "content": f"{QUESTION} {'And soup? ' * 220}"}])
     events: queue.Queue[Event] = queue.Queue()
     engine.submit([Ask(Request(prompt, (1.0, 0.0), GREEDY, i), 4, events.put) for i in range(3)])
     ends: list[Event] = []
@@ -363,7 +363,7 @@ def test_what_is_kept_is_what_is_counted(engine: Engine) -> None:
     before = mx.get_active_memory() - engine.cached_bytes
     engine._kept.trim_to(n_sequences=0)
     mx.synchronize()
-    assert before - mx.get_active_memory() < 200_000
+    assert before - mx.get_active_memory() < 1_000_000  # those of four preferences would be 1.4 MB
 
 
 FAMILIES = [("llama", "two"), ("llama", "shared"), ("gemma3_text", "two"), ("gemma3_text", "shared"), ("jamba", "two")]
