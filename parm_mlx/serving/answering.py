@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +10,6 @@ from parm_mlx.guidance.explain import TokenReasons
 from parm_mlx.guidance.generate import thought_is_over
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens
-from parm_mlx.guidance.sampling import Request
 from parm_mlx.mlxlm import TextStateMachine, TokenizerWrapper, penalty_processors
 from parm_mlx.serving.events import Ask, Done, Event, Failed, Kind, State, Text, TokenLogprob
 
@@ -26,7 +24,6 @@ class Reading:
 
     base: CachedTokens
     guide: CachedTokens | None
-    request: Request
 
 
 class Answering:
@@ -53,7 +50,6 @@ class Answering:
             _ = self._detokenizer.last_segment
         self._text = _text_machine(tokenizer, ask)
         self._logprobs: list[TokenLogprob] = []
-        self._begun: float | None = None
 
     def cancel(self) -> None:
         """Has the engine drop this answer at its next step."""
@@ -86,7 +82,6 @@ class Answering:
 
     def take(self, token: int, logprobs: mx.array) -> bool:
         """Takes the next token and tells what is known; returns True where a stop string ends the answer."""
-        self._begun = self._begun or monotonic()
         self.tokens.append(token)
         if self.ask.top_logprobs is not None:
             self._logprobs.append(_logprob(token, logprobs, self.ask.top_logprobs))
@@ -120,7 +115,6 @@ class Answering:
                 self._thought,
                 self.cached,
                 self.guide_cached,
-                monotonic() - (self._begun or monotonic()),
                 self.reasons if self.ask.explain else None,
                 self.tokens[self._thought :],
                 self._stop,

@@ -21,15 +21,15 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.prefill import CachedTokens, evaluate, read, replace_last_token
 from parm_mlx.guidance.sampling import NOT_FINITE
 from parm_mlx.guidance.session import Session
-from parm_mlx.mlxlm import BatchGenerator, LRUPromptCache, bears_padding, can_batch, make_prompt_cache, rewind
+from parm_mlx.mlxlm import BatchGenerator, bears_padding, can_batch, make_prompt_cache
 from parm_mlx.serving.answering import Answering, Reading
 from parm_mlx.serving.events import Ask, Kind
+from parm_mlx.serving.kept import KeptPrompts
 from parm_mlx.serving.settings import MIB, ServerOptions
 
 STEP = 512  # tokens of a prompt that are read between two steps of the batch
 TOGETHER = 1024  # tokens of short prompts, padded, that are read at once
 FAILURES = 3  # of the whole batch, one after the other, after which the engine gives up
-CACHED = 1000  # prompts and answers that are kept, whatever their size
 LATELY = 5.0  # seconds
 IDLE = 5.0  # seconds without work after which spare memory is given back
 
@@ -119,7 +119,7 @@ class Engine:
     @property
     def cached_bytes(self) -> int:
         """Bytes of kept prompts and answers."""
-        return int(self._kept.nbytes)
+        return self._kept.nbytes
 
     @property
     def problem(self) -> str | None:
@@ -199,7 +199,7 @@ class Engine:
         self._reset()
 
     def _reset(self) -> None:
-        self._kept = LRUPromptCache(CACHED, self._options.prompt_cache_size * MIB)
+        self._kept = KeptPrompts(self._options.prompt_cache_size * MIB)
         model: Any = self.session.model if self._guided else self.session.model.base_logits
         self._generator = BatchGenerator(
             model,
@@ -276,32 +276,19 @@ class Engine:
                 self._reading.append(answering)
             self.counts["prompt_tokens"] += len(answering.ask.request.prompt.base)
 
-    def _kept_before(self, answering: Answering) -> tuple[CachedTokens | None, CachedTokens | None]:
-        request = answering.request
-        guide = None if request.alpha is None else self._find(("guide", request.alpha), request.prompt.guide)
-        return self._find(("base",), request.prompt.base), guide
-
-    def _find(self, key: tuple[Any, ...], tokens: list[int]) -> CachedTokens | None:
-        cache, rest = self._kept.fetch_nearest_cache(key, tokens)
-        if cache is None or (not rest and not rewind(cache, 1)):  # the last token is read with the batch
-            return None
-        return CachedTokens(cache, tokens[: len(tokens) - max(len(rest), 1)])
-
     def _begin_reading(self, answering: Answering) -> None:
-        (base, guide), first = self._kept_before(answering), not answering.tokens
+        (base, guide), first = self._kept.before(answering.request), not answering.tokens
         model, request = self.session.model, answering.request
         if first:
-            answering.cached, answering.guide_cached = (
-                len(base.tokens) if base else 0,
-                len(guide.tokens) if guide else 0,
-            )
+            answering.cached = len(base.tokens) if base else 0
+            answering.guide_cached = len(guide.tokens) if guide else 0
             self.counts["cached_tokens"] += answering.cached
         base = base or CachedTokens(make_prompt_cache(model.base))
         if self._guided:
             strength = model.strength(request.beta) if request.alpha is not None else 0.0
             guide = guide or CachedTokens(model.guide.make_cache(request.alpha))
             guide.cache[-1].strength = mx.array([strength])
-        answering.reading = Reading(base, guide, request)
+        answering.reading = Reading(base, guide)
 
     def _read(self) -> None:
         """Reads a piece of one prompt, of each in turn; an answer whose prompt is read joins the batch.
@@ -324,7 +311,7 @@ class Engine:
                 self._begin_reading(answering)
             reading = answering.reading
             assert reading is not None
-            prompt, guided = reading.request.prompt, reading.request.alpha is not None
+            prompt, guided = answering.request.prompt, answering.request.alpha is not None
             if not self._advance(model.base, reading.base, prompt.base) or (
                 guided and not self._advance(model.guide, reading.guide, prompt.guide)
             ):
@@ -332,7 +319,7 @@ class Engine:
                 self._reading.append(answering)  # a short prompt does not wait for a long one
                 return
             kept = (deepcopy(reading.base), deepcopy(reading.guide) if guided else None)  # the batch goes on with these
-            self._keep(*kept, reading.request.alpha)
+            self._kept.keep(*kept, answering.request.alpha)
             self._join(answering)
         except Exception as error:
             self._fail(answering, f"the prompt could not be read: {type(error).__name__}: {first_line(error)}")
@@ -376,7 +363,7 @@ class Engine:
         """Has an answer join the batch, which reads the last token of its prompt, or the ``whole``."""
         reading, model = answering.reading, self.session.model
         assert reading is not None
-        request = reading.request
+        request = answering.request
         cache, prompt = reading.base.cache, request.prompt
         answering.joined_with = prompt.base if whole else prompt.base[-1:]
         if self._guided:
@@ -441,7 +428,7 @@ class Engine:
         if not answering.ask.explain or request.alpha is None:
             answering.finish()
             return
-        said, kept = answering.tokens[len(request.thought) :], self._kept_before(answering)
+        said, kept = answering.tokens[len(request.thought) :], self._kept.before(answering.request)
         answering.explaining = explaining(self.session.model, request, said, *kept)
         self._explaining.append(answering)
 
@@ -471,11 +458,6 @@ class Engine:
         said = tokens[len(answering.joined_with) :]
         read = CachedTokens(base, [*request.prompt.base, *said])
         if request.alpha is None:
-            self._keep(read, None, None)
+            self._kept.keep(read, None, None)
         else:
-            self._keep(read, CachedTokens(guide, [*request.prompt.guide, *said]), request.alpha)
-
-    def _keep(self, base: CachedTokens, guide: CachedTokens | None, alpha: Any) -> None:
-        for key, cached in ((("base",), base), (("guide", alpha), guide)):
-            if cached is not None and cached.tokens:
-                self._kept.insert_cache(key, cached.tokens, cached.cache)
+            self._kept.keep(read, CachedTokens(guide, [*request.prompt.guide, *said]), request.alpha)

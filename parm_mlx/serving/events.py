@@ -39,7 +39,6 @@ class Done:
     thought_tokens: int
     cached: int  # prompt tokens that the base had read before
     guide_cached: int
-    seconds: float  # from the first token to the last
     reasons: list[TokenReasons] | None = None  # of every token but those of a thought
     answer: list[int] = field(default_factory=list)
     stop: str | None = None  # the stop string that was met

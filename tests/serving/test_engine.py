@@ -292,7 +292,7 @@ def test_memory_does_not_grow(engine: Engine) -> None:
         asked = [Asked(engine, f"{QUESTION} {turn}{i}", (i / 8, 1 - i / 8), tokens=8) for i in range(8)]
         for each in asked:
             each.done()
-        engine._kept.trim_to(n_sequences=0)
+        engine._kept.clear()
         mx.synchronize()
         held.append(mx.get_active_memory())
     assert held[2] <= held[1] * 1.01
@@ -361,7 +361,7 @@ def test_what_is_kept_is_what_is_counted(engine: Engine) -> None:
     for i in range(4):
         Asked(engine, f"{QUESTION} {i}", (i / 4, 1 - i / 4), tokens=4).done()
     before = mx.get_active_memory() - engine.cached_bytes
-    engine._kept.trim_to(n_sequences=0)
+    engine._kept.clear()
     mx.synchronize()
     assert before - mx.get_active_memory() < 1_000_000  # those of four preferences would be 1.4 MB
 
