@@ -37,6 +37,11 @@ def expanded(path: str | Path, error: type[InputError] = InputError) -> Path:
     return Path(text).absolute() if str(Path(text)).startswith("~") else Path(text)
 
 
+def cache_folder() -> Path:
+    """Returns this user's folder of what can be made again: ``parm-mlx`` in ``$XDG_CACHE_HOME``, else ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "parm-mlx"
+
+
 def decoded(text: str, what: str) -> str:
     """Returns a text of the terminal, in which Python keeps bytes that it could not decode, as UTF-8."""
     try:

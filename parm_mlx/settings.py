@@ -16,6 +16,7 @@ from parm_mlx.files import NAMED, expanded, read_yaml, resolve
 from parm_mlx.ranges import SEED, SHARE, TEMP, TOP_K, shown
 
 TemplateName = Literal["beaver", "alpaca", "hh", "plain"]
+DraftedBy = Literal["auto", "guide", "base", "off"]
 
 
 class Limits(Protocol):
@@ -208,7 +209,7 @@ def check_models(
     parm: Any,
     guide_model: Any,
     draft_model: Any = None,
-    self_speculation: bool = False,
+    speculation: DraftedBy = "auto",
     num_draft_tokens: int | None = None,
     alone: bool = False,
 ) -> None:
@@ -227,10 +228,10 @@ def check_models(
                 f"{model} needs a PARM, the adapter that guides it",
                 hint="add --parm, or --alpha base for the answers of the base alone",
             )
-    if draft_model is not None and self_speculation:
-        raise InputError("--draft-model and --self-speculation exclude each other")
-    if num_draft_tokens is not None and draft_model is None and not self_speculation:
-        raise InputError("--num-draft-tokens needs a draft model", hint="add --draft-model MODEL or --self-speculation")
+    if draft_model is not None and speculation != "auto":
+        raise InputError(f"--draft-model and --speculation {speculation} exclude each other")
+    if num_draft_tokens is not None and speculation == "off":
+        raise InputError("--num-draft-tokens and --speculation off exclude each other")
 
 
 def check_cache_limits(kv_bits: int | None, max_kv_size: int | None, drafting: bool = False) -> None:

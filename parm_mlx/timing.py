@@ -19,6 +19,7 @@ class Generation:
 
     sequences: list[list[int]]  # the tokens of each so far
     acceptance: float | None = None  # share of the drafted tokens that were accepted; None without drafts
+    passes: tuple[float, float] | None = None  # of base and guide, for each token of an answer with drafts
 
     def read(self) -> None:
         """Reads the prompts, up to the first token of each sequence."""
@@ -59,6 +60,7 @@ class Sample(NamedTuple):
     decode: float  # seconds for the tokens after it
     tokens: int  # number of those tokens, over all sequences
     acceptance: float | None = None
+    passes: tuple[float, float] | None = None
 
 
 def time_in_turns(
@@ -99,6 +101,6 @@ def time_in_turns(
                 mx.synchronize(generation_stream)
                 decode[name] += time.perf_counter() - began
         return {
-            name: Sample(read[name], decode[name], decoded[name], generation.acceptance)
+            name: Sample(read[name], decode[name], decoded[name], generation.acceptance, generation.passes)
             for name, generation in running.items()
         }

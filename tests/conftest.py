@@ -1,9 +1,11 @@
 """What every test may use: the fixtures made by the official code, and a command line that runs in this process."""
 
+import atexit
 import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NO_COLOR"] = "1"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two processes run the tests
 os.environ["PARM_MLX_SETTINGS"] = ""  # not those of whoever runs the tests
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))  # its list of fonts takes seconds
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="parm-mlx-tests-")  # what tests measure is nobody's
 
 import pytest
 
@@ -24,6 +28,7 @@ from parm_mlx.files import NAMED  # isort: skip
 
 import mlx.core as mx  # isort: skip
 
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 machine.keep_freed_memory()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
 

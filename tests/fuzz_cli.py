@@ -73,10 +73,12 @@ SAMPLING = """--temp=0|0.5|100 --top-p=0|0.9|1 --top-k=0|1|2048|2147483647 --min
     --seed=0|7|18446744073709551615 --max-tokens=1|4 """
 MODELS = """--model={base}|bundled --parm={parm}|bundled --guide-model={base} --beta=1|0.5|1e-6|1e6 --share=auto|off
     --dequantize=auto|off --kv-bits=4|8 --max-kv-size=16|1000 --enable-thinking=on|off
-    --chat-template=hh|plain|alpaca|beaver --system-prompt=Short. --draft-model={base} --num-draft-tokens=1|4 """
+    --chat-template=hh|plain|alpaca|beaver --system-prompt=Short. --draft-model={base}
+    --speculation=auto|guide|base|off --num-draft-tokens=1|4 """
 ALPHA = "--alpha=1,0|0.3,0.7|warmth=1|2,2 "
-NEEDS = {"--model": "--parm={parm}", "--guide-model": "--parm={parm}", "--num-draft-tokens": "--self-speculation"}
-NEEDS |= {"--max-kv-size": "!--kv-bits !--draft-model !--self-speculation !--num-draft-tokens"}
+NEEDS = {"--model": "--parm={parm}", "--guide-model": "--parm={parm}", "--num-draft-tokens": "!--speculation"}
+NEEDS |= {"--draft-model": "!--speculation"}
+NEEDS |= {"--max-kv-size": "!--kv-bits !--draft-model !--speculation !--num-draft-tokens"}
 LOADED = "--parm={parm} !--hidden !--layers !--vocabulary"
 QUANTIZED = "--quantize --q-group-size=32"
 TRAIN = "--model={arm} --data={pairs} --iters=1 --batch-size=2 --val-batches=1 --warmup=0 --out="

@@ -73,13 +73,15 @@ def bench(
       guide     the guide alone; base and guide one after the other are the floor
       guided    base and guide, two models
       shared    base and guide on the same weights, in one forward pass
-      +self     speculative: the base drafts tokens, and the guide checks several at once
+      +guide    speculative: the guide drafts tokens, and the base checks several at once
+      +base     speculative: the base drafts tokens, and the guide checks several at once
       +draft    speculative: a draft model drafts; for random models, a quarter of the base's layers
 
     All take turns of a few tokens, so that a machine that slows down slows them all. Prefill and decode are tokens/s,
     prefill up to the first token, decode with the lowest and the highest round in brackets. "floor" is time(base) +
     time(guide) over the time of a case, "unguided" is time(base) over it, MB the peak memory, "drafts" the share that
-    is accepted: it depends on the models, and random ones say nothing about trained ones.
+    is accepted: it depends on the models, and random ones say nothing about trained ones. Below the table stand the
+    passes of base and guide for each token of an answer with drafts.
 
     Ctrl-C stops and reports the rounds that are done.
 
@@ -96,7 +98,7 @@ def bench(
     sizes = {"hidden": hidden, "layers": layers, "vocabulary": vocabulary, "bits": bits}
     subjects, described = _subjects(sizes, models, draft_model, num_draft_tokens)
 
-    from parm_mlx.diagnostics.bench import check_batches, draw, measure, summarise
+    from parm_mlx.diagnostics.bench import check_batches, draw, measure, pass_ratios, summarise
     from parm_mlx.machine import device_name, load_per_core, versions
 
     check_batches(subjects, plan)
@@ -109,15 +111,21 @@ def bench(
         for cases in console.progress(measure(subjects, plan, stopped), plan.steps, "rounds"):
             if cases[0].samples:
                 done[cases[0].batch, cases[0].prompt] = summarise(cases)
+        ratios = {} if stopped() else pass_ratios(subjects, plan)
     rows = [row for group in done.values() for row in group]
     if as_json:
         machine = versions() | {"device": device_name(), "load_per_core": round(load, 2)}
         settings, complete = asdict(plan), not stopped()
         console.record(
             {"models": described, "settings": settings, "machine": machine, "complete": complete, "cases": rows}
+            | ({"passes": ratios} if ratios else {})
         )
     elif rows:
         _show(list(done.values()))
+        if ratios:
+            for name, values in ratios.items():
+                longer = ", ".join(f"{r:.2f} for {m}" for m, r in values.items() if m > 1)
+                console.echo(f"a pass of the {name} takes, of one over a single token: {longer} tokens")
     if plot and rows:
         from parm_mlx.outputs import new_file
 
@@ -189,6 +197,10 @@ def _show(groups: "list[list[Row]]") -> None:
             accepted = "" if row["accepted"] is None else f"{row['accepted']:.0%}"
             table.add_row(*_cells(row), *[accepted] * drafting)
         console.stdout().print(table)
+        if drafting:
+            passes = {row["case"]: row["passes"] for row in rows if row["passes"] is not None}
+            counts = ", ".join(f"{name} {base:.2f} + {guide:.2f}" for name, (base, guide) in passes.items())
+            console.echo(f"passes of base + guide for a token: {counts}")
         console.echo()
     console.note(describe_machine())
 

@@ -68,8 +68,10 @@ def chat(
     from parm_mlx.guidance.chat import Conversation
     from parm_mlx.guidance.sampling import Sampling
 
+    note = (lambda _: None) if quiet else console.note
+    drafting = session.drafting_alone(note)
     conversation = Conversation(
-        session.model, session.tokenizer, session.prompter, weights, models.system_prompt, session.drafting
+        session.model, session.tokenizer, session.prompter, weights, models.system_prompt, drafting
     )
     if not quiet:
         console.note(f"preference: {format_alpha(weights, session.objectives)}   /help lists the commands")

@@ -54,7 +54,7 @@ def generate(
     """Answer prompts, at one or several preferences.
 
     One answer is printed as it comes. Several are generated in one batch, however many prompts and preferences there
-    are; one after the other where tokens are drafted (--draft-model, --self-speculation).
+    are; one after the other where a drafter is named (--draft-model, --speculation guide or base).
 
     \b
     Examples:
@@ -111,8 +111,9 @@ def stream(
     from parm_mlx.guidance.speculation import DraftCount
 
     (request,) = _requests(session, [job], sampling)
+    drafting = session.drafting_alone(console.note)
     answer, reply = Streamed(Clock(), len(request.prompt.base), DraftCount()), Reply(indent)
-    produced = pieces(session.model, session.tokenizer, request, max_tokens, session.drafting, answer.drafts)
+    produced = pieces(session.model, session.tokenizer, request, max_tokens, drafting, answer.drafts)
     try:
         for piece in produced:
             answer.clock.token()

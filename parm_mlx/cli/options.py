@@ -18,7 +18,7 @@ import typer
 
 from parm_mlx.cli.defaults import variable
 from parm_mlx.ranges import DRAFT_TOKENS, KV_BITS, KV_SIZE, MAX_TOKENS, Real, Whole
-from parm_mlx.settings import PATH, Limits, TemplateName, limits_of, plain_type, setting
+from parm_mlx.settings import PATH, DraftedBy, Limits, TemplateName, limits_of, plain_type, setting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -263,8 +263,12 @@ class DraftOptions:
     draft_model: str | None = setting(
         None, "Smaller model of the base's vocabulary that drafts tokens to be checked.", PATH
     )
-    self_speculation: bool = setting(False, "The base drafts tokens, and the guide checks several at once.")
-    num_draft_tokens: int | None = setting(None, "Tokens drafted at a time.", DRAFT_TOKENS, default_text="3")
+    speculation: DraftedBy = setting(
+        "auto",
+        "Guide or base drafts tokens, and the other one checks several at once: auto has the one draft that pays on "
+        "this machine, if any, where one answer is asked for at a time.",
+    )
+    num_draft_tokens: int | None = setting(None, "Most tokens drafted at a time.", DRAFT_TOKENS, default_text="12")
 
 
 BASE_ALONE = "base"  # in place of a preference

@@ -23,7 +23,7 @@ def open_session(
 ) -> "Session":
     """Loads the models that the flags name; ``alone`` takes a base without a PARM."""
     check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
-    drafting = drafts.draft_model is not None or drafts.self_speculation
+    drafting = drafts.draft_model is not None or drafts.speculation in ("guide", "base")
     if isinstance(models, ModelOptions):
         check_cache_limits(models.kv_bits, models.max_kv_size, drafting)
     from parm_mlx.guidance.session import load_session
@@ -61,7 +61,9 @@ def read_alpha(spec: str | None, objectives: Sequence[str]) -> Alpha | None:
 
 def note_drafts(count: "DraftCount") -> None:
     """Notes how many drafted tokens were kept."""
-    if count.passes:
+    if count.checks:
+        base, guide = count.base_passes / count.tokens, count.guide_passes / count.tokens
         console.note(
-            f"drafts: {count.accepted} of {count.drafted} tokens kept ({count.rate:.0%}), in {count.passes} checks"
+            f"drafts: {count.accepted} of {count.drafted} tokens kept ({count.rate:.0%}); "
+            f"passes per token: {base:.2f} of the base and {guide:.2f} of the guide"
         )

@@ -19,9 +19,11 @@ from parm_mlx.diagnostics.subjects import Subjects, weight_bytes
 from parm_mlx.drawing import STYLES
 from parm_mlx.errors import InputError
 from parm_mlx.files import disk_errors
+from parm_mlx.guidance.costs import LENGTHS, pass_seconds
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill
+from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.speculation import Drafting, Speculation
 from parm_mlx.machine import weights_kept_in_memory
@@ -92,7 +94,9 @@ class DraftedGeneration(Generation):
         before = len(tokens)
         while len(tokens) < before + steps or len(tokens) <= len(self._speculation.read):
             tokens.append(next(self._tokens))
-        self.acceptance = self._speculation.count.rate
+        count = self._speculation.count
+        self.acceptance = count.rate
+        self.passes = count.base_passes / count.tokens, count.guide_passes / count.tokens
         return len(tokens) - before
 
 
@@ -119,13 +123,22 @@ def ways(subjects: Subjects, batch: int = 1) -> dict[str, tuple[list[nn.Module],
     for name, model in {GUIDE: guided.guide, **both}.items():
         found[name] = [model], partial(_generation, model, True)
     if batch == 1:
-        own = Drafting(None, subjects.drafted)
-        found |= {f"{name}+self": ([model], partial(_drafted, model, own)) for name, model in both.items()}
+        for name, model in both.items():
+            for drafter in ("guide", "base"):
+                own = Drafting(None, subjects.drafted, by_guide=drafter == "guide")
+                found[f"{name}+{drafter}"] = [model], partial(_drafted, model, own)
         if subjects.draft is not None:
             name, model = list(both.items())[-1]
             other = Drafting(subjects.draft, subjects.drafted)
             found[f"{name}+draft"] = [model, subjects.draft], partial(_drafted, model, other)
     return found
+
+
+def pass_ratios(subjects: Subjects, plan: Plan) -> dict[str, dict[int, float]]:
+    """Returns c(m) for base and guide, by m: the time of a pass over m tokens, of that over one."""
+    prompt = subjects.prompts(1, plan.prompts[0])[0]
+    seconds = pass_seconds(subjects.guided, PromptTokens(prompt, prompt))
+    return {name: {m: seconds[name, m] / seconds[name, 1] for m in LENGTHS} for name in (BASE, GUIDE)}
 
 
 def check_batches(subjects: Subjects, plan: Plan) -> None:
@@ -217,6 +230,7 @@ def _row(case: Case, times: list[float], base: list[float], floor: list[float]) 
         "weights_mb": round(case.weights / 1e6, 1),
         "peak_mb": round(case.memory / 1e6, 1),
         "accepted": round(median(accepted), 3) if accepted else None,
+        "passes": None if case.samples[-1].passes is None else [round(n, 3) for n in case.samples[-1].passes],
     }
 
 

@@ -15,6 +15,7 @@ import mlx.core as mx
 
 import parm_mlx
 from parm_mlx.errors import ParmError
+from parm_mlx.guidance.costs import known, recall
 from parm_mlx.guidance.generate import Answer, generate_batch
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import held_out_prompts, load
@@ -79,6 +80,7 @@ def checks() -> dict[str, Callable[[], list[Check]]]:
         "BLAS": lambda: [check_blas()],
         "kernels": check_all_kernels,
         "guidance": lambda: [check_guidance()],
+        "costs": check_costs,
     }
 
 
@@ -127,6 +129,14 @@ def check_blas() -> Check:
         return Check("BLAS", "warning", f"reference BLAS, {speed:.0f} GFLOP/s", BLAS_HINT, data)
     library = "OpenBLAS" if platform.system() == "Linux" else "Accelerate"
     return Check("BLAS", "ok", f"{library}, {speed:.0f} GFLOP/s in float32 on the CPU", data=data)
+
+
+def check_costs() -> list[Check]:
+    """Lists what was measured of models here, by which ``--speculation auto`` and ``--share auto`` decide."""
+    found = [(record["models"], costs) for name, record in known().items() if (costs := recall(name)) is not None]
+    if not found:
+        return [Check("costs", "ok", "of no models yet: the first answer of a chat measures them")]
+    return [Check("costs", "ok", f"{name}: {costs}", data={"models": name, **asdict(costs)}) for name, costs in found]
 
 
 def check_guidance() -> Check:

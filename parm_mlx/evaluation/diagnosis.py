@@ -179,7 +179,7 @@ def _cheaper(time: Mapping[str, float]) -> str:
     elif not time.get("one_pass"):
         ways.append("a guide on the base's own weights shares its pass, and a smaller guide is faster")
     if not time.get("drafted") and not time.get("one_pass"):
-        ways.append("for one answer at a time, --self-speculation lets the guide check several tokens at once")
+        ways.append("for one answer at a time, --speculation auto has the one model draft that pays")
     ways.append("answers in a batch (--batch-size, several prompts) read the weights together")
     return f"What costs less: {'; '.join(ways)}."
 

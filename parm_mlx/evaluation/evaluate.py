@@ -27,6 +27,7 @@ from parm_mlx.outputs import check_claim, check_new, new_directory, update
 from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, simplex_grid
 from parm_mlx.ranges import SEED
 from parm_mlx.rewards.registry import SCORERS, Function, Reward, load_rewards
+from parm_mlx.settings import DraftedBy
 
 GRID_STEPS = {1: 1.0, 2: 0.1, 3: 0.25}  # by number of objectives
 COARSE = 0.5
@@ -55,7 +56,7 @@ def evaluate(
     share: Share = "auto",
     dequantize: Dequantize = "auto",
     draft_model: str | Path | None = None,
-    self_speculation: bool = False,
+    speculation: DraftedBy = "auto",
     num_draft_tokens: int | None = None,
     enable_thinking: Literal["on", "off"] | None = None,
     steer_thinking: bool = False,
@@ -99,8 +100,8 @@ def evaluate(
         share: Whether base and guide share a forward pass; see :func:`parm_mlx.load`.
         dequantize: Whether quantised models become float32 on a CPU; see :func:`parm_mlx.load`.
         draft_model: Directory or hub id of a model that drafts tokens.
-        self_speculation: Let the base draft.
-        num_draft_tokens: Tokens drafted at a time.
+        speculation: Drafter without a draft model, ``"guide"`` or ``"base"``: answers come one after the other then.
+        num_draft_tokens: Most tokens drafted at a time.
         enable_thinking: Whether a thinking model thinks; by default as its chat template has it.
         steer_thinking: The guide steers thoughts too, and not the answer alone. Scores are of answers.
         kv_bits: Bits of the prompt caches.
@@ -139,7 +140,7 @@ def evaluate(
         allow_special=allow_special,
         system_prompt=system_prompt,
         draft_model=draft_model,
-        self_speculation=self_speculation,
+        speculation=speculation,
         num_draft_tokens=num_draft_tokens,
         enable_thinking=enable_thinking,
         steer_thinking=steer_thinking,

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
 from parm_mlx.files import resolve
+from parm_mlx.fingerprint import directory_digest
+from parm_mlx.guidance.costs import QUESTIONS, Costs, key, measure, recall, remember
 from parm_mlx.guidance.fit import fetching, misfit
 from parm_mlx.guidance.guided import GuidedModel, Unguided
 from parm_mlx.guidance.loading import (
@@ -19,11 +24,20 @@ from parm_mlx.guidance.loading import (
     recorded_backbone,
 )
 from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message
 from parm_mlx.mlxlm import TokenizerWrapper, is_quantized, quantized_numbers
 from parm_mlx.preference import parse_betas
-from parm_mlx.settings import check_cache_limits, check_models
+from parm_mlx.settings import DraftedBy, check_cache_limits, check_models
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """Choices that wait for a measurement: who drafts, and whether a shared backbone takes one pass or two."""
+
+    tokens: int  # most tokens drafted at a time
+    share: Share
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,8 @@ class Session:
     model: GuidedModel
     tokenizer: TokenizerWrapper
     prompter: Prompter
-    drafting: Drafting | None
+    drafting: Drafting | None  # what was asked for
+    automatic: Automatic | None  # what is left to measurement
     system: list[Message]  # the messages before every prompt
     notes: list[str]  # for the user
 
@@ -45,6 +60,34 @@ class Session:
     def objectives(self) -> tuple[str, ...]:
         """The objectives that α weighs."""
         return self.model.objectives
+
+    def drafting_alone(self, announce: Callable[[str], None] = lambda message: None) -> Drafting | None:
+        """Returns the drafter for one answer at a time: the one that was asked for, or else the one that pays here.
+
+        On a shared backbone, the model then takes two passes in place of one where these are faster. Passes are
+        measured where their costs are not known.
+        """
+        if self.automatic is None or isinstance(self.model, Unguided):
+            return self.drafting
+        costs = self.costs(announce)
+        if isinstance(self.model, SharedModel):
+            self.model.apart = costs.apart and self.automatic.share == "auto"
+        drafter = costs.drafter
+        return None if drafter == "off" else Drafting(None, self.automatic.tokens, by_guide=drafter == "guide")
+
+    def costs(self, announce: Callable[[str], None] = lambda message: None) -> Costs:
+        """Returns the costs of passes on this machine, measured now or before."""
+        digests = {role: directory_digest(path) for role, path in self.paths().items()}
+        weights: dict[str, mx.array] = dict(tree_flatten(self.model.parameters()))
+        size = sum(value.nbytes for value in weights.values())
+        name = key(digests, {"betas": self.betas, "bytes": size, "shared": isinstance(self.model, SharedModel)})
+        if known := recall(name):
+            return known
+        announce("these models are measured on this machine, once")
+        prompts = [self.prompter([{"role": "user", "content": question}]) for question in QUESTIONS]
+        costs = measure(self.model, prompts, frozenset(self.tokenizer.eos_token_ids))
+        remember(name, " + ".join([self.base, *self.adapters]), costs)
+        return costs
 
     def paths(self) -> dict[str, Path]:
         """Returns the directories of the models by their roles."""
@@ -71,7 +114,7 @@ def load_session(
     allow_special: bool = False,
     system_prompt: str | None = None,
     draft_model: str | Path | None = None,
-    self_speculation: bool = False,
+    speculation: DraftedBy = "auto",
     num_draft_tokens: int | None = None,
     enable_thinking: Literal["on", "off"] | None = None,
     steer_thinking: bool = False,
@@ -89,8 +132,9 @@ def load_session(
     Raises:
         InputError: The arguments contradict each other, β is wrong, or something cannot be loaded.
     """
-    check_models(model, parm, guide_model, draft_model, self_speculation, num_draft_tokens, alone)
-    check_cache_limits(kv_bits, max_kv_size, draft_model is not None or self_speculation)
+    check_models(model, parm, guide_model, draft_model, speculation, num_draft_tokens, alone)
+    drafts = draft_model is not None or speculation in ("guide", "base")
+    check_cache_limits(kv_bits, max_kv_size, drafts)
     given = 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1)
     betas = None if beta is None else parse_betas(beta, given)
     notes: list[str] = []
@@ -126,9 +170,9 @@ def load_session(
         model_alone, tokenizer = load_base(base, dequantize, kv_bits, max_kv_size)
         guided, guide_tokenizer = Unguided(model_alone), tokenizer
     drafting = None
-    if draft_model is not None or self_speculation:
+    if drafts:
         drafter = None if draft_model is None else load_draft(draft_model, tokenizer, base, dequantize)
-        drafting = Drafting(drafter, num_draft_tokens or Drafting.tokens)
+        drafting = Drafting(drafter, num_draft_tokens or Drafting.tokens, by_guide=speculation == "guide")
     prompter = Prompter(
         tokenizer,
         guide_tokenizer,
@@ -146,7 +190,10 @@ def load_session(
     notes += [prompter.note] if prompter.note else []
     if is_quantized(resolve(base)) and not any(map(quantized_numbers, guided.modules())):
         notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
-    return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, system, notes)
+    automatic = None
+    if speculation == "auto" and not drafts and max_kv_size is None:
+        automatic = Automatic(num_draft_tokens or Drafting.tokens, share)
+    return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, automatic, system, notes)
 
 
 def _backbone(adapter: str, guide_model: str | Path | None) -> Path:

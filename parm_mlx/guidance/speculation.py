@@ -1,9 +1,11 @@
 """Speculative guided decoding: several tokens are drafted cheaply and checked in one pass, exactly.
 
-Either a draft model drafts, and the guided model reads all drafts at once; or the base drafts, whose logits guidance
-needs anyway, and the guide reads all drafts at once. A drafted token d ~ q is kept with probability min(1, p(d)/q(d));
-in place of the first one that is not kept, a token is drawn from max(0, p − q), normalised (Leviathan et al., arXiv
-2211.17192). p is the guided distribution after temperature and filters, q the drafter's.
+Either a draft model drafts, and the guided model reads all drafts at once; or one of guide and base drafts, and the
+other reads all drafts at once. Eq. 13 needs the logits of both at every token, so no pass of such a drafter is wasted,
+and the smaller of the two should draft. A drafted token d ~ q is kept with probability min(1, p(d)/q(d)); in place of
+the first one that is not kept, a token is drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). p
+is the guided distribution after temperature and filters. q is the drafter's, sharpened first: where guide and base
+agree, the guided distribution is theirs to the power 1 + 1/β.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,16 +20,27 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, read
 from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling
+from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
-from parm_mlx.mlxlm import Snapshot, embedding_rows, generation_stream, make_prompt_cache, wired_limit
+from parm_mlx.mlxlm import PreferenceCache, Snapshot, embedding_rows, generation_stream, make_prompt_cache, wired_limit
 
 
 @dataclass(frozen=True)
 class Drafting:
-    """The drafter, and how many tokens it drafts at a time."""
+    """The drafter, and how far it drafts ahead.
 
-    model: nn.Module | None  # has the base's vocabulary; the base drafts if None
-    tokens: int = 3
+    Attributes:
+        model: A draft model with the base's vocabulary; if None, guide or base drafts.
+        tokens: Most tokens drafted at a time.
+        by_guide: If the guide drafts, and not the base, where there is no draft model.
+        confidence: Drafting pauses once the product of the drafter's highest probabilities is below it. The draft drawn
+            last is judged like the others, or answers would lack unlikely tokens. At 0, ``tokens`` are drafted always.
+    """
+
+    model: nn.Module | None
+    tokens: int = 12
+    by_guide: bool = False
+    confidence: float = 0.5
 
     @cached_property
     def rows(self) -> int | None:
@@ -39,7 +52,7 @@ class Drafting:
         return [token if self.rows is None else min(token, self.rows - 1) for token in tokens]
 
     def make_cache(self) -> CachedTokens:
-        """Makes an empty cache of the draft model; one without entries if the base drafts."""
+        """Makes an empty cache of the draft model; one without entries if there is no such model."""
         return CachedTokens([] if self.model is None else make_prompt_cache(self.model))
 
     def prefill(self, cached: CachedTokens, prompt: Sequence[int]) -> None:
@@ -52,11 +65,14 @@ class Drafting:
 
 @dataclass
 class DraftCount:
-    """Counts of drafted tokens, accepted tokens and verification passes."""
+    """Counts of drafted and accepted tokens, of checks, and of the tokens and passes that they gave and took."""
 
     drafted: int = 0
     accepted: int = 0
-    passes: int = 0
+    checks: int = 0
+    tokens: int = 0
+    base_passes: int = 0
+    guide_passes: int = 0
 
     @property
     def rate(self) -> float:
@@ -65,9 +81,8 @@ class DraftCount:
 
     def add(self, other: "DraftCount") -> None:
         """Adds the counts of another answer."""
-        self.drafted += other.drafted
-        self.accepted += other.accepted
-        self.passes += other.passes
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 class Chooser:
@@ -79,7 +94,7 @@ class Chooser:
         self._vocabulary = vocabulary
 
     def draft(self, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """A token (1,) drawn from a drafter's logits (1, V_drafter), and log q (1, V)."""
+        """A token (1,) drawn from a drafter's sharpened logits (1, V_drafter), and log q (1, V)."""
         logits = logits[:, : self._vocabulary]
         missing = self._vocabulary - logits.shape[-1]
         if missing:
@@ -146,6 +161,7 @@ class Speculation:
         self._last = token
         self._draft = draft or drafting.make_cache()
         self._unread_by_draft = mx.array(drafting.readable([token]), mx.uint32)
+        self._sharpness = sharpness(model, cache)
 
     @property
     def read(self) -> list[int]:
@@ -154,42 +170,52 @@ class Speculation:
 
     def __iter__(self) -> Iterator[int]:
         """Yields tokens, without end; ``NOT_FINITE`` is the last one where logits are not finite."""
-        advance = self._draft_by_base if self._drafting.model is None else self._draft_by_model
+        advance = self._draft_by_part if self._drafting.model is None else self._draft_by_model
         with wired_limit(self._model):
             while True:
                 with mx.stream(generation_stream):
-                    kept, tokens = advance(mx.array([self._last], mx.uint32), self._drafting.tokens)
-                self.count.add(DraftCount(self._drafting.tokens, kept, 1))
+                    tokens = advance(mx.array([self._last], mx.uint32))
                 self._generated += tokens
                 self._last = tokens[-1]
                 yield from tokens
 
-    def _draft_by_base(self, last: mx.array, n: int) -> tuple[int, list[int]]:
-        """The base reads one token after the other and drafts; the guide reads them at once."""
-        model = self._model
+    def _draft_by_part(self, last: mx.array) -> list[int]:
+        """Guide or base reads one token after the other and drafts; the other one reads them at once."""
+        model, by_guide = self._model, self._drafting.by_guide
         base, guide = model.split_cache(self.cache)
-        before = Snapshot(base, n), Snapshot(guide, n)
-        logits, drafts, q = self._drafts(model.base, base, last, n)
-        tokens_read = mx.concatenate([last, drafts[:-1]])
-        guide_logits = model.guide(tokens_read[None], cache=guide)[0]
-        kept, tokens = self._chooser.judge(combine_logits(logits, guide_logits, guide[-1].strength), drafts, q)
+        most = self._drafting.tokens
+        before_base, before_guide = Snapshot(base, most), Snapshot(guide, most)
+        if by_guide:
+            own, drafts, q = self._drafts(model.guide, guide, last, self._sharpness["guide"])
+        else:
+            own, drafts, q = self._drafts(model.base, base, last, self._sharpness["base"])
+        n, tokens_read = drafts.size, mx.concatenate([last, drafts[:-1]])
+        if by_guide:
+            base_logits, guide_logits = model.base(tokens_read[None], cache=base)[0], own
+        else:
+            base_logits, guide_logits = own, model.guide(tokens_read[None], cache=guide)[0]
+        kept, tokens = self._chooser.judge(combine_logits(base_logits, guide_logits, guide[-1].strength), drafts, q)
         keep = min(kept + 1, n)
-        _take_back(before[0], model.base, base, tokens_read, keep)
-        _take_back(before[1], model.guide, guide, tokens_read, keep)
+        base_again = _take_back(before_base, model.base, base, tokens_read, keep)
+        guide_again = _take_back(before_guide, model.guide, guide, tokens_read, keep)
         self.cache = model.join_cache(base, guide)
-        return kept, tokens
+        base_passes, guide_passes = (1, n) if by_guide else (n, 1)
+        self.count.add(DraftCount(n, kept, 1, len(tokens), base_passes + base_again, guide_passes + guide_again))
+        return tokens
 
-    def _draft_by_model(self, last: mx.array, n: int) -> tuple[int, list[int]]:
+    def _draft_by_model(self, last: mx.array) -> list[int]:
         """The draft model drafts; base and guide read the drafts at once."""
         drafter, draft, unread = self._drafting.model, self._draft, self._unread_by_draft
         assert drafter is not None
-        before, before_draft = Snapshot(self.cache, n + 1), Snapshot(draft.cache, unread.size + n - 1)
-        _, drafts, q = self._drafts(drafter, draft.cache, unread, n)
-        tokens_read = mx.concatenate([last, drafts])
+        most = self._drafting.tokens
+        before, before_draft = Snapshot(self.cache, most + 1), Snapshot(draft.cache, unread.size + most - 1)
+        _, drafts, q = self._drafts(drafter, draft.cache, unread, self._sharpness["base"])
+        n, tokens_read = drafts.size, mx.concatenate([last, drafts])
         kept, tokens = self._chooser.judge(self._model(tokens_read[None], cache=self.cache)[0], drafts, q)
         if tokens[-1] == NOT_FINITE:
-            return kept, tokens
-        _take_back(before, self._model, self.cache, tokens_read, kept + 1)
+            return tokens
+        passes = 1 + _take_back(before, self._model, self.cache, tokens_read, kept + 1)
+        self.count.add(DraftCount(n, kept, 1, len(tokens), passes, passes))
         tokens_read = mx.concatenate([unread, drafts[:-1]])
         keep = unread.size + min(kept, n - 1)
         _take_back(before_draft, drafter, draft.cache, tokens_read, keep)
@@ -197,20 +223,35 @@ class Speculation:
         # When all were kept, the drafter has not read its own last token yet.
         next_unread = tokens[-1:] if kept < n else tokens[-2:]
         self._unread_by_draft = mx.array(self._drafting.readable(next_unread), mx.uint32)
-        return kept, tokens
+        return tokens
 
     def _drafts(
-        self, drafter: nn.Module, cache: Cache, unread: mx.array, n: int
+        self, drafter: nn.Module, cache: Cache, unread: mx.array, sharper: float
     ) -> tuple[mx.array, mx.array, mx.array]:
         """The drafter's logits (n, V_drafter), its tokens (n,) and their log q (n, V)."""
-        logits, drafts, q = [], [], []
-        for _ in range(n):
+        logits: list[mx.array] = []
+        drafts: list[mx.array] = []
+        q: list[mx.array] = []
+        confidence: Any = 1.0
+        while len(drafts) < self._drafting.tokens and confidence >= self._drafting.confidence:
             logits.append(drafter(unread[None], cache=cache)[:, -1])
-            unread, distribution = self._chooser.draft(logits[-1])
+            unread, distribution = self._chooser.draft(widened(logits[-1]) * sharper)
             mx.async_eval(unread)
             drafts.append(unread)
             q.append(distribution)
+            if self._drafting.confidence:
+                confidence *= mx.exp(mx.max(distribution)).item()
         return mx.concatenate(logits), mx.concatenate(drafts), mx.concatenate(q)
+
+
+def sharpness(model: GuidedModel, cache: Cache) -> dict[str, float]:
+    """The powers of base and guide that are the guided distribution where both agree; the cache is of one sequence."""
+    preference: PreferenceCache = cache[-1]
+    weights: Any = preference.alpha[0].tolist()
+    strength: Any = preference.strength.item()
+    own = model.guide.weight(tuple(weights))
+    together = 1 + own * float(strength)
+    return {"base": together, "guide": together / own}
 
 
 def _finite(logprobs: mx.array) -> mx.array:
@@ -218,8 +259,9 @@ def _finite(logprobs: mx.array) -> mx.array:
     return mx.max(logprobs, axis=-1) > -mx.inf  # false for NaN
 
 
-def _take_back(before: Snapshot, model: nn.Module, cache: Cache, tokens_read: mx.array, keep: int) -> None:
-    """Leaves the first ``keep`` of the tokens that were read in a cache."""
+def _take_back(before: Snapshot, model: nn.Module, cache: Cache, tokens_read: mx.array, keep: int) -> int:
+    """Leaves the first ``keep`` of the tokens that were read in a cache; returns the number of passes that it took."""
     again = before.restore(cache, tokens_read.size, keep)
     if again:
         model(tokens_read[None, :again], cache=cache)
+    return int(again > 0)

@@ -6,7 +6,7 @@ from typing import Any
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models.cache import _BaseCache
 
-from parm_mlx.mlxlm.caches import batched, joined, row_of
+from parm_mlx.mlxlm.caches import batched, joined, leaves, row_of
 
 STEP = 64  # positions that a batch's keys and values grow by: all of them are copied when a sequence ends or joins
 
@@ -32,6 +32,10 @@ class PairCache(_BaseCache):
         """The entry with the rows of both; the pair must be held together."""
         assert len(self.parts) == 1
         return self.parts[0]
+
+    def is_alone(self) -> bool:
+        """Returns True if this is the pair of one sequence that is not in a batch."""
+        return all(getattr(entry, "left_padding", None) is None for entry in leaves(self.parts))
 
     def part(self) -> tuple[Any, ...]:
         """Holds the pair apart, and returns the base's and the guide's entry, which may be read into."""

@@ -16,14 +16,14 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TINY = ["--hidden", 64, "--layers", 1, "--vocabulary", 100, "--tokens", 2, "--rounds", 2]
 PLAIN = ["base", "guide", "guided", "shared"]
-DRAFTED = ["guided+self", "shared+self", "shared+draft"]
+DRAFTED = ["guided+guide", "guided+base", "shared+guide", "shared+base", "shared+draft"]
 
 
 def test_json_is_one_object_with_settings_machine_and_cases(run_cli: Run) -> None:
     code, out, err = run_cli("bench", *TINY, "--batch", "1,2", "--prompt", "4,8", "--json")
     assert (code, err) == (0, "")
     record = json.loads(out)
-    assert record["models"] == {"hidden": 64, "layers": 1, "vocabulary": 100, "bits": None, "drafted": 3}
+    assert record["models"] == {"hidden": 64, "layers": 1, "vocabulary": 100, "bits": None, "drafted": 12}
     assert record["settings"] == {"batches": [1, 2], "prompts": [4, 8], "tokens": 2, "rounds": 2}
     assert record["complete"] is True
     assert {"parm-mlx", "mlx", "mlx-lm", "python", "platform", "device"} <= record["machine"].keys()
@@ -35,7 +35,10 @@ def test_json_is_one_object_with_settings_machine_and_cases(run_cli: Run) -> Non
         low, high = row["ms_per_token_spread"]
         assert 0 < low <= row["ms_per_token"] <= high
         assert row["peak_mb"] >= row["weights_mb"] > 0
-        assert (row["accepted"] is not None) == (row["case"] in DRAFTED)
+        assert (row["accepted"] is not None) == (row["passes"] is not None) == (row["case"] in DRAFTED)
+    for ratios in record["passes"].values():
+        assert [*ratios] == ["1", "2", "4", "8", "12"]
+        assert ratios["1"] == 1
 
 
 def test_a_busy_machine_is_noted_and_recorded(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +70,8 @@ def test_models_of_ones_own(run_cli: Run, official: Path, official_parm: Path, t
     assert code == 0
     record = json.loads(out)
     assert record["models"]["parm"] == [str(official_parm)]
-    assert [row["case"] for row in record["cases"]] == ["base", "guide", "guided", "guided+self"], "no shared weights"
+    cases = ["base", "guide", "guided", "guided+guide", "guided+base"]
+    assert [row["case"] for row in record["cases"]] == cases, "no shared weights"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert f"picture: {picture}" in err
 
@@ -78,8 +82,10 @@ def test_a_base_that_is_the_backbone_is_also_measured_shared(run_cli: Run, offic
     assert code == 0
     lines = out.splitlines()
     assert lines[1].split()[-1] == "drafts"
-    assert [line.split()[0] for line in lines[2:9]] == PLAIN + DRAFTED
-    assert all(line.split()[-1].endswith("%") for line in lines[6:9])
+    assert [line.split()[0] for line in lines[2:11]] == PLAIN + DRAFTED
+    assert all(line.split()[-1].endswith("%") for line in lines[6:11])
+    assert lines[11].startswith("passes of base + guide for a token: guided+guide ")
+    assert "a pass of the base takes, of one over a single token: " in out
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, call: int) -> None:

@@ -32,9 +32,9 @@ def chat(
 def test_drafts_change_no_answer_of_a_chat(chat: Run) -> None:
     lines = "What is the capital of France?\n/alpha 0,1\nTell me a joke.\n"
     plain = chat(lines, "--quiet")
-    drafted = chat(lines, "--quiet", "--self-speculation", "--num-draft-tokens", 2)
+    drafted = chat(lines, "--quiet", "--speculation", "base", "--num-draft-tokens", 2)
     assert drafted == plain
-    assert "drafts: " in chat(lines, "--self-speculation")[2].splitlines()[-1]
+    assert "drafts: " in chat(lines, "--speculation", "base")[2].splitlines()[-1]
 
 
 def test_a_whole_conversation(chat: Run, official: Path) -> None:

@@ -30,7 +30,8 @@ def test_a_line_for_each_check_and_a_generation_that_works(run_cli: Run) -> None
     assert [line.split()[1] for line in lines] == [*doctor.checks()]
     assert {line.split()[0] for line in lines} <= {"ok", "warning"}
     assert f"mlx {version('mlx')}" in lines[0]
-    assert "as their weight goes 0 → 1" in lines[-1]
+    assert "as their weight goes 0 → 1" in lines[-2]
+    assert "of no models yet" in lines[-1]
 
 
 def test_json_is_one_object_without_the_home_folder(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,11 @@ def test_drafts_change_no_answer_and_are_counted(
 ) -> None:
     ask = ["--prompt", "Tell me a joke.", "--alpha", "1,0", "--alpha", "0,1", "--max-tokens", 20, "--json"]
     plain = [json.loads(line) for line in run_cli("generate", *models, *ask)[1].splitlines()]
-    for drafts in (["--self-speculation"], ["--draft-model", official / "base_lm", "--num-draft-tokens", 2]):
+    for drafts in (
+        ["--speculation", "base"],
+        ["--speculation", "guide"],
+        ["--draft-model", official / "base_lm", "--num-draft-tokens", 2],
+    ):
         code, out, err = run_cli("generate", *models, *ask, *drafts)
         assert code == 0
         records = [json.loads(line) for line in out.splitlines()]
@@ -88,10 +92,16 @@ def test_drafts_change_no_answer_and_are_counted(
         (["--share", "on"], "error: base {base} and guide model {arm} cannot share one forward pass: "),
         (["--draft-model", "{gone}"], "error: draft model {gone}: no such directory"),
         (["--draft-model", "{parm}"], "error: {parm} is not a model directory: config.json is missing"),
-        (["--num-draft-tokens", "2"], "error: --num-draft-tokens needs a draft model"),
-        (["--draft-model", "{base}", "--self-speculation"], "error: --draft-model and --self-speculation exclude each"),
+        (
+            ["--speculation", "off", "--num-draft-tokens", "2"],
+            "error: --num-draft-tokens and --speculation off exclude",
+        ),
+        (
+            ["--draft-model", "{base}", "--speculation", "base"],
+            "error: --draft-model and --speculation base exclude each",
+        ),
         (["--share", "maybe"], "error: Invalid value for '--share'"),
-        (["--self-speculation", "--num-draft-tokens", "0"], "error: Invalid value for '--num-draft-tokens'"),
+        (["--speculation", "base", "--num-draft-tokens", "0"], "error: Invalid value for '--num-draft-tokens'"),
     ],
 )
 def test_what_cannot_be_shared_or_drafted_is_one_line(
@@ -235,7 +245,9 @@ def test_one_answer_is_streamed_and_is_that_of_a_batch(
     assert several.split("]\n")[1].split("\n\n[")[0].strip() == f"{out.strip()} …"
     monkeypatch.setattr("sys.stdin", io.StringIO("Tell me a joke.\n"))
     assert run_cli("generate", *models, *ask)[1] == out
-    drafted = run_cli("generate", "Tell me a joke.", *models, "--max-tokens", 8, "--alpha", "1,0", "--self-speculation")
+    drafted = run_cli(
+        "generate", "Tell me a joke.", *models, "--max-tokens", 8, "--alpha", "1,0", "--speculation", "base"
+    )
     assert "drafts: " in drafted[2]
     assert drafted[1] == run_cli("generate", "Tell me a joke.", *models, "--max-tokens", 8, "--alpha", "1,0")[1]
 

@@ -19,7 +19,7 @@ from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.timing import Sample
 
 PLAIN = ["base", "guide", "guided", "shared"]
-DRAFTED = ["guided+self", "shared+self", "shared+draft"]
+DRAFTED = ["guided+guide", "guided+base", "shared+guide", "shared+base", "shared+draft"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_ways_generate_the_tokens_that_their_models_generate(subjects: Subje
 
 def test_a_step_of_speculation_takes_all_tokens_of_a_check(subjects: Subjects) -> None:
     """Else the next turn would begin with tokens that this one has paid for."""
-    run = ways(subjects)["shared+self"][1](subjects.prompts(1, 6), [(0.5, 0.5)])
+    run = ways(subjects)["shared+base"][1](subjects.prompts(1, 6), [(0.5, 0.5)])
     assert isinstance(run, DraftedGeneration)
     run.read()
     for steps in (1, 2, 5):
@@ -71,7 +71,7 @@ def test_a_perfect_draft_is_always_accepted() -> None:
     attach(model, config)
     guide = Guide(model, config)
     subjects = Subjects(GuidedModel(tiny_model(), guide), tuple(range(1, 40)), SharedModel(guide))
-    run = ways(subjects)["shared+self"][1](subjects.prompts(1, 6), [(0.5, 0.5)])
+    run = ways(subjects)["shared+base"][1](subjects.prompts(1, 6), [(0.5, 0.5)])
     run.read()
     run.decode(8)
     assert run.acceptance == 1.0

@@ -197,8 +197,8 @@ def test_without_the_backbone_the_base_alone_is_compared() -> None:
     ("how", "said", "unsaid"),
     [
         ({"same_weights": 1.0}, "can share one pass (leave out --share off)", "a smaller guide"),
-        ({"one_pass": 1.0}, "answers in a batch", "--self-speculation"),
-        ({"drafted": 1.0}, "a guide on the base's own weights shares its pass", "--self-speculation"),
+        ({"one_pass": 1.0}, "answers in a batch", "--speculation auto"),
+        ({"drafted": 1.0}, "a guide on the base's own weights shares its pass", "--speculation auto"),
         ({}, "answers in a batch", "leave out --share off"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_run_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ({"rewards": {"warmth": length}}, "no --reward for focus"),
         ({"num_samples": 2}, "temperature above 0"),
         ({"reference": [0.0]}, "has 1 numbers for 2 objectives"),
-        ({"draft_model": BUNDLED_BASE, "self_speculation": True}, "exclude each other"),
+        ({"draft_model": BUNDLED_BASE, "speculation": "base"}, "exclude each other"),
         ({"num_draft_tokens": 2}, "needs a draft model"),
     ],
 )

@@ -151,12 +151,13 @@ def speculate(model: GuidedModel, prompt: list[int], alpha: list[float], draftin
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("family", "bits"), CASES)
 def test_drafts_change_no_token_in_any_family(family: str, bits: int | None, kind: str) -> None:
-    """The base drafts; a good draft model of the same family drafts, whose cache must take tokens back as well."""
+    """Base and guide draft, ahead as they are sure or a fixed number; so does a good draft model of the same family."""
     model, reference = build(kind, family, bits)
     prompt, alpha = [5, 6, 7, 60, 3], [0.2, 0.8]
     expected = alone(reference, prompt, alpha, 12)
     good = tiny_model(family, 0 if kind == "two" else 1, bits)
-    for drafting in (Drafting(None, 4), Drafting(good, 3)):
+    own = [Drafting(None, tokens, by_guide, sure) for by_guide in (False, True) for tokens, sure in ((4, 0), (12, 0.5))]
+    for drafting in (*own, Drafting(good, 3, confidence=0), Drafting(good)):
         assert list(islice(speculate(model, prompt, alpha, drafting), 12)) == expected
 
 

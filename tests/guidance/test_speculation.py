@@ -2,17 +2,20 @@
 
 from copy import deepcopy
 from itertools import islice
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from tiny import tiny_guide, tiny_model
 
+from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.shared import SharedModel
-from parm_mlx.guidance.speculation import Chooser, DraftCount, Drafting, Speculation
+from parm_mlx.guidance.speculation import Chooser, DraftCount, Drafting, Speculation, sharpness
 
 PROMPT = [3, 1, 5, 2, 6]
 VOCABULARY = 8
@@ -26,9 +29,10 @@ def small(seed: int) -> GuidedModel:
 def test_counts_add_up() -> None:
     count = DraftCount()
     assert count.rate == 0
-    count.add(DraftCount(6, 3, 2))
-    count.add(DraftCount(4, 4, 1))
-    assert (count.drafted, count.accepted, count.passes, count.rate) == (10, 7, 3, 0.7)
+    count.add(DraftCount(6, 3, 2, 5, 2, 6))
+    count.add(DraftCount(4, 4, 1, 4, 1, 4))
+    assert count == DraftCount(10, 7, 3, 9, 3, 10)
+    assert count.rate == 0.7
 
 
 def test_greedy_drafts_are_kept_up_to_the_first_that_differs() -> None:
@@ -73,6 +77,7 @@ def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     ("drafter", "sampling"),
     [
         ("base", Sampling(temp=1.0)),
+        ("guide", Sampling(temp=0.7, min_p=0.1)),
         ("model", Sampling(temp=0.7, top_k=5)),
         ("shared", Sampling(temp=1.3, top_p=0.9)),
     ],
@@ -85,7 +90,7 @@ def test_sampled_tokens_have_the_distribution_of_plain_decoding(drafter: str, sa
     """
     model = SharedModel(tiny_guide("llama", 1, changes=SMALL)) if drafter == "shared" else small(0)
     draft_model = tiny_model("llama", 5, **SMALL) if drafter == "model" else None
-    counts, expected = outcomes(model, draft_model, sampling, 400)
+    counts, expected = outcomes(model, draft_model, sampling, 400, drafter == "guide")
     assert counts[expected == 0].sum() == 0
     assert chi_square(counts.reshape(-1), 400 * expected.reshape(-1)) < 2.2
 
@@ -98,9 +103,9 @@ def test_the_distribution_test_can_fail() -> None:
 
 
 def outcomes(
-    model: GuidedModel, draft_model: object, sampling: Sampling, answers: int
+    model: GuidedModel, draft_model: object, sampling: Sampling, answers: int, by_guide: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How often each pair of first tokens came, and its exact probability."""
+    """How often each pair of first tokens came, and its exact probability; drafting ends at several confidences."""
     alpha = (0.3, 0.7)
     cache = model.make_cache(alpha)
     last = prefill(model, cache, PROMPT, PROMPT)
@@ -108,7 +113,8 @@ def outcomes(
     Drafting(draft_model).prefill(draft, PROMPT)  # type: ignore[arg-type]
     counts = np.zeros((VOCABULARY, VOCABULARY))
     for number in range(answers):
-        drafting = Drafting(draft_model, 1 + number % 3)  # type: ignore[arg-type]
+        confidence = (0, 0.3, 0.6)[number // 3 % 3]
+        drafting = Drafting(draft_model, 1 + number % 3, by_guide, confidence)  # type: ignore[arg-type]
         speculation = Speculation(
             model,
             deepcopy(cache),
@@ -131,15 +137,78 @@ def exact(model: GuidedModel, sampling: Sampling, alpha: tuple[float, float]) ->
     return np.stack([p * probabilities([*PROMPT, token]) for token, p in enumerate(first)])
 
 
-@pytest.mark.parametrize("by_model", [False, True])
-def test_what_the_caches_have_read_is_known(by_model: bool) -> None:
+def test_drafting_pauses_where_the_drafter_is_unsure_and_the_last_draft_counts() -> None:
+    """Top probabilities of 0.9 and 0.5: 0.9 is above 0.5, 0.9 · 0.5 = 0.45 is not, so that two are drafted."""
+    tops = iter([0.9, 0.5, 0.9])
+
+    class Drafter:
+        def __call__(self, inputs: mx.array, cache: object) -> mx.array:
+            top = next(tops)
+            return mx.log(mx.array([[[top, *[(1 - top) / (VOCABULARY - 1)] * (VOCABULARY - 1)]]]))
+
+    model = small(0)
+    cache = model.make_cache((0.3, 0.7))
+    speculation = Speculation(model, cache, 1, Drafting(None, 5, confidence=0.5), Sampling())
+    _, drafts, q = speculation._drafts(Drafter(), cache, mx.array([1]), 1.0)  # type: ignore[arg-type]
+    assert drafts.tolist() == [0, 0]
+    np.testing.assert_allclose(mx.exp(q[:, 0]), [0.9, 0.5], rtol=1e-5)
+
+
+def test_drafts_are_sharpened_to_where_base_and_guide_agree() -> None:
+    """At β = 0.5, Eq. 13 has p_base · p_guide²: a base like the guide is cubed, a guide raised to (1 + 2) / 1.
+
+    Two guides with β_i = 0.5 and α = (1, 0) give p_1²: base³ and, as the guide is squared already, guide^(3/2).
+    """
+    one = GuidedModel(tiny_model("llama", 0, **SMALL), tiny_guide("llama", 1, changes=SMALL), 0.5)
+    assert sharpness(one, one.make_cache((0.3, 0.7))) == {"base": 3, "guide": 3}
+    several = GuidedModel(one.base, genarm(), 1.0)
+    assert sharpness(several, several.make_cache((1, 0))) == {"base": 3, "guide": 1.5}
+
+
+def genarm() -> Guides:
+    guides = [tiny_guide("llama", seed, changes=SMALL, objectives=(name,)) for seed, name in ((1, "a"), (2, "b"))]
+    return Guides(guides, betas=[0.5, 0.5])
+
+
+class Counted(nn.Module):
+    """A model that counts its passes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.passes = 0
+
+    def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+        self.passes += 1
+        return self.model(inputs, cache=cache)
+
+
+@pytest.mark.parametrize("confidence", [0, 0.5])
+@pytest.mark.parametrize("by_guide", [False, True])
+def test_passes_of_base_and_guide_are_counted(by_guide: bool, confidence: float) -> None:
+    """The checker runs once for a check, the drafter once for a draft; several guides count as one."""
+    model = GuidedModel(tiny_model("llama", 0, **SMALL), genarm())
+    cache = model.make_cache((0.3, 0.7))
+    last = prefill(model, cache, PROMPT, PROMPT)
+    speculation = Speculation(model, cache, last, Drafting(None, 4, by_guide, confidence), Sampling())
+    model.base, model.guide = base, guide = Counted(model.base), Counted(model.guide)  # type: ignore[assignment]
+    tokens = list(islice(speculation, 30))
+    count = speculation.count
+    assert count.tokens >= len(tokens)
+    assert (count.base_passes, count.guide_passes) == (base.passes, guide.passes)
+    drafter, checker = (guide, base) if by_guide else (base, guide)
+    assert (count.drafted, count.checks) == (drafter.passes, checker.passes)
+
+
+@pytest.mark.parametrize("by_model", [False, True, "guide"])
+def test_what_the_caches_have_read_is_known(by_model: bool | str) -> None:
     """After any number of tokens, the cache holds the prompt and ``read``, and goes on as a fresh one would."""
     model = small(0)
-    draft_model = tiny_model("llama", 0, **SMALL) if by_model else None
+    draft_model = tiny_model("llama", 0, **SMALL) if by_model is True else None
     for taken in range(1, 8):
         cache = model.make_cache((0.3, 0.7))
         last = prefill(model, cache, PROMPT, PROMPT)
-        drafting = Drafting(draft_model, 3)
+        drafting = Drafting(draft_model, 3, by_model == "guide", confidence=0)
         draft = drafting.make_cache()
         drafting.prefill(draft, PROMPT)
         speculation = Speculation(model, cache, last, drafting, Sampling(), draft=draft)

@@ -1,0 +1,125 @@
+"""What passes cost, what follows for decoding one answer, and what is kept of it."""
+
+from pathlib import Path
+
+import pytest
+from tiny import tiny_guided, tiny_shared
+
+from parm_mlx.guidance import costs
+from parm_mlx.guidance.costs import LENGTHS, Costs, key, measure, recall, remember
+from parm_mlx.guidance.prompts import PromptTokens
+from parm_mlx.guidance.speculation import Drafting
+
+PASSES = [1.0, 1.1, 1.3, 1.7, 2.1]
+
+
+@pytest.mark.parametrize(
+    ("fates", "drafting", "rounds"),
+    [
+        # Four kept drafts, two at a time: no token is drawn beyond them.
+        ([(True, 1.0)] * 4, Drafting(None, 2), [(2, 2, 2), (2, 2, 2)]),
+        # The second is wrong: the first is kept, the second replaced, the third drafted again.
+        ([(True, 1.0), (False, 1.0), (True, 1.0)], Drafting(None, 3), [(3, 1, 2), (1, 1, 1)]),
+        # 0.8 · 0.6 is below a half: two are drafted though four may be.
+        ([(True, 0.8), (True, 0.6), (True, 0.9)], Drafting(None, 4), [(2, 2, 2), (1, 1, 1)]),
+        ([(False, 0.4), (False, 0.4)], Drafting(None, 4), [(1, 0, 1), (1, 0, 1)]),
+        ([], Drafting(None, 4), []),
+    ],
+)
+def test_rounds_of_speculation_along_an_answer(
+    fates: list[tuple[bool, float]], drafting: Drafting, rounds: list[tuple[int, int, int]]
+) -> None:
+    """Drafted, kept and gained tokens of each check."""
+    assert costs._rounds(fates, drafting) == rounds
+
+
+def test_another_way_must_be_faster_by_more_than_chance() -> None:
+    plain = {"off": 1.0, "base": 2.0}
+    assert Costs(PASSES, PASSES, per_token=plain | {"guide": 0.97}).drafter == "off"
+    assert Costs(PASSES, PASSES, per_token=plain | {"guide": 0.9}).drafter == "guide"
+    assert Costs(PASSES, PASSES, per_token={"off": 1.0, "guide": 0.9, "base": 0.8}).drafter == "base"
+    assert not Costs(PASSES, PASSES, 2.05).apart
+    assert Costs(PASSES, PASSES, 2.5).apart
+    assert not Costs(PASSES, PASSES).apart
+
+
+def test_drafts_are_not_tried_where_they_could_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass over twelve tokens takes 2.1 of one: even if all are kept, a token costs 1 + 2.1 / 12 = 1.175.
+
+    One pass for both at 1.1 is less, at 1.5 is not.
+    """
+    model, prompts = tiny_shared("llama"), [PromptTokens([5, 6, 7], [5, 6, 7])]
+    seconds = {(name, n): t for name in ("base", "guide") for n, t in zip(LENGTHS, PASSES, strict=True)}
+    for together, tried in ((1.1, False), (1.5, True)):
+        monkeypatch.setattr(costs, "pass_seconds", lambda *_, t=together: seconds | {("together", 1): t})
+        found = measure(model, prompts)
+        assert (found.base, found.guide, found.together) == (PASSES, PASSES, together)
+        assert found.per_token["off"] == together
+        assert (found.kept.keys() == {"guide", "base"}) == tried
+        assert found.drafter == "off" or tried
+
+
+def test_what_is_measured_is_what_speculation_does() -> None:
+    """The kept share of drafts is predicted from plain greedy decoding alone."""
+    from itertools import islice
+
+    from parm_mlx.guidance.prefill import prefill
+    from parm_mlx.guidance.sampling import Sampling
+    from parm_mlx.guidance.speculation import Speculation
+
+    model = tiny_guided("llama")
+    fates = costs._fates(model, PromptTokens([5, 6, 7], [5, 6, 7]), frozenset())
+    for name in ("guide", "base"):
+        rounds = costs._rounds([fate[name] for fate in fates], Drafting(None))
+        cache = model.make_cache()
+        last = prefill(model, cache, [5, 6, 7], [5, 6, 7])
+        speculation = Speculation(model, cache, last, Drafting(None, by_guide=name == "guide"), Sampling())
+        whole = rounds[:-1]  # the last one ends with the answer, not with the drafter
+        list(islice(speculation, sum(tokens for _, _, tokens in whole)))
+        count = speculation.count
+        assert (count.checks, count.drafted, count.accepted) == (
+            len(whole),
+            *(sum(column) for column in list(zip(*whole, strict=True))[:2]),
+        )
+
+
+def test_real_passes_are_measured() -> None:
+    found = measure(tiny_guided("llama"), [PromptTokens([5, 6, 7], [8, 9])])
+    assert len(found.base) == len(found.guide) == len(LENGTHS)
+    assert all(seconds > 0 for seconds in found.base + found.guide)
+    assert found.together is None
+
+
+def test_costs_are_kept_by_machine_and_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = Costs(PASSES, PASSES, None, {"guide": 0.9}, {"off": 2.0, "guide": 1.0})
+    name = key({"base": "aa"}, {"betas": (1.0,)})
+    assert name != key({"base": "ab"}, {"betas": (1.0,)}) != key({"base": "aa"}, {"betas": (2.0,)})
+    assert recall(name) is None
+    remember(name, "a + b", found)
+    remember("other", "c + d", Costs(PASSES, PASSES, per_token={"off": 1.0}))
+    assert recall(name) == found
+    assert str(found) == "0.5 tokens/s without drafts, 1 with guide drafts: guide drafts"
+    monkeypatch.setattr(costs, "device_name", lambda: "another chip")
+    assert key({"base": "aa"}, {"betas": (1.0,)}) != name
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"x": 1}', '{"x": {"costs": {"base": [1]}}}', '{"x": {"costs": []}}']
+)
+def test_a_broken_record_is_measured_again(content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "parm-mlx" / costs.FILE
+    path.parent.mkdir()
+    path.write_text(content)
+    assert recall("x") is None
+    remember("x", "a + b", Costs(PASSES, PASSES, per_token={"off": 1.0}))
+    assert recall("x") is not None
+
+
+def test_a_cache_folder_that_cannot_be_written_does_no_harm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "parm-mlx").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remember("x", "a + b", Costs(PASSES, PASSES, per_token={"off": 1.0}))
+    assert recall("x") is None
+    assert (tmp_path / "parm-mlx").read_text() == "a file"
