@@ -66,7 +66,7 @@ def test_a_run_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ({"num_samples": 2}, "temperature above 0"),
         ({"reference": [0.0]}, "has 1 numbers for 2 objectives"),
         ({"draft_model": BUNDLED_BASE, "speculation": "base"}, "exclude each other"),
-        ({"num_draft_tokens": 2}, "needs a draft model"),
+        ({"num_draft_tokens": 2, "speculation": "off"}, "exclude each other"),
     ],
 )
 def test_wrong_input_leaves_no_folder(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
