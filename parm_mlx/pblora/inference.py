@@ -1,29 +1,34 @@
 """α bound for generation: all that depends on α alone is computed once, the rest with few operations per token.
 
 The equation is that of :mod:`parm_mlx.kernels.lowrank`. Where its kernel runs, it computes the update as it stands.
-Elsewhere the A of layers that read the same input (query, key and value) are one matrix, and for one α in all rows the
-core is folded into Bᵀ.
+Elsewhere the adapters of layers that read the same input (query, key and value) are one: their A stand below each other,
+their cores and their Bᵀ along a diagonal. For one α in all rows the core is folded into Bᵀ.
 """
 
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any
 
 import mlx.core as mx
 
 from parm_mlx.kernels.lowrank import add_projection, fused_update, is_fused
 from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, core_shapes, scaled_core
 
+FEW = 32  # rows up to which launching operations takes longer than the zeros beside a diagonal
 
-class _Factors(NamedTuple):
-    """The matrices of one layer in the dtype of its input."""
 
-    a: mx.array  # of all layers that read its input
-    rows: slice  # of A that are its own
+@dataclass(frozen=True)
+class _Group:
+    """The adapters of layers that read one input, in its dtype: r ranks and n outputs in all."""
+
+    a: mx.array  # (in, r)
     gate: mx.array | None  # (B, 1, 1), a factor of A x: a folded core cannot be zero in some rows
-    core: mx.array | None  # (B, r, r); None if folded
-    b: mx.array  # Bᵀ, or core · Bᵀ if folded
+    core: mx.array | None  # (B, r, r) along the diagonal; None if folded
+    b: mx.array  # (r, n) along the diagonal: Bᵀ, or core · Bᵀ if folded
+    ranks: list[slice]  # of each layer
+    outputs: list[slice]
 
 
 class BoundPreferences(Conditioning):
@@ -43,8 +48,8 @@ class BoundPreferences(Conditioning):
         one_alpha = alpha.shape[0] == 1 or bool(mx.all(alpha == alpha[:1]).item())
         self._folded = cores[:, 0] if one_alpha else None
         mx.eval(self._cores, self._folded, self._gate)  # here, for another thread cannot evaluate what this one built
-        self._by_dtype: dict[mx.Dtype, dict[int, _Factors]] = {}
-        self._last: tuple[mx.array, mx.array, mx.array] | None = None
+        self._by_dtype: dict[mx.Dtype, dict[int, tuple[_Group, int]]] = {}
+        self._last: tuple[mx.array, _Group, mx.array, list[mx.array] | None] | None = None
 
     def begin(self) -> "BoundPreferences":
         """Returns a copy for one pass: what layers share (``_last``) belongs to the pass, and so to one thread."""
@@ -55,54 +60,90 @@ class BoundPreferences(Conditioning):
         core = self._cores[layer.index]
         if is_fused(y, x, layer.a, core, layer.b):
             return fused_update(y, x, layer.a, core, layer.b)
-        factors = self._factors(x.dtype)[layer.index]
-        return add_projection(y, self._projected(x, factors)[..., factors.rows], factors.core, factors.b)
+        group, place = self._groups(x.dtype)[layer.index]
+        z, updates = self._projected(x, group)
+        if updates is not None:
+            return y + updates[place]
+        ranks = group.ranks[place]
+        own = None if group.core is None else group.core[:, ranks, ranks]
+        return add_projection(y, z[..., ranks], own, group.b[ranks, group.outputs[place]])
 
-    def _projected(self, x: mx.array, factors: _Factors) -> mx.array:
-        """A x, which the first layer that reads x computes for all of them."""
-        if self._last is None or self._last[0] is not x or self._last[1] is not factors.a:
-            z = x @ factors.a.T
-            self._last = x, factors.a, z if factors.gate is None else z * factors.gate
-        return self._last[2]
+    def _projected(self, x: mx.array, group: _Group) -> tuple[mx.array, list[mx.array] | None]:
+        """A x, and for few rows the updates of all layers of the group; the first layer that reads x computes them."""
+        if self._last is None or self._last[0] is not x or self._last[1] is not group:
+            z, updates = x @ group.a, None
+            if group.gate is not None:
+                z = z * group.gate
+            if x.shape[0] * x.shape[1] <= FEW:
+                both = (z if group.core is None else z @ group.core) @ group.b
+                ends = [outputs.stop for outputs in group.outputs[:-1]]
+                updates = list(mx.split(both, ends, axis=-1)) if ends else [both]
+            self._last = x, group, z, updates
+        return self._last[2:]
 
-    def _factors(self, dtype: mx.Dtype) -> dict[int, _Factors]:
-        """The matrices of every layer by index, evaluated like the cores."""
+    def _groups(self, dtype: mx.Dtype) -> dict[int, tuple[_Group, int]]:
+        """For every layer by index its group, evaluated like the cores, and its place in it."""
         if dtype in self._by_dtype:
             return self._by_dtype[dtype]
         groups: dict[object, list[PBLoRALinear]] = {}
         for layer in self._layers:
             groups.setdefault(layer.reads or layer.index, []).append(layer)
         gate = None if self._gate is None or self._folded is None else self._gate.astype(dtype)
-        factors = {}
-        for group in groups.values():
-            a, rank = joined_a(group, dtype), group[0].config.rank
-            for i, layer in enumerate(group):
-                core, b = None, layer.b.T
-                if self._folded is None:
-                    core = self._cores[layer.index].astype(dtype)
-                else:
-                    b = self._folded[layer.index] @ b
-                factors[layer.index] = _Factors(a, slice(i * rank, (i + 1) * rank), gate, core, b.astype(dtype))
-        mx.eval(factors)
-        self._by_dtype[dtype] = factors
-        return factors
+        found: dict[int, tuple[_Group, int]] = {}
+        for layers in groups.values():
+            joined = join(layers, dtype)
+            core, b = None, joined.b
+            if self._folded is None:
+                core = _diagonal([self._cores[layer.index] for layer in layers]).astype(dtype)
+            else:
+                b = _diagonal([self._folded[layer.index] @ layer.b.T for layer in layers]).astype(dtype)
+            ranks, outputs = (_slices([layer.b.shape[axis] for layer in layers]) for axis in (1, 0))
+            group = _Group(joined.a, gate, core, b, ranks, outputs)
+            found |= {layer.index: (group, place) for place, layer in enumerate(layers)}
+        mx.eval([[group.a, group.core, group.b] for group, _ in found.values()], gate)
+        self._by_dtype[dtype] = found
+        return found
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    ends = list(accumulate(sizes))
+    return list(map(slice, [0, *ends], ends))
+
+
+def _diagonal(blocks: Sequence[mx.array]) -> mx.array:
+    """Blocks (…, m_i, n_i) as one (…, Σ m_i, Σ n_i), each beside zeros."""
+    rows, total = [], sum(block.shape[-1] for block in blocks)
+    before = 0
+    for block in blocks:
+        width = block.shape[-1]
+        rows.append(mx.pad(block, [(0, 0)] * (block.ndim - 1) + [(before, total - before - width)]))
+        before += width
+    return mx.concatenate(rows, axis=-2)
 
 
 @dataclass(frozen=True)
-class _JoinedA:
-    """A matrix and the A that it was made of; no tuple, which an nn.Module would take for parameters."""
+class Joined:
+    """The adapters of layers that read one input, without their cores; no tuple, which an nn.Module would walk.
+
+    Attributes:
+        parts: The tensors that they were made of, by identity.
+        a: (in, r), the transposed A of all layers.
+        b: (r, n), their Bᵀ along the diagonal.
+    """
 
     parts: list[mx.array]
-    whole: mx.array
+    a: mx.array
+    b: mx.array
 
 
-def joined_a(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> mx.array:
-    """Returns the A of layers that read one input as one matrix; the first layer keeps it until one of them changes."""
-    kept: _JoinedA | None = getattr(layers[0], "_joined_a", None)
-    parts = [layer.a for layer in layers]
-    if kept is None or kept.whole.dtype != dtype or list(map(id, kept.parts)) != list(map(id, parts)):
-        kept = layers[0]._joined_a = _JoinedA(parts, mx.concatenate(parts).astype(dtype))
-    return kept.whole
+def join(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> Joined:
+    """Joins the adapters of layers that read one input; the first layer keeps them until one of them changes."""
+    kept: Joined | None = getattr(layers[0], "_joined", None)
+    parts = [tensor for layer in layers for tensor in (layer.a, layer.b)]
+    if kept is None or kept.a.dtype != dtype or list(map(id, kept.parts)) != list(map(id, parts)):
+        a = mx.contiguous(mx.concatenate([layer.a for layer in layers]).T.astype(dtype))
+        kept = layers[0]._joined = Joined(parts, a, _diagonal([layer.b.T for layer in layers]).astype(dtype))
+    return kept
 
 
 def _cores(layers: Sequence[PBLoRALinear], alpha: mx.array) -> mx.array:
