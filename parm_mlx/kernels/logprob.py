@@ -7,7 +7,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from parm_mlx.kernels import widened
+from parm_mlx.kernels import exp, widened
 from parm_mlx.kernels.launcher import STRIP, load, runs, threads_for
 
 THREADS = 512
@@ -48,7 +48,7 @@ def logprobs_and_residual_ops(logits: mx.array, targets: mx.array) -> tuple[mx.a
     """The same in plain operations, with one exponential per logit."""
     z = widened(logits)
     largest = z.max(axis=-1, keepdims=True)
-    weights = mx.exp(z - largest)
+    weights = exp(z - largest)
     total = weights.sum(axis=-1, keepdims=True)
     logprobs = mx.take_along_axis(z, targets[:, None], axis=-1) - largest - mx.log(total)
     p = weights / total

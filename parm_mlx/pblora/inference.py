@@ -1,15 +1,14 @@
 """α bound for generation: all that depends on α alone is computed once, the rest with few operations per token.
 
 The equation is that of :mod:`parm_mlx.kernels.lowrank`. Where its kernel runs, it computes the update as it stands.
-Elsewhere the adapters of layers that read the same input (query, key and value) are one: their A stand below each other,
-their cores and their Bᵀ along a diagonal. For one α in all rows the core is folded into Bᵀ.
+Elsewhere the adapters of layers that read the same input (query, key and value) are one: their A stand below each
+other, their cores and their Bᵀ along a diagonal. For one α in all rows the core is folded into Bᵀ.
 """
 
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import mlx.core as mx
 

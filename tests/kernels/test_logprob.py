@@ -2,7 +2,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from parm_mlx.kernels import logprob
+from parm_mlx.kernels import exp, logprob
 from parm_mlx.kernels.logprob import (
     logprobs_and_residual,
     logprobs_and_residual_ops,
@@ -109,3 +109,15 @@ def test_the_residual_around_the_kernel_is_that_of_the_twin(twins_for_kernels: l
     assert twins_for_kernels == ["logprob", "slope"]
     np.testing.assert_allclose(np.array(logprobs), np.array(expected), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.array(residual), np.array(expected_residual), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_exponential_is_right_to_a_rounding_error(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against double precision; MLX's own, which runs elsewhere than on a Linux CPU, is held to the same."""
+    monkeypatch.setattr("parm_mlx.kernels.uses_linux_cpu", lambda: not plain)
+    x = np.concatenate([np.linspace(-87, 0, 20011), -np.logspace(-9, 0, 500), [0.0]]).astype(np.float32)
+    found, right = np.array(exp(mx.array(x)), np.float64), np.exp(x.astype(np.float64))
+    assert np.all(np.abs(found / right - 1) <= 3e-7 + 1.2e-7 * np.abs(x))
+    assert found[-1] == 1
+    assert exp(mx.array([-np.inf, -1e30, -200.0])).max().item() < 2e-38
+    assert np.isnan(exp(mx.array([np.nan])).item())

@@ -223,7 +223,7 @@ def test_a_gradient_by_hand() -> None:
 
 @pytest.mark.parametrize("score", [chunked_logprobs, chunked_logprobs_with_grad])
 def test_memory_does_not_grow_with_the_tokens(score: Any) -> None:
-    """256 chunks of 32 tokens instead of 32 of them: far from 8 times the memory of the logits."""
+    """128 chunks of 8 tokens take what 16 take, which is far from the memory of 16 chunks of logits and slopes."""
     vocabulary = 20_000
     layer = nn.Linear(8, vocabulary, bias=False)
     mx.eval(layer.parameters())
@@ -239,7 +239,7 @@ def test_memory_does_not_grow_with_the_tokens(score: Any) -> None:
             mx.eval(mx.grad(lambda h: score(layer, h, targets, 8).sum())(hidden))
         return mx.get_peak_memory() - before
 
-    assert peak(512) < 1.5 * peak(64) < 64 * 8 * vocabulary
+    assert peak(1024) < 1.5 * peak(128) < 128 * 8 * vocabulary
 
 
 def test_the_distance_of_the_corners_by_hand() -> None:
