@@ -36,6 +36,7 @@ bench: $(DEV) $(PEERS_READY)
 	$(BIN)/python examples/bench/train.py
 	$(BIN)/python examples/bench/sweep.py
 	$(BIN)/python examples/bench/serve.py
+	$(BIN)/python examples/bench/auto.py
 	$(PEERS)/bin/python examples/bench/peers.py
 
 bench-peers: $(PEERS_READY)
