@@ -42,7 +42,6 @@ from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.timing import Generation, SingleGeneration, time_in_turns
 
 import mlx.core as mx  # isort: skip
-import mlx.nn as nn  # isort: skip
 
 BATCHES = (1, 4, 16)
 DEPTH = 4
