@@ -8,27 +8,25 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from time import monotonic
 from typing import Any
 
 import mlx.core as mx
 
-from parm_mlx.errors import ModelError, first_line
+from parm_mlx.errors import first_line
 from parm_mlx.guidance.explain import explaining
 from parm_mlx.guidance.generate import not_finite, sampling_of
 from parm_mlx.guidance.guide import Cache
-from parm_mlx.guidance.prefill import CachedTokens, evaluate, read, replace_last_token
+from parm_mlx.guidance.prefill import CachedTokens, evaluate
 from parm_mlx.guidance.sampling import NOT_FINITE
 from parm_mlx.guidance.session import Session
-from parm_mlx.mlxlm import BatchGenerator, bears_padding, can_batch, make_prompt_cache
-from parm_mlx.serving.answering import Answering, Reading
+from parm_mlx.mlxlm import BatchGenerator
+from parm_mlx.serving.answering import Answering
 from parm_mlx.serving.events import Ask, Kind
 from parm_mlx.serving.kept import KeptPrompts
+from parm_mlx.serving.reader import PromptReader
 from parm_mlx.serving.settings import MIB, ServerOptions
 
-STEP = 512  # tokens of a prompt that are read between two steps of the batch
-TOGETHER = 1024  # tokens of short prompts, padded, that are read at once
 FAILURES = 3  # of the whole batch, one after the other, after which the engine gives up
 LATELY = 5.0  # seconds
 IDLE = 5.0  # seconds without work after which spare memory is given back
@@ -56,7 +54,6 @@ class Engine:
         self._load, self._options = load, options
         self._changed = threading.Condition()
         self._waiting: deque[Answering] = deque()
-        self._reading: deque[Answering] = deque()
         self._running: dict[int, Answering] = {}
         self._explaining: deque[Answering] = deque()
         self._closing, self._draining = False, True
@@ -109,7 +106,7 @@ class Engine:
     @property
     def active(self) -> int:
         """Answers that are read or generated."""
-        return len(self._reading) + len(self._running) + len(self._explaining)
+        return len(self._reader.answers) + len(self._running) + len(self._explaining)
 
     @property
     def queued(self) -> int:
@@ -143,7 +140,7 @@ class Engine:
 
     def abandon(self, reason: str) -> None:
         """Fails every answer that was asked for, from another thread."""
-        for answering in [*self._waiting, *self._reading, *self._running.values(), *self._explaining]:
+        for answering in [*self._waiting, *self._reader.answers, *self._running.values(), *self._explaining]:
             answering.fail(reason)
             answering.cancel()
 
@@ -190,16 +187,12 @@ class Engine:
 
     def _prepare(self) -> None:
         self.session = self._load()
-        model = self.session.model
         self._guided = bool(self.session.objectives)
-        cache = model.make_cache() if self._guided else make_prompt_cache(model.base)
-        if not can_batch(cache):
-            raise ModelError("the prompt cache of this model cannot be batched, so it cannot be served")
-        self._bears_padding = bears_padding(cache)
         self._reset()
 
     def _reset(self) -> None:
         self._kept = KeptPrompts(self._options.prompt_cache_size * MIB)
+        self._reader = PromptReader(self.session.model, self._kept)
         model: Any = self.session.model if self._guided else self.session.model.base_logits
         self._generator = BatchGenerator(
             model,
@@ -209,8 +202,13 @@ class Engine:
         )
 
     def _fail_all(self, message: str) -> None:
-        failed = [*self._reading, *self._running.values(), *self._explaining, *(self._waiting if self._dead else ())]
-        self._reading.clear()
+        failed = [
+            *self._reader.answers,
+            *self._running.values(),
+            *self._explaining,
+            *(self._waiting if self._dead else ()),
+        ]
+        self._reader.answers.clear()
         self._explaining.clear()
         self._running.clear()
         if self._dead:
@@ -261,7 +259,7 @@ class Engine:
 
         with self._changed:
             self._waiting = deque(each for each in self._waiting if not leaves(each))
-        self._reading = deque(each for each in self._reading if not leaves(each))
+        self._reader.answers = deque(each for each in self._reader.answers if not leaves(each))
         self._explaining = deque(each for each in self._explaining if not leaves(each))
         uids = [uid for uid, answering in self._running.items() if leaves(answering)]
         if uids:
@@ -273,106 +271,25 @@ class Engine:
         while self._waiting and self.active < self._options.batch_size:
             with self._changed:
                 answering = self._waiting.popleft()
-                self._reading.append(answering)
+                self._reader.answers.append(answering)
             self.counts["prompt_tokens"] += len(answering.ask.request.prompt.base)
 
-    def _begin_reading(self, answering: Answering) -> None:
-        (base, guide), first = self._kept.before(answering.request), not answering.tokens
-        model, request = self.session.model, answering.request
-        if first:
-            answering.cached = len(base.tokens) if base else 0
-            answering.guide_cached = len(guide.tokens) if guide else 0
-            self.counts["cached_tokens"] += answering.cached
-        base = base or CachedTokens(make_prompt_cache(model.base))
-        if self._guided:
-            strength = model.strength(request.beta) if request.alpha is not None else 0.0
-            guide = guide or CachedTokens(model.guide.make_cache(request.alpha))
-            guide.cache[-1].strength = mx.array([strength])
-        answering.reading = Reading(base, guide)
-
     def _read(self) -> None:
-        """Reads a piece of one prompt, of each in turn; an answer whose prompt is read joins the batch.
+        """Reads a piece of one prompt, or short ones together; answers whose prompts are read join the batch."""
+        reader = self._reader
+        several = reader.due()
+        for answering in several:
+            try:
+                whole = len(several) > 1
+                if not whole and not reader.read_piece(answering):
+                    continue
+                self._join(answering, reader.hand_over(answering, whole))
+            except Exception as error:
+                self._fail(answering, f"the answer could not begin: {type(error).__name__}: {first_line(error)}")
+            reader.answers.remove(answering)
 
-        Short prompts that nothing is kept of are left to mlx-lm, which reads several at once.
-        """
-        if not self._reading:
-            return
-        if len(several := self._short_and_new()) > 1:
-            for answering in several:
-                try:
-                    self._join(answering, whole=True)
-                except Exception as error:
-                    self._fail(answering, f"the answer could not begin: {type(error).__name__}: {first_line(error)}")
-                self._reading.remove(answering)
-            return
-        answering, model = self._next_to_read(), self.session.model
-        try:
-            if answering.reading is None:
-                self._begin_reading(answering)
-            reading = answering.reading
-            assert reading is not None
-            prompt, guided = answering.request.prompt, answering.request.alpha is not None
-            if not self._advance(model.base, reading.base, prompt.base) or (
-                guided and not self._advance(model.guide, reading.guide, prompt.guide)
-            ):
-                self._reading.remove(answering)
-                self._reading.append(answering)  # a short prompt does not wait for a long one
-                return
-            kept = (deepcopy(reading.base), deepcopy(reading.guide) if guided else None)  # the batch goes on with these
-            self._kept.keep(*kept, answering.request.alpha)
-            self._join(answering)
-        except Exception as error:
-            self._fail(answering, f"the prompt could not be read: {type(error).__name__}: {first_line(error)}")
-        self._reading.remove(answering)
-
-    def _short_and_new(self) -> list[Answering]:
-        """Answers whose prompts, of which nothing is kept, mlx-lm may read together: padded, they are one piece."""
-        found: list[Answering] = []
-        longest = 0
-        for answering in self._reading:
-            prompt, guided = answering.request.prompt, answering.request.alpha is not None
-            if not self._bears_padding or len(prompt.base) > STEP or (guided and prompt.base != prompt.guide):
-                continue
-            longest = max(longest, len(prompt.base))
-            if longest * (len(found) + 1) > TOGETHER:
-                break
-            if answering.reading is None:
-                self._begin_reading(answering)
-            reading = answering.reading
-            assert reading is not None
-            if not reading.base.tokens and not (reading.guide and reading.guide.tokens):
-                found.append(answering)
-        return found
-
-    def _next_to_read(self) -> Answering:
-        """The first that waits for no other of the same prompt, of which it can have what is kept."""
-        begun = [each.request.prompt.base for each in self._reading if each.reading is not None]
-        return next(each for each in self._reading if each.reading or each.request.prompt.base not in begun)
-
-    def _advance(self, model: Any, cached: CachedTokens | None, wanted: list[int]) -> bool:
-        """Reads up to ``STEP`` more tokens of a prompt but its last; returns True when it is read."""
-        assert cached is not None
-        left = wanted[len(cached.tokens) : -1]
-        if not left:
-            return True
-        read(model, left[:STEP], cached.cache)
-        cached.tokens = cached.tokens + left[:STEP]
-        return len(left) <= STEP
-
-    def _join(self, answering: Answering, whole: bool = False) -> None:
-        """Has an answer join the batch, which reads the last token of its prompt, or the ``whole``."""
-        reading, model = answering.reading, self.session.model
-        assert reading is not None
-        request = answering.request
-        cache, prompt = reading.base.cache, request.prompt
-        answering.joined_with = prompt.base if whole else prompt.base[-1:]
-        if self._guided:
-            assert reading.guide is not None
-            if request.alpha is not None and not whole:
-                replace_last_token(reading.guide.cache, prompt.base, prompt.guide)
-            cache = model.join_cache(cache, reading.guide.cache)
-        if not whole:
-            evaluate(cache)
+    def _join(self, answering: Answering, cache: Cache) -> None:
+        request, model = answering.request, self.session.model
         (uid,) = self._generator.insert(
             [answering.joined_with],
             max_tokens=[answering.room],
@@ -380,8 +297,9 @@ class Engine:
             samplers=[sampling_of(model, request).sampler(request.seed_offset)],
             logits_processors=[answering.processors(model)],
         )
-        answering.reading = None
         self._running[uid] = answering
+        if not answering.tokens:
+            self.counts["cached_tokens"] += answering.cached
 
     def _step(self) -> None:
         if not self._running:
@@ -421,7 +339,7 @@ class Engine:
         if answering.room <= 0:
             self._finish(answering, "length")
         else:
-            self._reading.appendleft(answering)
+            self._reader.answers.appendleft(answering)
 
     def _finish(self, answering: Answering, reason: str) -> None:
         answering.reason, request = reason, answering.request
