@@ -12,7 +12,7 @@ from parm_mlx.guidance.explain import described, finite
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.serving.answering import TAIL
 from parm_mlx.serving.errors import RequestError
-from parm_mlx.serving.events import Done, Failed, Text
+from parm_mlx.serving.events import Done, Text
 from parm_mlx.serving.fields import (
     Count,
     Fields,
@@ -151,9 +151,7 @@ class Completions:
                 yield {**self._head(object_), "choices": [start]}
         calls = [""] * self._answers.wanted.n
         async for index, event in self._answers.events():
-            if isinstance(event, Failed):
-                Collected().add(event)
-            elif isinstance(event, Done):
+            if isinstance(event, Done):
                 ends.append(event)
                 delta: dict[str, Any] = {}
                 if calls[index]:

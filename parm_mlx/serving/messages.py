@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from parm_mlx.serving.errors import RequestError
-from parm_mlx.serving.events import Done, Failed
+from parm_mlx.serving.events import Done
 from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, SteeredFields, Stop, TextPart, joined
-from parm_mlx.serving.service import Answers, Collected, Wanted
+from parm_mlx.serving.service import Answers, Wanted
 from parm_mlx.serving.settings import MAX_MESSAGES, MAX_STOPS
 from parm_mlx.serving.steering import Menu, Steering
 
@@ -96,9 +96,7 @@ class Messages:
         yield {"type": "message_start", "message": message}
         block, index, done = "", -1, None
         async for _, event in self._answers.events():
-            if isinstance(event, Failed):
-                Collected().add(event)
-            elif isinstance(event, Done):
+            if isinstance(event, Done):
                 done = event
             elif event.state != "tool":
                 kind = "thinking" if event.state == "reasoning" else "text"

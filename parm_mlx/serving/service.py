@@ -56,14 +56,8 @@ class Collected:
     pieces: list[Text] = field(default_factory=list)
     done: Done | None = None
 
-    def add(self, event: Event) -> None:
-        """Takes the next event.
-
-        Raises:
-            RequestError: The answer has failed.
-        """
-        if isinstance(event, Failed):
-            raise RequestError(event.message, STATUS[event.kind])
+    def add(self, event: Text | Done) -> None:
+        """Takes the next event."""
         if isinstance(event, Done):
             self.done = event
             return
@@ -98,11 +92,17 @@ class Answers:
         """Takes what the engine has queued."""
         self._answering = answering
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """Yields the events of all answers, each with the number of its answer, until all have ended."""
+    async def events(self) -> AsyncIterator[tuple[int, Text | Done]]:
+        """Yields the events of all answers, each with the index of its answer, until all have ended.
+
+        Raises:
+            RequestError: One has failed.
+        """
         left = self.wanted.n
         while left:
             index, event = await self._queue.get()
+            if isinstance(event, Failed):
+                raise RequestError(event.message, STATUS[event.kind])
             left -= not isinstance(event, Text)
             yield index, event
 

@@ -322,6 +322,22 @@ def test_health_is_asked_of_the_engine_once_for_many(keyed: Running) -> None:
     assert keyed.engine.counts["requests"] <= before + 2
 
 
+def test_an_answer_that_fails_is_an_error_whole_or_streamed() -> None:
+    with serving(timeout=0.2) as running:
+        for path, fine in FINE.items():
+            longest = "max_output_tokens" if path == RESPOND else "max_tokens"
+            body = {**fine, "temperature": 50.0, longest: 900}
+            status, whole, _ = ask(running.port, path, json.dumps(body).encode())
+            assert (status, json.loads(whole)["error"]["type"]) == (504, "timeout_error")
+            status, stream, _ = ask(running.port, path, json.dumps({**body, "stream": True}).encode())
+            assert status == 200
+            *_, last = stream.decode().removesuffix("data: [DONE]\n\n").strip().split("\n\n")
+            assert last.startswith("event: error\n") == (path in (RESPOND, MESSAGE))
+            error = json.loads(last.rpartition("data: ")[2])
+            assert (error["type"], error["error"]["type"]) == ("error", "timeout_error")
+            assert stream.endswith(b"data: [DONE]\n\n") == (path in (CHAT, COMPLETE))
+
+
 def test_a_name_may_hold_an_at() -> None:
     menu = Menu("a@b", ("warm", "brief"), (0.5, 0.5), 1.0)
     assert menu.steering("a@b", None, None, {}).alpha == (0.5, 0.5)
