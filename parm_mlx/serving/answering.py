@@ -64,10 +64,10 @@ class Answering:
         """What changes the logits of the next tokens; a failing one ends this answer only."""
         if self.thinking:
             return []
-        ask = self.ask
-        found = penalty_processors(ask.logit_bias, ask.presence_penalty, ask.frequency_penalty)
-        if ask.matcher is not None:
-            found.append(_Grammar(ask.matcher(), self))
+        options, matcher = self.ask.options, self.ask.matcher
+        found = penalty_processors(options.logit_bias, options.presence_penalty, options.frequency_penalty)
+        if matcher is not None:
+            found.append(_Grammar(matcher(), self))
         return [self._kept_apart(processor) for processor in found]
 
     def _kept_apart(self, processor: Processor) -> Processor:
@@ -83,8 +83,8 @@ class Answering:
     def take(self, token: int, logprobs: mx.array) -> bool:
         """Takes the next token and tells what is known; returns True where a stop string ends the answer."""
         self.tokens.append(token)
-        if self.ask.top_logprobs is not None:
-            self._logprobs.append(_logprob(token, logprobs, self.ask.top_logprobs))
+        if (top := self.ask.options.top_logprobs) is not None:
+            self._logprobs.append(_logprob(token, logprobs, top))
         self._detokenizer.add_token(token)
         return self._tell(self._detokenizer.last_segment)
 
@@ -115,7 +115,7 @@ class Answering:
                 self._thought,
                 self.cached,
                 self.guide_cached,
-                self.reasons if self.ask.explain else None,
+                self.reasons if self.ask.options.explain else None,
                 self.tokens[self._thought :],
                 self._stop,
             )
@@ -153,12 +153,12 @@ class Answering:
 def _text_machine(tokenizer: TokenizerWrapper, ask: Ask) -> Any:
     """mlx-lm's machine that tells answer, thought and calls of tools apart, and finds stop strings."""
     prompt = ask.request.prompt
-    after = [(stop, STOPPED + stop) for stop in ask.stops]
+    after = [(stop, STOPPED + stop) for stop in ask.options.stops]
     edges: dict[str, list[tuple[str, str]]] = {"normal": after, **{state: [] for _, state in after}}
     if prompt.thinking is not None:
         edges["normal"] = [*after, (tokenizer.think_start, "reasoning")]
         edges["reasoning"] = [(tokenizer.think_end, "normal")]
-    if ask.tools and tokenizer.has_tool_calling:
+    if ask.options.tools and tokenizer.has_tool_calling:
         edges["normal"] = [*edges["normal"], (tokenizer.tool_call_start, "tool")]
         edges["tool"] = [(tokenizer.tool_call_end, "normal")] if tokenizer.tool_call_end else []
     machine: Any = TextStateMachine(edges)

@@ -198,7 +198,7 @@ class Completions:
         return {**piece, "delta": {"reasoning_content" if event.state == "reasoning" else "content": event.text}}
 
     def _logprobs(self, pieces: Sequence[Text]) -> dict[str, Any] | None:
-        if self._answers.wanted.top_logprobs is None:
+        if self._answers.wanted.options.top_logprobs is None:
             return None
         found = [each for piece in pieces for each in piece.logprobs if piece.state != "reasoning"]
         if self._chat:
@@ -233,7 +233,7 @@ class Completions:
         return {"alpha": self._menu.weights(steering.alpha), "beta": beta, "tokens": tokens}
 
     def _calls(self, text: str) -> list[dict[str, Any]]:
-        tools = list(self._answers.wanted.tools)
+        tools = list(self._answers.wanted.options.tools)
         try:
             parsed = self._tokenizer.tool_parser(text, tools)
         except Exception:  # what a model writes need not be a call

@@ -343,7 +343,7 @@ class Engine:
 
     def _finish(self, answering: Answering, reason: str) -> None:
         answering.reason, request = reason, answering.request
-        if not answering.ask.explain or request.alpha is None:
+        if not answering.ask.options.explain or request.alpha is None:
             answering.finish()
             return
         said, kept = answering.tokens[len(request.thought) :], self._kept.before(answering.request)

@@ -1,6 +1,6 @@
 """What the engine is asked for, and what it tells about an answer while that comes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,6 +56,29 @@ Event = Text | Done | Failed
 
 
 @dataclass(frozen=True)
+class AnswerOptions:
+    """What a request says of each of its answers, beside preference and sampling.
+
+    Attributes:
+        stops: Texts that end the answer, which are not part of it.
+        top_logprobs: Number of alternatives that each token is told with; None tells no log-probabilities.
+        explain: Tells what base and guide said of each token, at the end.
+        logit_bias: What is added to logits, by token.
+        presence_penalty: What is taken from the logits of tokens that the answer has.
+        frequency_penalty: The same for each time that it has them.
+        tools: Those that the model may call.
+    """
+
+    stops: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    explain: bool = False
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
 class Ask:
     """One answer that is asked for.
 
@@ -63,26 +86,14 @@ class Ask:
         request: Prompt, preference and sampling.
         max_tokens: Longest answer, its thought included.
         emit: Called in the engine's thread, with each event.
-        stops: Texts that end the answer, which are not part of it.
-        top_logprobs: Number of alternatives that each token is told with; None tells no log-probabilities.
-        explain: Tells what base and guide said of each token, at the end.
-        logit_bias: What is added to logits, by token.
-        presence_penalty: What is taken from the logits of tokens that the answer has.
-        frequency_penalty: The same for each time that it has them.
+        options: What else the answer follows.
         matcher: Makes llguidance's state of a grammar that the answer, without its thought, follows.
-        tools: The model may call tools.
         continues: The answer continues a text, in place of answering it.
     """
 
     request: Request
     max_tokens: int
     emit: Callable[[Event], None]
-    stops: tuple[str, ...] = ()
-    top_logprobs: int | None = None
-    explain: bool = False
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    options: AnswerOptions = field(default_factory=AnswerOptions)
     matcher: Callable[[], Any] | None = None
-    tools: bool = False
     continues: bool = False

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from parm_mlx.serving.errors import RequestError
+from parm_mlx.serving.events import AnswerOptions
 from parm_mlx.serving.service import Wanted
 from parm_mlx.serving.settings import MAX_ANSWERS, MAX_BIASES, MAX_DEPTH, MAX_FIELDS, MAX_MESSAGES, MAX_STOP, MAX_STOPS
 from parm_mlx.serving.steering import Steering
@@ -92,6 +93,8 @@ class OpenAIFields(SteeredFields):
         steering: Steering,
         max_tokens: int | None,
         vocabulary: int,
+        top_logprobs: int | None,
+        tools: Sequence[dict[str, Any]] = (),
         **more: Any,
     ) -> Wanted:
         """What a request asks for; ``vocabulary`` bounds the tokens that have a bias.
@@ -104,19 +107,16 @@ class OpenAIFields(SteeredFields):
         if self.explain and steering.alpha is None:
             raise RequestError("explain needs a guided answer: the base answers alone", param="explain")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Wanted(
-            content,
-            steering,
-            self.sampling(),
-            max_tokens,
-            n=self.n or 1,
-            stops=stops,
-            explain=self.explain,
-            logit_bias=self._biases(vocabulary),
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            **more,
+        options = AnswerOptions(
+            stops,
+            top_logprobs,
+            self.explain,
+            self._biases(vocabulary),
+            self.presence_penalty or 0.0,
+            self.frequency_penalty or 0.0,
+            tools,
         )
+        return Wanted(content, steering, self.sampling(), max_tokens, self.n or 1, options, **more)
 
     def _biases(self, vocabulary: int) -> dict[int, float]:
         found = {}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from parm_mlx.serving.errors import RequestError
-from parm_mlx.serving.events import Done
+from parm_mlx.serving.events import AnswerOptions, Done
 from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, SteeredFields, Stop, TextPart, joined
 from parm_mlx.serving.service import Answers, Wanted
 from parm_mlx.serving.settings import MAX_MESSAGES, MAX_STOPS
@@ -66,7 +66,7 @@ class MessagesRequest(SteeredFields):
             steering,
             self.sampling(),
             self.max_tokens,
-            stops=tuple(self.stop_sequences or ()),
+            options=AnswerOptions(stops=tuple(self.stop_sequences or ())),
             enable_thinking=None if self.thinking is None else self.thinking.type != "disabled",
         )
 

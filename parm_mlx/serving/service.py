@@ -15,7 +15,7 @@ from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.serving.answering import Answering
 from parm_mlx.serving.engine import BusyError, ClosedError, Engine
 from parm_mlx.serving.errors import RequestError
-from parm_mlx.serving.events import Ask, Done, Event, Failed, Kind, Text
+from parm_mlx.serving.events import AnswerOptions, Ask, Done, Event, Failed, Kind, Text
 from parm_mlx.serving.grammar import Grammars
 from parm_mlx.serving.settings import ServerOptions
 from parm_mlx.serving.steering import Menu, Steering
@@ -35,14 +35,8 @@ class Wanted:
     sampling: Mapping[str, Any]  # settings of Sampling that were given
     max_tokens: int | None
     n: int = 1
-    stops: tuple[str, ...] = ()
-    top_logprobs: int | None = None
-    explain: bool = False
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    options: AnswerOptions = field(default_factory=AnswerOptions)
     schema: Mapping[str, Any] | None = None
-    tools: Sequence[Mapping[str, Any]] = ()
     enable_thinking: bool | None = None
 
 
@@ -216,14 +210,8 @@ class Service:
                 Request(prompt, steering.alpha, sampling, index, beta=steering.beta),
                 min(wanted.max_tokens or self.max_tokens, room),
                 answers.emitter(index),
-                stops=wanted.stops,
-                top_logprobs=wanted.top_logprobs,
-                explain=wanted.explain,
-                logit_bias=wanted.logit_bias,
-                presence_penalty=wanted.presence_penalty,
-                frequency_penalty=wanted.frequency_penalty,
-                matcher=matcher,
-                tools=bool(wanted.tools),
+                wanted.options,
+                matcher,
                 continues=isinstance(wanted.content, str),
             )
             for index in range(wanted.n)
@@ -244,7 +232,9 @@ class Service:
     def _prompt(self, wanted: Wanted) -> PromptTokens:
         param = "messages" if not isinstance(wanted.content, str) else "prompt"
         session, content = self.engine.session, wanted.content
-        prompter = session.prompter.asking(wanted.enable_thinking, wanted.tools, template=not isinstance(content, str))
+        prompter = session.prompter.asking(
+            wanted.enable_thinking, wanted.options.tools, template=not isinstance(content, str)
+        )
         if not isinstance(content, str) and not any(message["role"] == "system" for message in content):
             content = [*session.system, *content]
         try:

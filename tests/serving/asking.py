@@ -9,7 +9,7 @@ from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.session import Session
 from parm_mlx.serving.engine import Engine
-from parm_mlx.serving.events import Ask, Done, Event, Failed, Text
+from parm_mlx.serving.events import AnswerOptions, Ask, Done, Event, Failed, Text
 from parm_mlx.serving.settings import ServerOptions
 
 GREEDY = Sampling(temp=0)
@@ -22,7 +22,8 @@ class Asked:
         self.events: queue.Queue[Event] = queue.Queue()
         prompt = engine.session.prompter([{"role": "user", "content": question}])
         request = Request(prompt, alpha, more.pop("sampling", GREEDY), beta=more.pop("beta", None))
-        self.ask = Ask(request, tokens, self.events.put, **more)
+        matcher = more.pop("matcher", None)
+        self.ask = Ask(request, tokens, self.events.put, AnswerOptions(**more), matcher)
         (self.answering,) = engine.submit([self.ask])
         self.text = ""
 
