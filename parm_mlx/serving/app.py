@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,7 +25,7 @@ from parm_mlx.serving.messages import Messages, MessagesRequest
 from parm_mlx.serving.metrics import metrics
 from parm_mlx.serving.responses import ResponseRequest, Responses
 from parm_mlx.serving.service import Answers, Service, Wanted
-from parm_mlx.serving.steering import HEADER, presets
+from parm_mlx.serving.steering import HEADER, Steering, presets
 
 FIELDS = sorted({*ChatRequest.model_fields, *ResponseRequest.model_fields, *MessagesRequest.model_fields})
 STATIC = Path(__file__).parent / "static"
@@ -130,64 +130,52 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(content(f"{type(error).__name__}: {first_line(error)}", 500), 500)
 
 
-def _add_generation(app: FastAPI, service: Service) -> None:
-    menu, vocabulary = service.menu, service.vocabulary
+class _Writer(Protocol):
+    """Writes the answers to a request in the shape of its protocol."""
 
-    def steering(request: Request, body: SteeredFields) -> Any:
-        return menu.steering(body.model, body.alpha, body.beta, request.headers)
+    LAST: ClassVar[str | None]  # ends a stream; None where the events of a stream have names
+
+    async def whole(self) -> dict[str, Any]:
+        """The response of a request that does not stream."""
+
+    def events(self) -> AsyncIterator[dict[str, Any]]:
+        """The events of a response that streams."""
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    def steering(request: Request, body: SteeredFields) -> Steering:
+        return service.menu.steering(body.model, body.alpha, body.beta, request.headers)
 
     @app.post("/v1/chat/completions", summary="Chat completions")
     async def chat(request: Request, body: ChatRequest) -> Any:
-        wanted = body.read(steering(request, body), vocabulary, service.tokenizer.has_tool_calling)
-
-        def written(answers: Answers) -> Completions:
-            return Completions(answers, body.model, menu, service.tokenizer, chat=True)
-
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _answered(
-            service, request, wanted, body.stream, written, lambda each: each.chunks(usage), "[DONE]"
-        )
+        wanted = body.read(steering(request, body), service.vocabulary, service.tokenizer.has_tool_calling)
+        return await _answered(service, request, body, wanted, Completions)
 
     @app.post("/v1/completions", summary="Completions of a text")
     async def complete(request: Request, body: CompletionRequest) -> Any:
-        wanted = body.read(steering(request, body), vocabulary)
-
-        def written(answers: Answers) -> Completions:
-            return Completions(answers, body.model, menu, service.tokenizer, chat=False)
-
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _answered(
-            service, request, wanted, body.stream, written, lambda each: each.chunks(usage), "[DONE]"
-        )
+        wanted = body.read(steering(request, body), service.vocabulary)
+        return await _answered(service, request, body, wanted, Completions)
 
     @app.post("/v1/responses", summary="Responses")
     async def respond(request: Request, body: ResponseRequest) -> Any:
-        wanted = body.read(steering(request, body))
-        return await _answered(
-            service, request, wanted, body.stream, lambda answers: Responses(answers, body, menu), Responses.events
-        )
+        return await _answered(service, request, body, body.read(steering(request, body)), Responses)
 
     @app.post("/v1/messages", summary="Messages, as Anthropic's clients ask")
     async def message(request: Request, body: MessagesRequest) -> Any:
-        wanted = body.read(steering(request, body))
-        return await _answered(
-            service, request, wanted, body.stream, lambda answers: Messages(answers, body, menu), Messages.events
-        )
+        return await _answered(service, request, body, body.read(steering(request, body)), Messages)
 
 
 async def _answered(
     service: Service,
     request: Request,
+    body: SteeredFields,
     wanted: Wanted,
-    stream: bool | None,
-    writer: Callable[[Answers], Any],
-    events: Callable[[Any], AsyncIterator[dict[str, Any]]],
-    last: str | None = None,
+    writer: Callable[[Answers, Any, Service], _Writer],
 ) -> Any:
     answers = await service.begin(wanted)
-    written = writer(answers)
-    if stream:
-        lines = _lines(answers, events(written), last)
+    written = writer(answers, body, service)
+    if body.stream:
+        lines = _lines(answers, written.events(), written.LAST)
         return StreamingResponse(lines, media_type="text/event-stream", headers={"cache-control": "no-store"})
     whole, gone = asyncio.ensure_future(written.whole()), asyncio.ensure_future(_disconnected(request))
     try:

@@ -4,12 +4,11 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from parm_mlx.guidance.explain import described, finite
-from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.serving.answering import TAIL
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.events import Done, Text
@@ -23,9 +22,9 @@ from parm_mlx.serving.fields import (
     ToolFields,
     joined,
 )
-from parm_mlx.serving.service import Answers, Collected, Wanted
+from parm_mlx.serving.service import Answers, Collected, Service, Wanted
 from parm_mlx.serving.settings import MAX_MESSAGES, MAX_TOP_LOGPROBS
-from parm_mlx.serving.steering import Menu, Steering
+from parm_mlx.serving.steering import Steering
 
 
 class CalledFunction(Fields):
@@ -129,10 +128,12 @@ class CompletionRequest(OpenAIFields):
 class Completions:
     """Writes answers in the shape of one of the two protocols."""
 
-    def __init__(self, answers: Answers, model: str, menu: Menu, tokenizer: TokenizerWrapper, chat: bool) -> None:
-        self._answers, self._model, self._menu, self._tokenizer = answers, model, menu, tokenizer
-        self._chat = chat
-        self._id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+    LAST: ClassVar[str | None] = "[DONE]"
+
+    def __init__(self, answers: Answers, request: OpenAIFields, service: Service) -> None:
+        self._answers, self._request, self._menu, self._tokenizer = answers, request, service.menu, service.tokenizer
+        self._chat = isinstance(request, ChatRequest)
+        self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
     async def whole(self) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class Completions:
         object_ = "chat.completion" if self._chat else "text_completion"
         return {**self._head(object_), "choices": choices, **self._foot([each.done for each in found if each.done])}
 
-    async def chunks(self, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
         """The chunks of a response that streams."""
         object_, ends = "chat.completion.chunk" if self._chat else "text_completion", list[Done]()
         if self._chat:
@@ -161,11 +162,11 @@ class Completions:
                 calls[index] += event.text
             else:
                 yield {**self._head(object_), "choices": [self._piece(index, event)]}
-        if include_usage:
+        if (options := self._request.stream_options) is not None and options.include_usage:
             yield {**self._head(object_), "choices": [], **self._foot(ends)}
 
     def _head(self, object_: str) -> dict[str, Any]:
-        return {"id": self._id, "object": object_, "created": self._created, "model": self._model}
+        return {"id": self._id, "object": object_, "created": self._created, "model": self._request.model}
 
     def _foot(self, ends: Sequence[Done]) -> dict[str, Any]:
         steering = self._answers.wanted.steering

@@ -2,16 +2,16 @@
 
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.events import AnswerOptions, Done
 from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, SteeredFields, Stop, TextPart, joined
-from parm_mlx.serving.service import Answers, Wanted
+from parm_mlx.serving.service import Answers, Service, Wanted
 from parm_mlx.serving.settings import MAX_MESSAGES, MAX_STOPS
-from parm_mlx.serving.steering import Menu, Steering
+from parm_mlx.serving.steering import Steering
 
 
 class ThinkingPart(Fields):
@@ -74,8 +74,10 @@ class MessagesRequest(SteeredFields):
 class Messages:
     """Writes an answer in the shape of the protocol."""
 
-    def __init__(self, answers: Answers, request: MessagesRequest, menu: Menu) -> None:
-        self._answers, self._request, self._menu = answers, request, menu
+    LAST: ClassVar[str | None] = None
+
+    def __init__(self, answers: Answers, request: MessagesRequest, service: Service) -> None:
+        self._answers, self._request, self._menu = answers, request, service.menu
         self._id = f"msg_{uuid.uuid4().hex}"
 
     async def whole(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,9 +12,9 @@ from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.events import Text
 from parm_mlx.serving.fields import Count, Fields, Metadata, Parts, Schema, SteeredFields, joined
 from parm_mlx.serving.grammar import ANY_OBJECT
-from parm_mlx.serving.service import Answers, Collected, Wanted
+from parm_mlx.serving.service import Answers, Collected, Service, Wanted
 from parm_mlx.serving.settings import MAX_MESSAGES
-from parm_mlx.serving.steering import Menu, Steering
+from parm_mlx.serving.steering import Steering
 
 
 class InputMessage(Fields):
@@ -101,8 +101,10 @@ class ResponseRequest(SteeredFields):
 class Responses:
     """Writes an answer in the shape of the protocol."""
 
-    def __init__(self, answers: Answers, request: ResponseRequest, menu: Menu) -> None:
-        self._answers, self._request, self._menu = answers, request, menu
+    LAST: ClassVar[str | None] = None
+
+    def __init__(self, answers: Answers, request: ResponseRequest, service: Service) -> None:
+        self._answers, self._request, self._menu = answers, request, service.menu
         self._id, self._created = f"resp_{uuid.uuid4().hex}", int(time.time())
         self._message, self._thought = f"msg_{uuid.uuid4().hex}", f"rs_{uuid.uuid4().hex}"
 
