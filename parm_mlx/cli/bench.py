@@ -8,12 +8,12 @@ import typer
 
 from parm_mlx.cli import console
 from parm_mlx.cli.options import DraftOptions, GuideOptions, Json, declared, flag, grouped, redeclared
-from parm_mlx.diagnostics.plan import BATCH, HIDDEN, LAYERS, PROMPT, ROUNDS, TOKENS, VOCABULARY, Plan, Size
+from parm_mlx.diagnostics.plan import HIDDEN, LAYERS, PROMPT, ROUNDS, TOKENS, VOCABULARY, Plan, Size
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.files import is_dir
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import parse_betas
-from parm_mlx.ranges import Whole
+from parm_mlx.ranges import BATCH, Whole
 from parm_mlx.settings import PATH, Items
 
 if TYPE_CHECKING:

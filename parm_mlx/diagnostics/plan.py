@@ -10,7 +10,6 @@ BITS = (2, 3, 4, 5, 6, 8)
 HIDDEN = Whole(HEAD, 2**16)
 LAYERS = Whole(1, 1000)
 VOCABULARY = Whole(1, 2**20)
-BATCH = Whole(1, 4096)
 PROMPT = TOKENS = Whole(1, 2**20)
 ROUNDS = Whole(1, 10_000)
 
