@@ -34,9 +34,9 @@ def parse_objectives(spec: str | Sequence[str], k: int | None = None) -> tuple[s
         PreferenceError: One is empty, repeated, or holds ``=``, a comma or a control character, or k is another number.
     """
     names = tuple(name.strip() for name in (spec.split(",") if isinstance(spec, str) else spec))
-    shown = ", ".join(names)
+    listed = ", ".join(names)
     if not names or not all(names):
-        raise PreferenceError(f"objective names must not be empty, got {shown!r}")
+        raise PreferenceError(f"objective names must not be empty, got {listed!r}")
     for name in names:
         if "=" in name or "," in name:
             raise PreferenceError(f"objective name {name!r} must not hold '=' or ','")
@@ -45,7 +45,7 @@ def parse_objectives(spec: str | Sequence[str], k: int | None = None) -> tuple[s
         if names.count(name) > 1:
             raise PreferenceError(f"objective {name!r} is named twice")
     if k is not None and len(names) != k:
-        raise PreferenceError(f"{len(names)} objective name(s) given ({shown}) for an adapter with {k} objectives")
+        raise PreferenceError(f"{len(names)} objective name(s) given ({listed}) for an adapter with {k} objectives")
     return names
 
 
