@@ -6,12 +6,11 @@ adapter that was trained for them.
 
 import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from parm_mlx.errors import PreferenceError
-from parm_mlx.ranges import BETA, CONCENTRATION, GRID_SIZE, shown
+from parm_mlx.ranges import BETA, CONCENTRATION, GRID_SIZE, meant, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,9 +110,7 @@ def _named(spec: str | Mapping[str, Any], objectives: Sequence[str], known: str)
     given: dict[str, float] = {}
     for name, weight in pairs:
         if name not in objectives:
-            close = get_close_matches(name, objectives, 1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise PreferenceError(f"unknown objective {name!r}{meant}; {known}")
+            raise PreferenceError(f"unknown objective {name!r}{meant(name, objectives)}; {known}")
         if name in given:
             raise PreferenceError(f"objective {name!r} is given twice; {known}")
         given[name] = _number(weight, known)

@@ -1,7 +1,9 @@
 """Ranges of the numbers that users give: the same on the command line, in files and in Python."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 LONGEST = 40  # characters of a wrong value that are shown
@@ -53,6 +55,12 @@ def as_float(value: Any) -> float:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Returns what an error adds to an unknown name: the known one that is most like it, if any is."""
+    close = get_close_matches(name, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def shown(value: Any) -> str:

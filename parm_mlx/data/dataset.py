@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from parm_mlx.data.formats import RowReader
 from parm_mlx.data.pairs import Pair, Problems, RowError
 from parm_mlx.data.sources import DataFile, find_files
 from parm_mlx.errors import DataError
+from parm_mlx.ranges import meant
 
 VALID_SHARE = 0.1
 MAX_VALID_PROMPTS = 500
@@ -85,8 +85,8 @@ def read_dataset(
                 pair = reader(row, where)
                 unknown = [name for name in pair.preferred if name not in names]
                 if unknown and objectives is None and file.split == "valid":
-                    known, hint = f"the objectives are {', '.join(names)}", _meant(unknown[0], names)
-                    raise RowError(f"unknown objective {unknown[0]!r} ({known}){f'; {hint}' if hint else ''}")
+                    known = f"the objectives are {', '.join(names)}"
+                    raise RowError(f"unknown objective {unknown[0]!r}{meant(unknown[0], names)}; {known}")
             except RowError as error:
                 problems.add(where, error)
                 continue
@@ -104,15 +104,9 @@ def read_dataset(
         problems.raise_any(source)
     for name in objectives or ():
         if found and name not in found:
-            raise DataError(
-                f"data {source}: unknown objective {name!r}; the data has {', '.join(found)}", hint=_meant(name, found)
-            )
+            known = f"the data has {', '.join(found)}"
+            raise DataError(f"data {source}: unknown objective {name!r}{meant(name, found)}; {known}")
     return Dataset(tuple(names), splits, formats, counts, tuple(unwanted), problems)
-
-
-def _meant(name: str, names: Iterable[str]) -> str | None:
-    close = get_close_matches(name, names, 1)
-    return f"did you mean {close[0]!r}?" if close else None
 
 
 @dataclass(frozen=True)

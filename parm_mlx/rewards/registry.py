@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from parm_mlx.errors import InputError, ParmError, RunError, first_line
 from parm_mlx.files import expanded, is_dir
 from parm_mlx.fingerprint import digest, directory_digest
 from parm_mlx.guidance.templates import Content
+from parm_mlx.ranges import meant
 from parm_mlx.rewards import builtin, vader
 
 Function = Callable[[Sequence[Content], Sequence[str]], Iterable[Any]]
@@ -123,7 +123,7 @@ def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
     if (kind == "builtin" and colon) or spec in SCORERS:
         scorer = rest if colon else spec
         if scorer not in SCORERS:
-            raise InputError(f"there is no built-in scorer {scorer}: {', '.join(SCORERS)}{_close(scorer)}")
+            raise InputError(f"there is no built-in scorer {scorer}{meant(scorer, SCORERS)}: {', '.join(SCORERS)}")
         if scorer in vader.SCORERS:
             vader.check_installed()
         return Reward(name, f"builtin:{scorer}", lambda prompts, answers: map(SCORERS[scorer], answers))
@@ -145,13 +145,8 @@ def _load(name: str, spec: str, models: dict[str, Any]) -> Reward:
         return Reward(name, f"{spec}@{version[:8]}", function, None, spec, version)
     raise InputError(
         f"reward {name}: {spec} is neither a built-in scorer ({', '.join(SCORERS)}), the directory of a reward model "
-        f"nor module:function{_close(spec)}"
+        f"nor module:function{meant(spec, SCORERS)}"
     )
-
-
-def _close(name: str) -> str:
-    close = get_close_matches(name, SCORERS, 1)
-    return f"; {close[0]}?" if close else ""
 
 
 def _split_label(spec: str) -> tuple[str, str | None]:

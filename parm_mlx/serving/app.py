@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 import parm_mlx
 from parm_mlx.errors import first_line
+from parm_mlx.ranges import meant
 from parm_mlx.serving.chat import ChatRequest, CompletionRequest, Completions
 from parm_mlx.serving.errors import RequestError, content
 from parm_mlx.serving.fields import SteeredFields, check_json
@@ -114,9 +114,8 @@ def _add_errors(app: FastAPI) -> None:
         first = max(error.errors(), key=lambda each: len(each["loc"]))  # of a union, the way that goes deepest
         field = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int | str))[:200]
         if first["type"] == "extra_forbidden":
-            close = get_close_matches(field.rpartition(".")[2], FIELDS, 1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            message, code = f"the field {field} is not supported{meant}", "unknown_field"
+            like = meant(field.rpartition(".")[2], FIELDS)
+            message, code = f"the field {field} is not supported{like}", "unknown_field"
         else:
             message, code = f"{field or 'the body'}: {first['msg']}", "invalid_field"
         return JSONResponse(content(message, 400, field or None, code), 400)

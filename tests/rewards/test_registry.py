@@ -99,8 +99,8 @@ def test_a_function_that_raises_is_one_line() -> None:
         ("warmth", "is not NAME=SPEC"),
         ("=warmth", "is not NAME=SPEC"),
         ("a=", "is not NAME=SPEC"),
-        ("a=builtin:wamth", r"no built-in scorer wamth: .*; warmth\?"),
-        ("a=wamth", r"neither a built-in scorer .*; warmth\?"),
+        ("a=builtin:wamth", r"no built-in scorer wamth \(did you mean 'warmth'\?\): "),
+        ("a=wamth", r"neither a built-in scorer .* \(did you mean 'warmth'\?\)"),
     ],
 )
 def test_wrong_forms(spec: str, problem: str) -> None:
