@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from parm_mlx.serving import engine
+from parm_mlx.serving.engine import Engine
 from parm_mlx.serving.errors import RequestError
 from parm_mlx.serving.steering import Menu
 from tests.serving.running import MODEL, QUESTION, Running, serving
@@ -322,19 +324,24 @@ def test_health_is_asked_of_the_engine_once_for_many(keyed: Running) -> None:
     assert keyed.engine.counts["requests"] <= before + 2
 
 
-def test_an_answer_that_fails_is_an_error_whole_or_streamed() -> None:
-    with serving(timeout=0.2) as running:
-        for path, fine in FINE.items():
-            longest = "max_output_tokens" if path == RESPOND else "max_tokens"
-            body = {**fine, "temperature": 50.0, longest: 900}
+def test_an_answer_that_fails_is_an_error_whole_or_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Engine) -> None:
+        if self._running:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Engine, "_step", failing)
+    monkeypatch.setattr(engine, "FAILURES", 100)
+    with serving() as running:
+        for path, body in FINE.items():
             status, whole, _ = ask(running.port, path, json.dumps(body).encode())
-            assert (status, json.loads(whole)["error"]["type"]) == (504, "timeout_error")
+            assert (status, json.loads(whole)["error"]["type"]) == (500, "server_error")
             status, stream, _ = ask(running.port, path, json.dumps({**body, "stream": True}).encode())
             assert status == 200
             *_, last = stream.decode().removesuffix("data: [DONE]\n\n").strip().split("\n\n")
             assert last.startswith("event: error\n") == (path in (RESPOND, MESSAGE))
             error = json.loads(last.rpartition("data: ")[2])
-            assert (error["type"], error["error"]["type"]) == ("error", "timeout_error")
+            assert (error["type"], error["error"]["type"]) == ("error", "server_error")
+            assert "out of memory" in error["error"]["message"]
             assert stream.endswith(b"data: [DONE]\n\n") == (path in (CHAT, COMPLETE))
 
 
