@@ -22,6 +22,7 @@ def open_session(
     models: ServedModelOptions, drafts: DraftOptions = DraftOptions(), *, template: bool = True, alone: bool = False
 ) -> "Session":
     """Loads the models that the flags name; ``alone`` takes a base without a PARM."""
+    # load_session checks the same, but is imported with MLX: wrong usage is told at once
     check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
     drafting = drafts.draft_model is not None or drafts.speculation in ("guide", "base")
     if isinstance(models, ModelOptions):
