@@ -153,7 +153,7 @@ def _begin(
     check_apart(folder.path, reads)
     held.enter_context(folder.locked())
     if not resume:
-        check_new(out, force, reads)
+        check_new(out, force, reads)  # again: a run that had the lock may have written it
         if not force:
             folder.check_unused()
         return None
