@@ -5,7 +5,7 @@ unchanged. An output is written into a hidden folder beside its place (``partial
 that fails if the name is taken, or exchanges the two. Folders that a command works in are claimed (``workspace``).
 """
 
-from parm_mlx.outputs.marker import MARKER, read_marker
+from parm_mlx.outputs.marker import MARKER, read_marker, written
 from parm_mlx.outputs.partial import recover
 from parm_mlx.outputs.whole import check_apart, check_new, check_new_file, new_directory, new_file, remove_directory
 from parm_mlx.outputs.workspace import check_claim, claimed, mark, own, update, write_file
@@ -26,4 +26,5 @@ __all__ = [
     "remove_directory",
     "update",
     "write_file",
+    "written",
 ]

@@ -17,8 +17,7 @@ from typing import Any
 from parm_mlx.errors import CheckpointError, OutputError, RunError
 from parm_mlx.files import disk_errors, expanded, flush, is_dir, resolve
 from parm_mlx.fingerprint import changes, fingerprint
-from parm_mlx.outputs import claimed, new_directory, own, read_marker, remove_directory
-from parm_mlx.outputs.marker import written
+from parm_mlx.outputs import claimed, new_directory, own, read_marker, remove_directory, written
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.logging import METRICS_FILE
 
