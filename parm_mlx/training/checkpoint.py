@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """Returns the settings that decide the steps of a run, as plain values."""
-    return {name: value for name, value in json.loads(json.dumps(config.to_dict())).items() if name not in FREE}
+    return {name: value for name, value in json.loads(json.dumps(asdict(config))).items() if name not in FREE}
 
 
 def check_settings(stored: dict[str, Any], config: TrainConfig, where: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,7 +200,3 @@ class TrainConfig:
         if len(self.beta_objective) not in (1, k):
             raise ConfigError(f"training settings: beta_objective has {len(self.beta_objective)} numbers, not 1 or {k}")
         return self.beta_objective * k if len(self.beta_objective) == 1 else self.beta_objective
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain values."""
-        return asdict(self)

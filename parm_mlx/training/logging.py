@@ -150,7 +150,7 @@ class MetricsLog:
             with disk_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
             try:
-                self._tracker = reporting_callback(trackers, config.project_name, str(directory), config.to_dict())
+                self._tracker = reporting_callback(trackers, config.project_name, str(directory), asdict(config))
             except Exception as error:  # each tracker has its own: no account, no network
                 raise RunError(f"--report-to {trackers}: {first_line(error)}") from error
 

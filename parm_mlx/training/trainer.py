@@ -1,7 +1,7 @@
 """The training loop, with all the state that a checkpoint holds."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -367,7 +367,7 @@ class Trainer:
         """Writes the adapter of a step with its origin, and the metrics, into a directory that ``final`` will be."""
         training = {
             "model": self.config.model,
-            "settings": {k: v for k, v in self.config.to_dict().items() if k not in ("model", "data", "out")},
+            "settings": {k: v for k, v in asdict(self.config).items() if k not in ("model", "data", "out")},
             "data": self.data,
             "models": self.models,
             **({"resumed_with_changes": self._resumed} if self._resumed else {}),
