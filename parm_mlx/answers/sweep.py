@@ -34,12 +34,12 @@ from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Content, as_messages
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.preference import Alpha
+from parm_mlx.rewards.registry import Scorer
 
 GROUP = 128  # answers
 CHUNK = 256  # answers that are scored before their scores are written
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # passes items on; called with their number and a label
-Scorer = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
 
 
 def no_progress(items: Iterable[Any], _total: int, _label: str) -> Iterable[Any]:

@@ -1,7 +1,7 @@
 """Labels by reward models: both responses of every pair are scored; a reward prefers the one it scores higher."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,12 +12,11 @@ from parm_mlx.data.pairs import Pair, Problems
 from parm_mlx.data.sources import find_files
 from parm_mlx.errors import ConfigError, DataError, OutputError
 from parm_mlx.files import disk_errors
-from parm_mlx.guidance.templates import Content
 from parm_mlx.outputs import check_new_file, new_file
 from parm_mlx.preference import parse_objectives
+from parm_mlx.rewards.registry import Scorer
 
 CHUNK = 64
-Scorer = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from parm_mlx.guidance.templates import Content
 from parm_mlx.ranges import meant
 from parm_mlx.rewards import builtin, vader
 
-Function = Callable[[Sequence[Content], Sequence[str]], Iterable[Any]]
+Scorer = Callable[[Sequence[Content], Sequence[str]], Sequence[float]]
+Function = Callable[[Sequence[Content], Sequence[str]], Iterable[Any]]  # a user's, whose scores are checked
 
 SCORERS = {**builtin.SCORERS, **vader.SCORERS}
 BATCH = 32
