@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from parm_mlx.cli import console
-from parm_mlx.cli.generate import Job, answers, stream
+from parm_mlx.cli.answers import Job, answers, stream
 from parm_mlx.cli.options import ALPHAS, BASE_ALONE, GuideOptions, ModelOptions, declared, flag, grouped
 from parm_mlx.cli.reply import say
 from parm_mlx.cli.session import open_session, read_alpha

@@ -1,30 +1,25 @@
 """``parm-mlx generate``: answers to prompts, at one or several preferences."""
 
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parm_mlx.cli import console
+from parm_mlx.cli.answers import Clock, Job, answers, requests, stream
 from parm_mlx.cli.options import BASE_ALONE, Alphas, DraftOptions, MaxTokens, ModelOptions, flag, grouped
-from parm_mlx.cli.reply import Reply, say
+from parm_mlx.cli.reply import say
 from parm_mlx.cli.session import note_drafts, open_session, read_alpha
 from parm_mlx.errors import DataError, InputError
 from parm_mlx.files import decoded
-from parm_mlx.preference import Alpha, format_alpha
+from parm_mlx.preference import format_alpha
 from parm_mlx.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from parm_mlx.guidance.generate import Answer
-    from parm_mlx.guidance.sampling import Request
     from parm_mlx.guidance.session import Session
-    from parm_mlx.guidance.speculation import DraftCount
-
-Job = tuple[int, str, Alpha | None]  # the prompt's number, the prompt, the preference
 
 
 @grouped
@@ -91,44 +86,6 @@ def generate(
         _print_all(session, jobs, sampling, max_tokens, as_json, explain)
 
 
-@dataclass
-class Streamed:
-    """An answer that was printed as it came: its text, and how many tokens its prompt and it have."""
-
-    clock: "Clock"
-    prompt: int
-    drafts: "DraftCount"
-    text: str = ""
-    tokens: int = 0
-    cut: bool = False
-
-
-def stream(
-    session: "Session", job: Job, sampling: SamplingSettings, max_tokens: int, indent: str = "", mark_cut: bool = False
-) -> Streamed:
-    """Prints one answer as it comes; ``mark_cut`` has a mark where it ends at the limit."""
-    from parm_mlx.guidance.generate import stream as pieces
-    from parm_mlx.guidance.speculation import DraftCount
-
-    (request,) = _requests(session, [job], sampling)
-    drafting = session.drafting_alone(console.note)
-    answer, reply = Streamed(Clock(), len(request.prompt.base), DraftCount()), Reply(indent)
-    produced = pieces(session.model, session.tokenizer, request, max_tokens, drafting, answer.drafts)
-    try:
-        for piece in produced:
-            answer.clock.token()
-            answer.tokens += piece.finish_reason != "stop"
-            reply.feed(piece)
-            if piece.finish_reason == "length":
-                answer.cut = True
-                if mark_cut:
-                    reply.cut()
-    finally:
-        answer.text = reply.text
-        reply.close()
-    return answer
-
-
 def _print_all(
     session: "Session", jobs: list[Job], sampling: SamplingSettings, max_tokens: int, as_json: bool, explained: bool
 ) -> None:
@@ -173,63 +130,10 @@ def _print_all(
 def _explained(session: "Session", job: Job, answer: "Answer") -> list[dict[str, Any]]:
     from parm_mlx.guidance.explain import described, explain
 
-    (request,) = _requests(session, [job], SamplingSettings())
+    (request,) = requests(session, [job], SamplingSettings())
     marks, opened = request.prompt.thinking, request.prompt.opened
     thought, said = marks.split(opened, answer.tokens) if marks else ([], answer.tokens)
     return described(session.tokenizer, explain(session.model, request.after(thought), said))
-
-
-def answers(
-    session: "Session", jobs: list[Job], sampling: SamplingSettings, max_tokens: int
-) -> "Iterator[tuple[Job, Answer]]":
-    """Generates an answer for every job, in that order, each as soon as it is known."""
-    from parm_mlx.guidance.generate import generate_batch, in_order
-
-    requests = _requests(session, jobs, sampling)
-    produced = generate_batch(session.model, session.tokenizer, requests, max_tokens, drafting=session.drafting)
-    for answer in in_order(console.waiting(produced, len(requests), "answers")):
-        yield jobs[answer.index], answer
-
-
-def _requests(session: "Session", jobs: list[Job], sampling: SamplingSettings) -> "list[Request]":
-    from parm_mlx.guidance.sampling import Request, Sampling
-
-    how = Sampling(**asdict(sampling))
-    requests = []
-    for number, text, weights in jobs:
-        prompt = [*session.system, {"role": "user", "content": text}] if session.system else text
-        requests.append(Request(session.prompter(prompt), weights, how, number))
-    return requests
-
-
-class Clock:
-    """Measures one call of the models, for the line after its answers."""
-
-    def __init__(self) -> None:
-        self._started, self._first = time.perf_counter(), 0.0
-
-    def token(self) -> None:
-        """Marks the first token, up to which the prompt was read."""
-        self._first = self._first or time.perf_counter()
-
-    def note(self, prompt: int, answer: int) -> None:
-        """Notes tokens and speed of one prompt and its answer."""
-        reading, writing = self._first - self._started, time.perf_counter() - self._first
-        speed = f", {(answer - 1) / writing:.1f} tokens/s" if answer > 1 and writing else ""
-        console.note(
-            f"prompt: {prompt} tokens, {prompt / reading:.1f} tokens/s; answer: {answer} tokens{speed}; {_peak()}"
-        )
-
-    def note_all(self, answers: int, tokens: int) -> None:
-        """Notes tokens and speed of several answers."""
-        taken = time.perf_counter() - self._started
-        console.note(f"{answers} answers, {tokens} tokens, {tokens / taken:.1f} tokens/s; {_peak()}")
-
-
-def _peak() -> str:
-    import mlx.core as mx
-
-    return f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB"
 
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
