@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -198,10 +198,8 @@ class Service:
             if wanted.schema is not None:
                 matcher = await asyncio.to_thread(self._grammars.matcher, wanted.schema)
         answers = Answers(wanted, prompt)
-        seed = wanted.sampling.get("seed")
-        given = {**wanted.sampling, "seed": random.getrandbits(32) if seed is None else seed}
         try:
-            sampling = Sampling(**{**vars(self.defaults), **given})
+            sampling = replace(self.defaults, **{"seed": random.getrandbits(32), **wanted.sampling})
         except InputError as error:
             raise RequestError(str(error).removeprefix("sampling: ")) from None
         steering, room = wanted.steering, self._room(prompt)
