@@ -78,4 +78,5 @@ $(DEV): $(READY)
 $(PEERS_READY): pyproject.toml | $(READY)
 	$(BIN)/python -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(BACKEND),blas]' mlx-lm-lora torch==2.13.0 transformers
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mlx-tune==0.6.0
 	@touch $@

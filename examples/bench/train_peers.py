@@ -1,4 +1,4 @@
-"""Speed and memory of training beside mlx-lm-lora's preference trainers.
+"""Speed and memory of training beside the preference trainers of mlx-lm-lora and mlx-tune.
 
     make bench-peers
     .venv-bench/bin/python examples/bench/train_peers.py --json --rounds 5
@@ -9,6 +9,10 @@ and its DPO with a reference model take turns; each runs a few steps, of which t
 Medians over all counted steps are compared. Peak memory is MLX's, from before the first step; the weights are in it,
 for DPO those of the reference model too.
 
+mlx-tune's losses are run in the step of its trainer, without gradient checkpointing, which it turns on, and without
+compiling, which takes minutes on a CPU: ORPO over the whole batch, and over one pair at a time, where the prompt is read
+once for both responses (4 updates are a step here).
+
 mlx-lm-lora is written for Metal and asks MLX for the GPU's memory limit; where there is no GPU, that one question is
 answered here with 0.
 """
@@ -16,6 +20,7 @@ answered here with 0.
 import argparse
 import contextlib
 import gc
+import importlib.util
 import io
 import json
 import statistics
@@ -49,7 +54,7 @@ from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, train_orpo  # iso
 
 PAIRS = 4
 LORA = {"rank": 8, "scale": 2.0, "dropout": 0.0, "keys": [f"self_attn.{name}_proj" for name in "qkv"]}
-BUDGETS = {"orpo": {"speed": 2.2, "memory": 0.5}, "dpo": {"speed": 3.0, "memory": None}}
+BUDGETS = {"orpo": {"speed": 2.5, "memory": 0.5}, "dpo": {"speed": 3.0, "memory": None}}
 Step = Callable[[], list[float]]
 
 
@@ -125,6 +130,49 @@ def peer(options: argparse.Namespace, kind: str, folder: Path) -> tuple[Step, nn
     return run, model
 
 
+def tune(options: argparse.Namespace, at_once: int) -> tuple[Step, nn.Module]:
+    """Steps with mlx-tune's ORPO loss, ``at_once`` pairs in an update."""
+    losses = tune_losses()
+    model, pairs = build(options), random_pairs(options)
+    linear_to_lora_layers(model, options.layers, LORA)
+    model.train()
+    optimizer = optim.AdamW(learning_rate=1e-5)
+
+    def loss(pairs: list[TokenPair]) -> mx.array:
+        rows = [mx.array(np.stack([pair.rows[i].ids for pair in pairs])) for i in (0, 1)]
+        lengths = [mx.array([len(pair.rows[i]) for pair in pairs]) for i in (0, 1)]
+        known = [pairs[0].rows[0].start, *(len(row) for row in pairs[0].rows)] if at_once == 1 else []
+        value: mx.array = losses.orpo_loss(model, *rows, *lengths, 0.1, *known)[0]
+        return value
+
+    value_and_grad = nn.value_and_grad(model, loss)
+
+    def run() -> list[float]:
+        seconds = []
+        for _ in range(options.steps + 1):
+            start = time.perf_counter()
+            for i in range(0, PAIRS, at_once):
+                value, grads = value_and_grad(pairs[i : i + at_once])
+                optimizer.update(model, grads)
+                mx.eval(value, model.trainable_parameters(), optimizer.state)
+            seconds.append(time.perf_counter() - start)
+        return seconds[1:]
+
+    return run, model
+
+
+def tune_losses() -> Any:
+    """mlx-tune's losses; the rest of the package needs models of sound and sight."""
+    package = importlib.util.find_spec("mlx_tune")
+    assert package is not None and package.submodule_search_locations
+    path = Path(package.submodule_search_locations[0]) / "losses.py"
+    spec = importlib.util.spec_from_file_location("mlx_tune_losses", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Clock(TrainingCallback):
     """The time from each report to the next; a report ends a step."""
 
@@ -157,6 +205,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "ours": lambda: ours(options),
         "orpo": lambda: peer(options, "orpo", folder),
         "dpo": lambda: peer(options, "dpo", folder),
+        "tune": lambda: tune(options, PAIRS),
+        "tune-1": lambda: tune(options, 1),
     }
     peaks = {name: peak_of(make) for name, make in makers.items()}
     trainers = {name: make() for name, make in makers.items()}
@@ -182,7 +232,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description="Training speed and memory beside mlx-lm-lora.")
+    parser = argparse.ArgumentParser(description="Training speed and memory beside mlx-lm-lora and mlx-tune.")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--vocabulary", type=int, default=32000)
@@ -192,7 +242,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    machine = describe_machine("mlx-lm-lora")
+    machine = describe_machine("mlx-lm-lora", "mlx-tune")
     if mx.default_device() == mx.Device(mx.cpu):
         mx.device_info = lambda *_: {"max_recommended_working_set_size": 0}
         mx.set_wired_limit = lambda limit: limit
@@ -205,7 +255,7 @@ def main() -> None:
     for name, row in result.items():
         low, high = row["spread_ms"]
         print(
-            f"{name:<6}{row['ms']:9.1f} ms/step [{low:.1f} – {high:.1f}]  {row['pairs_per_second']:6.2f} pairs/s  "
+            f"{name:<8}{row['ms']:9.1f} ms/step [{low:.1f} – {high:.1f}]  {row['pairs_per_second']:6.2f} pairs/s  "
             f"peak {row['peak_mb']:7.1f} MB  {row['trainable']:,} trainable  "
             f"ours: {row['our_speed']:.2f} times its speed, {row['our_memory']:.2f} of its memory"
         )
