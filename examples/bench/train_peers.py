@@ -10,8 +10,8 @@ Medians over all counted steps are compared. Peak memory is MLX's, from before t
 for DPO those of the reference model too.
 
 mlx-tune's losses are run in the step of its trainer, without gradient checkpointing, which it turns on, and without
-compiling, which takes minutes on a CPU: ORPO over the whole batch, and over one pair at a time, where the prompt is read
-once for both responses (4 updates are a step here).
+compiling, which takes minutes on a CPU: ORPO over the whole batch, and over one pair at a time, where the prompt is
+read once for both responses (4 updates are a step here).
 
 mlx-lm-lora is written for Metal and asks MLX for the GPU's memory limit; where there is no GPU, that one question is
 answered here with 0.
@@ -164,10 +164,12 @@ def tune(options: argparse.Namespace, at_once: int) -> tuple[Step, nn.Module]:
 def tune_losses() -> Any:
     """mlx-tune's losses; the rest of the package needs models of sound and sight."""
     package = importlib.util.find_spec("mlx_tune")
-    assert package is not None and package.submodule_search_locations
+    assert package is not None
+    assert package.submodule_search_locations
     path = Path(package.submodule_search_locations[0]) / "losses.py"
     spec = importlib.util.spec_from_file_location("mlx_tune_losses", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

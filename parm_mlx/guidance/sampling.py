@@ -38,17 +38,17 @@ class Sampling(SamplingSettings):
 
     def distribution(self, logits: mx.array) -> mx.array:
         """Log-probabilities that tokens are drawn from, (…, V) logits → (…, V); at temperature 0 the model's own."""
-        scores = self.scores(_normalised(logits))
-        return scores if self.temp == 0 else _normalised(scores)
+        scores = self.scores(normalised(logits))
+        return scores if self.temp == 0 else normalised(scores)
 
 
 def likeliest(logprobs: mx.array) -> mx.array:
     """The likeliest token of each row, (n, V) → (n,), or ``NOT_FINITE``."""
-    return _checked(mx.argmax(logprobs, axis=-1, keepdims=True), logprobs)
+    return checked(mx.argmax(logprobs, axis=-1, keepdims=True), logprobs)
 
 
-def _checked(tokens: mx.array, logprobs: mx.array) -> mx.array:
-    """Tokens (n, 1) as (n,), each replaced by ``NOT_FINITE`` where its own log-probability is not finite.
+def checked(tokens: mx.array, logprobs: mx.array) -> mx.array:
+    """Returns tokens (n, 1) as (n,), each replaced by ``NOT_FINITE`` where its own log-probability is not finite.
 
     NaN or inf anywhere in a row leaves no finite number in it once it is normalised, so that one number tells.
     """
@@ -56,7 +56,8 @@ def _checked(tokens: mx.array, logprobs: mx.array) -> mx.array:
     return mx.where(finite, tokens.astype(mx.int32), NOT_FINITE).squeeze(-1)
 
 
-def _normalised(logits: mx.array) -> mx.array:
+def normalised(logits: mx.array) -> mx.array:
+    """Log-probabilities in float32, (…, V) logits → (…, V)."""
     logits = widened(logits)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
@@ -71,18 +72,18 @@ class Sampler:
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """Token ids (1,), or ``NOT_FINITE``."""
-        return _checked(self.draw(self._settings.scores(logprobs))[:, None], logprobs)
+        return checked(self.draw(self._settings.scores(logprobs))[:, None], logprobs)
 
     def draw(self, scores: mx.array) -> mx.array:
         """Tokens (n,) drawn from the distributions with these logits (n, V); the likeliest ones at temperature 0."""
         if self._settings.temp == 0:
             return mx.argmax(scores, axis=-1)
-        return mx.random.categorical(scores, key=self.key())
+        return mx.argmax(scores + self.noise(scores.shape[-1]), axis=-1)
 
-    def key(self) -> mx.array:
-        """A fresh random key of this answer."""
+    def noise(self, vocabulary: int) -> mx.array:
+        """The Gumbel noise (1, V) of the next token: what it is added to, the largest sum is a draw from."""
         self._key, key = mx.random.split(self._key)
-        return key
+        return mx.random.gumbel((1, vocabulary), key=key)
 
 
 @dataclass(frozen=True)

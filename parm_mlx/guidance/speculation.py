@@ -1,11 +1,13 @@
-"""Speculative guided decoding: several tokens are drafted cheaply and checked in one pass, exactly.
+"""Speculative guided decoding: several tokens are drafted cheaply and checked in one pass, without changing an answer.
 
 Either a draft model drafts, and the guided model reads all drafts at once; or one of guide and base drafts, and the
 other reads all drafts at once. Eq. 13 needs the logits of both at every token, so no pass of such a drafter is wasted,
-and the smaller of the two should draft. A drafted token d ~ q is kept with probability min(1, p(d)/q(d)); in place of
-the first one that is not kept, a token is drawn from max(0, p − q), normalised (Leviathan et al., arXiv 2211.17192). p
-is the guided distribution after temperature and filters. q is the drafter's, sharpened first: where guide and base
-agree, the guided distribution is theirs to the power 1 + 1/β.
+and the smaller of the two should draft.
+
+Token t is argmax(log p_t + g_t), for the guided distribution p_t after temperature and filters, and Gumbel noise g_t
+that depends on seed and t alone; that is a draw from p_t. A draft is argmax(log q_t + g_t) with the same noise, and is
+kept if it is token t. So a seed gives the tokens that it gives without drafts. q_t is the drafter's distribution,
+sharpened first: where guide and base agree, the guided distribution is theirs to the power 1 + 1/β.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ import mlx.nn as nn
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, read
-from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling
+from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling, checked, normalised
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import PreferenceCache, Snapshot, embedding_rows, generation_stream, make_prompt_cache, wired_limit
@@ -33,8 +35,8 @@ class Drafting:
         model: A draft model with the base's vocabulary; if None, guide or base drafts.
         tokens: Most tokens drafted at a time.
         by_guide: If the guide drafts, and not the base, where there is no draft model.
-        confidence: Drafting pauses once the product of the drafter's highest probabilities is below it. The draft drawn
-            last is judged like the others, or answers would lack unlikely tokens. At 0, ``tokens`` are drafted always.
+        confidence: Drafting pauses once the product of the drafter's highest probabilities is below it. At 0,
+            ``tokens`` are drafted always.
     """
 
     model: nn.Module | None
@@ -86,24 +88,29 @@ class DraftCount:
 
 
 class Chooser:
-    """Draws drafts and judges them, for one answer over V tokens (``vocabulary``)."""
+    """Draws drafts and the tokens of one answer, over V tokens (``vocabulary``)."""
 
     def __init__(self, sampling: Sampling, seed_offset: int, vocabulary: int) -> None:
         self._sampling = sampling
         self._sampler = Sampler(sampling, seed_offset)
         self._vocabulary = vocabulary
+        self._noise: list[mx.array] = []  # (1, V) each, of the next tokens of the answer
 
-    def draft(self, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """A token (1,) drawn from a drafter's sharpened logits (1, V_drafter), and log q (1, V)."""
+    def draft(self, logits: mx.array, ahead: int) -> tuple[mx.array, mx.array]:
+        """Drafts the token ``ahead`` places after the next one from sharpened logits (1, V_drafter).
+
+        Returns:
+            The draft (1,), and the highest log-probability (1,) among all.
+        """
         logits = logits[:, : self._vocabulary]
         missing = self._vocabulary - logits.shape[-1]
         if missing:
             logits = mx.pad(logits, [(0, 0), (0, missing)], constant_values=-mx.inf)
-        q = self._sampling.distribution(logits)
-        return self._sampler.draw(q), q
+        logprobs = self._sampling.distribution(logits)
+        return self._draw(logprobs, ahead), mx.max(logprobs, axis=-1)
 
-    def judge(self, target: mx.array, drafts: mx.array, q: mx.array) -> tuple[int, list[int]]:
-        """Decides which of n drafts are kept, drawn from log q (n, V).
+    def judge(self, target: mx.array, drafts: mx.array) -> tuple[int, list[int]]:
+        """Decides which of n drafts (n,) are kept.
 
         ``target`` (m, V) are the guided logits at the drafts' positions, and at the one after them where m = n + 1.
 
@@ -111,24 +118,23 @@ class Chooser:
             The number of kept drafts, and the tokens to go on with: the kept ones, then one more unless m = n and all
             are kept. That one is ``NOT_FINITE`` where the logits that it would come from are not finite.
         """
-        n = drafts.size
-        p = self._sampling.distribution(target)
+        logprobs = normalised(target)
+        scores = self._sampling.scores(logprobs)
+        drawn = mx.concatenate([self._draw(scores[i : i + 1], i) for i in range(target.shape[0])])
+        values: list[Any] = [array.tolist() for array in (checked(drawn[:, None], logprobs), drafts)]
+        tokens, drafted = values
+        kept = [*(a == b for a, b in zip(drafted, tokens, strict=False)), False].index(False)
+        tokens = tokens[: kept + 1]
+        del self._noise[: len(tokens)]
+        return kept, tokens
+
+    def _draw(self, scores: mx.array, ahead: int) -> mx.array:
+        """The token (1,) that the noise of a place makes of scores (1, V); the likeliest at temperature 0."""
         if self._sampling.temp == 0:
-            others = mx.argmax(p, axis=-1)
-            finite = mx.take_along_axis(p, others[:, None], axis=-1)[:, 0] > -mx.inf  # false for NaN
-            kept = others[:n] == drafts
-        else:
-            at = drafts[:, None]
-            ratio = mx.take_along_axis(p[:n], at, axis=-1) - mx.take_along_axis(q, at, axis=-1)
-            finite = mx.concatenate([_finite(p[:n]) & _finite(q), _finite(p[n:])])
-            kept = mx.log(mx.random.uniform(shape=(n,), key=self._sampler.key())) < ratio[:, 0]
-            rest = mx.log(mx.maximum(mx.exp(p[:n]) - mx.exp(q), 0))
-            others = self._sampler.draw(mx.concatenate([rest, p[n:]]))
-        kept, others = kept & finite[:n], mx.where(finite, others.astype(mx.int32), NOT_FINITE)
-        mx.eval(kept, others, drafts)
-        values: list[Any] = [array.tolist() for array in (kept, drafts, others)]
-        count = [*values[0], False].index(False)
-        return count, [*values[1][:count], *values[2][count : count + 1]]
+            return mx.argmax(scores, axis=-1)
+        while len(self._noise) <= ahead:
+            self._noise.append(self._sampler.noise(self._vocabulary))
+        return mx.argmax(scores + self._noise[ahead], axis=-1)
 
 
 class Speculation:
@@ -186,15 +192,15 @@ class Speculation:
         most = self._drafting.tokens
         before_base, before_guide = Snapshot(base, most), Snapshot(guide, most)
         if by_guide:
-            own, drafts, q = self._drafts(model.guide, guide, last, self._sharpness["guide"])
+            own, drafts = self._drafts(model.guide, guide, last, self._sharpness["guide"])
         else:
-            own, drafts, q = self._drafts(model.base, base, last, self._sharpness["base"])
+            own, drafts = self._drafts(model.base, base, last, self._sharpness["base"])
         n, tokens_read = drafts.size, mx.concatenate([last, drafts[:-1]])
         if by_guide:
             base_logits, guide_logits = model.base(tokens_read[None], cache=base)[0], own
         else:
             base_logits, guide_logits = own, model.guide(tokens_read[None], cache=guide)[0]
-        kept, tokens = self._chooser.judge(combine_logits(base_logits, guide_logits, guide[-1].strength), drafts, q)
+        kept, tokens = self._chooser.judge(combine_logits(base_logits, guide_logits, guide[-1].strength), drafts)
         keep = min(kept + 1, n)
         base_again = _take_back(before_base, model.base, base, tokens_read, keep)
         guide_again = _take_back(before_guide, model.guide, guide, tokens_read, keep)
@@ -209,9 +215,9 @@ class Speculation:
         assert drafter is not None
         most = self._drafting.tokens
         before, before_draft = Snapshot(self.cache, most + 1), Snapshot(draft.cache, unread.size + most - 1)
-        _, drafts, q = self._drafts(drafter, draft.cache, unread, self._sharpness["base"])
+        _, drafts = self._drafts(drafter, draft.cache, unread, self._sharpness["base"])
         n, tokens_read = drafts.size, mx.concatenate([last, drafts])
-        kept, tokens = self._chooser.judge(self._model(tokens_read[None], cache=self.cache)[0], drafts, q)
+        kept, tokens = self._chooser.judge(self._model(tokens_read[None], cache=self.cache)[0], drafts)
         if tokens[-1] == NOT_FINITE:
             return tokens
         passes = 1 + _take_back(before, self._model, self.cache, tokens_read, kept + 1)
@@ -225,23 +231,19 @@ class Speculation:
         self._unread_by_draft = mx.array(self._drafting.readable(next_unread), mx.uint32)
         return tokens
 
-    def _drafts(
-        self, drafter: nn.Module, cache: Cache, unread: mx.array, sharper: float
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """The drafter's logits (n, V_drafter), its tokens (n,) and their log q (n, V)."""
+    def _drafts(self, drafter: nn.Module, cache: Cache, unread: mx.array, sharper: float) -> tuple[mx.array, mx.array]:
+        """The drafter's logits (n, V_drafter) and its tokens (n,)."""
         logits: list[mx.array] = []
         drafts: list[mx.array] = []
-        q: list[mx.array] = []
         confidence: Any = 1.0
         while len(drafts) < self._drafting.tokens and confidence >= self._drafting.confidence:
             logits.append(drafter(unread[None], cache=cache)[:, -1])
-            unread, distribution = self._chooser.draft(widened(logits[-1]) * sharper)
-            mx.async_eval(unread)
+            unread, highest = self._chooser.draft(widened(logits[-1]) * sharper, len(drafts))
+            mx.async_eval(unread, highest)
             drafts.append(unread)
-            q.append(distribution)
             if self._drafting.confidence:
-                confidence *= mx.exp(mx.max(distribution)).item()
-        return mx.concatenate(logits), mx.concatenate(drafts), mx.concatenate(q)
+                confidence *= mx.exp(highest).item()
+        return mx.concatenate(logits), mx.concatenate(drafts)
 
 
 def sharpness(model: GuidedModel, cache: Cache) -> dict[str, float]:
@@ -252,11 +254,6 @@ def sharpness(model: GuidedModel, cache: Cache) -> dict[str, float]:
     own = model.guide.weight(tuple(weights))
     together = 1 + own * float(strength)
     return {"base": together, "guide": together / own}
-
-
-def _finite(logprobs: mx.array) -> mx.array:
-    """Tells which rows of normalised (n, V) come from finite logits: (n,)."""
-    return mx.max(logprobs, axis=-1) > -mx.inf  # false for NaN
 
 
 def _take_back(before: Snapshot, model: nn.Module, cache: Cache, tokens_read: mx.array, keep: int) -> int:

@@ -63,11 +63,10 @@ def test_drafts_are_kept_up_to_the_row_that_is_not_finite(temp: float) -> None:
     """Draft 1 is certain in the first row; of the second row nothing is known, nor what would come after it."""
     sure, bad = [0.0, 200, 0], [0.0, mx.nan, 0]
     chooser = Chooser(Sampling(temp=temp), 0, 3)
-    q = mx.log(mx.array([[0.0, 1, 0], [0, 1, 0]]))
     drafts = mx.array([1, 1], mx.uint32)
-    assert chooser.judge(mx.array([sure, bad, sure]), drafts, q) == (1, [1, NOT_FINITE])
-    assert chooser.judge(mx.array([sure, sure, bad]), drafts, q) == (2, [1, 1, NOT_FINITE])
-    assert chooser.judge(mx.array([sure, sure, sure]), drafts, q) == (2, [1, 1, 1])
+    assert chooser.judge(mx.array([sure, bad, sure]), drafts) == (1, [1, NOT_FINITE])
+    assert chooser.judge(mx.array([sure, sure, bad]), drafts) == (2, [1, 1, NOT_FINITE])
+    assert chooser.judge(mx.array([sure, sure, sure]), drafts) == (2, [1, 1, 1])
 
 
 @pytest.mark.parametrize("temp", [0.0, 1.0])

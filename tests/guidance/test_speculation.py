@@ -8,12 +8,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm.generate import generate_step
 from tiny import tiny_guide, tiny_model
 
 from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import Sampler, Sampling
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Chooser, DraftCount, Drafting, Speculation, sharpness
 
@@ -39,19 +40,35 @@ def test_greedy_drafts_are_kept_up_to_the_first_that_differs() -> None:
     """The target's likeliest tokens are 1, 2, 0; drafts 1, 0 agree once; drafts 1, 2 twice, and 0 comes for free."""
     target = mx.array([[0.0, 5, 1], [0, 1, 5], [5, 0, 1]])
     chooser = Chooser(Sampling(), 0, 3)
-    q = mx.zeros((2, 3))
-    assert chooser.judge(target, mx.array([1, 0], mx.uint32), q) == (1, [1, 2])
-    assert chooser.judge(target, mx.array([1, 2], mx.uint32), q) == (2, [1, 2, 0])
-    assert chooser.judge(target[:2], mx.array([1, 2], mx.uint32), q) == (2, [1, 2])
+    assert chooser.judge(target, mx.array([1, 0], mx.uint32)) == (1, [1, 2])
+    assert chooser.judge(target, mx.array([1, 2], mx.uint32)) == (2, [1, 2, 0])
+    assert chooser.judge(target[:2], mx.array([1, 2], mx.uint32)) == (2, [1, 2])
 
 
-def test_a_draft_of_probability_zero_is_replaced_by_what_the_drafter_lacks() -> None:
-    """p = (0, 0.5, 0.5), q = (0.5, 0.5, 0): a draft of 0 is never kept, and p − q leaves token 2 alone."""
+def test_a_draft_from_the_target_itself_is_always_kept() -> None:
+    """The same noise chooses the same token; tokens of probability zero are never drawn."""
     chooser = Chooser(Sampling(temp=1.0), 0, 3)
-    target, q = mx.log(mx.array([[0.0, 0.5, 0.5]])), mx.log(mx.array([[0.5, 0.5, 0.0]]))
-    for _ in range(20):
-        assert chooser.judge(target, mx.array([0], mx.uint32), q) == (0, [2])
-        assert chooser.judge(target, mx.array([1], mx.uint32), q) == (1, [1])
+    logits = mx.log(mx.array([[0.0, 0.5, 0.5]]))
+    drawn = set()
+    for _ in range(40):
+        drafts = mx.concatenate([chooser.draft(logits, ahead)[0] for ahead in range(2)])
+        kept, tokens = chooser.judge(mx.concatenate([logits] * 3), drafts)
+        assert (kept, tokens[:2]) == (2, drafts.tolist())
+        drawn |= set(tokens)
+    assert drawn == {1, 2}
+
+
+def test_noise_that_no_token_has_used_is_kept_for_the_next_one() -> None:
+    """Three places are drafted and all drafts are wrong: one token is drawn, and the next has the second noise."""
+    sampler = Sampler(Sampling(temp=1.0), 0)
+    noise = [sampler.noise(3) for _ in range(3)]
+    chooser, logits = Chooser(Sampling(temp=1.0), 0, 3), mx.zeros((1, 3))
+    for place in range(3):
+        right = mx.argmax(noise[place]).item()
+        for ahead in range(3):
+            chooser.draft(logits, ahead)
+        wrong = mx.array([(right + 1) % 3] * 3, mx.uint32)
+        assert chooser.judge(mx.zeros((3, 3)), wrong) == (0, [right])
 
 
 @pytest.mark.parametrize(("vocabulary", "token"), [(3, 2), (6, 5)])
@@ -59,9 +76,38 @@ def test_drafters_may_know_fewer_or_more_tokens(vocabulary: int, token: int) -> 
     """Of V = 4: a drafter of 3 tokens never drafts the fourth; the extra ones of a drafter of 6 are not drafted."""
     for temp in (0.0, 1.0):
         chooser = Chooser(Sampling(temp=temp), 0, 4)
-        draft, q = chooser.draft(mx.where(mx.arange(vocabulary) == token, 50.0, 0.0)[None])
-        assert q.shape == (1, 4)
+        draft, _ = chooser.draft(mx.where(mx.arange(vocabulary) == token, 50.0, 0.0)[None], 0)
         assert draft.item() < min(4, vocabulary)
+
+
+@pytest.mark.parametrize("confidence", [0, 0.5])
+@pytest.mark.parametrize("drafter", ["base", "guide", "model", "shared base", "shared guide", "several guides"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temp=1.0), Sampling(temp=0.7, top_k=5), Sampling(temp=1.3, top_p=0.9, min_p=0.05)]
+)
+def test_a_seed_gives_the_tokens_that_it_gives_without_drafts(
+    drafter: str, sampling: Sampling, confidence: float
+) -> None:
+    kinds = {"shared": lambda: SharedModel(tiny_guide("llama", 1, changes=SMALL))}
+    kinds["several"] = lambda: GuidedModel(tiny_model("llama", 0, **SMALL), genarm())
+    model = kinds.get(drafter.split()[0], lambda: small(0))()
+    draft_model = tiny_model("llama", 5, **SMALL) if drafter == "model" else None
+    drafting = Drafting(draft_model, 4, "guide" in drafter, confidence)
+    for seed in range(3):
+        seeded = Sampling(**{**vars(sampling), "seed": seed})
+        speculation = begun(model, drafting, seeded, seed)
+        cache = model.make_cache((0.3, 0.7))
+        last = prefill(model, cache, PROMPT, PROMPT)
+        plain = generate_step(mx.array([last]), model, max_tokens=20, sampler=seeded.sampler(seed), prompt_cache=cache)
+        assert list(islice(speculation, 20)) == [int(token) for token, _ in plain]
+
+
+def begun(model: GuidedModel, drafting: Drafting, sampling: Sampling, seed_offset: int = 0) -> Speculation:
+    cache = model.make_cache((0.3, 0.7))
+    last = prefill(model, cache, PROMPT, PROMPT)
+    draft = drafting.make_cache()
+    drafting.prefill(draft, PROMPT)
+    return Speculation(model, cache, last, drafting, sampling, seed_offset, draft)
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
@@ -149,9 +195,8 @@ def test_drafting_pauses_where_the_drafter_is_unsure_and_the_last_draft_counts()
     model = small(0)
     cache = model.make_cache((0.3, 0.7))
     speculation = Speculation(model, cache, 1, Drafting(None, 5, confidence=0.5), Sampling())
-    _, drafts, q = speculation._drafts(Drafter(), cache, mx.array([1]), 1.0)  # type: ignore[arg-type]
+    _, drafts = speculation._drafts(Drafter(), cache, mx.array([1]), 1.0)  # type: ignore[arg-type]
     assert drafts.tolist() == [0, 0]
-    np.testing.assert_allclose(mx.exp(q[:, 0]), [0.9, 0.5], rtol=1e-5)
 
 
 def test_drafts_are_sharpened_to_where_base_and_guide_agree() -> None:
