@@ -15,7 +15,7 @@ import mlx.core as mx
 from parm_mlx.kernels.lowrank import add_projection, fused_update, is_fused
 from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, core_shapes, scaled_core
 
-FEW = 32  # rows up to which launching operations takes longer than the zeros beside a diagonal
+FEW = 16  # positions up to which launching operations takes longer than computing with the zeros of a diagonal
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class BoundPreferences(Conditioning):
         return add_projection(y, z[..., ranks], own, group.b[ranks, group.outputs[place]])
 
     def _projected(self, x: mx.array, group: _Group) -> tuple[mx.array, list[mx.array] | None]:
-        """A x, and for few rows the updates of all layers of the group; the first layer that reads x computes them."""
+        """A x, and for few positions the updates of all layers of the group; the first layer that reads x computes them."""
         if self._last is None or self._last[0] is not x or self._last[1] is not group:
             z, updates = x @ group.a, None
             if group.gate is not None:
                 z = z * group.gate
-            if x.shape[0] * x.shape[1] <= FEW:
+            if x.shape[1] <= FEW:
                 both = (z if group.core is None else z @ group.core) @ group.b
                 ends = [outputs.stop for outputs in group.outputs[:-1]]
                 updates = list(mx.split(both, ends, axis=-1)) if ends else [both]
