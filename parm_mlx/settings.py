@@ -234,6 +234,25 @@ def check_models(
         raise InputError("--num-draft-tokens and --speculation off exclude each other")
 
 
+def check_guidance(guidance: str, share: str = "auto", speculation: str = "auto") -> None:
+    """Checks what is asked of one-pass guidance.
+
+    Raises:
+        InputError: Another option needs base and guide apart.
+    """
+    if guidance not in ("exact", "one-pass"):
+        raise InputError(f"--guidance must be exact or one-pass, got {shown(guidance)}")
+    if guidance == "exact":
+        return
+    if share == "off":
+        raise InputError("--guidance one-pass and --share off exclude each other: one pass is all that is shared")
+    if speculation in ("guide", "base"):
+        raise InputError(
+            f"--guidance one-pass and --speculation {speculation} exclude each other: base and guide are one network",
+            hint="a smaller model can draft: --draft-model",
+        )
+
+
 def check_cache_limits(kv_bits: int | None, max_kv_size: int | None, drafting: bool = False) -> None:
     """Checks what is asked of prompt caches.
 

@@ -29,7 +29,8 @@ COMMANDS = """\
 /alpha                  show the preference
 /compare 1,0 0,1        answer the last question at several preferences, beside the
                         conversation; by default the base alone and each objective
-/why                    what base and guide gave the tokens of the last answer
+/why                    what base and guide gave the tokens of the last answer;
+                        /why parts computes it where one pass stands for both
 /beta 0.5               strength of the guide: smaller is stronger
 /temp 0.7               sampling temperature; 0 takes the likeliest token
 /system TEXT            system message; none removes it
@@ -39,6 +40,7 @@ COMMANDS = """\
 /quit, /bye, exit, quit  leave (also Ctrl-D); Ctrl-C stops an answer
 
 Pasted lines are one message; \""" begins and ends a message of several lines."""
+PARTS = "parts"
 LEAVE = ("/quit", "/exit", "/bye", "quit", "exit")
 
 
@@ -221,10 +223,14 @@ class Chat:
             turns = "the oldest turn is" if new == 1 else f"the oldest {new} turns are"
             self._note(f"the models read {limit} tokens: {turns} forgotten")
 
-    def _explain(self, _: str) -> None:
+    def _explain(self, what: str) -> None:
         from parm_mlx.cli.why import show_reasons
 
-        show_reasons(self._conversation.explain(), self._session.tokenizer)
+        if what not in ("", PARTS):
+            raise PreferenceError(f"/why {what}: there is only /why {PARTS}")
+        show_reasons(self._conversation.explain(parts=bool(what)), self._session.tokenizer)
+        if self._session.model.reads_once and not what:
+            self._note(f"one pass stands for base and guide; /why {PARTS} computes what each of them gives")
 
     def _compare(self, given: str) -> None:
         from parm_mlx.guidance.generate import generate_batch, in_order

@@ -45,6 +45,9 @@ def generate(
     ignore_chat_template: Annotated[bool, flag("Continue the prompt as plain text.")] = False,
     as_json: Annotated[bool, flag("Print one JSON object per answer.", name="--json")] = False,
     explain: Annotated[bool, flag("With --json, tell what base and guide gave each token.")] = False,
+    explain_parts: Annotated[
+        bool, flag("The same also with --guidance one-pass, which needs a pass of the base and one of the guide.")
+    ] = False,
 ) -> None:
     """Answer prompts, at one or several preferences.
 
@@ -69,6 +72,7 @@ def generate(
         raise InputError("--chat-template and --ignore-chat-template exclude each other")
     if ignore_chat_template and (models.enable_thinking or models.steer_thinking):
         raise InputError("--enable-thinking and --steer-thinking need the chat template")
+    explain = explain or explain_parts
     if explain and not as_json:
         raise InputError("--explain needs --json", hint="in a chat, /why shows it in colour")
     specs: list[str | None] = [*alpha] if alpha else [None]
@@ -83,11 +87,17 @@ def generate(
             console.note(f"cut at {max_tokens} tokens (--max-tokens)")
         note_drafts(answer.drafts)
     else:
-        _print_all(session, jobs, sampling, max_tokens, as_json, explain)
+        _print_all(session, jobs, sampling, max_tokens, as_json, explain, explain_parts)
 
 
 def _print_all(
-    session: "Session", jobs: list[Job], sampling: SamplingSettings, max_tokens: int, as_json: bool, explained: bool
+    session: "Session",
+    jobs: list[Job],
+    sampling: SamplingSettings,
+    max_tokens: int,
+    as_json: bool,
+    explained: bool,
+    parts: bool,
 ) -> None:
     """Prints several answers, or one as JSON."""
     from parm_mlx.guidance.speculation import DraftCount
@@ -113,7 +123,7 @@ def _print_all(
             if answer.reasoning:
                 record["reasoning"] = answer.reasoning
             if explained and weights is not None:
-                record["explain"] = _explained(session, (number, text, weights), answer)
+                record["explain"] = _explained(session, (number, text, weights), answer, parts)
             if answer.drafts is not None:
                 record["drafts"] = {**asdict(answer.drafts), "acceptance_rate": round(answer.drafts.rate, 4)}
             console.record(record)
@@ -127,13 +137,13 @@ def _print_all(
     note_drafts(kept)
 
 
-def _explained(session: "Session", job: Job, answer: "Answer") -> list[dict[str, Any]]:
+def _explained(session: "Session", job: Job, answer: "Answer", parts: bool) -> list[dict[str, Any]]:
     from parm_mlx.guidance.explain import described, explain
 
     (request,) = requests(session, [job], SamplingSettings())
     marks, opened = request.prompt.thinking, request.prompt.opened
     thought, said = marks.split(opened, answer.tokens) if marks else ([], answer.tokens)
-    return described(session.tokenizer, explain(session.model, request.after(thought), said))
+    return described(session.tokenizer, explain(session.model, request.after(thought), said, parts))
 
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:

@@ -225,6 +225,11 @@ class GuideOptions:
 class ServedModelOptions(GuideOptions):
     """The models that answer, and how they read a prompt."""
 
+    guidance: Literal["exact", "one-pass"] = setting(
+        "exact",
+        "exact computes base and guide; one-pass one network that stands for both, where they share weights: as fast "
+        "as the base alone, and an approximation.",
+    )
     share: Literal["auto", "on", "off"] = setting(
         "auto", "Compute base and guide in one forward pass: auto where they share weights, on insists."
     )

@@ -11,7 +11,7 @@ from parm_mlx.cli.defaults import variable
 from parm_mlx.cli.options import BASE_ALONE, DraftOptions, ModelOptions, ServedModelOptions
 from parm_mlx.errors import PreferenceError
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
-from parm_mlx.settings import check_cache_limits, check_models
+from parm_mlx.settings import check_cache_limits, check_guidance, check_models
 
 if TYPE_CHECKING:
     from parm_mlx.guidance.session import Session
@@ -24,6 +24,7 @@ def open_session(
     """Loads the models that the flags name; ``alone`` takes a base without a PARM."""
     # load_session checks the same, but is imported with MLX: wrong usage is told at once
     check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
+    check_guidance(models.guidance, models.share, drafts.speculation)
     drafting = drafts.draft_model is not None or drafts.speculation in ("guide", "base")
     if isinstance(models, ModelOptions):
         check_cache_limits(models.kv_bits, models.max_kv_size, drafting)

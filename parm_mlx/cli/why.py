@@ -24,14 +24,36 @@ def show_reasons(reasons: "Sequence[TokenReasons]", tokenizer: "TokenizerWrapper
     texts = texts_of(tokenizer, [each.token for each in reasons])
     coloured = Text()
     for each, text in zip(reasons, texts, strict=True):
-        coloured.append(console.visible(text), _style(each.logprob - each.base))
+        coloured.append(console.visible(text), _style(_moved(each)))
     console.stdout().print(coloured)
-    most = sorted(range(len(reasons)), key=lambda i: -abs(reasons[i].logprob - reasons[i].base))[:SHOWN]
+    if all(each.base is None for each in reasons):
+        _show_least_likely(reasons, texts, tokenizer)
+        return
+    most = sorted(range(len(reasons)), key=lambda i: -abs(_moved(reasons[i])))[:SHOWN]
     for i in sorted(most):
-        each, likeliest = reasons[i], reasons[i].base_top[0][0]
+        each = reasons[i]
+        assert each.base is not None
+        assert each.guide is not None
+        assert each.base_top is not None
+        likeliest = each.base_top[0][0]
         other = "" if likeliest == each.token else f"; the base alone: {tokenizer.decode([likeliest])!r}"
         shares = f"{_percent(each.base)} by the base, {_percent(each.guide)} by the guide, {_percent(each.logprob)}"
         console.echo(f"  {texts[i]!r}: {shares} together{other}")
+
+
+def _show_least_likely(
+    reasons: "Sequence[TokenReasons]", texts: "Sequence[str]", tokenizer: "TokenizerWrapper"
+) -> None:
+    """Prints the tokens that were least likely, each with the likeliest one."""
+    least = sorted(range(len(reasons)), key=lambda i: reasons[i].logprob)[:SHOWN]
+    for i in sorted(least):
+        likeliest, logprob = reasons[i].top[0]
+        other = "" if likeliest == reasons[i].token else f"; {tokenizer.decode([likeliest])!r} has {_percent(logprob)}"
+        console.echo(f"  {texts[i]!r}: {_percent(reasons[i].logprob)}{other}")
+
+
+def _moved(reasons: "TokenReasons") -> float:
+    return 0.0 if reasons.base is None else reasons.logprob - reasons.base
 
 
 def _style(moved: float) -> str:

@@ -6,6 +6,7 @@ from functools import partial
 
 from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.shared import Backbone, SharedModel, weights_differ
 from parm_mlx.mlxlm import make_prompt_cache
 from parm_mlx.preference import Alpha
@@ -24,7 +25,7 @@ def token_costs(model: GuidedModel, prompt: Sequence[int], alpha: Alpha, drafted
         (they could) and ``drafted``, which is only recorded.
     """
     guides = model.guide.guides if isinstance(model.guide, Guides) else [model.guide]
-    shared = isinstance(model, SharedModel)
+    shared = isinstance(model, SharedModel | OnePassModel)
     backbones = {} if shared else {f"{BACKBONE} {i}": Backbone(guide.model) for i, guide in enumerate(guides)}
     preferring = {"guide_token_ms": model.guide, "guided_token_ms": model}
     models = {"base_token_ms": model.base, **backbones, **preferring}

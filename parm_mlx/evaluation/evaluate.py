@@ -16,7 +16,7 @@ from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
 from parm_mlx.evaluation.summary import Normalize, Run, compare, summarise
 from parm_mlx.files import NAMED, expanded, read_json
 from parm_mlx.fingerprint import fingerprint
-from parm_mlx.guidance.loading import Dequantize, Share, held_out_prompts
+from parm_mlx.guidance.loading import Dequantize, Guidance, Share, held_out_prompts
 from parm_mlx.guidance.prompts import Prompt, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.session import load_session
@@ -55,6 +55,7 @@ def evaluate(
     allow_special: bool = False,
     share: Share = "auto",
     dequantize: Dequantize = "auto",
+    guidance: Guidance = "exact",
     draft_model: str | Path | None = None,
     speculation: DraftedBy = "auto",
     num_draft_tokens: int | None = None,
@@ -99,6 +100,7 @@ def evaluate(
         allow_special: Read control tokens that are written out in prompts as tokens, not as text.
         share: Whether base and guide share a forward pass; see :func:`parm_mlx.load`.
         dequantize: Whether quantised models become float32 on a CPU; see :func:`parm_mlx.load`.
+        guidance: Exact, or one pass in place of base and guide; see :func:`parm_mlx.load`.
         draft_model: Directory or hub id of a model that drafts tokens.
         speculation: Drafter without a draft model, ``"guide"`` or ``"base"``: answers come one after the other then.
         num_draft_tokens: Most tokens drafted at a time.
@@ -136,6 +138,7 @@ def evaluate(
         beta=beta,
         share=share,
         dequantize=dequantize,
+        guidance=guidance,
         chat_template=chat_template,
         allow_special=allow_special,
         system_prompt=system_prompt,
@@ -173,6 +176,7 @@ def evaluate(
             "chat_template": chat_template,
             **({"allow_special": True} if allow_special else {}),
             **({"keep_sharpness": True} if sampling.keep_sharpness else {}),
+            **({"guidance": guidance} if guidance != "exact" else {}),
             **({"dequantize": dequantize} if dequantize == "off" else {}),
             **({"enable_thinking": enable_thinking} if enable_thinking else {}),
             **({"steer_thinking": True} if steer_thinking else {}),

@@ -36,6 +36,7 @@ class Conversation:
     _asked: PromptTokens | None  # the last prompt, where the next one goes on after its answer
     _base: CachedTokens
     _guide: CachedTokens | None
+    _strength: float | None  # of what the guide's cache was last read with
     _draft: CachedTokens
 
     def __init__(
@@ -70,7 +71,7 @@ class Conversation:
     def alpha(self) -> Alpha | None:
         """The preference of the next answer; None is the base alone.
 
-        Setting it drops the guide's cache and keeps the base's.
+        Setting it drops the guide's cache and keeps the base's. A model that reads once reads all again.
         """
         return self._alpha
 
@@ -115,8 +116,10 @@ class Conversation:
             self._asked = self.last_question = self._prompter.tokens(**state["asked"])
         self._answered, self._turns = list(state["answer"]), state["turns"]
 
-    def explain(self) -> list[TokenReasons]:
+    def explain(self, parts: bool = False) -> list[TokenReasons]:
         """What base and guide gave each token of the last answer, without what was thought before it.
+
+        ``parts`` as in :func:`parm_mlx.guidance.explain.explain`.
 
         Raises:
             InputError: There is none, or the base gave it alone.
@@ -126,7 +129,7 @@ class Conversation:
         alpha, beta = self._answered_by
         request, marks = Request(self._asked, alpha, Sampling(), beta=beta), self._asked.thinking
         thought, answer = marks.split(self._asked.opened, self._answered) if marks else ([], self._answered)
-        return explain(self._model, request.after(thought), answer)
+        return explain(self._model, request.after(thought), answer, parts)
 
     def _system(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
@@ -232,22 +235,27 @@ class Conversation:
 
     def _read(self, request: Request) -> tuple[int, Cache]:
         """Reads a prompt after what is kept of earlier turns; returns its last token and the cache before it."""
-        prompt = request.prompt
-        if not self._base.rewind(prompt.base):
+        prompt, model = request.prompt, self._model
+        once = model.reads_once and request.alpha is not None
+        if not once and not self._base.rewind(prompt.base):
             self._base = self._empty_base()
         if request.alpha is None:
-            read(self._model.base, prompt.base[len(self._base.tokens) : -1], self._base.cache)
+            read(model.base, prompt.base[len(self._base.tokens) : -1], self._base.cache)
             return prompt.base[-1], self._base.cache
-        if self._guide is None or not self._guide.rewind(prompt.guide):
-            self._guide = CachedTokens(self._model.guide.make_cache(request.alpha))
-        self._guide.cache[-1].strength = mx.array([self._model.strength(request.beta)])
+        strength = model.strength(request.beta)
+        if self._guide is None or (once and strength != self._strength) or not self._guide.rewind(prompt.guide):
+            self._guide = CachedTokens(model.steered.make_cache(request.alpha, strength))
+        elif strength != self._strength:
+            self._guide.cache[-1].strength = mx.array([strength])
+        self._strength = strength
         if self._drafting is not None:
             if not self._draft.rewind(self._drafting.readable(prompt.base)):
                 self._draft = self._drafting.make_cache()
             self._drafting.prefill(self._draft, prompt.base)
-        cache = self._model.join_cache(self._base.cache, self._guide.cache)
-        base_left, guide_left = prompt.base[len(self._base.tokens) :], prompt.guide[len(self._guide.tokens) :]
-        return prefill(self._model, cache, base_left, guide_left), cache
+        cache = model.join_cache(self._base.cache, self._guide.cache)
+        guide_left = prompt.guide[len(self._guide.tokens) :]
+        base_left = guide_left if once else prompt.base[len(self._base.tokens) :]
+        return prefill(model, cache, base_left, guide_left), cache
 
     def _keep(self, cache: Cache, request: Request, generated: list[int]) -> None:
         prompt = request.prompt
@@ -255,12 +263,13 @@ class Conversation:
             self._base = CachedTokens(cache, prompt.base + generated)
             return
         base, guide = self._model.split_cache(cache)
-        self._base = CachedTokens(base, prompt.base + generated)
+        if not self._model.reads_once:
+            self._base = CachedTokens(base, prompt.base + generated)
         self._guide = CachedTokens(guide, prompt.guide + generated)
 
     def _empty_base(self) -> CachedTokens:
         return CachedTokens(make_prompt_cache(self._model.base))
 
     def _forget_caches(self) -> None:
-        self._base, self._guide = self._empty_base(), None
+        self._base, self._guide, self._strength = self._empty_base(), None, None
         self._draft = CachedTokens([]) if self._drafting is None else self._drafting.make_cache()

@@ -1,13 +1,12 @@
 """Why a guided answer says what it says: what base and guide each gave every token (Eq. 13, term by term)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from parm_mlx.errors import InputError
-from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, read
 from parm_mlx.guidance.sampling import Request
@@ -28,82 +27,100 @@ class TokenReasons:
     Attributes:
         token: Its id.
         logprob: log π̃, before temperature and filters.
-        base: log π_base.
-        guide: log π_θ(α).
         top: The likeliest tokens of π̃.
+        base: log π_base; None, as the others below, where one pass stands for both and they were not asked for.
         base_top: What the base alone would have said.
+        guide: log π_θ(α).
         guide_top: What the guide prefers.
     """
 
     token: int
     logprob: float
-    base: float
-    guide: float
     top: Likeliest
-    base_top: Likeliest
-    guide_top: Likeliest
+    base: float | None = None
+    base_top: Likeliest | None = None
+    guide: float | None = None
+    guide_top: Likeliest | None = None
 
 
-def explain(model: GuidedModel, request: Request, tokens: Sequence[int]) -> list[TokenReasons]:
+def explain(model: GuidedModel, request: Request, tokens: Sequence[int], parts: bool = False) -> list[TokenReasons]:
     """Reads an answer once more and tells, for each of its tokens, what base and guide gave it.
 
     Args:
         model: The guided model.
         request: The request that was answered; a thought that comes before ``tokens`` ends its prompt.
         tokens: The answer.
+        parts: Of a model that reads once, also tell what base and guide give, which takes a pass of each.
 
     Raises:
         InputError: The request asks the base alone.
     """
-    return [reasons for piece in explaining(model, request, tokens) for reasons in piece]
+    return [reasons for piece in explaining(model, request, tokens, parts) for reasons in piece]
 
 
 def explaining(
     model: GuidedModel,
     request: Request,
     tokens: Sequence[int],
-    base: CachedTokens | None = None,
-    guide: CachedTokens | None = None,
+    parts: bool = False,
+    kept: tuple[CachedTokens | None, CachedTokens | None] = (None, None),
 ) -> Iterator[list[TokenReasons]]:
     """As :func:`explain`, piece by piece, for whoever has other work between: an empty one for each that is read only.
 
-    ``base`` and ``guide`` hold what they have read of the prompts, but for the last token, where that is kept.
+    ``kept`` is what base and guide, or the model that reads once, have read of the prompts but for the last token.
     """
     if request.alpha is None:
         raise InputError("the base answers alone: no guide has moved its answer")
+    readers = _readers(model, request, parts, kept)
+    for reader in readers:
+        for start in range(len(reader.cached.tokens), len(reader.prompt) - 1, READ):
+            read(reader.model, reader.prompt[start : min(start + READ, len(reader.prompt) - 1)], reader.cached.cache)
+            yield []
+    for start in range(0, len(tokens), STEP):
+        yield list(_explained(model, request, tokens, start, readers))
+
+
+class _Reader(NamedTuple):
+    """A network that reads the answer: the model that reads once, then the base and the guide, as far as needed."""
+
+    model: Any
+    prompt: Sequence[int]
+    cached: CachedTokens
+
+
+def _readers(
+    model: GuidedModel, request: Request, parts: bool, kept: tuple[CachedTokens | None, CachedTokens | None]
+) -> list[_Reader]:
+    prompt, (base, guide), once = request.prompt, kept, []
+    if model.reads_once:
+        own = guide or CachedTokens(model.make_cache(request.alpha, model.strength(request.beta)))
+        once, base, guide = [_Reader(model, prompt.base, own)], None, None
+        if not parts:
+            return once
     base = base or CachedTokens(make_prompt_cache(model.base))
     guide = guide or CachedTokens(model.guide.make_cache(request.alpha))
-    for run, prompt, cached in ((model.base, request.prompt.base, base), (model.guide, request.prompt.guide, guide)):
-        for start in range(len(cached.tokens), len(prompt) - 1, READ):
-            read(run, prompt[start : min(start + READ, len(prompt) - 1)], cached.cache)
-            yield []
-    caches, strength = (base.cache, guide.cache), model.strength(request.beta)
-    for start in range(0, len(tokens), STEP):
-        yield list(_explained(model, request, tokens, start, caches, strength))
+    return [*once, _Reader(model.base, prompt.base, base), _Reader(model.guide, prompt.guide, guide)]
 
 
 def _explained(
-    model: GuidedModel,
-    request: Request,
-    tokens: Sequence[int],
-    start: int,
-    caches: tuple[Cache, Cache],
-    strength: float,
+    model: GuidedModel, request: Request, tokens: Sequence[int], start: int, readers: Sequence[_Reader]
 ) -> Iterator[TokenReasons]:
     end = min(start + STEP, len(tokens))
     logits = []
-    for run, prompt, cache in zip(
-        (model.base, model.guide), (request.prompt.base, request.prompt.guide), caches, strict=True
-    ):
-        inputs = [*prompt[-1:], *tokens][start:end]
-        logits.append(run(mx.array([inputs]), cache=cache)[0])
+    for reader in readers:
+        inputs = [*reader.prompt[-1:], *tokens][start:end]
+        logits.append(reader.model(mx.array([inputs]), cache=reader.cached.cache)[0])
     said = mx.array(list(tokens[start:end]))[:, None]
-    columns = [
-        _column(each, said) for each in (combine_logits(logits[0], logits[1], strength), *over_common_tokens(*logits))
-    ]
+    parts = over_common_tokens(*logits)
+    if not model.reads_once:
+        parts = [combine_logits(logits[0], logits[1], model.strength(request.beta)), *parts]
+    guided, *others = (_column(each, said) for each in parts)
     for i, token in enumerate(tokens[start:end]):
-        (guided, top), (base, base_top), (guide, guide_top) = (column[i] for column in columns)
-        yield TokenReasons(token, guided, base, guide, top, base_top, guide_top)
+        reasons = TokenReasons(token, *guided[i])
+        if others:
+            (base, base_top), (guide, guide_top) = (column[i] for column in others)
+            reasons = replace(reasons, base=base, base_top=base_top, guide=guide, guide_top=guide_top)
+        yield reasons
 
 
 def _column(logits: mx.array, said: mx.array) -> list[tuple[float, Likeliest]]:
@@ -125,6 +142,8 @@ def described(
 ) -> list[dict[str, Any]]:
     """What :func:`explain` has found as JSON can hold it, with the text that each token adds to those before it.
 
+    What was not computed of base and guide is left out.
+
     ``before`` are tokens that the answer continues, where it is no answer of its own.
     """
     texts = texts_of(tokenizer, [*before, *(each.token for each in reasons)])[len(before) :]
@@ -134,19 +153,15 @@ def described(
             {"id": token, "token": tokenizer.decode([token]), "logprob": finite(value)} for token, value in likeliest
         ]
 
-    return [
-        {
-            "id": each.token,
-            "token": text,
-            "logprob": finite(each.logprob),
-            "base": finite(each.base),
-            "guide": finite(each.guide),
-            "top": top(each.top),
-            "base_top": top(each.base_top),
-            "guide_top": top(each.guide_top),
-        }
-        for each, text in zip(reasons, texts, strict=True)
-    ]
+    def record(each: TokenReasons, text: str) -> dict[str, Any]:
+        found = {"id": each.token, "token": text, "logprob": finite(each.logprob), "top": top(each.top)}
+        for name in ("base", "guide"):
+            value, likeliest = getattr(each, name), getattr(each, f"{name}_top")
+            if value is not None:
+                found |= {name: finite(value), f"{name}_top": top(likeliest)}
+        return found
+
+    return [record(each, text) for each, text in zip(reasons, texts, strict=True)]
 
 
 def texts_of(tokenizer: TokenizerWrapper, tokens: Sequence[int]) -> list[str]:

@@ -33,6 +33,8 @@ class GuidedModel(nn.Module):
         PreferenceError: β is not a number from 1e-6 to 1e6.
     """
 
+    reads_once = False  # True where guided sequences are read by one network alone, ``steered``; False: by the base too
+
     def __init__(self, base: nn.Module, guide: Guide | Guides, beta: float = 1.0) -> None:
         super().__init__()
         self.base = base
@@ -61,6 +63,11 @@ class GuidedModel(nn.Module):
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return layer_per_entry(self.base) + self.guide.layers
 
+    @property
+    def steered(self) -> Any:
+        """The network whose reading depends on the preference: the guide."""
+        return self.guide
+
     def make_cache(self, alpha: AlphaSpec | None = None, strength: float | None = None) -> Cache:
         """Makes a prompt cache for one sequence under one preference: the base's entries, then the guide's.
 
@@ -72,6 +79,10 @@ class GuidedModel(nn.Module):
     def strength(self, beta: float | None = None) -> float:
         """1/β of Eq. 13, for a β or the model's own."""
         return 1 / (self.beta if beta is None else beta)
+
+    def strength_of(self, alpha: Alpha | None, beta: float | None = None) -> float:
+        """The strength of a sequence in a batch of guided ones: 1/β, or 0 for the base alone, which α = None asks."""
+        return 0.0 if alpha is None else self.strength(beta)
 
     def sharpness(self, alpha: Alpha, beta: float | None = None) -> float:
         """The factor between guided and base log-probabilities where base and guide agree: 1 + 1/β."""

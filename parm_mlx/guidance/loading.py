@@ -13,6 +13,7 @@ from parm_mlx.errors import AdapterError, ModelError, RunError
 from parm_mlx.files import NAMED, resolve
 from parm_mlx.guidance.guide import Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.machine import usable_memory
 from parm_mlx.mlxlm import (
@@ -25,10 +26,11 @@ from parm_mlx.mlxlm import (
 from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.preference import AlphaSpec, parse_betas
-from parm_mlx.settings import check_cache_limits
+from parm_mlx.settings import check_cache_limits, check_guidance
 
 Share = Literal["auto", "on", "off"]
 Dequantize = Literal["auto", "off"]
+Guidance = Literal["exact", "one-pass"]
 _MODELS = Path(__file__).parents[1] / "models"
 
 
@@ -79,6 +81,7 @@ def load(
     dequantize: Dequantize = "auto",
     kv_bits: int | None = None,
     max_kv_size: int | None = None,
+    guidance: Guidance = "exact",
 ) -> tuple[GuidedModel, TokenizerWrapper]:
     """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
@@ -96,6 +99,9 @@ def load(
             ``"off"`` never.
         kv_bits: Quantises the prompt caches to so many bits.
         max_kv_size: Most tokens that the prompt caches hold; what is older is forgotten, but for the first four.
+        guidance: ``"exact"`` computes base and guide; ``"one-pass"`` one network that stands for both, where they share
+            weights. It costs no more than the base alone, and is an approximation: see
+            :mod:`parm_mlx.guidance.one_pass`.
 
     Returns:
         The guided model, which any mlx-lm function runs, and the base's tokenizer. The end-of-sequence tokens of the
@@ -104,6 +110,7 @@ def load(
     Raises:
         AdapterError: The adapter cannot be read or does not fit its backbone.
         ModelError: A model cannot be loaded, the tokenizers differ, or weights that should be shared do.
+        InputError: ``guidance`` and ``share`` exclude each other.
         PreferenceError: α or β cannot be used.
     """
     base, adapters = named_models(model, parm, guide_model, note=warn)
@@ -111,7 +118,7 @@ def load(
         raise ModelError(f"{base} needs a PARM, the adapter that guides it", hint="name it with parm=")
     beta = proposed_betas(adapters) if beta is None else beta
     guided, tokenizer, _ = load_with_tokenizers(
-        base, adapters, guide_model, alpha, beta, share, dequantize, kv_bits, max_kv_size
+        base, adapters, guide_model, alpha, beta, share, dequantize, kv_bits, max_kv_size, guidance
     )
     return guided, tokenizer
 
@@ -126,9 +133,11 @@ def load_with_tokenizers(
     dequantize: Dequantize = "auto",
     kv_bits: int | None = None,
     max_kv_size: int | None = None,
+    guidance: Guidance = "exact",
 ) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
     """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
     check_cache_limits(kv_bits, max_kv_size)
+    check_guidance(guidance, share)
     base_path = resolve(model)
     base, tokenizer = load_base(base_path, dequantize, kv_bits, max_kv_size)
     held = {base_path.resolve(): base.parameters()}
@@ -145,6 +154,10 @@ def load_with_tokenizers(
     if len(guides) > 1:
         if share == "on":
             raise ModelError("several adapters cannot share one forward pass", hint="leave out --share on")
+        if guidance == "one-pass":
+            raise ModelError(
+                "one pass cannot stand for several adapters that guide together", hint="leave out --guidance one-pass"
+            )
         if guides[0].chat_template is None and len({str(each.chat_template) for each in tokenizers}) > 1:
             raise ModelError("the backbones of adapters that guide together have different chat templates")
         own = len(betas) > 1  # one β for each, which is part of the guide then
@@ -156,6 +169,13 @@ def load_with_tokenizers(
             f"base {base_path} and guide model {paths[0]} cannot share one forward pass: {difference}",
             hint="leave out --share on, or name one model for both",
         )
+    if guidance == "one-pass":
+        if difference:
+            raise ModelError(
+                f"one pass cannot stand for base {base_path} and guide model {paths[0]}: {difference}",
+                hint="leave out --guidance one-pass, or name one model for both",
+            )
+        return OnePassModel(guides[0], betas[0]), tokenizer, tokenizers[0]
     if difference or share == "off":
         return GuidedModel(base, guides[0], betas[0]), tokenizer, tokenizers[0]
     return SharedModel(guides[0], betas[0]), tokenizer, tokenizers[0]

@@ -28,11 +28,12 @@ def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequen
 
     The prompts, of at least one token each, may differ, even in length and in their last token: the cache then has the
     guide read its own last token where the base reads the returned one. The cache may hold what both prompts continue.
+    A model that reads once reads the base's prompt.
 
     Returns:
         The token to go on with: the prompt that is left for mlx-lm's generators.
     """
-    if list(base) == list(guide):
+    if model.reads_once or list(base) == list(guide):
         read(model, base[:-1], cache)
     else:
         base_cache, guide_cache = model.split_cache(cache)
@@ -76,13 +77,14 @@ class PrefixCaches:
     """Makes the caches that answers begin with, for requests that are all known before.
 
     A prompt that several guided requests have, under different preferences, is read by the base once, and by the guide
-    once for all that start together. A prompt that comes once is left to the batch to read, with others.
+    once for all that start together. A prompt that comes once is left to the batch to read, with others; so is every
+    prompt of a model that reads once, whatever the preference.
     """
 
     def __init__(self, model: GuidedModel, requests: Sequence[Request]) -> None:
         self._model = model
         asked = Counter(_key(request.prompt) for request in requests if request.alpha is not None)
-        self._left = {key: count for key, count in asked.items() if count > 1}
+        self._left = {key: count for key, count in asked.items() if count > 1 and not model.reads_once}
         self._base_caches: dict[Key, Cache] = {}
 
     def __call__(self, requests: Sequence[Request]) -> list[tuple[list[int], Cache]]:
@@ -104,7 +106,7 @@ class PrefixCaches:
             cache = make_prompt_cache(model.base)
         else:
             cache = model.make_cache(request.alpha, model.strength(request.beta))
-        if bears_padding(cache) and (request.alpha is None or prompt.base == prompt.guide):
+        if bears_padding(cache) and (request.alpha is None or model.reads_once or prompt.base == prompt.guide):
             return prompt.base, cache
         if request.alpha is None:
             read(model.base, prompt.base[:-1], cache)

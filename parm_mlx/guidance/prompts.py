@@ -76,10 +76,11 @@ class Prompter:
         allow_special: Reads control tokens that are written out in a prompt as those tokens.
         enable_thinking: What templates of thinking models are told; None leaves it to them.
         steer_thinking: The guide steers thoughts as well as answers.
+        one_prompt: Base and guide are read in one pass, and so the guide reads the base's prompt.
 
     Attributes:
-        note: What is used in place of a chat template that a tokenizer does not have, for the user; None where nothing
-            is missing.
+        note: What is used in place of a chat template that a tokenizer does not have, or that the guide was trained
+            with, for the user; None where all have their own.
 
     Raises:
         ModelError: There is no chat template of such a name.
@@ -99,6 +100,7 @@ class Prompter:
         allow_special: bool = False,
         enable_thinking: bool | None = None,
         steer_thinking: bool = False,
+        one_prompt: bool = False,
     ) -> None:
         check_template(guide_template)
         check_template(base_template)
@@ -114,6 +116,13 @@ class Prompter:
             whose = "tokenizers of base and guide have" if base_lacks and guide_lacks else whose
             self.note = no_template(whose, base_template or guide_template)
         self._readers = ((base, base_template), (guide, guide_template))
+        if one_prompt:
+            self._readers = ((base, base_template), (base, base_template))
+            if template and guide_template not in (None, base_template):
+                self.note = (
+                    f"one pass reads the base's prompt; the adapter was trained with another chat template "
+                    f"(--chat-template {guide_template})"
+                )
         self._rows, self._draft_rows = rows, draft_rows
         self._template, self._allow_special = template, allow_special
         self._limit = limit

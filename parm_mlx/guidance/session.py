@@ -15,6 +15,7 @@ from parm_mlx.guidance.fit import fetching, misfit
 from parm_mlx.guidance.guided import GuidedModel, Unguided
 from parm_mlx.guidance.loading import (
     Dequantize,
+    Guidance,
     Share,
     load_base,
     load_draft,
@@ -29,7 +30,7 @@ from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message
 from parm_mlx.mlxlm import TokenizerWrapper, is_quantized, quantized_numbers
 from parm_mlx.preference import parse_betas
-from parm_mlx.settings import DraftedBy, check_cache_limits, check_models
+from parm_mlx.settings import DraftedBy, check_cache_limits, check_guidance, check_models
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def load_session(
     beta: float | str | Sequence[float] | None = None,
     share: Share = "auto",
     dequantize: Dequantize = "auto",
+    guidance: Guidance = "exact",
     template: bool = True,
     chat_template: str | None = None,
     allow_special: bool = False,
@@ -135,6 +137,7 @@ def load_session(
     check_models(model, parm, guide_model, draft_model, speculation, num_draft_tokens, alone)
     drafts = draft_model is not None or speculation in ("guide", "base")
     check_cache_limits(kv_bits, max_kv_size, drafts)
+    check_guidance(guidance, share, speculation)
     given = 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1)
     betas = None if beta is None else parse_betas(beta, given)
     notes: list[str] = []
@@ -148,7 +151,7 @@ def load_session(
         "guide_model": None if guide_model is None else str(guide_model),
     }
     guided: GuidedModel
-    paths = [resolve(base), *(_backbone(adapter, guide_model) for adapter in adapters)]
+    paths = [resolve(base), *(_backbone(adapter, guide_model) for adapter in adapters if guidance == "exact")]
     if problem := misfit(paths, kv_bits=kv_bits, max_kv_size=max_kv_size):
         announce(f"warning: {problem}")
     if betas is None:
@@ -165,6 +168,7 @@ def load_session(
             dequantize=dequantize,
             kv_bits=kv_bits,
             max_kv_size=max_kv_size,
+            guidance=guidance,
         )
     else:
         model_alone, tokenizer = load_base(base, dequantize, kv_bits, max_kv_size)
@@ -185,13 +189,14 @@ def load_session(
         allow_special=allow_special,
         enable_thinking=None if enable_thinking is None else enable_thinking == "on",
         steer_thinking=steer_thinking,
+        one_prompt=guided.reads_once,
     )
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     notes += [prompter.note] if prompter.note else []
     if is_quantized(resolve(base)) and not any(map(quantized_numbers, guided.modules())):
         notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
     automatic = None
-    if speculation == "auto" and not drafts and max_kv_size is None:
+    if speculation == "auto" and not (drafts or guided.reads_once) and max_kv_size is None:
         automatic = Automatic(num_draft_tokens or Drafting.tokens, share)
     return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, automatic, system, notes)
 

@@ -17,25 +17,37 @@ class PreferenceCache(_BaseCache):
 
     Attributes:
         alpha: (B, k).
-        strength: 1/β of Eq. 13, (B,); where it is 0, the base answers alone.
+        strength: 1/β of Eq. 13, (B,); where it is 0, the base answers alone. Setting it drops what is bound.
         first_token: What the guide reads in place of the next input token, (B,); None is the same.
     """
 
     alpha: mx.array
-    strength: mx.array
     first_token: mx.array | None
+    _strength: mx.array
     _bound: dict[Any, Any]
     _bound_in: Thread | None
 
     def __init__(self, alpha: mx.array, strength: mx.array | None = None) -> None:
         self._set(alpha, mx.ones(alpha.shape[0]) if strength is None else strength, None)
 
-    def bound(self, bind: Callable[[mx.array], Any]) -> Any:
-        """Returns ``bind(alpha)``; computed once and kept until the batch or the thread changes."""
+    @property
+    def strength(self) -> mx.array:
+        """1/β of each sequence, (B,)."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: mx.array) -> None:
+        self._strength, self._bound = value, {}
+
+    def bound(self, bind: Callable[..., Any], with_strength: bool = False) -> Any:
+        """Returns ``bind(alpha)``, or ``bind(alpha, strength)``.
+
+        It is computed once and kept until the batch, the strength or the thread changes.
+        """
         if self._bound_in is not (thread := current_thread()):  # lazy arrays belong to the thread that made them
             self._bound, self._bound_in = {}, thread
         if bind not in self._bound:
-            self._bound[bind] = bind(self.alpha)
+            self._bound[bind] = bind(self.alpha, self.strength) if with_strength else bind(self.alpha)
         return self._bound[bind]
 
     def replace_first_token(self, token: int) -> None:

@@ -2,7 +2,8 @@
 
 The equation is that of :mod:`parm_mlx.kernels.lowrank`. Where its kernel runs, it computes the update as it stands.
 Elsewhere the adapters of layers that read the same input (query, key and value) are one: their A stand below each
-other, their cores and their Bᵀ along a diagonal. For one α in all rows the core is folded into Bᵀ.
+other, their cores and their Bᵀ along a diagonal. For one α in all rows the core is folded into Bᵀ; a share
+of the update that differs from row to row is a factor of A x then.
 """
 
 from collections.abc import Sequence
@@ -37,15 +38,21 @@ class BoundPreferences(Conditioning):
         layers: Every adapted layer of the model, in the order of their index.
         alpha: (B, k), one preference vector per row.
         paired: Each preference vector has two rows, 2i for the plain model, whose core is zero, and 2i + 1.
+        share: (B,) the share of its update that each row gets; all of it by default.
     """
 
-    def __init__(self, layers: Sequence[PBLoRALinear], alpha: mx.array, paired: bool = False) -> None:
+    def __init__(
+        self, layers: Sequence[PBLoRALinear], alpha: mx.array, paired: bool = False, share: mx.array | None = None
+    ) -> None:
         self._layers = layers
         cores = _cores(layers, alpha)
-        self._gate = mx.array([0.0, 1.0] * alpha.shape[0])[:, None, None] if paired else None
-        self._cores = list(cores if self._gate is None else self._gate * mx.repeat(cores, 2, axis=1))
-        one_alpha = alpha.shape[0] == 1 or bool(mx.all(alpha == alpha[:1]).item())
-        self._folded = cores[:, 0] if one_alpha else None
+        if paired:
+            cores, share = mx.repeat(cores, 2, axis=1), mx.array([0.0, 1.0] * alpha.shape[0])
+        self._gate = None if share is None else share[:, None, None]
+        self._cores = list(cores if self._gate is None else self._gate * cores)
+        self._folded = cores[:, 0] if _are_equal(alpha) else None
+        if self._folded is not None and share is not None and _are_equal(share):
+            self._folded, self._gate = self._folded * share[0], None
         mx.eval(self._cores, self._folded, self._gate)  # here, for another thread cannot evaluate what this one built
         self._by_dtype: dict[mx.Dtype, dict[int, tuple[_Group, int]]] = {}
         self._last: tuple[mx.array, _Group, mx.array, list[mx.array] | None] | None = None
@@ -143,6 +150,10 @@ def join(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> Joined:
         a = mx.contiguous(mx.concatenate([layer.a for layer in layers]).T.astype(dtype))
         kept = layers[0]._joined = Joined(parts, a, _diagonal([layer.b.T for layer in layers]).astype(dtype))
     return kept
+
+
+def _are_equal(rows: mx.array) -> bool:
+    return rows.shape[0] == 1 or bool(mx.all(rows == rows[:1]).item())
 
 
 def _cores(layers: Sequence[PBLoRALinear], alpha: mx.array) -> mx.array:

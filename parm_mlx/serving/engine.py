@@ -191,7 +191,7 @@ class Engine:
         self._reset()
 
     def _reset(self) -> None:
-        self._kept = KeptPrompts(self._options.prompt_cache_size * MIB)
+        self._kept = KeptPrompts(self._options.prompt_cache_size * MIB, self.session.model)
         self._reader = PromptReader(self.session.model, self._kept)
         model: Any = self.session.model if self._guided else self.session.model.base_logits
         self._generator = BatchGenerator(
@@ -347,7 +347,9 @@ class Engine:
             answering.finish()
             return
         said, kept = answering.tokens[len(request.thought) :], self._kept.before(answering.request)
-        answering.explaining = explaining(self.session.model, request, said, *kept)
+        answering.explaining = explaining(
+            self.session.model, request, said, answering.ask.options.explain == "parts", kept
+        )
         self._explaining.append(answering)
 
     def _explain(self) -> None:
@@ -375,7 +377,4 @@ class Engine:
         base, guide = self.session.model.split_cache(cache) if self._guided else (cache, [])
         said = tokens[len(answering.joined_with) :]
         read = CachedTokens(base, [*request.prompt.base, *said])
-        if request.alpha is None:
-            self._kept.keep(read, None, None)
-        else:
-            self._kept.keep(read, CachedTokens(guide, [*request.prompt.guide, *said]), request.alpha)
+        self._kept.keep(read, CachedTokens(guide, [*request.prompt.guide, *said]), request)

@@ -62,7 +62,7 @@ class AnswerOptions:
     Attributes:
         stops: Texts that end the answer, which are not part of it.
         top_logprobs: Number of alternatives that each token is told with; None tells no log-probabilities.
-        explain: Tells what base and guide said of each token, at the end.
+        explain: Tells what base and guide said of each token, at the end; "parts" also where one pass stands for both.
         logit_bias: What is added to logits, by token.
         presence_penalty: What is taken from the logits of tokens that the answer has.
         frequency_penalty: The same for each time that it has them.
@@ -71,7 +71,7 @@ class AnswerOptions:
 
     stops: tuple[str, ...] = ()
     top_logprobs: int | None = None
-    explain: bool = False
+    explain: bool | Literal["parts"] = False
     logit_bias: dict[int, float] = field(default_factory=dict)
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0

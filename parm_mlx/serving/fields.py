@@ -83,7 +83,10 @@ class OpenAIFields(SteeredFields):
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] | None = (
         None
     )
-    explain: Annotated[bool, Field(description="Tell what base and guide gave each token.")] = False
+    explain: Annotated[
+        bool | Literal["parts"],
+        Field(description="Tell what base and guide gave each token; parts: also where one pass stands for both."),
+    ] = False
     stream_options: StreamOptions | None = None
     user: str | None = None
 

@@ -1,14 +1,15 @@
 """Prompts and answers that are kept, so that what follows them need not be read again.
 
-What the base has read is shared by all preferences; what the guide has read belongs to its α.
+What the base has read is shared by all preferences; what the guide has read belongs to its α. In one pass, all that is
+read belongs to α and 1/β.
 """
 
 from typing import Any
 
+from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens
 from parm_mlx.guidance.sampling import Request
 from parm_mlx.mlxlm import LRUPromptCache, rewind
-from parm_mlx.preference import Alpha
 
 ENTRIES = 1000  # at most, whatever their size
 
@@ -21,10 +22,11 @@ class KeptPrompts:
 
     Args:
         limit: Bytes.
+        model: The model that reads.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._caches = LRUPromptCache(ENTRIES, limit)
+    def __init__(self, limit: int, model: GuidedModel) -> None:
+        self._caches, self._model = LRUPromptCache(ENTRIES, limit), model
 
     @property
     def nbytes(self) -> int:
@@ -33,25 +35,29 @@ class KeptPrompts:
 
     def before(self, request: Request) -> tuple[CachedTokens | None, CachedTokens | None]:
         """Copies of what base and guide have read of a prompt, but for its last token; None where there is nothing."""
-        guide = None if request.alpha is None else self._find(_of_guide(request.alpha), request.prompt.guide)
-        return self._find(BASE, request.prompt.base), guide
+        base, guide = self._keys(request)
+        return self._find(base, request.prompt.base), self._find(guide, request.prompt.guide)
 
-    def keep(self, base: CachedTokens, guide: CachedTokens | None, alpha: Alpha | None) -> None:
-        """Keeps what base and guide have read; their caches must not be read into any more."""
-        for key, cached in ((BASE, base), (_of_guide(alpha), guide)):
-            if cached is not None and cached.tokens:
+    def keep(self, base: CachedTokens, guide: CachedTokens | None, request: Request) -> None:
+        """Keeps what base and guide have read for a request; their caches must not be read into any more."""
+        for key, cached in zip(self._keys(request), (base, guide), strict=True):
+            if key is not None and cached is not None and cached.tokens:
                 self._caches.insert_cache(key, cached.tokens, cached.cache)
 
     def clear(self) -> None:
         """Drops everything."""
         self._caches.trim_to(n_sequences=0)
 
-    def _find(self, key: Key, tokens: list[int]) -> CachedTokens | None:
+    def _find(self, key: Key | None, tokens: list[int]) -> CachedTokens | None:
+        if key is None:
+            return None
         cache, rest = self._caches.fetch_nearest_cache(key, tokens)
         if cache is None or (not rest and not rewind(cache, 1)):  # the last token is read with the batch
             return None
         return CachedTokens(cache, tokens[: len(tokens) - max(len(rest), 1)])
 
-
-def _of_guide(alpha: Alpha | None) -> Key:
-    return ("guide", alpha)
+    def _keys(self, request: Request) -> tuple[Key | None, Key | None]:
+        """What the base's and the guide's reading depends on; None where there is nothing to keep."""
+        if self._model.reads_once:
+            return None, ("one pass", request.alpha, self._model.strength_of(request.alpha, request.beta))
+        return BASE, None if request.alpha is None else ("guide", request.alpha)

@@ -51,12 +51,13 @@ class PromptReader:
     def read_piece(self, answering: Answering) -> bool:
         """Reads a piece of a prompt, after which other prompts have their turn; returns True once all is read."""
         reading, model = answering.reading or self._begin(answering), self._model
-        prompt, guided = answering.request.prompt, answering.request.alpha is not None
-        if _advance(model.base, reading.base, prompt.base) and (
-            not guided or _advance(model.guide, reading.guide, prompt.guide)
+        prompt, once = answering.request.prompt, model.reads_once
+        steered = once or answering.request.alpha is not None
+        if (once or _advance(model.base, reading.base, prompt.base)) and (
+            not steered or _advance(model.steered, reading.guide, prompt.guide)
         ):
-            kept = (deepcopy(reading.base), deepcopy(reading.guide) if guided else None)  # the batch goes on with these
-            self._kept.keep(*kept, answering.request.alpha)
+            own = deepcopy(reading)  # the batch goes on with the other
+            self._kept.keep(own.base, own.guide, answering.request)
             return True
         self.answers.remove(answering)
         self.answers.append(answering)  # a short prompt does not wait for a long one
@@ -81,12 +82,14 @@ class PromptReader:
         model, request = self._model, answering.request
         base, guide = self._kept.before(request)
         if not answering.tokens:
-            answering.cached = len(base.tokens) if base else 0
             answering.guide_cached = len(guide.tokens) if guide else 0
+            answering.cached = len(base.tokens) if base else answering.guide_cached * model.reads_once
         if self._guided:
-            guide = guide or CachedTokens(model.guide.make_cache(request.alpha))
-            guide.cache[-1].strength = mx.array([0.0 if request.alpha is None else model.strength(request.beta)])
-        answering.reading = Reading(base or CachedTokens(make_prompt_cache(model.base)), guide)
+            strength = model.strength_of(request.alpha, request.beta)
+            guide = guide or CachedTokens(model.steered.make_cache(request.alpha, strength))
+            guide.cache[-1].strength = mx.array([strength])
+        base = base or CachedTokens([] if model.reads_once else make_prompt_cache(model.base))
+        answering.reading = Reading(base, guide)
         return answering.reading
 
     def _short_and_new(self) -> list[Answering]:

@@ -19,7 +19,7 @@ function requestFor(answer, messages, server) {
   if (server.objectives.length > 0) {
     request.alpha = answer.alpha;
     if (answer.alpha !== "base") {
-      request.explain = true;
+      request.explain = "parts";
       if (answer.beta !== null) request.beta = answer.beta;
     }
   }
