@@ -156,7 +156,13 @@ RECIPES = (
         "--objectives=harmless,helpful --guide-model={arm} --to=mlx --chat-template=hh",
     ),
     Recipe("convert", "{cost}", "--out=out"),
-    Recipe("fuse", "", "--parm={parm} --alpha=1,0 --out=out", ALPHA + "--parm={parm} --guide-model={base}"),
+    Recipe(
+        "fuse",
+        "",
+        "--parm={parm} --alpha=1,0 --out=out",
+        ALPHA + "--parm={parm} --guide-model={base} --guided --beta=0.5|2",
+        {"--beta": "--guided"},
+    ),
     Recipe(
         "bench",
         "",

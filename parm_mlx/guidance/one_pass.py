@@ -9,7 +9,7 @@ The error is of second order in Δ, c (1 − c) / 2 times the curvature of the l
 (1/β = 0) nor for the guide alone (1/β → ∞), and most at β = 1. :mod:`parm_mlx.evaluation.fidelity` measures it.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -17,10 +17,13 @@ from parm_mlx.guidance.guide import Cache, Guide
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import Backbone
 from parm_mlx.kernels import widened
-from parm_mlx.mlxlm import PreferenceCache
+from parm_mlx.mlxlm import PreferenceCache, scale_logits
 from parm_mlx.pblora.inference import BoundPreferences
 from parm_mlx.pblora.layer import Conditioning
-from parm_mlx.preference import AlphaSpec
+from parm_mlx.pblora.transform import fuse_model
+from parm_mlx.preference import Alpha, AlphaSpec
+
+Strength = TypeVar("Strength", float, mx.array)
 
 
 class OnePassModel(GuidedModel):
@@ -78,6 +81,20 @@ class OnePassModel(GuidedModel):
         return BoundPreferences(self.guide.adapted, alpha, share=update_share(strength))
 
 
-def update_share(strength: mx.array) -> mx.array:
+def fuse_guided(guide: Guide, alpha: Alpha, beta: float, dequantize: bool = False) -> None:
+    """Makes a guide's model, in place, a plain one that computes :class:`OnePassModel` at one α and β.
+
+    Its weights are W + c ΔW(α), and its final norm has the factor 1 + 1/β; see :meth:`PBLoRALinear.fuse`.
+
+    Raises:
+        InputError: The backbone is quantised and ``dequantize`` is not set.
+        ModelError: The logits of this family do not scale with a norm.
+    """
+    strength = 1 / beta
+    fuse_model(guide.model, alpha, dequantize, update_share(strength))
+    scale_logits(guide.model, 1 + strength)
+
+
+def update_share(strength: Strength) -> Strength:
     """The share c of the update that stands for base and guide, by 1/β: (1/β) / (1 + 1/β)."""
     return strength / (1 + strength)

@@ -9,6 +9,7 @@ from mlx_lm.utils import dequantize_model
 
 from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, limit_caches, rewind, row_of
 from parm_mlx.mlxlm.generation import filter_logprobs, penalty_processors, reporting_callback, wired_limit
+from parm_mlx.mlxlm.logits import scale_logits
 from parm_mlx.mlxlm.models import (
     Layer,
     attention_windows,
@@ -73,6 +74,7 @@ __all__ = [
     "row_of",
     "save_converted",
     "save_like",
+    "scale_logits",
     "trunk_and_output_layer",
     "weight_files",
     "wired_limit",

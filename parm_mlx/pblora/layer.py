@@ -129,8 +129,8 @@ class PBLoRALinear(nn.Module):
         delta: mx.array = self.b @ scaled_core(self, self.config, alpha[None])[0].T @ self.a
         return delta
 
-    def fuse(self, alpha: mx.array, dequantize: bool = False) -> nn.Linear:
-        """Returns the plain linear layer with weight W + ΔW(α), for α (k,).
+    def fuse(self, alpha: mx.array, dequantize: bool = False, share: float = 1.0) -> nn.Linear:
+        """Returns the plain linear layer with weight W + share · ΔW(α), for α (k,).
 
         Raises:
             InputError: The layer is quantised and ``dequantize`` is not set. Quantising the sum again would round
@@ -141,12 +141,12 @@ class PBLoRALinear(nn.Module):
             if not dequantize:
                 raise InputError(
                     "the model is quantised; quantising again after fusing would round small updates away",
-                    hint="fuse into plain weights with --dequantize",
+                    hint="fuse into plain weights with --dequantize; parm-mlx convert -q can quantise these again",
                 )
             how = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
             weight = mx.dequantize(weight, scales=linear.scales, biases=linear.get("biases"), **how)
         fused = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in linear)
-        fused.weight = (weight.astype(mx.float32) + self.delta(alpha)).astype(weight.dtype)
+        fused.weight = (weight.astype(mx.float32) + share * self.delta(alpha)).astype(weight.dtype)
         if "bias" in linear:
             fused.bias = linear.bias
         return fused

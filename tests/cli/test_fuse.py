@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx_lm import generate
 from mlx_lm.utils import load
 
 import parm_mlx
@@ -38,6 +39,24 @@ def test_a_quantised_backbone_needs_dequantize(
     assert mx.allclose(fused(IDS), guide(IDS, alpha=[1, 0]), atol=1e-2)
     assert type(fused.layers[0].self_attn.o_proj).__name__ == "QuantizedLinear"
     assert type(fused.layers[0].self_attn.q_proj).__name__ == "Linear"
+
+
+def test_guided_is_one_pass_at_that_preference_and_strength_in_plain_mlx_lm(
+    run_cli: Run, official: Path, official_parm: Path, tmp_path: Path
+) -> None:
+    fuse = ["fuse", "--parm", official_parm, "--alpha", "0.3,0.7", "--out", tmp_path / "fused"]
+    code, _, err = run_cli(*fuse, "--beta", "0.4")
+    assert code == 2
+    assert "--beta needs --guided" in err
+    code, _, err = run_cli(*fuse, "--guided", "--beta", "0.4")
+    assert code == 0
+    assert "harmless=0.3 helpful=0.7, with its base, beta 0.4" in err
+    fused, tokenizer = load(str(tmp_path / "fused"))
+    model, _ = parm_mlx.load(official / "arm_base", official_parm, alpha=[0.3, 0.7], beta=0.4, guidance="one-pass")
+    assert mx.allclose(fused(IDS), model(IDS), atol=1e-4)
+    said = [generate(fused, tokenizer, IDS[0].tolist(), max_tokens=12)]
+    assert said == [generate(model, tokenizer, IDS[0].tolist(), max_tokens=12)]
+    assert mx.abs(fused(IDS) - 3.5 * model.base_logits(IDS)).max() > 0.1, "not the sharpened base"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from parm_mlx.guidance.explain import explain
 from parm_mlx.guidance.generate import generate_batch, stream
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.one_pass import OnePassModel
+from parm_mlx.guidance.one_pass import OnePassModel, fuse_guided
 from parm_mlx.guidance.prefill import read
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.sampling import Request, Sampling
@@ -127,6 +127,31 @@ def test_a_changed_strength_is_bound_again() -> None:
     model.base(mx.array([PROMPT]), cache=base)
     logits = model(mx.array([[7]]), cache=[*base, preference])
     assert mx.allclose(logits, model.base_logits(mx.array([[*PROMPT, 7]]))[:, -1:], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gemma3_text", "gpt_neox", "gpt2", "mixtral", "jamba"])
+@pytest.mark.parametrize("beta", [0.4, 1.0, 3.0])
+def test_a_fused_model_is_one_pass_at_one_alpha_and_beta(family: str, beta: float) -> None:
+    """With tied and untied output layers, norms with a bias, and norms that add one to their weight."""
+    ids = mx.array([PROMPT])
+    model = OnePassModel(tiny_guide(family), beta)
+    expected = model(ids, cache=model.make_cache([0.3, 0.7]))
+    fuse_guided(model.guide, (0.3, 0.7), beta)
+    found = model.guide.model(ids)
+    assert mx.abs(found - expected).max() < 1e-4 * mx.abs(expected).max()
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_logits_that_are_capped_cannot_be_fused(said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the family's setting; and by what the model computes, where it has no setting for it."""
+    guide = tiny_guide()
+    if said:
+        guide.model.final_logit_softcapping = 30.0
+    else:
+        plain = type(guide.model).__call__
+        monkeypatch.setattr(type(guide.model), "__call__", lambda *args, **more: mx.tanh(plain(*args, **more)))
+    with pytest.raises(ModelError, match="are capped" if said else "do not scale with the weights of its final norm"):
+        fuse_guided(guide, (0.3, 0.7), 1.0)
 
 
 # --- with the bundled pair -------------------------------------------------------------------------------------------
