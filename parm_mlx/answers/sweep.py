@@ -129,17 +129,17 @@ class Sweep:
         """Raises InputError, which names the prompt, if the models cannot read one."""
         for prompt in prompts:
             try:
-                self._tokens(prompt)
+                self.prompt_tokens(prompt.content)
             except InputError as error:
                 where = f"line {prompt.line}" if prompt.line else prompt.id
                 raise InputError(f"prompt {where}: {error}", hint=error.hint) from None
 
     def _request(self, job: Job) -> Request:
         sampling = replace(self.sampling, seed=answer_seed(job.prompt.content, job.seed))
-        return Request(self._tokens(job.prompt), job.alpha, sampling)
+        return Request(self.prompt_tokens(job.prompt.content), job.alpha, sampling)
 
-    def _tokens(self, prompt: Prompt) -> PromptTokens:
-        content = prompt.content
+    def prompt_tokens(self, content: Content) -> PromptTokens:
+        """Tokenises a prompt, after the messages that stand before every prompt."""
         if self.system:
             content = [*self.system, *as_messages(content)]
         return self.prompter(content)

@@ -68,6 +68,10 @@ def evaluate(
         ),
     ] = None,
     bootstrap: Annotated[int, flag("Samples for the confidence intervals.", SAMPLES)] = 1000,
+    fidelity: Annotated[
+        bool,
+        flag("Measure on the answers how far --guidance one-pass is from exact; base and guide need the same weights."),
+    ] = False,
     resume_anyway: Annotated[
         bool, flag("Go on with a run also where models or rewards have changed; run.json records it.")
     ] = False,
@@ -86,6 +90,7 @@ def evaluate(
       parm-mlx evaluate --model base-8b --parm parm --prompts questions.jsonl --out run \\
           --reward helpful=models/beaver-reward --reward harmless=models/beaver-cost
       parm-mlx evaluate --out strengths --limit 24 --grid 0.5 --beta 0.5,1,2
+      parm-mlx evaluate --out fast --limit 24 --guidance one-pass --fidelity
       parm-mlx evaluate --compare run other-run --out comparison
     """
     if out is None:
@@ -126,6 +131,7 @@ def evaluate(
                 max_tokens=max_tokens,
                 num_samples=num_samples,
                 batch_size=batch_size,
+                fidelity=fidelity,
                 resume_anyway=resume_anyway,
                 progress=console.progress,
                 **how,

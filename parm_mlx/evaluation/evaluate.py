@@ -1,21 +1,24 @@
 """Evaluation: prompts × preferences → answers, scores, metrics, pictures and a page, in the folder of a run."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from parm_mlx.answers.store import RunFolder, differences, read_run, read_settings
+from parm_mlx.answers.store import Result, RunFolder, differences, read_run, read_settings
 from parm_mlx.answers.sweep import Job, Progress, Sweep, answer_all, no_progress, plan, score_all
 from parm_mlx.data.prompts import check_distinct, read_alphas, read_prompts
 from parm_mlx.distributed import Group, join
 from parm_mlx.errors import InputError
 from parm_mlx.evaluation.cost import token_costs
+from parm_mlx.evaluation.fidelity import ReadAnswer, compare_distributions, guide_of
 from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
 from parm_mlx.evaluation.summary import Normalize, Run, compare, summarise
 from parm_mlx.files import NAMED, expanded, read_json
 from parm_mlx.fingerprint import fingerprint
+from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.loading import Dequantize, Guidance, Share, held_out_prompts
 from parm_mlx.guidance.prompts import Prompt, content_id
 from parm_mlx.guidance.sampling import Sampling
@@ -67,6 +70,7 @@ def evaluate(
     normalize: Normalize = "unguided",
     reference: Sequence[float] | None = None,
     bootstrap: int = 1000,
+    fidelity: bool = False,
     resume_anyway: bool = False,
     note: Callable[[str], None] = lambda message: None,
     progress: Progress[Any] = no_progress,
@@ -112,6 +116,8 @@ def evaluate(
         normalize: Unit of the scores; see :func:`parm_mlx.evaluation.summary.summarise`.
         reference: Reference point of the hypervolume in that unit, one number per objective.
         bootstrap: Samples for the confidence intervals.
+        fidelity: Measure on the answers how far one pass is from exact guidance, where base and guide share weights;
+            see :func:`parm_mlx.evaluation.fidelity.compare_distributions`.
         resume_anyway: Go on also where models or rewards are not those that the run began with.
         note: Receives notes for the user.
         progress: Shows progress: passes items on, given their number and a label.
@@ -152,6 +158,7 @@ def evaluate(
         announce=note if group.main else lambda message: None,
     )
     prompter, objectives = session.prompter, session.objectives
+    guide = guide_of(session.model) if fidelity else None
     if reference is not None and len(reference) != len(objectives):
         raise InputError(f"the reference point has {len(reference)} numbers for {len(objectives)} objectives")
     asked = _prompts(prompts, session.adapters[0])[:limit]
@@ -203,6 +210,8 @@ def evaluate(
         run = _answer_and_score(folder, sweep, plan(asked, weights, seeds), loaded, group, note, progress)
         if run is None:
             return None
+        if guide is not None:
+            run = replace(run, fidelity=_fidelity(guide, sweep, run.results, progress))
         summary = summarise(run, normalize=normalize, reference=reference, samples=bootstrap)
         summary["settings"] = read_settings(out)
         with update(out) as partial:
@@ -247,6 +256,17 @@ def _answer_and_score(
     return Run(folder.path.name, sweep.model.objectives, folder.rewards, results, scores, timing)
 
 
+def _fidelity(guide: Guide, sweep: Sweep, results: Sequence[Result], progress: Progress[Any]) -> dict[str, Any]:
+    guided = [result for result in results if result.alpha is not None]
+
+    def read() -> Iterator[ReadAnswer]:
+        for result in progress(guided, len(guided), "answers read again"):
+            answer = sweep.tokenizer.encode(result.text, add_special_tokens=False)
+            yield ReadAnswer(sweep.prompt_tokens(result.prompt).base, answer, result.alpha)
+
+    return compare_distributions(guide, sweep.model.beta, read())
+
+
 def compare_runs(
     folders: Sequence[Path],
     out: Path,
@@ -277,7 +297,9 @@ def compare_runs(
         run, results, scores = read_run(folder)
         identities.append(run)
         name, timing = folder.name if unique else str(folder), _earlier_timing(folder)
-        runs.append(Run(name, tuple(run["objectives"]), run["rewards"], list(results.values()), scores, timing))
+        found = list(results.values())
+        measured = Run(name, tuple(run["objectives"]), run["rewards"], found, scores, timing)
+        runs.append(replace(measured, fidelity=_earlier_metrics(folder).get("fidelity")))
     summary = compare(runs, normalize=normalize, reference=reference, samples=bootstrap)
     summary["settings"] = dict(differences(*identities))
     if len(summary["differences"]) < len(runs) - 1:
@@ -342,7 +364,15 @@ def _rewards(given: Rewards | None, objectives: Sequence[str]) -> dict[str, Rewa
 def _earlier_timing(folder: Path) -> dict[str, float]:
     """Returns what was measured when the answers were generated; nothing if that cannot be read."""
     try:
-        earlier: Any = read_json(folder / METRICS_FILE, f"run {folder}", InputError)["time"]
+        earlier: Any = _earlier_metrics(folder)["time"]
         return {name: float(value) for name, value in earlier.items() if name != "scoring_share"}
-    except (InputError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _earlier_metrics(folder: Path) -> dict[str, Any]:
+    """Returns the metrics that a run was reported with; empty if they cannot be read."""
+    try:
+        return dict(read_json(folder / METRICS_FILE, f"run {folder}", InputError))
+    except InputError:
         return {}

@@ -34,6 +34,7 @@ class Run:
     results: Sequence[Result]  # an answer for every prompt at every α and seed, and of the base alone
     scores: Mapping[Key, Mapping[str, float]]  # by reward, for each answer; larger is better
     timing: Mapping[str, float] = field(default_factory=dict)  # measured seconds and milliseconds, by name
+    fidelity: Mapping[str, Any] | None = None  # of one pass, as parm_mlx.evaluation.fidelity measures it
 
 
 def summarise(
@@ -308,6 +309,7 @@ def _measure(scores: _Scores, scale: _Scale, samples: int, seed: int) -> tuple[d
         "corner_difference": {name: interval(corner[i], drawn_corner[:, i]) for i, name in enumerate(run.objectives)},
         "front": _front(alphas, points, metrics.indistinguishable(normalised[:, 1:, columns])),
         "time": timing,
+        **({"fidelity": dict(run.fidelity)} if run.fidelity else {}),
     }
     return {**summary, "diagnosis": diagnose(summary)}, {"hv": drawn_hv, "mip": drawn_mip}
 

@@ -88,6 +88,23 @@ def timing(time: Mapping[str, float]) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
+def fidelity(measured: Mapping[str, Any] | None) -> str:
+    """Describes in two sentences how far one pass is from exact guidance; empty if that was not measured."""
+    if not measured or not measured["positions"]:
+        return ""
+
+    def figures(row: Mapping[str, Any]) -> str:
+        return f"{number(row['total_variation'])}, {100 * row['same_token']:.1f} %"
+
+    rows = [row for row in measured["by_alpha"] if row["positions"]]
+    by_alpha = "; ".join(f"{vector(row['alpha'])} {figures(row)}" for row in rows)
+    return (
+        f"One pass against exact guidance at {measured['positions']} tokens of these answers: total variation "
+        f"{number(measured['total_variation'])}, the same likeliest token {100 * measured['same_token']:.1f} %. "
+        f"By α: {by_alpha}."
+    )
+
+
 def table(summary: Mapping[str, Any]) -> str:
     """Formats the metrics for a terminal: the points of a run, or the runs of a comparison, and the diagnosis."""
     return _comparison(summary) if summary["kind"] == "comparison" else _run(summary)
@@ -107,20 +124,23 @@ def _run(run: Mapping[str, Any]) -> str:
     lines += ["", run["normalization"]["text"], f"Reference point: {run['reference_text']}"]
     lines += [f"In brackets: {run['confidence']['text']}", ""]
     lines += [f"! {f['text']}" for f in run["diagnosis"] if f["found"]] or ["No sign of failure found."]
-    return "\n".join([*lines, timing(run["time"])]).rstrip()
+    return "\n".join([*lines, *filter(None, (timing(run["time"]), fidelity(run.get("fidelity"))))]).rstrip()
 
 
 def _comparison(summary: Mapping[str, Any]) -> str:
     names = summary["objectives"]
     rows = [["run", "hypervolume", "mean inner product", *(f"Spearman {name}" for name in names), "front", "alphas"]]
+    rows[0] += [f"corners {name}" for name in names]
     for run in summary["runs"]:
         spearman = [interval(run["spearman"][name]) for name in names]
         sizes = [str(run["front"]["size"]), str(len(run["points"]))]
-        rows.append([run["name"], interval(run["hv"]), interval(run["mip"]), *spearman, *sizes])
+        corners = [interval(run["corner_difference"][name]) for name in names]
+        rows.append([run["name"], interval(run["hv"]), interval(run["mip"]), *spearman, *sizes, *corners])
     lines = [_aligned(rows)]
     for one in summary["differences"]:
         figures = f"hypervolume {interval(one['hv'])}, MIP {interval(one['mip'])} (paired)"
         lines.append(f"{one['run']} less {one['less']}: {figures}")
+    lines += [f"{run['name']}: {text}" for run in summary["runs"] if (text := fidelity(run.get("fidelity")))]
     lines += [f"They differ in {name}: {', '.join(values)}" for name, values in summary.get("settings", {}).items()]
     lines += ["", f"Joint reference point {reference(summary)}: {summary['reference_text']}"]
     return "\n".join([*lines, summary["normalization"]["text"], f"In brackets: {summary['confidence']['text']}"])

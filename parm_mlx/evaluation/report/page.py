@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from parm_mlx.answers.store import Key, Result
-from parm_mlx.evaluation.report.formatting import caption, count, number, runs_of, timing, unit
+from parm_mlx.evaluation.report.formatting import caption, count, fidelity, number, runs_of, timing, unit
 from parm_mlx.evaluation.report.plots import attempt, draw, inline_svg
 from parm_mlx.files import disk_errors
 from parm_mlx.preference import Alpha, format_alpha
@@ -57,6 +57,7 @@ def write_page(
         caption=caption(summary),
         confidence=summary["confidence"]["text"],
         time=timing(run["time"]) if run else "",
+        fidelity=fidelity(run.get("fidelity")) if run else "",
         svg=svg,
         no_picture=no_picture,
         data=embed(_answers(run, results, scores)) if run and results else "",
