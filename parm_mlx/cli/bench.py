@@ -73,6 +73,7 @@ def bench(
       guide     the guide alone; base and guide one after the other are the floor
       guided    base and guide, two models
       shared    base and guide on the same weights, in one forward pass
+      one-pass  one network that stands for both, in place of them
       +guide    speculative: the guide drafts tokens, and the base checks several at once
       +base     speculative: the base drafts tokens, and the guide checks several at once
       +draft    speculative: a draft model drafts; for random models, a quarter of the base's layers

@@ -22,6 +22,7 @@ from parm_mlx.files import disk_errors
 from parm_mlx.guidance.costs import LENGTHS, pass_seconds
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.prefill import prefill
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.sampling import Sampling
@@ -31,7 +32,7 @@ from parm_mlx.mlxlm import BatchGenerator, can_batch, generation_stream, make_pr
 from parm_mlx.preference import Alpha
 from parm_mlx.timing import TURN, Generation, Sample, SingleGeneration, Start, time_in_turns
 
-BASE, GUIDE, GUIDED, SHARED = "base", "guide", "guided", "shared"
+BASE, GUIDE, GUIDED, SHARED, ONE_PASS = "base", "guide", "guided", "shared", "one-pass"
 ENDLESS = 2**31
 
 Way = Callable[[Sequence[Sequence[int]], Sequence[Alpha]], Generation]
@@ -120,7 +121,8 @@ def ways(subjects: Subjects, batch: int = 1) -> dict[str, tuple[list[nn.Module],
     guided = subjects.guided
     both = {GUIDED: guided} | ({SHARED: subjects.shared} if subjects.shared else {})
     found: dict[str, tuple[list[nn.Module], Way]] = {BASE: ([guided.base], partial(_generation, guided.base, False))}
-    for name, model in {GUIDE: guided.guide, **both}.items():
+    once = {ONE_PASS: OnePassModel(subjects.shared.guide, subjects.shared.beta)} if subjects.shared else {}
+    for name, model in {GUIDE: guided.guide, **both, **once}.items():
         found[name] = [model], partial(_generation, model, True)
     if batch == 1:
         for name, model in both.items():

@@ -15,7 +15,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TINY = ["--hidden", 64, "--layers", 1, "--vocabulary", 100, "--tokens", 2, "--rounds", 2]
-PLAIN = ["base", "guide", "guided", "shared"]
+PLAIN = ["base", "guide", "guided", "shared", "one-pass"]
 DRAFTED = ["guided+guide", "guided+base", "shared+guide", "shared+base", "shared+draft"]
 
 
@@ -55,7 +55,7 @@ def test_the_table_has_a_line_for_each_case(run_cli: Run) -> None:
     lines = out.splitlines()
     assert lines[0] == "2 sequences, prompts of 4 tokens; tokens/s"
     assert lines[1].split() == ["case", "prefill", "decode", "floor", "unguided", "MB"]
-    assert [line.split()[0] for line in lines[2:6]] == PLAIN
+    assert [line.split()[0] for line in lines[2:7]] == PLAIN
     assert len(lines[4].split()) == 7, "name, prefill, decode, its spread, floor, unguided, peak"
     assert ", mlx " in err
 
@@ -82,9 +82,9 @@ def test_a_base_that_is_the_backbone_is_also_measured_shared(run_cli: Run, offic
     assert code == 0
     lines = out.splitlines()
     assert lines[1].split()[-1] == "drafts"
-    assert [line.split()[0] for line in lines[2:11]] == PLAIN + DRAFTED
-    assert all(line.split()[-1].endswith("%") for line in lines[6:11])
-    assert lines[11].startswith("passes of base + guide for a token: guided+guide ")
+    assert [line.split()[0] for line in lines[2:12]] == PLAIN + DRAFTED
+    assert all(line.split()[-1].endswith("%") for line in lines[7:12])
+    assert lines[12].startswith("passes of base + guide for a token: guided+guide ")
     assert "a pass of the base takes, of one over a single token: " in out
 
 

@@ -14,11 +14,12 @@ from parm_mlx.diagnostics.subjects import Subjects, weight_bytes
 from parm_mlx.errors import InputError, RunError
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.pblora import PBLoRAConfig, attach
 from parm_mlx.timing import Sample
 
-PLAIN = ["base", "guide", "guided", "shared"]
+PLAIN = ["base", "guide", "guided", "shared", "one-pass"]
 DRAFTED = ["guided+guide", "guided+base", "shared+guide", "shared+base", "shared+draft"]
 
 
@@ -41,6 +42,8 @@ def test_the_ways_generate_the_tokens_that_their_models_generate(subjects: Subje
     assert shared is not None
     models = {"base": guided.base, "guide": guided.guide, "guided": guided, "shared": shared}
     found = ways(subjects)
+    (models["one-pass"],) = found["one-pass"][0]
+    assert isinstance(models["one-pass"], OnePassModel)
     assert [*found] == PLAIN + DRAFTED
     for name, (held, way) in found.items():
         model = models[name.split("+")[0]]
@@ -100,9 +103,9 @@ def test_every_round_adds_a_sample_to_every_case(subjects: Subjects) -> None:
     assert len(counts) == plan.steps
     assert all(sample.tokens == 3 * 2 for case in cases for sample in case.samples)
     assert all(case.memory > case.weights > 0 for case in cases)
-    base, guide, guided, shared = cases
+    base, guide, guided, shared, one_pass = cases
     assert guided.weights == base.weights + guide.weights == weight_bytes(subjects.guided)
-    assert shared.weights == guide.weights
+    assert shared.weights == one_pass.weights == guide.weights
 
 
 @pytest.mark.parametrize("after", [0, 1, 4, 8, 12])
