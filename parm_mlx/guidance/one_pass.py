@@ -7,12 +7,21 @@ z(θ) + (1/β) · z(θ + Δ). To first order in Δ that is one pass with a share
 
 The error is of second order in Δ, c (1 − c) / 2 times the curvature of the logits along it: none for the base alone
 (1/β = 0) nor for the guide alone (1/β → ∞), and most at β = 1. :mod:`parm_mlx.evaluation.fidelity` measures it.
+
+A part of the error can be fitted away (:mod:`parm_mlx.training.one_pass`): with a number γ of each layer, which the
+adapter's settings hold, the share of its update is
+
+    c + γ c (1 − c)
+
+which leaves base and guide as they are.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
+from parm_mlx.errors import AdapterError
 from parm_mlx.guidance.guide import Cache, Guide
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.shared import Backbone
@@ -22,8 +31,6 @@ from parm_mlx.pblora.inference import BoundPreferences
 from parm_mlx.pblora.layer import Conditioning
 from parm_mlx.pblora.transform import fuse_model
 from parm_mlx.preference import Alpha, AlphaSpec
-
-Strength = TypeVar("Strength", float, mx.array)
 
 
 class OnePassModel(GuidedModel):
@@ -38,6 +45,13 @@ class OnePassModel(GuidedModel):
 
     def __init__(self, guide: Guide, beta: float = 1.0) -> None:
         super().__init__(Backbone(guide.model), guide, beta)
+        factors = guide.config.one_pass or (0.0,)
+        if len(factors) not in (1, len(guide.adapted)):
+            raise AdapterError(
+                f"the adapter's settings hold {len(factors)} numbers in one_pass for {len(guide.adapted)} layers",
+                hint="fit them again: parm-mlx refine",
+            )
+        self._factors = factors
 
     @property
     def rows(self) -> tuple[int | None, int | None]:
@@ -78,7 +92,7 @@ class OnePassModel(GuidedModel):
         return widened(logits) * (1 + strength)[:, None, None]
 
     def _bind(self, alpha: mx.array, strength: mx.array) -> Conditioning:
-        return BoundPreferences(self.guide.adapted, alpha, share=update_share(strength))
+        return BoundPreferences(self.guide.adapted, alpha, share=update_shares(strength, self._factors))
 
 
 def fuse_guided(guide: Guide, alpha: Alpha, beta: float, dequantize: bool = False) -> None:
@@ -90,11 +104,21 @@ def fuse_guided(guide: Guide, alpha: Alpha, beta: float, dequantize: bool = Fals
         InputError: The backbone is quantised and ``dequantize`` is not set.
         ModelError: The logits of this family do not scale with a norm.
     """
-    strength = 1 / beta
-    fuse_model(guide.model, alpha, dequantize, update_share(strength))
-    scale_logits(guide.model, 1 + strength)
+    factors = guide.config.one_pass or (0.0,)
+    shares: Any = update_shares(mx.array([1 / beta]), factors)[:, 0].tolist()
+    fuse_model(guide.model, alpha, dequantize, shares)
+    scale_logits(guide.model, 1 + 1 / beta)
 
 
-def update_share(strength: Strength) -> Strength:
-    """The share c of the update that stands for base and guide, by 1/β: (1/β) / (1 + 1/β)."""
-    return strength / (1 + strength)
+def update_shares(strength: mx.array, factors: Sequence[float]) -> mx.array:
+    """The share of each layer's update that stands for base and guide: c + γ c (1 − c), c = (1/β) / (1 + 1/β).
+
+    Args:
+        strength: 1/β of each row, (B,).
+        factors: γ of each layer, or one for all.
+
+    Returns:
+        (layers, B), or (1, B).
+    """
+    share = strength / (1 + strength)
+    return share + mx.array([*factors])[:, None] * share * (1 - share)
