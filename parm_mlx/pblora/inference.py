@@ -78,7 +78,7 @@ class BoundPreferences(Conditioning):
         return add_projection(y, z[..., ranks], own, group.b[ranks, group.outputs[place]])
 
     def _projected(self, x: mx.array, group: _Group) -> tuple[mx.array, list[mx.array] | None]:
-        """A x, and for few positions the updates of all layers of the group; the first layer to read x computes them."""
+        """A x, and for few positions all updates of the group; the first layer that reads x computes them."""
         if self._last is None or self._last[0] is not x or self._last[1] is not group:
             z, updates = x @ group.a, None
             if group.gate is not None:
