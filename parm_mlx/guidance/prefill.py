@@ -16,6 +16,7 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.sampling import Request
+from parm_mlx.guidance.shared import PlainFirst, SharedModel
 from parm_mlx.mlxlm import PreferenceCache, bears_padding, joined, make_prompt_cache, rewind, row_of
 
 STEP = 2048  # tokens read at a time, as in mlx-lm
@@ -77,8 +78,8 @@ class PrefixCaches:
     """Makes the caches that answers begin with, for requests that are all known before.
 
     A prompt that several guided requests have, under different preferences, is read by the base once, and by the guide
-    once for all that start together. A prompt that comes once is left to the batch to read, with others; so is every
-    prompt of a model that reads once, whatever the preference.
+    once for all that start together; on a shared backbone, both are rows of one pass. A prompt that comes once is left
+    to the batch to read, with others; so is every prompt of a model that reads once, whatever the preference.
     """
 
     def __init__(self, model: GuidedModel, requests: Sequence[Request]) -> None:
@@ -116,15 +117,21 @@ class PrefixCaches:
     def _read_shared(self, key: Key, requests: Sequence[Request]) -> list[Cache]:
         """Reads one prompt for requests of different preferences, up to its last token."""
         model, (base, guide) = self._model, key
-        if key not in self._base_caches:
+        empty = [model.guide.make_cache(request.alpha, model.strength(request.beta)) for request in requests]
+        together = isinstance(model, SharedModel) and base == guide and key not in self._base_caches
+        if together:
+            empty.insert(0, model.guide.make_cache())
+        elif key not in self._base_caches:
             self._base_caches[key] = make_prompt_cache(model.base)
             read(model.base, base[:-1], self._base_caches[key])
-        empty = [model.guide.make_cache(request.alpha, model.strength(request.beta)) for request in requests]
         *columns, preferences = zip(*empty, strict=True)
         entries, preference = [joined(column) for column in columns], PreferenceCache.merge(preferences)
-        read(model.guide, guide[:-1], [*entries, preference], rows=len(requests))
+        reader = PlainFirst(model.guide) if together else model.guide
+        read(reader, guide[:-1], [*entries, preference], rows=len(empty))
+        if together:
+            self._base_caches[key] = [row_of(entry, 0) for entry in entries]
         caches = []
-        for i in range(len(requests)):
+        for i in range(len(empty) - len(requests), len(empty)):
             guide_cache = [*(row_of(entry, i) for entry in entries), preference.extract(i)]
             replace_last_token(guide_cache, base, guide)
             caches.append(model.join_cache(deepcopy(self._base_caches[key]), guide_cache))

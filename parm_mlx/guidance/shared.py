@@ -49,6 +49,22 @@ class Backbone(nn.Module):
             return cast(mx.array, self.model(inputs, cache=cache))
 
 
+class PlainFirst(nn.Module):
+    """A guide whose first row is the backbone without the guide's update, to read a prompt for both in one pass."""
+
+    def __init__(self, guide: Guide) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def __call__(self, inputs: mx.array, cache: Cache) -> mx.array:
+        """Logits (B, L, V) for a cache of :meth:`Guide.make_cache` with B rows, the first of any preference."""
+        return self.guide.run(inputs, cache[:-1], cache[-1].bound(self._bind))
+
+    def _bind(self, alpha: mx.array) -> Conditioning:
+        share = mx.array([[0.0] + [1.0] * (alpha.shape[0] - 1)])
+        return BoundPreferences(self.guide.adapted, alpha, share=share)
+
+
 class SharedModel(GuidedModel):
     """A base model guided by a PARM that shares its weights.
 

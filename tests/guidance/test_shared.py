@@ -13,7 +13,9 @@ from mlx_lm.generate import _extend_cache, _merge_caches
 from tiny import VOCABULARY, tiny_guide, tiny_model, tiny_shared
 
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.prefill import prefill, read
+from parm_mlx.guidance.prefill import PrefixCaches, prefill, read
+from parm_mlx.guidance.prompts import PromptTokens
+from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.mlxlm import rewind
 
@@ -63,6 +65,42 @@ def test_one_pass_reads_both_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes.clear()
     shared(mx.array([[8]]), cache=cache)
     assert shapes == [(2, 1)], "rows read apart are joined again"
+
+
+def test_a_prompt_under_several_preferences_is_read_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row for the base and one for each preference at first; rows of the guide alone when more answers start."""
+    shared = tiny_shared()
+    requests = [Request(PromptTokens(PROMPT, PROMPT), (w, 1 - w), Sampling()) for w in (1.0, 0.3, 0.6)]
+    shapes = []
+    original = type(shared.guide.model).__call__
+
+    def counted(this: Any, inputs: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        shapes.append(inputs.shape)
+        return original(this, inputs, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shared.guide.model), "__call__", counted)
+        prefixes = PrefixCaches(shared, requests)
+        begun = prefixes(requests[:2]) + prefixes(requests[2:])
+    assert shapes == [(3, len(PROMPT) - 1), (1, len(PROMPT) - 1)]
+    for request, (left, cache) in zip(requests, begun, strict=True):
+        alone = shared.make_cache(request.alpha)
+        whole = shared(mx.array([PROMPT]), cache=alone)[:, -1]
+        np.testing.assert_allclose(shared(mx.array([left]), cache=cache)[:, -1], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_one_sequence_takes_two_passes_where_that_is_faster() -> None:
+    """The same logits; what is in a batch stays there."""
+    shared, apart = tiny_shared(), tiny_shared()
+    apart.apart = True
+    caches = shared.make_cache([0.3, 0.7]), apart.make_cache([0.3, 0.7])
+    for tokens in ([PROMPT], [[7]], [[8]]):
+        logits = [model(mx.array(tokens), cache=c) for model, c in zip((shared, apart), caches, strict=True)]
+        np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
+    assert [len(pair.parts) for pair in caches[1][:-1]] == [2] * len(apart.guide.model.layers)
+    batch = [type(entry).merge([entry]) for entry in caches[1]]
+    apart(mx.array([[9]]), cache=batch)
+    assert [len(pair.parts) for pair in batch[:-1]] == [1] * len(apart.guide.model.layers)
 
 
 def test_rows_that_cannot_be_held_together_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
