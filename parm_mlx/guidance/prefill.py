@@ -118,15 +118,16 @@ class PrefixCaches:
         """Reads one prompt for requests of different preferences, up to its last token."""
         model, (base, guide) = self._model, key
         empty = [model.guide.make_cache(request.alpha, model.strength(request.beta)) for request in requests]
+        reader: nn.Module = model.guide
         together = isinstance(model, SharedModel) and base == guide and key not in self._base_caches
-        if together:
+        if isinstance(model, SharedModel) and together:
+            reader = PlainFirst(model.guide)
             empty.insert(0, model.guide.make_cache())
         elif key not in self._base_caches:
             self._base_caches[key] = make_prompt_cache(model.base)
             read(model.base, base[:-1], self._base_caches[key])
         *columns, preferences = zip(*empty, strict=True)
         entries, preference = [joined(column) for column in columns], PreferenceCache.merge(preferences)
-        reader = PlainFirst(model.guide) if together else model.guide
         read(reader, guide[:-1], [*entries, preference], rows=len(empty))
         if together:
             self._base_caches[key] = [row_of(entry, 0) for entry in entries]

@@ -85,7 +85,7 @@ def test_a_model_that_cannot_be_batched_answers_one_after_the_other(loaded: Load
 def test_a_prompt_asked_at_several_preferences_is_read_once_by_the_base(
     official: Path, official_parm: Path, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three preferences and one more prompt; the answers are those of each request alone."""
+    """Three preferences and one more prompt; the answers are those of each alone. One backbone needs no pass for it."""
     model, tokenizer, guide_tokenizer = load_with_tokenizers(official / base, official_parm)
     prompter = Prompter(tokenizer, guide_tokenizer)
     first, second = prompter("Tell me a joke."), prompter("What is the capital of France?")
@@ -106,7 +106,7 @@ def test_a_prompt_asked_at_several_preferences_is_read_once_by_the_base(
     monkeypatch.setattr(type(model.base), "__call__", counted)
     together = run((model, tokenizer, prompter), requests)
     assert [answer.tokens for answer in together] == expected
-    assert lengths.count(len(first.base) - 1) == 1
+    assert lengths.count(len(first.base) - 1) == (base == "base_lm")
     assert len({tuple(tokens) for tokens in expected}) == 4
 
 
