@@ -29,6 +29,7 @@ SLIDING, RECURRENT = [("gemma3_text", None)], [("mamba", None), ("jamba", None),
 CHUNKED = [("llama4", None)]
 CASES = PLAIN + SLIDING + RECURRENT + CHUNKED
 KINDS = ["two", "shared"]
+GREEDY = Sampling()
 
 
 def build(kind: str, family: str, bits: int | None) -> tuple[GuidedModel, GuidedModel]:
@@ -140,12 +141,14 @@ def test_the_adapter_is_the_fused_weight_in_every_family(family: str, bits: int 
     assert mx.allclose(guide(ids, cache=guide.make_cache(alpha)), logits, rtol=1e-3, atol=2e-3)
 
 
-def speculate(model: GuidedModel, prompt: list[int], alpha: list[float], drafting: Drafting) -> Iterator[int]:
+def speculate(
+    model: GuidedModel, prompt: list[int], alpha: list[float], drafting: Drafting, sampling: Sampling = GREEDY
+) -> Iterator[int]:
     cache = model.make_cache(alpha)
     last = prefill(model, cache, prompt, prompt)
     draft = drafting.make_cache()
     drafting.prefill(draft, prompt)
-    return iter(Speculation(model, cache, last, drafting, Sampling(), draft=draft))
+    return iter(Speculation(model, cache, last, drafting, sampling, draft=draft))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,6 +162,10 @@ def test_drafts_change_no_token_in_any_family(family: str, bits: int | None, kin
     own = [Drafting(None, tokens, by_guide, sure) for by_guide in (False, True) for tokens, sure in ((4, 0), (12, 0.5))]
     for drafting in (*own, Drafting(good, 3, confidence=0), Drafting(good)):
         assert list(islice(speculate(model, prompt, alpha, drafting), 12)) == expected
+    drawn = Sampling(temp=0.8, top_k=20, seed=3)
+    expected = alone(reference, prompt, alpha, 12, sampler=drawn.sampler())
+    for drafting in (own[1], own[3]):
+        assert list(islice(speculate(model, prompt, alpha, drafting, drawn), 12)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
