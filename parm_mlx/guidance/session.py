@@ -8,6 +8,7 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from parm_mlx.errors import InputError
 from parm_mlx.files import resolve
 from parm_mlx.fingerprint import directory_digest
 from parm_mlx.guidance.costs import QUESTIONS, Costs, key, measure, recall, remember
@@ -70,7 +71,10 @@ class Session:
         """
         if self.automatic is None or isinstance(self.model, Unguided):
             return self.drafting
-        costs = self.costs(announce)
+        try:
+            costs = self.costs(announce)
+        except InputError:  # the model cannot read the questions: its context is too short for them
+            return None
         if isinstance(self.model, SharedModel):
             self.model.apart = costs.apart and self.automatic.share == "auto"
         drafter = costs.drafter

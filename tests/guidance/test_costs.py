@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from tiny import tiny_guided, tiny_shared
 
+from parm_mlx.errors import InputError
 from parm_mlx.guidance import costs
 from parm_mlx.guidance.costs import LENGTHS, Costs, key, measure, recall, remember
 from parm_mlx.guidance.prompts import PromptTokens
+from parm_mlx.guidance.session import Session, load_session
+from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
 
 PASSES = [1.0, 1.1, 1.3, 1.7, 2.1]
@@ -123,3 +126,43 @@ def test_a_cache_folder_that_cannot_be_written_does_no_harm(monkeypatch: pytest.
     remember("x", "a + b", Costs(PASSES, PASSES, per_token={"off": 1.0}))
     assert recall("x") is None
     assert (tmp_path / "parm-mlx").read_text() == "a file"
+
+
+@pytest.fixture
+def session(official: Path, official_parm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return load_session(official / "arm_base", official_parm)
+
+
+def test_the_choice_is_measured_once_and_kept(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    plain = {"off": 1.0, "guide": 0.5}
+    monkeypatch.setattr("parm_mlx.guidance.session.measure", lambda *_: Costs(PASSES, PASSES, 3.0, {}, plain))
+    assert session.drafting_alone(said.append) == Drafting(None, by_guide=True)
+    assert isinstance(session.model, SharedModel)
+    assert session.model.apart, "two passes of 1 are faster than one of 3"
+    assert said == ["these models are measured on this machine, once"]
+    monkeypatch.setattr("parm_mlx.guidance.session.measure", None)
+    assert session.drafting_alone(said.append) == Drafting(None, by_guide=True)
+    assert len(said) == 1
+
+
+def test_nothing_is_measured_where_all_is_said(official: Path, official_parm: Path) -> None:
+    said: list[str] = []
+    for settings, expected in (
+        ({"speculation": "off"}, None),
+        ({"speculation": "guide", "num_draft_tokens": 3}, Drafting(None, 3, by_guide=True)),
+        ({"max_kv_size": 64}, None),
+        ({"guidance": "one-pass"}, None),
+    ):
+        session = load_session(official / "arm_base", official_parm, **settings)  # type: ignore[arg-type]
+        assert session.drafting_alone(said.append) == expected
+    assert load_session(official / "base_lm", alone=True).drafting_alone(said.append) is None
+    assert not said
+
+
+def test_questions_that_a_model_cannot_read_are_no_error(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.prompter, "_limit", 3)
+    with pytest.raises(InputError, match="tokens"):
+        session.prompter("How do I keep a tomato plant alive?")
+    assert session.drafting_alone() is None
