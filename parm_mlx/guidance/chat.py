@@ -256,7 +256,7 @@ class Conversation:
             return
         base, guide = self._model.split_cache(cache)
         self._base = CachedTokens(base, prompt.base + generated)
-        self._guide = CachedTokens(guide, prompt.guide + generated)
+        self._guide = CachedTokens(guide, prompt.after(generated).guide)
 
     def _empty_base(self) -> CachedTokens:
         return CachedTokens(make_prompt_cache(self._model.base))

@@ -90,13 +90,11 @@ def _explained(
     caches: tuple[Cache, Cache],
     strength: float,
 ) -> Iterator[TokenReasons]:
-    end = min(start + STEP, len(tokens))
-    logits = []
-    for run, prompt, cache in zip(
-        (model.base, model.guide), (request.prompt.base, request.prompt.guide), caches, strict=True
-    ):
-        inputs = [*prompt[-1:], *tokens][start:end]
-        logits.append(run(mx.array([inputs]), cache=cache)[0])
+    end, prompt = min(start + STEP, len(tokens)), request.prompt
+    inputs = mx.array([[*prompt.base[-1:], *tokens][start:end]])
+    symbols = mx.array([[*prompt.guide[-1:], *prompt.for_guide(tokens)][start:end]])
+    base = model.base(inputs, cache=caches[0])
+    logits = [base[0], model.guide_logits(symbols, base, caches[1])[0]]
     said = mx.array(list(tokens[start:end]))[:, None]
     columns = [
         _column(each, said) for each in (combine_logits(logits[0], logits[1], strength), *over_common_tokens(*logits))

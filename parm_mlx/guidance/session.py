@@ -185,13 +185,14 @@ def load_session(
         allow_special=allow_special,
         enable_thinking=None if enable_thinking is None else enable_thinking == "on",
         steer_thinking=steer_thinking,
+        shift=guided.shift,
     )
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     notes += [prompter.note] if prompter.note else []
     if is_quantized(resolve(base)) and not any(map(quantized_numbers, guided.modules())):
         notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
     automatic = None
-    if speculation == "auto" and not drafts and max_kv_size is None:
+    if speculation == "auto" and not drafts and max_kv_size is None and not guided.shift:
         automatic = Automatic(num_draft_tokens or Drafting.tokens, share)
     return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, automatic, system, notes)
 

@@ -331,7 +331,7 @@ class Engine:
         longest = 0
         for answering in self._reading:
             prompt, guided = answering.request.prompt, answering.request.alpha is not None
-            if not self._bears_padding or len(prompt.base) > STEP or (guided and prompt.base != prompt.guide):
+            if not self._bears_padding or len(prompt.base) > STEP or (guided and not prompt.is_one):
                 continue
             longest = max(longest, len(prompt.base))
             if longest * (len(found) + 1) > TOGETHER:
@@ -369,7 +369,7 @@ class Engine:
         if self._guided:
             assert reading.guide is not None
             if request.alpha is not None and not whole:
-                replace_last_token(reading.guide.cache, prompt.base, prompt.guide)
+                replace_last_token(reading.guide.cache, prompt.base, prompt.guide, model.shift)
             cache = model.join_cache(cache, reading.guide.cache)
         if not whole:
             evaluate(cache)
@@ -460,4 +460,4 @@ class Engine:
         if request.alpha is None:
             self._kept.keep(read, None, None)
         else:
-            self._kept.keep(read, CachedTokens(guide, [*request.prompt.guide, *said]), request.alpha)
+            self._kept.keep(read, CachedTokens(guide, request.prompt.after(said).guide), request.alpha)

@@ -1,0 +1,406 @@
+"""A guide's distribution over the tokens of a base that has another vocabulary.
+
+After the text s, the score of a token t of the base is
+
+    E(t) = P_guide(the base's tokenizer, reading what the guide goes on to write after s, begins with t)
+
+the guide's distribution over texts pushed forward to the base's tokens. It takes the place of π_θ(α) in Eq. 13, and is
+the same where the tokenizers are. (The guide's probability that the text goes on with t's bytes is another number: it
+gives a short token the mass of all its extensions.)
+
+The guide's tokens for s are those that its tokenizer makes: a path. What it writes next either follows the path's end,
+the tip, or began on the path before the tip and overhangs s. A guide token is attributed to the base token that its
+bytes begin with; where that can still change with the guide token after it, and it matters, the guide is asked on.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parm_mlx.guidance.token_bytes import TokenBytes
+
+FOREIGN = 1 << 24  # added to a base token where the sequence that the guide reads holds it
+NEVER = -1e4  # log E of what a guide cannot write: control tokens that it does not have
+FLOOR = -80.0  # log E of what it never writes here
+
+Floats = NDArray[np.float64]
+Row = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How much is read to tell the tokens apart that need several guide tokens.
+
+    Attributes:
+        candidates: Most base tokens that are looked at.
+        rows: Most rows that the guide reads for them at a time.
+        rounds: Times that it does.
+        tolerance: Share of the guided distribution that may be left open.
+        share: Overhanging tokens of a smaller share of the mass are left out; above the hundredfold, both tokenizers
+            are asked about each in its whole context, and below it beside its neighbour.
+    """
+
+    candidates: int = 50
+    rows: int = 8
+    rounds: int = 1
+    tolerance: float = 1e-2
+    share: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a sequence of symbols (:data:`FOREIGN`) comes to: ``committed`` guide tokens, then the bytes of a tail.
+
+    ``recent`` are the last base tokens, as many as the tail is made of.
+    """
+
+    committed: int = 0
+    tail: bytes = b""
+    recent: Row = ()
+
+
+class Pair:
+    """What can be told once of a base's and a guide's tokenizer.
+
+    Attributes:
+        first: (V_guide,) the base token that each guide token's bytes begin with; V_base where there is none.
+        head: (V_base,) the first of several guide tokens that make a base token; −1 where it takes one or none.
+        places: Bytes at which the guide cuts base tokens.
+        cut: Guide tokens that are such bytes.
+    """
+
+    def __init__(self, base: TokenBytes, guide: TokenBytes, start: int) -> None:
+        self.base, self.guide, self.start = base, guide, start
+        size = len(base.pieces)
+        self.first = np.full(len(guide.pieces), size, np.int64)
+        known = [(g, piece) for g, piece in enumerate(guide.pieces) if piece]
+        for (g, _), ids in zip(known, base.read_all(piece for _, piece in known), strict=True):
+            self.first[g] = ids[0] if ids else size
+        self.head = np.full(size, -1, np.int64)
+        self.places: set[bytes] = set()
+        self.control = {t: guide.control[text] for text, t in base.control.items() if text in guide.control}
+        self.impossible = np.ones(size, np.bool_)
+        self.impossible[[*base.ends, *self.control]] = False
+        self._rows: dict[int, Row] = {}
+        spelt = [(t, piece) for t, piece in enumerate(base.pieces) if piece]
+        for (t, piece), row in zip(spelt, guide.read_all(piece for _, piece in spelt), strict=True):
+            if guide.text(row) != piece:
+                continue
+            self.impossible[t] = False
+            if len(row) > 1 and base.by_bytes[piece] == t:
+                self.head[t], self._rows[t] = row[0], row
+                lengths = accumulate(len(guide.pieces[g] or b"") for g in row[:-1])
+                self.places.update(piece[:length] for length in lengths)
+        self.mark_cuts()
+
+    def mark_cuts(self) -> None:
+        """Finds the guide tokens that are ``places``."""
+        self.cut = np.array([g for g, piece in enumerate(self.guide.pieces) if piece in self.places], np.int64)
+        self.headed = np.flatnonzero(self.head >= 0)
+
+    def row(self, token: int) -> Row:
+        """The guide tokens of a base token that takes several."""
+        return self._rows[token]
+
+    def path(self, point: Point) -> Row:
+        """The guide tokens of a tail."""
+        return self.guide.read(point.tail)
+
+    def advance(self, point: Point, symbol: int, tokens: list[int]) -> Point:
+        """Reads a symbol: a token of the guide's own, or of the base's. Committed tokens are added to ``tokens``.
+
+        The first token of the tail is committed when another follows it and no guide token could reach from before it
+        over the whole tail: a rule of bytes alone, so that what was read one by one is what was read at once.
+        """
+        if not tokens and symbol >= FOREIGN:
+            tokens.append(self.start)
+        own = self.control.get(symbol - FOREIGN) if symbol >= FOREIGN else symbol
+        if own is not None:
+            tokens += [*self.path(point), own]
+            return Point(len(tokens))
+        token = symbol - FOREIGN
+        piece = self.base.pieces[token] if token < len(self.base.pieces) else None
+        if piece and self.impossible[token]:
+            piece = piece.translate(None, self.guide.missing)
+        if not piece:
+            return Point(len(tokens), point.tail, point.recent)
+        tail, recent = point.tail + piece, [*point.recent, token]
+        path = self.guide.read(tail)
+        while len(path) > 1 and not self._reaches_over(tail):
+            tokens.append(path[0])
+            tail = tail[len(self.guide.pieces[path[0]] or b"") :]
+            path = self.guide.read(tail)
+        while len(self.base.text(recent[1:])) >= len(tail):
+            recent.pop(0)
+        return Point(len(tokens), tail, tuple(recent))
+
+    def _reaches_over(self, tail: bytes) -> bool:
+        found = self.guide.starting_with(tail)
+        return len(found) > (tail in self.guide.by_bytes)
+
+
+class Score:
+    """E at one place of a text.
+
+    Args:
+        pair: The tokenizers.
+        point: The place.
+        probabilities: The guide's distributions (V_guide,) after the committed tokens and after each token of the path.
+        logits: The base's logits (V_base,), by which candidates are chosen.
+        strength: 1/β.
+        how: How much is refined.
+
+    Attributes:
+        bound: Share of the guided distribution that is left open; 0 where nothing is.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        point: Point,
+        probabilities: Sequence[Floats],
+        logits: Floats,
+        strength: float,
+        how: Refinement,
+    ) -> None:
+        self._pair, self._point, self._path, self._how = pair, point, pair.path(point), how
+        self._strength, self._size = strength, len(pair.base.pieces)
+        self._log_base = logits[: self._size] - logits[: self._size].max()
+        self.bound = 0.0
+        self._entries: dict[Row, tuple[float, bytes]] = {}  # overhanging tokens: their mass, and what they add to s
+        self._weigh(probabilities)
+        self._after_tip(probabilities[-1])
+        self._overhanging(probabilities)
+        self._nodes: dict[Row, tuple[float, Floats]] = {
+            self._path[:j]: each for j, each in enumerate(zip(self._weights, probabilities, strict=True))
+        }
+
+    def _weigh(self, probabilities: Sequence[Floats]) -> None:
+        """The weights of the path's nodes relative to that of the heaviest thing that follows from it."""
+        with np.errstate(divide="ignore"):
+            steps = [np.log(p[g]) for p, g in zip(probabilities, self._path, strict=False)]
+        logs = [0.0, *accumulate(steps)]
+        self._ranges = []
+        heights = [logs[-1]]
+        at = 0
+        for j, g in enumerate(self._path):
+            rest = self._point.tail[at:]
+            found = self._pair.guide.starting_with(rest)
+            ids = self._pair.guide.ids[found.start + (rest in self._pair.guide.by_bytes) : found.stop]
+            self._ranges.append((at, ids))
+            if ids.size and (mass := probabilities[j][ids].sum()) > 0:
+                heights.append(logs[j] + np.log(mass))
+            at += len(self._pair.guide.pieces[g] or b"")
+        top = max(heights)
+        self._weights = (
+            [float(np.exp(each - top)) for each in logs] if top > -np.inf else [0.0] * (len(logs) - 1) + [1.0]
+        )
+
+    def _after_tip(self, p: Floats) -> None:
+        pair, weight = self._pair, self._weights[-1]
+        known = p[: len(pair.first)]
+        self.mass = weight * np.bincount(pair.first[: len(known)], known, self._size + 1)
+        self.end = weight * float(p[pair.guide.ends].sum())
+        for t, g in pair.control.items():
+            self.mass[t] = weight * p[g]
+        self.total = weight * float(p.sum())
+        self._open = weight * np.bincount(pair.first[pair.cut], p[pair.cut], self._size + 1)
+
+    def _overhanging(self, probabilities: Sequence[Floats]) -> None:
+        """Adds what began on the path before the tip: tokens that its tokenizer makes there, and after which the base's
+        tokenizer still ends a token at s.
+        """
+        pair, point, share = self._pair, self._point, self._how.share
+        masses = [w * p[ids] for w, p, (_, ids) in zip(self._weights, probabilities, self._ranges, strict=False)]
+        whole = self.total + sum(float(mass.sum()) for mass in masses)
+        likeliest = self._likeliest() if any(mass.size for mass in masses) else ()
+        wanted = [piece for t in likeliest if (piece := pair.base.pieces[t])]
+        for j, ((at, ids), mass) in enumerate(zip(self._ranges, masses, strict=True)):
+            keep = mass > share * whole
+            if mass.size > len(wanted):
+                exact = [pair.guide.by_bytes.get(point.tail[at:] + piece, -1) for piece in wanted]
+                keep |= np.isin(ids, exact)
+            if not (kept := np.flatnonzero(keep)).size:
+                continue
+            pieces = [pair.guide.pieces[g] or b"" for g in ids[kept]]
+            major = mass[kept] > 100 * share * whole
+            rests = [piece[len(point.tail) - at :] for piece in pieces]
+            firsts = [found[0] if found else self._size for found in pair.base.read_all(rests)]
+            made = self._made(j, at, ids[kept], pieces, major)
+            agreed = self._agreed(rests, firsts, major)
+            for k in np.flatnonzero(made & agreed):
+                this = float(mass[kept[k]])
+                self.mass[firsts[k]] += this
+                self.total += this
+                self._entries[(*self._path[:j], int(ids[kept[k]]))] = this, rests[k]
+                if rests[k] in pair.places:
+                    self._open[firsts[k]] += this
+
+    def _likeliest(self) -> NDArray[np.int64]:
+        count = min(self._how.candidates, self._size)
+        return np.argpartition(-self._log_base, count - 1)[:count]
+
+    def _made(
+        self, j: int, at: int, ids: NDArray[np.int64], pieces: list[bytes], major: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Which tokens the guide's tokenizer makes after the first ``j`` of the path."""
+        guide, before, path = self._pair.guide, self._point.tail[:at], self._path[:j]
+        near = path[-1:]
+        beside = guide.text(near)
+        texts = [(before if big else beside) + piece for piece, big in zip(pieces, major, strict=True)]
+        return np.array(
+            [
+                ids_read == ((*path, int(g)) if big else (*near, int(g)))
+                for ids_read, g, big in zip(guide.read_all(texts), ids, major, strict=True)
+            ],
+            np.bool_,
+        )
+
+    def _agreed(self, rests: list[bytes], firsts: list[int], major: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """After which bytes the base's tokenizer ends a token at s, as the base has."""
+        base, recent = self._pair.base, self._point.recent
+        if not recent:
+            return np.ones(len(rests), np.bool_)
+        before, beside = base.text(recent), base.text(recent[-1:])
+        pieces = [base.pieces[f] or b"" if f < self._size else b"" for f in firsts]
+        texts = [before + rest if big else beside + f for rest, f, big in zip(rests, pieces, major, strict=True)]
+        return np.array(
+            [
+                ids[: len(recent)] == recent if big else ids[:1] == recent[-1:]
+                for ids, big in zip(base.read_all(texts), major, strict=True)
+            ],
+            np.bool_,
+        )
+
+    def wanted(self) -> list[Row]:
+        """The rows after the committed tokens to read for what is still open; none where it does not matter.
+
+        It sets ``bound``.
+        """
+        pair, size, e, (weight, p) = self._pair, self._size, self._strength, self._nodes[self._path]
+        ahead, over = np.zeros(size), self._rows_over_tip()
+        headed = pair.headed[pair.head[pair.headed] < len(p)]
+        ahead[headed] = weight * p[pair.head[headed]]
+        read = {
+            node[len(self._path)] for node in self._nodes if len(node) > len(self._path) == _shared(node, self._path)
+        }
+        for t in headed[np.isin(pair.head[headed], [*read])] if read else ():
+            ahead[t] = self._waiting((*self._path, *pair.row(t)))
+        further = {t: mass for t, row in over.items() if (mass := self._waiting(row)) > 0}
+        reach = self._open[:size]
+        for t, mass in further.items():
+            ahead[t] += mass
+        with np.errstate(divide="ignore"):
+            most = np.flatnonzero(reach + ahead > 0)
+            height = self._log_base + e * np.log(self.mass[:size])
+            high = self._log_base[most] + e * np.log(self.mass[most] + ahead[most])
+            low = self._log_base[most] + e * np.log(np.maximum(self.mass[most] - reach[most], 0))
+        top = max(height.max(), high.max(initial=-np.inf))
+        if not most.size or not np.isfinite(top):
+            self.bound = 0.0
+            return []
+        gaps = np.exp(high - top) - np.exp(low - top)
+        if most.size > self._how.candidates:
+            best = np.argpartition(-high, self._how.candidates - 1)[: self._how.candidates]
+            most, gaps = most[best], gaps[best]
+        z = np.exp(height - top).sum()
+        self.bound = float(gaps.sum() / (z + gaps.sum()))
+        if gaps.sum() <= self._how.tolerance * z:
+            return []
+        rows: dict[Row, None] = {}
+        for k in np.argsort(-gaps):
+            if len(rows) == self._how.rows or gaps[k] <= self._how.tolerance * z / 10 / len(most):
+                break
+            t = int(most[k])
+            row: Row | None = over[t] if 2 * further.get(t, 0) > ahead[t] else None
+            if row is None:
+                row = (*self._path, *pair.row(t)) if ahead[t] >= reach[t] and pair.head[t] >= 0 else self._doubt(t)
+            if row is not None:
+                rows[row] = None
+        return [row for row in rows if not any(row != other and other[: len(row)] == row for other in rows)]
+
+    def _rows_over_tip(self) -> dict[int, Row]:
+        """The rows to likely base tokens that the guide does not begin at the tip, but before it."""
+        pair, tail = self._pair, self._point.tail
+        heavy = [(rest, node) for node, (mass, rest) in self._entries.items() if mass > 1e-3 * self.total]
+        if not heavy:
+            return {}
+        found = {}
+        for t in self._likeliest():
+            piece = pair.base.pieces[t]
+            if piece and any(len(rest) < len(piece) and piece.startswith(rest) for rest, _ in heavy):
+                row = pair.guide.read(tail + piece)
+                if any(row[: len(node)] == node for _, node in heavy):
+                    found[int(t)] = row
+        return found
+
+    def _waiting(self, row: Row) -> float:
+        """The mass that waits at the first token of a row that was not read; its last one need not be."""
+        for j in range(len(row) - 1):
+            if row[: j + 1] not in self._nodes:
+                if row[:j] not in self._nodes:
+                    return 0.0
+                weight, p = self._nodes[row[:j]]
+                return float(weight * p[row[j]])
+        return 0.0
+
+    def _doubt(self, token: int) -> Row | None:
+        """The heaviest token after the tip, or over it, that is attributed to a base token and cut by the guide."""
+        pair, (weight, p) = self._pair, self._nodes[self._path]
+        cut = pair.cut[pair.first[pair.cut] == token]
+        found = [(weight * p[g], (*self._path, int(g))) for g in cut]
+        for node, (mass, rest) in self._entries.items():
+            if rest in pair.places and pair.base.read(rest)[:1] == (token,):
+                found.append((mass, node))
+        mass, row = max(((m, row) for m, row in found if row not in self._nodes), default=(0.0, None))
+        return row if mass > 0 else None
+
+    def refine(self, rows: Iterable[tuple[Row, int, Sequence[Floats]]]) -> None:
+        """Attributes again what the guide writes after rows, given the distributions after each of their tokens.
+
+        They begin at the token of an index; tokens before it are on the path.
+        """
+        found = {row[: start + j + 1]: p for row, start, read in rows for j, p in enumerate(read)}
+        for node in sorted(found, key=len):
+            before = node[:-1]
+            if node in self._nodes or before not in self._nodes:
+                continue
+            if _shared(before, self._path) == len(before) < len(self._path) and node not in self._entries:
+                continue
+            weight = self._nodes[before][0] * float(self._nodes[before][1][node[-1]])
+            self._nodes[node] = weight, found[node]
+            self._spread(node, weight, found[node], [other[-1] for other in found if other[:-1] == node])
+
+    def _spread(self, node: Row, weight: float, p: Floats, always: list[int]) -> None:
+        """Moves the mass of one node from the base token of its bytes to those of its bytes and one token more."""
+        pair, size, text = self._pair, self._size, self._pair.guide.text(node)[len(self._point.tail) :]
+        own = ids[0] if (ids := pair.base.read(text)) else size
+        if text in pair.places:
+            self._open[own] = max(self._open[own] - weight, 0.0)
+        likely = np.flatnonzero(weight * p[: len(pair.guide.pieces)] > self._how.share * self.total)
+        tokens = [int(g) for g in dict.fromkeys([*likely.tolist(), *always]) if pair.guide.pieces[g]]
+        texts = [text + (pair.guide.pieces[g] or b"") for g in tokens]
+        for g, longer, ids in zip(tokens, texts, pair.base.read_all(texts), strict=True):
+            first, mass = ids[0] if ids else size, weight * float(p[g])
+            self.mass[own] -= mass
+            self.mass[first] += mass
+            if longer in pair.places:
+                self._open[first] += mass
+        self.mass[own] = max(self.mass[own], 0.0)
+
+    def log(self) -> Floats:
+        """Log E of every base token, (V_base,); all tokens that end an answer have that of an end."""
+        scale = max(self.total, 1e-300)
+        with np.errstate(divide="ignore"):
+            out = np.maximum(np.log(self.mass[: self._size] / scale), FLOOR)
+            out[self._pair.impossible] = NEVER
+            out[self._pair.base.ends] = max(np.log(self.end / scale), FLOOR)
+        return out
+
+
+def _shared(a: Row, b: Row) -> int:
+    """The number of tokens that two rows begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
