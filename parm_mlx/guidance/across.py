@@ -1,8 +1,9 @@
 """A base guided by a PARM of another vocabulary, as an mlx-lm model.
 
-The guide reads symbols: its own tokens, for its prompt, and tokens of the base (plus ``FOREIGN``), of which it takes the
-bytes. For the tokens of the base that follow it computes log E (:mod:`parm_mlx.guidance.pushforward`), which takes the
-place of log π_θ(α) in Eq. 13. Where the vocabularies differ in their ids only, log E is its logits in the base's order.
+The guide reads symbols: its own tokens, for its prompt, and tokens of the base (plus ``FOREIGN``), of which it takes
+the bytes. For the tokens of the base that follow it computes log E (:mod:`parm_mlx.guidance.pushforward`), which takes
+the place of log π_θ(α) in Eq. 13. Where the vocabularies differ in their ids only
+(:mod:`parm_mlx.guidance.renumbered`), log E is its own distribution in the base's order.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from parm_mlx.errors import ModelError
 from parm_mlx.guidance.guide import Cache, Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.pushforward import FOREIGN, NEVER, Floats, Pair, Point, Refinement, Row, Score
+from parm_mlx.guidance.renumbered import RenumberedGuide
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import AcrossCache, ForkedEntry, PreferenceCache, ReadSequence, are_plain
@@ -377,11 +379,16 @@ class _Fork:
 class AcrossModel(GuidedModel):
     """A base model guided by a PARM of another vocabulary."""
 
-    guide: AcrossGuide  # type: ignore[assignment]
+    guide: AcrossGuide | RenumberedGuide  # type: ignore[assignment]
     shift = FOREIGN
 
-    def __init__(self, base: nn.Module, guide: AcrossGuide, beta: float = 1.0) -> None:
+    def __init__(self, base: nn.Module, guide: AcrossGuide | RenumberedGuide, beta: float = 1.0) -> None:
         super().__init__(base, cast("Any", guide), beta)
+
+    @property
+    def count(self) -> AcrossCount | None:
+        """Passes of the guide, and what was left out; None where the vocabularies differ in their ids only."""
+        return self.guide.count if isinstance(self.guide, AcrossGuide) else None
 
     @property
     def vocabulary(self) -> int:

@@ -210,8 +210,9 @@ class Score:
         self._open = weight * np.bincount(pair.first[pair.cut], p[pair.cut], self._size + 1)
 
     def _overhanging(self, probabilities: Sequence[Floats]) -> None:
-        """Adds what began on the path before the tip: tokens that its tokenizer makes there, and after which the base's
-        tokenizer still ends a token at s.
+        """Adds what began on the path before the tip.
+
+        Tokens count that the guide's tokenizer makes there, and after which the base's still ends a token at s.
         """
         pair, point, share = self._pair, self._point, self._how.share
         masses = [w * p[ids] for w, p, (_, ids) in zip(self._weights, probabilities, self._ranges, strict=False)]
@@ -395,7 +396,7 @@ class Score:
         """Log E of every base token, (V_base,); all tokens that end an answer have that of an end."""
         scale = max(self.total, 1e-300)
         with np.errstate(divide="ignore"):
-            out = np.maximum(np.log(self.mass[: self._size] / scale), FLOOR)
+            out: Floats = np.maximum(np.log(self.mass[: self._size] / scale), FLOOR)
             out[self._pair.impossible] = NEVER
             out[self._pair.base.ends] = max(np.log(self.end / scale), FLOOR)
         return out

@@ -33,6 +33,8 @@ class TokenBytes:
         backend: A ``tokenizers.Tokenizer`` that reads text as it stands; None reads by longest match.
         spaces: The backend reads "▁" for a space.
         control: Ids of other control tokens by their text.
+        rules: How it makes tokens, whatever their ids; "" where that is not known.
+        names: Ids of its tokens, control tokens aside, by its own names for them.
 
     Attributes:
         by_bytes: The id of each string of bytes; of several, the one that the tokenizer itself makes.
@@ -47,7 +49,10 @@ class TokenBytes:
         backend: Any = None,
         spaces: bool = False,
         control: dict[str, int] | None = None,
+        rules: str = "",
+        names: dict[str, int] | None = None,
     ) -> None:
+        self.rules, self.names = rules, names or {}
         self.pieces, self.ends, self.control = list(pieces), sorted(ends), dict(control or {})
         self._backend, self._spaces = backend, spaces
         self._readings: dict[bytes, tuple[int, ...]] = {}
@@ -134,7 +139,7 @@ class TokenBytes:
 
 
 def _text_inside(data: bytes) -> tuple[bytes, str, bytes]:
-    """Splits bytes into the rest of a character, text, and the beginning of a character; all is rest if it is no text."""
+    """Splits bytes into the end of a character, text, and the beginning of one; if there is no text, all is an end."""
     start = 0
     while start < min(3, len(data)) and data[start] & 0xC0 == 0x80:
         start += 1
@@ -177,12 +182,21 @@ def _of_tokenizer(tokenizer: TokenizerWrapper, role: str) -> TokenBytes:
     if not ends:
         raise _refused(role, "has no end-of-sequence token")
     control = {each["content"]: i for i, each in added.items() if each["special"] and i not in ends}
-    found = TokenBytes([None if i in ends else p for i, p in enumerate(pieces)], ends, _plain(content), spaces, control)
+    ends_alone = [None if i in ends else piece for i, piece in enumerate(pieces)]
+    names = {each["content"]: i for i, each in added.items()} | vocabulary
+    names = {name: i for name, i in names.items() if i not in ends and not (i in added and added[i]["special"])}
+    found = TokenBytes(ends_alone, ends, _plain(content), spaces, control, _rules(content), names)
     if lost := [chr(b) for b in [*range(32, 127), 10] if b in found.missing]:
         raise _refused(role, f"cannot spell {', '.join(map(repr, lost[:3]))}")
     if found.text(found.read(_ROUND_TRIP.encode())) != _ROUND_TRIP.encode():
         raise _refused(role, "does not give back the text that it reads")
     return found
+
+
+def _rules(content: dict[str, Any]) -> str:
+    model = {key: value for key, value in content["model"].items() if key not in ("vocab", "unk_token")}
+    added = sorted(each["content"] for each in content["added_tokens"] if not each["special"])
+    return json.dumps([model, content["pre_tokenizer"], content["normalizer"], added], sort_keys=True)
 
 
 def _refused(role: str, reason: str) -> ModelError:

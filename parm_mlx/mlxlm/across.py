@@ -152,7 +152,7 @@ class ForkedEntry:
     @property
     def offset(self) -> int | mx.array:
         """Position of the next token, or of the next token of each row."""
-        return self._longest if self._even else mx.array(self._lengths)
+        return self._longest if self._even else mx.array([*self._lengths])
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None, **_: Any

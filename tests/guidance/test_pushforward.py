@@ -1,4 +1,4 @@
-"""The push-forward of a guide's distribution to another vocabulary, beside enumerations of all that a guide may write."""
+"""A guide's distribution pushed forward to another vocabulary, beside enumerations of all that a guide may write."""
 
 import itertools
 from collections import defaultdict
