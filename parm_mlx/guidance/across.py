@@ -52,10 +52,10 @@ class AcrossCount:
         """The numbers per position, as reports hold them."""
         each = max(self.positions, 1)
         return {
-            "passes_per_token": self.passes / each,
-            "rows_per_token": self.rows / each,
-            "open": self.open / each,
-            "most_open": self.most_open,
+            "across_passes_per_token": self.passes / each,
+            "across_rows_per_token": self.rows / each,
+            "across_open": self.open / each,
+            "across_most_open": self.most_open,
         }
 
 

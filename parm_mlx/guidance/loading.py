@@ -168,7 +168,8 @@ def load_with_tokenizers(
     differ = across == "auto" and any(vocabularies_differ(tokenizer, each) for each in tokenizers)
     for guide_tokenizer, path in zip(tokenizers, paths, strict=True):
         if differ:
-            check_vocabularies(tokenizers[0], guide_tokenizer, paths[0], path, role="guide", of="guide")
+            hint = "adapters that guide together need one vocabulary, the base's or not"
+            check_vocabularies(tokenizers[0], guide_tokenizer, paths[0], path, "guide", "guide", hint)
         else:
             check_vocabularies(tokenizer, guide_tokenizer, base_path, path)
     for guide_tokenizer in tokenizers if not differ else ():
@@ -341,12 +342,13 @@ def check_vocabularies(
     other_path: Path,
     role: str = "guide",
     of: str = "base",
+    hint: str = "their token log-probabilities are combined, so both models need the same vocabulary",
 ) -> None:
     """Checks that two tokenizers give every token the same id, special tokens in one of them aside."""
     if reasons := vocabularies_differ(base, other):
         raise ModelError(
             f"{of} {base_path} and {role} {other_path} have different tokenizers: {'; '.join(reasons)}",
-            hint="their token log-probabilities are combined, so both models need the same vocabulary",
+            hint=hint,
         )
 
 

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from parm_mlx.errors import InputError
 from parm_mlx.files import resolve
 from parm_mlx.fingerprint import directory_digest
 from parm_mlx.guidance.costs import QUESTIONS, Costs, key, measure, recall, remember
 from parm_mlx.guidance.fit import fetching, misfit
 from parm_mlx.guidance.guided import GuidedModel, Unguided
 from parm_mlx.guidance.loading import (
+    Across,
     Dequantize,
     Share,
     load_base,
@@ -24,6 +26,7 @@ from parm_mlx.guidance.loading import (
     recorded_backbone,
 )
 from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.pushforward import Refinement
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message
@@ -120,6 +123,9 @@ def load_session(
     steer_thinking: bool = False,
     kv_bits: int | None = None,
     max_kv_size: int | None = None,
+    across: Across = "auto",
+    across_candidates: int = Refinement.candidates,
+    across_tolerance: float = Refinement.tolerance,
     alone: bool = False,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Session:
@@ -165,7 +171,17 @@ def load_session(
             dequantize=dequantize,
             kv_bits=kv_bits,
             max_kv_size=max_kv_size,
+            across=across,
+            across_candidates=across_candidates,
+            across_tolerance=across_tolerance,
         )
+        if guided.shift:
+            notes.append("the PARM has another vocabulary: it guides by what it would write (docs/vocabularies.md)")
+        if guided.shift and speculation == "guide":
+            raise InputError(
+                "a guide of another vocabulary cannot draft: its tokens are not the base's",
+                hint="leave out --speculation guide; --speculation base drafts with the base",
+            )
     else:
         model_alone, tokenizer = load_base(base, dequantize, kv_bits, max_kv_size)
         guided, guide_tokenizer = Unguided(model_alone), tokenizer
