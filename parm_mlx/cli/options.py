@@ -233,7 +233,7 @@ class ServedModelOptions(GuideOptions):
     )
     across_candidates: int = setting(
         50,
-        "Most tokens of the base about which a guide of another vocabulary is asked further, where they take several of "
+        "Most tokens of the base about which a guide of another vocabulary is asked further, if they take several of "
         "its own.",
         CANDIDATES,
     )

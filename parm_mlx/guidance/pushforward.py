@@ -39,13 +39,13 @@ class Refinement:
         rows: Most rows that the guide reads for them at a time.
         rounds: Times that it does.
         tolerance: Share of the guided distribution that may be left open.
-        share: Overhanging tokens of a smaller share of the mass are left out; above the hundredfold, both tokenizers
-            are asked about each in its whole context, and below it beside its neighbour.
+        share: Overhanging tokens of a smaller share of the mass are left out; of the hundredfold, both tokenizers are
+            asked about each in its whole context, and of less beside its neighbour.
     """
 
     candidates: int = 50
-    rows: int = 8
-    rounds: int = 1
+    rows: int = 16
+    rounds: int = 2
     tolerance: float = 1e-2
     share: float = 1e-5
 
@@ -214,67 +214,64 @@ class Score:
 
         Tokens count that the guide's tokenizer makes there, and after which the base's still ends a token at s.
         """
-        pair, point, share = self._pair, self._point, self._how.share
+        share = self._how.share
         masses = [w * p[ids] for w, p, (_, ids) in zip(self._weights, probabilities, self._ranges, strict=False)]
-        whole = self.total + sum(float(mass.sum()) for mass in masses)
-        likeliest = self._likeliest() if any(mass.size for mass in masses) else ()
-        wanted = [piece for t in likeliest if (piece := pair.base.pieces[t])]
+        if not any(mass.size for mass in masses):
+            return
+        heavy = 100 * share * (self.total + sum(float(mass.sum()) for mass in masses))
+        for j, mass in enumerate(masses):
+            self._add(j, mass, mass > heavy, whole=True)
+        light, likeliest = share * self.total, [self._pair.base.pieces[t] for t in self._likeliest()]
         for j, ((at, ids), mass) in enumerate(zip(self._ranges, masses, strict=True)):
-            keep = mass > share * whole
-            if mass.size > len(wanted):
-                exact = [pair.guide.by_bytes.get(point.tail[at:] + piece, -1) for piece in wanted]
+            keep = mass > light
+            if mass.size > len(likeliest):
+                starts = self._point.tail[at:]
+                exact = [self._pair.guide.by_bytes.get(starts + piece, -1) for piece in likeliest if piece]
                 keep |= np.isin(ids, exact)
-            if not (kept := np.flatnonzero(keep)).size:
-                continue
-            pieces = [pair.guide.pieces[g] or b"" for g in ids[kept]]
-            major = mass[kept] > 100 * share * whole
-            rests = [piece[len(point.tail) - at :] for piece in pieces]
-            firsts = [found[0] if found else self._size for found in pair.base.read_all(rests)]
-            made = self._made(j, at, ids[kept], pieces, major)
-            agreed = self._agreed(rests, firsts, major)
-            for k in np.flatnonzero(made & agreed):
-                this = float(mass[kept[k]])
-                self.mass[firsts[k]] += this
+            self._add(j, mass, keep & (mass <= heavy), whole=False)
+
+    def _add(self, j: int, mass: Floats, chosen: NDArray[np.bool_], whole: bool) -> None:
+        """Adds the chosen ones of the tokens that overhang from node ``j``.
+
+        Tokenizers are asked about each in its ``whole`` context, or beside its neighbour only.
+        """
+        pair, (at, ids), kept = self._pair, self._ranges[j], np.flatnonzero(chosen & (mass > 0))
+        if not kept.size:
+            return
+        pieces = [pair.guide.pieces[g] or b"" for g in ids[kept]]
+        rests = [piece[len(self._point.tail) - at :] for piece in pieces]
+        firsts = [found[0] if found else self._size for found in pair.base.read_all(rests)]
+        made, agreed = self._made(j, at, ids[kept], pieces, whole), self._agreed(rests, firsts, whole)
+        for k, rest, first, counts in zip(kept, rests, firsts, made & agreed, strict=True):
+            if counts:
+                this = float(mass[k])
+                self.mass[first] += this
                 self.total += this
-                self._entries[(*self._path[:j], int(ids[kept[k]]))] = this, rests[k]
-                if rests[k] in pair.places:
-                    self._open[firsts[k]] += this
+                self._entries[(*self._path[:j], int(ids[k]))] = this, rest
+                if rest in pair.places:
+                    self._open[first] += this
 
     def _likeliest(self) -> NDArray[np.int64]:
         count = min(self._how.candidates, self._size)
         return np.argpartition(-self._log_base, count - 1)[:count]
 
-    def _made(
-        self, j: int, at: int, ids: NDArray[np.int64], pieces: list[bytes], major: NDArray[np.bool_]
-    ) -> NDArray[np.bool_]:
+    def _made(self, j: int, at: int, ids: NDArray[np.int64], pieces: list[bytes], whole: bool) -> NDArray[np.bool_]:
         """Which tokens the guide's tokenizer makes after the first ``j`` of the path."""
-        guide, before, path = self._pair.guide, self._point.tail[:at], self._path[:j]
-        near = path[-1:]
-        beside = guide.text(near)
-        texts = [(before if big else beside) + piece for piece, big in zip(pieces, major, strict=True)]
-        return np.array(
-            [
-                ids_read == ((*path, int(g)) if big else (*near, int(g)))
-                for ids_read, g, big in zip(guide.read_all(texts), ids, major, strict=True)
-            ],
-            np.bool_,
-        )
+        guide = self._pair.guide
+        path = self._path[:j] if whole else self._path[:j][-1:]
+        before = self._point.tail[:at] if whole else guide.text(path)
+        read = guide.read_all(before + piece for piece in pieces)
+        return np.array([found == (*path, int(g)) for found, g in zip(read, ids, strict=True)], np.bool_)
 
-    def _agreed(self, rests: list[bytes], firsts: list[int], major: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _agreed(self, rests: list[bytes], firsts: list[int], whole: bool) -> NDArray[np.bool_]:
         """After which bytes the base's tokenizer ends a token at s, as the base has."""
         base, recent = self._pair.base, self._point.recent
-        if not recent:
-            return np.ones(len(rests), np.bool_)
-        before, beside = base.text(recent), base.text(recent[-1:])
-        pieces = [base.pieces[f] or b"" if f < self._size else b"" for f in firsts]
-        texts = [before + rest if big else beside + f for rest, f, big in zip(rests, pieces, major, strict=True)]
-        return np.array(
-            [
-                ids[: len(recent)] == recent if big else ids[:1] == recent[-1:]
-                for ids, big in zip(base.read_all(texts), major, strict=True)
-            ],
-            np.bool_,
-        )
+        if not whole:
+            recent = recent[-1:]
+            rests = [(base.pieces[first] or b"") if first < self._size else b"" for first in firsts]
+        before = base.text(recent)
+        read = base.read_all(before + rest for rest in rests)
+        return np.array([found[: len(recent)] == recent for found in read], np.bool_)
 
     def wanted(self) -> list[Row]:
         """The rows after the committed tokens to read for what is still open; none where it does not matter.
@@ -319,9 +316,9 @@ class Score:
             row: Row | None = over[t] if 2 * further.get(t, 0) > ahead[t] else None
             if row is None:
                 row = (*self._path, *pair.row(t)) if ahead[t] >= reach[t] and pair.head[t] >= 0 else self._doubt(t)
-            if row is not None:
-                rows[row] = None
-        return [row for row in rows if not any(row != other and other[: len(row)] == row for other in rows)]
+            if row is not None and not any(other[: len(row)] == row for other in rows):
+                rows = {**{other: None for other in rows if row[: len(other)] != other}, row: None}
+        return [*rows]
 
     def _rows_over_tip(self) -> dict[int, Row]:
         """The rows to likely base tokens that the guide does not begin at the tip, but before it."""
