@@ -13,6 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from numpy.typing import NDArray
 
 from parm_mlx.errors import ModelError
 from parm_mlx.guidance.guide import Cache, Guide, Guides
@@ -323,8 +324,8 @@ class AcrossGuide(nn.Module):
         return self.guide(ids, cache=[*entries, entry.bound[key]])
 
     def _distributions(self, logits: mx.array, sizes: Sequence[int]) -> list[list[Floats]]:
-        probabilities = np.array(mx.softmax(widened(logits), axis=-1))
-        return [[probabilities[row, k].astype(np.float64) for k in range(size)] for row, size in enumerate(sizes)]
+        values = np.array(widened(logits))
+        return [[_softmax(values[row, k]) for k in range(size)] for row, size in enumerate(sizes)]
 
     def _refine(
         self, entry: AcrossCache, preference: PreferenceCache, places: list[_Place], scores: list[Score]
@@ -405,6 +406,12 @@ class AcrossModel(GuidedModel):
         base = widened(self.base(inputs, cache=base_cache))
         log_e = self.guide.score(inputs.astype(mx.int32) + FOREIGN, base, guide_cache)
         return combine_logits(base, log_e, cache[-1].strength if cache else self.strength())
+
+
+def _softmax(logits: NDArray[np.float32]) -> Floats:
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities: Floats = shifted / shifted.sum()
+    return probabilities
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

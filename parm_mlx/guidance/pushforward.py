@@ -25,6 +25,7 @@ from parm_mlx.guidance.token_bytes import TokenBytes
 FOREIGN = 1 << 24  # added to a base token where the sequence that the guide reads holds it
 NEVER = -1e4  # log E of what a guide cannot write: control tokens that it does not have
 FLOOR = -80.0  # log E of what it never writes here
+LOOKED = 2048  # likely tokens of the base among which candidates are looked for
 
 Floats = NDArray[np.float64]
 Row = tuple[int, ...]
@@ -99,7 +100,6 @@ class Pair:
     def mark_cuts(self) -> None:
         """Finds the guide tokens that are ``places``."""
         self.cut = np.array([g for g, piece in enumerate(self.guide.pieces) if piece in self.places], np.int64)
-        self.headed = np.flatnonzero(self.head >= 0)
 
     def row(self, token: int) -> Row:
         """The guide tokens of a base token that takes several."""
@@ -169,6 +169,8 @@ class Score:
         self._pair, self._point, self._path, self._how = pair, point, pair.path(point), how
         self._strength, self._size = strength, len(pair.base.pieces)
         self._log_base = logits[: self._size] - logits[: self._size].max()
+        most = min(max(LOOKED, how.candidates), self._size)
+        self._likely = np.argpartition(-self._log_base.astype(np.float32), most - 1)[:most]
         self.bound = 0.0
         self._entries: dict[Row, tuple[float, bytes]] = {}  # overhanging tokens: their mass, and what they add to s
         self._weigh(probabilities)
@@ -251,9 +253,15 @@ class Score:
                 if rest in pair.places:
                     self._open[first] += this
 
+    def _looked(self) -> NDArray[np.int64]:
+        """The base tokens of which any can matter: likely ones of the base, and of the guide; in order."""
+        looked = self.mass[: self._size] > 1e-3 * self.total
+        looked[self._likely] = True
+        return np.flatnonzero(looked)
+
     def _likeliest(self) -> NDArray[np.int64]:
-        count = min(self._how.candidates, self._size)
-        return np.argpartition(-self._log_base, count - 1)[:count]
+        count = min(self._how.candidates, len(self._likely))
+        return self._likely[np.argpartition(-self._log_base[self._likely], count - 1)[:count]]
 
     def _made(self, j: int, at: int, ids: NDArray[np.int64], pieces: list[bytes], whole: bool) -> NDArray[np.bool_]:
         """Which tokens the guide's tokenizer makes after the first ``j`` of the path."""
@@ -278,44 +286,40 @@ class Score:
 
         It sets ``bound``.
         """
-        pair, size, e, (weight, p) = self._pair, self._size, self._strength, self._nodes[self._path]
-        ahead, over = np.zeros(size), self._rows_over_tip()
-        headed = pair.headed[pair.head[pair.headed] < len(p)]
-        ahead[headed] = weight * p[pair.head[headed]]
+        pair, e, (weight, p) = self._pair, self._strength, self._nodes[self._path]
+        looked, over = self._looked(), self._rows_over_tip()
+        heads = pair.head[looked]
+        ahead = np.where((heads >= 0) & (heads < len(p)), weight * p[np.minimum(heads, len(p) - 1)], 0.0)
         read = {
             node[len(self._path)] for node in self._nodes if len(node) > len(self._path) == _shared(node, self._path)
         }
-        for t in headed[np.isin(pair.head[headed], [*read])] if read else ():
-            ahead[t] = self._waiting((*self._path, *pair.row(t)))
-        further = {t: mass for t, row in over.items() if (mass := self._waiting(row)) > 0}
-        reach = self._open[:size]
-        for t, mass in further.items():
-            ahead[t] += mass
+        for k in np.flatnonzero(np.isin(heads, [*read])) if read else ():
+            ahead[k] = self._waiting((*self._path, *pair.row(int(looked[k]))))
+        further = {t: waiting for t, row in over.items() if (waiting := self._waiting(row)) > 0}
+        for t, waiting in further.items():
+            ahead[np.searchsorted(looked, t)] += waiting
+        mass, reach, base = self.mass[looked], self._open[looked], self._log_base[looked]
         with np.errstate(divide="ignore"):
-            most = np.flatnonzero(reach + ahead > 0)
-            height = self._log_base + e * np.log(self.mass[:size])
-            high = self._log_base[most] + e * np.log(self.mass[most] + ahead[most])
-            low = self._log_base[most] + e * np.log(np.maximum(self.mass[most] - reach[most], 0))
-        top = max(height.max(), high.max(initial=-np.inf))
-        if not most.size or not np.isfinite(top):
+            height, high = base + e * np.log(mass), base + e * np.log(mass + ahead)
+            low = base + e * np.log(np.maximum(mass - reach, 0))
+        top = high.max()
+        if not np.isfinite(top) or not (reach + ahead).any():
             self.bound = 0.0
             return []
-        gaps = np.exp(high - top) - np.exp(low - top)
-        if most.size > self._how.candidates:
-            best = np.argpartition(-high, self._how.candidates - 1)[: self._how.candidates]
-            most, gaps = most[best], gaps[best]
-        z = np.exp(height - top).sum()
+        gaps, z = np.exp(high - top) - np.exp(low - top), np.exp(height - top).sum()
+        if len(gaps) > self._how.candidates:
+            gaps[np.argpartition(-high, self._how.candidates - 1)[self._how.candidates :]] = 0
         self.bound = float(gaps.sum() / (z + gaps.sum()))
         if gaps.sum() <= self._how.tolerance * z:
             return []
         rows: dict[Row, None] = {}
         for k in np.argsort(-gaps):
-            if len(rows) == self._how.rows or gaps[k] <= self._how.tolerance * z / 10 / len(most):
+            if len(rows) == self._how.rows or gaps[k] <= self._how.tolerance * z / 10 / self._how.candidates:
                 break
-            t = int(most[k])
-            row: Row | None = over[t] if 2 * further.get(t, 0) > ahead[t] else None
+            t = int(looked[k])
+            row: Row | None = over[t] if 2 * further.get(t, 0) > ahead[k] else None
             if row is None:
-                row = (*self._path, *pair.row(t)) if ahead[t] >= reach[t] and pair.head[t] >= 0 else self._doubt(t)
+                row = (*self._path, *pair.row(t)) if ahead[k] >= reach[k] and heads[k] >= 0 else self._doubt(t)
             if row is not None and not any(other[: len(row)] == row for other in rows):
                 rows = {**{other: None for other in rows if row[: len(other)] != other}, row: None}
         return [*rows]
@@ -391,11 +395,14 @@ class Score:
 
     def log(self) -> Floats:
         """Log E of every base token, (V_base,); all tokens that end an answer have that of an end."""
+        if not np.isfinite(self.total):
+            return np.full(self._size, np.nan)  # the guide's logits were not finite
         scale = max(self.total, 1e-300)
-        with np.errstate(divide="ignore"):
-            out: Floats = np.maximum(np.log(self.mass[: self._size] / scale), FLOOR)
-            out[self._pair.impossible] = NEVER
-            out[self._pair.base.ends] = max(np.log(self.end / scale), FLOOR)
+        out, least = np.full(self._size, FLOOR), np.exp(FLOOR)
+        some = np.flatnonzero(self.mass[: self._size] > least * scale)
+        out[some] = np.log(self.mass[some] / scale)
+        out[self._pair.impossible] = NEVER
+        out[self._pair.base.ends] = np.log(max(self.end / scale, least))
         return out
 
 
