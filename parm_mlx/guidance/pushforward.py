@@ -83,6 +83,7 @@ class Pair:
         self.head = np.full(size, -1, np.int64)
         self.places: set[bytes] = set()
         self.control = {t: guide.control[text] for text, t in base.control.items() if text in guide.control}
+        self.first[[*self.control.values()]] = [*self.control]
         self.impossible = np.ones(size, np.bool_)
         self.impossible[[*base.ends, *self.control]] = False
         self._rows: dict[int, Row] = {}
@@ -91,7 +92,7 @@ class Pair:
             if guide.text(row) != piece:
                 continue
             self.impossible[t] = False
-            if len(row) > 1 and base.by_bytes[piece] == t:
+            if len(row) > 1 and base.read(piece) == (t,):  # others are never what the base's tokenizer begins with
                 self.head[t], self._rows[t] = row[0], row
                 lengths = accumulate(len(guide.pieces[g] or b"") for g in row[:-1])
                 self.places.update(piece[:length] for length in lengths)
@@ -172,6 +173,7 @@ class Score:
         most = min(max(LOOKED, how.candidates), self._size)
         self._likely = np.argpartition(-self._log_base.astype(np.float32), most - 1)[:most]
         self.bound = 0.0
+        self._places: dict[Row, int] = {}  # where the mass is that was attributed again
         self._entries: dict[Row, tuple[float, bytes]] = {}  # overhanging tokens: their mass, and what they add to s
         self._weigh(probabilities)
         self._after_tip(probabilities[-1])
@@ -206,8 +208,7 @@ class Score:
         known = p[: len(pair.first)]
         self.mass = weight * np.bincount(pair.first[: len(known)], known, self._size + 1)
         self.end = weight * float(p[pair.guide.ends].sum())
-        for t, g in pair.control.items():
-            self.mass[t] = weight * p[g]
+        self.mass[self._size] = max(self.mass[self._size] - self.end, 0.0)
         self.total = weight * float(p.sum())
         self._open = weight * np.bincount(pair.first[pair.cut], p[pair.cut], self._size + 1)
 
@@ -243,7 +244,7 @@ class Score:
         pieces = [pair.guide.pieces[g] or b"" for g in ids[kept]]
         rests = [piece[len(self._point.tail) - at :] for piece in pieces]
         firsts = [found[0] if found else self._size for found in pair.base.read_all(rests)]
-        made, agreed = self._made(j, at, ids[kept], pieces, whole), self._agreed(rests, firsts, whole)
+        made, agreed = self._made(j, at, ids[kept], pieces, whole), self._agreed(rests, whole)
         for k, rest, first, counts in zip(kept, rests, firsts, made & agreed, strict=True):
             if counts:
                 this = float(mass[k])
@@ -271,12 +272,9 @@ class Score:
         read = guide.read_all(before + piece for piece in pieces)
         return np.array([found == (*path, int(g)) for found, g in zip(read, ids, strict=True)], np.bool_)
 
-    def _agreed(self, rests: list[bytes], firsts: list[int], whole: bool) -> NDArray[np.bool_]:
+    def _agreed(self, rests: list[bytes], whole: bool) -> NDArray[np.bool_]:
         """After which bytes the base's tokenizer ends a token at s, as the base has."""
-        base, recent = self._pair.base, self._point.recent
-        if not whole:
-            recent = recent[-1:]
-            rests = [(base.pieces[first] or b"") if first < self._size else b"" for first in firsts]
+        base, recent = self._pair.base, self._point.recent if whole else self._point.recent[-1:]
         before = base.text(recent)
         read = base.read_all(before + rest for rest in rests)
         return np.array([found[: len(recent)] == recent for found in read], np.bool_)
@@ -379,19 +377,33 @@ class Score:
     def _spread(self, node: Row, weight: float, p: Floats, always: list[int]) -> None:
         """Moves the mass of one node from the base token of its bytes to those of its bytes and one token more."""
         pair, size, text = self._pair, self._size, self._pair.guide.text(node)[len(self._point.tail) :]
-        own = ids[0] if (ids := pair.base.read(text)) else size
+        at, own = self._where(node), ids[0] if (ids := pair.base.read(text)) else size
         if text in pair.places:
-            self._open[own] = max(self._open[own] - weight, 0.0)
+            self._open[at] = max(self._open[at] - weight, 0.0)
+        self.mass[at] = max(self.mass[at] - weight, 0.0)
         likely = np.flatnonzero(weight * p[: len(pair.guide.pieces)] > self._how.share * self.total)
         tokens = [int(g) for g in dict.fromkeys([*likely.tolist(), *always]) if pair.guide.pieces[g]]
         texts = [text + (pair.guide.pieces[g] or b"") for g in tokens]
+        rest = weight
         for g, longer, ids in zip(tokens, texts, pair.base.read_all(texts), strict=True):
             first, mass = ids[0] if ids else size, weight * float(p[g])
-            self.mass[own] -= mass
             self.mass[first] += mass
+            rest -= mass
+            self._places[(*node, g)] = first
             if longer in pair.places:
                 self._open[first] += mass
-        self.mass[own] = max(self.mass[own], 0.0)
+        self.mass[own] += max(rest, 0.0)
+        self._places[node] = own
+
+    def _where(self, node: Row) -> int:
+        """The base token that the mass of a node, of which no token was told apart yet, is attributed to."""
+        if node in self._places:
+            return self._places[node]
+        if node[:-1] == self._path:
+            return int(self._pair.first[node[-1]])
+        if node in self._entries:
+            return self._pair.base.read(self._entries[node][1])[0]
+        return self._places[node[:-1]]
 
     def log(self) -> Floats:
         """Log E of every base token, (V_base,); all tokens that end an answer have that of an end."""

@@ -8,6 +8,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -108,12 +109,25 @@ class TokenBytes:
         for k, data in enumerate(new):
             ids: tuple[int, ...] = ()
             if parts:
-                head, text, _ = parts[k]
+                head, text, tail = parts[k]
                 if encoded[k] and self.text(encoded[k]) == text.encode():
                     before = self._longest_match(head)
                     ids = (*before, *encoded[k]) if self.text(before) == head else ()
+                if tail:
+                    ids = self._as_if_complete(head, text, tail) or ids
             self._readings[data] = (*ids, *self._longest_match(data[len(self.text(ids)) :]))
         return [self._readings[data] for data in several]
+
+    def _as_if_complete(self, head: bytes, text: str, tail: bytes) -> tuple[int, ...]:
+        """Reads the beginning of a character as in whole ones, if a token ends where the bytes do; else nothing."""
+        before, wanted = self._longest_match(head), text.encode() + tail
+        found = [
+            whole[:n]
+            for whole in self._encode([text + letter for letter in _completions(tail)])
+            for n in range(1, len(whole))
+            if self.text(whole[:n]) == wanted
+        ]
+        return (*before, *min(found, key=len)) if found and self.text(before) == head else ()
 
     def spells(self, data: bytes) -> bool:
         """Returns True if the tokenizer has tokens for all of these bytes."""
@@ -150,6 +164,16 @@ def _text_inside(data: bytes) -> tuple[bytes, str, bytes]:
         except UnicodeDecodeError:
             continue
     return data, "", b""
+
+
+def _completions(start: bytes) -> list[str]:
+    """A few characters that begin with these bytes."""
+    size = 2 if start[0] < 0xE0 else 3 if start[0] < 0xF0 else 4
+    found = []
+    for each in range(0x80, 0xC0, 4):
+        with suppress(UnicodeDecodeError):
+            found.append((start + bytes([each]) * (size - len(start))).decode())
+    return found
 
 
 def _of_tokenizer(tokenizer: TokenizerWrapper, role: str) -> TokenBytes:

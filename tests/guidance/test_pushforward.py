@@ -7,8 +7,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from tokenizers_of_kinds import CORPUS, KINDS, tokenizer_of
 
-from parm_mlx.guidance.pushforward import FOREIGN, Floats, Pair, Point, Refinement, Row, Score
+from parm_mlx.guidance.pushforward import FLOOR, FOREIGN, Floats, Pair, Point, Refinement, Row, Score
 from parm_mlx.guidance.token_bytes import TokenBytes
 
 EXACT = Refinement(candidates=100, rows=100, rounds=100, tolerance=0.0, share=0.0)
@@ -177,3 +178,75 @@ def test_of_a_guide_that_writes_what_its_tokenizer_makes_it_is_the_base_s_readin
                     break
                 symbols.append(token + FOREIGN)
     assert states > 100
+
+
+@cache
+def bytes_of(kind: str) -> TokenBytes:
+    return TokenBytes.of(tokenizer_of(kind), "base")
+
+
+def likely_guide(seed: int, tokens: TokenBytes, text: bytes) -> Callable[[Row], Floats]:
+    """A guide that mostly writes what its tokenizer makes of a text, and otherwise anything that it makes alone."""
+    alone = np.zeros(len(tokens.pieces))
+    alone[[i for piece, i in tokens.by_bytes.items() if tokens.read(piece) == (i,)]] = 1
+    alone[tokens.ends] = 1
+
+    @cache
+    def after(context: Row) -> Floats:
+        rng = np.random.default_rng([seed, len(context), *context[-2:]])
+        p = alone * rng.exponential(size=len(alone)) ** 4
+        p /= p.sum()
+        said = tokens.text(context)
+        if text.startswith(said) and said != text:
+            p = 0.4 * p
+            p[tokens.read(text[len(said) :])[0]] += 0.6
+        return p
+
+    return after
+
+
+@pytest.mark.parametrize("guide", KINDS)
+@pytest.mark.parametrize("base", KINDS)
+def test_no_mass_is_lost_between_tokenizers(base: str, guide: str) -> None:
+    """Every place of ten texts, before and after refinement; what the base cannot spell is counted apart."""
+    pair, states = Pair(bytes_of(base), bytes_of(guide), bytes_of(guide).ends[0]), 0
+    size = len(pair.base.pieces)
+    for seed, text in enumerate([*CORPUS[:4], "👩‍👧 12 345 <|x|>", "      x", "ÀÉ", "I'm", "strawberry", "\n\n\n"]):
+        said = text.encode()[:24]
+        reader = likely_guide(seed, pair.guide, text.encode())
+        tokens, point = read(pair, [])
+        for token in pair.base.read(said):
+            point = pair.advance(point, token + FOREIGN, tokens)
+            assert (
+                pair.guide.text([*tokens[1:], *pair.path(point)])
+                == said[: len(pair.guide.text(tokens)) + len(point.tail)]
+            )
+            logits = np.random.default_rng(states).normal(size=size) * 3
+            score = scored(pair, reader, tokens, point, Refinement(), logits)
+            for _ in range(2):
+                assert score.mass.sum() + score.end == pytest.approx(score.total, rel=1e-9)
+                assert score.mass.min() >= 0
+                refined(score, reader, tokens, 2)
+            log_e = score.log()
+            possible = [t for t in range(size) if t not in pair.base.ends and log_e[t] > FLOOR]
+            lost = score.mass[size] + score.mass[:size][pair.impossible].sum()
+            whole = np.exp(log_e[possible]).sum() + np.exp(log_e[pair.base.ends[0]])
+            assert whole == pytest.approx(1 - lost / score.total, abs=1e-6)
+            assert score.bound <= 1
+            states += 1
+    assert states > 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_between_equal_tokenizers_it_is_the_guide_s_own_distribution(kind: str) -> None:
+    """The history is the tokenizer's own, so that Eq. 13 is what it was."""
+    tokens_of = bytes_of(kind)
+    pair = Pair(tokens_of, tokens_of, tokens_of.ends[0])
+    for seed, text in enumerate(CORPUS[:4]):
+        reader = likely_guide(seed, tokens_of, text.encode())
+        tokens, point = read(pair, [])
+        for token in tokens_of.read(text.encode())[:40]:
+            point = pair.advance(point, token + FOREIGN, tokens)
+            score = refined(scored(pair, reader, tokens, point, Refinement()), reader, tokens, 2)
+            p = reader((*tokens, *pair.path(point)))
+            assert np.abs(np.exp(score.log()) - p).sum() / 2 <= 1e-4
