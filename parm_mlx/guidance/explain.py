@@ -105,11 +105,15 @@ def _readers(
 def _explained(
     model: GuidedModel, request: Request, tokens: Sequence[int], start: int, readers: Sequence[_Reader]
 ) -> Iterator[TokenReasons]:
-    end = min(start + STEP, len(tokens))
-    logits = []
+    end, prompt = min(start + STEP, len(tokens)), request.prompt
+    logits: list[mx.array] = []
     for reader in readers:
-        inputs = [*reader.prompt[-1:], *tokens][start:end]
-        logits.append(reader.model(mx.array([inputs]), cache=reader.cached.cache)[0])
+        if reader.model is model.guide:
+            symbols = mx.array([[*reader.prompt[-1:], *prompt.for_guide(tokens)][start:end]])
+            logits.append(model.guide_logits(symbols, logits[-1][None], reader.cached.cache)[0])
+        else:
+            inputs = mx.array([[*reader.prompt[-1:], *tokens][start:end]])
+            logits.append(reader.model(inputs, cache=reader.cached.cache)[0])
     said = mx.array(list(tokens[start:end]))[:, None]
     parts = over_common_tokens(*logits)
     if not model.reads_once:
