@@ -28,7 +28,8 @@ Add = Callable[..., Answering]
 def reader(monkeypatch: pytest.MonkeyPatch) -> PromptReader:
     """A reader of pieces of 8 tokens, on a tiny model."""
     monkeypatch.setattr(reader_module, "STEP", 8)
-    return PromptReader(tiny_guided(), KeptPrompts(1 << 20))
+    model = tiny_guided()
+    return PromptReader(model, KeptPrompts(1 << 20, model))
 
 
 @pytest.fixture
