@@ -1,12 +1,14 @@
 """Fits the factors γ of one-pass guidance: one number of each adapted layer, which leave base and guide as they are.
 
-They minimise the mean KL divergence of one pass from exact guidance over tokens of answers, at random α and β, by a
-Gauss-Newton step from γ = 0: with the Jacobian J of the logits in γ, the Fisher information F of their distribution and
-the error e of the probabilities,
+They minimise the KL divergence D_t of one pass from exact guidance over tokens t of answers, at random α and β, by a
+Gauss-Newton step from γ = 0. A token has the weight w = 1 / √(D_t + D), with the mean D over all: the sum is then like
+that of √D_t, which is what bounds total variation, and few tokens do not outweigh all others. With the Jacobian J of
+the logits in γ, the Fisher information F of their distribution and the error e of the probabilities,
 
-    (Jᵀ F J + λ) γ = Jᵀ e
+    (Jᵀ w F J + λ) γ = Jᵀ w e
 
-which conjugate gradients solve with products alone: J v by differences, Jᵀ u by back-propagation.
+which conjugate gradients solve with products alone: J v by differences, Jᵀ u by back-propagation. Few tokens leave γ
+near 0: of n tokens, λ = 2 D / (n σ²), in units of the mean weight, is the prior that γ is about σ.
 """
 
 import math
@@ -34,7 +36,7 @@ from parm_mlx.preference import sample_dirichlet
 BETAS = (0.25, 4.0)  # that answers are drawn between
 MEASURED = (0.5, 1.0, 2.0)  # at which the result is measured
 STEPS = 6  # of conjugate gradients, which most of the gain needs
-DAMPING = 1e-6  # λ
+PRIOR = 0.5  # σ
 NUDGE = 0.1  # the largest γ of a difference
 Progress = Callable[[str], None]
 
@@ -112,10 +114,14 @@ def fit_factors(guide: Guide, answers: Sequence[tuple[ReadAnswer, float]]) -> tu
     pieces = [_Piece(guide, each, strength) for each, strength in answers]
     zero = np.zeros(len(guide.adapted))
     tokens = sum(len(each.answer) for each, _ in answers)
+    mean = sum(float(piece.divergences.sum()) for piece in pieces) / tokens
+    for piece in pieces:
+        piece.weigh(mean)
+    damping = 2 * mean / (tokens * PRIOR**2) * sum(float(piece.weights.sum()) for piece in pieces) / tokens
 
     def curvature(v: np.ndarray) -> np.ndarray:
         whole: np.ndarray = np.sum([piece.curvature(v) for piece in pieces], axis=0)
-        return whole / tokens + DAMPING * v
+        return whole / tokens + damping * v
 
     residual = np.sum([piece.slope() for piece in pieces], axis=0) / tokens
     solution, direction, size = zero, residual, residual @ residual
@@ -130,7 +136,12 @@ def fit_factors(guide: Guide, answers: Sequence[tuple[ReadAnswer, float]]) -> tu
 
 
 class _Piece:
-    """One answer: exact probabilities p (n, V) of its n tokens, and those of one pass, as functions of γ."""
+    """One answer: exact probabilities p (n, V) of its n tokens, and those of one pass, as functions of γ.
+
+    Attributes:
+        divergences: (n,) KL divergences of one pass at γ = 0 from exact guidance.
+        weights: (n,) of the tokens.
+    """
 
     def __init__(self, guide: Guide, answer: ReadAnswer, strength: float) -> None:
         self._guide, self._alpha, self._strength = guide, mx.array([answer.alpha]), mx.array([strength])
@@ -139,15 +150,23 @@ class _Piece:
         exact = SharedModel(guide)
         logits = exact(self._ids, cache=exact.make_cache(answer.alpha, strength))[0, self._first :]
         self._p = mx.softmax(logits, axis=-1)
-        self._q = mx.softmax(self._logits(mx.zeros(len(guide.adapted))), axis=-1)
-        mx.eval(self._p, self._q)
+        at_zero = self._logits(mx.zeros(len(guide.adapted)))
+        self._q = mx.softmax(at_zero, axis=-1)
+        logprobs, others = (z - mx.logsumexp(z, axis=-1, keepdims=True) for z in (logits, at_zero))
+        self.divergences = (self._p * (logprobs - others)).sum(axis=-1)
+        self.weights = mx.ones_like(self.divergences)
+        mx.eval(self._p, self._q, self.divergences)
+
+    def weigh(self, mean: float) -> None:
+        """Weighs the tokens by their divergences and the mean of all."""
+        self.weights = 1 / mx.sqrt(mx.maximum(self.divergences, 0) + mean + 1e-12)
 
     def slope(self) -> np.ndarray:
-        """Jᵀ (p − q): the negative gradient of the divergence in γ at 0, summed over tokens."""
+        """Jᵀ w (p − q): the negative gradient of the weighed divergence in γ at 0, summed over tokens."""
         return self._back(self._p - self._q)
 
     def curvature(self, v: np.ndarray) -> np.ndarray:
-        """Jᵀ F J v, summed over tokens."""
+        """Jᵀ w F J v, summed over tokens."""
         scale = NUDGE / np.abs(v).max()
         nudge = mx.array((scale * v).astype(np.float32))
         change = (self._logits(nudge) - self._logits(-nudge)) / (2 * scale)
@@ -156,7 +175,7 @@ class _Piece:
 
     def _back(self, cotangent: mx.array) -> np.ndarray:
         zero = mx.zeros(len(self._guide.adapted))
-        _, (found,) = mx.vjp(lambda factors: [self._logits(factors)], [zero], [cotangent])
+        _, (found,) = mx.vjp(lambda factors: [self._logits(factors)], [zero], [cotangent * self.weights[:, None]])
         return np.array(found, np.float64)
 
     def _logits(self, factors: mx.array) -> mx.array:

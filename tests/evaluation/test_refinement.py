@@ -11,6 +11,7 @@ from parm_mlx.evaluation import refinement
 from parm_mlx.evaluation.fidelity import ReadAnswer
 from parm_mlx.evaluation.refinement import fit_factors, refine
 from parm_mlx.guidance.guide import Guide
+from parm_mlx.guidance.loading import held_out_prompts
 from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.shared import SharedModel
@@ -30,39 +31,53 @@ def gentle_guide() -> Guide:
     return guide
 
 
-def divergence(guide: Guide, factors: np.ndarray) -> float:
-    """The mean KL divergence of one pass from exact guidance, by the models themselves."""
-    exact, model, total = SharedModel(guide), OnePassModel(guide), 0.0
+def divergences(guide: Guide, factors: np.ndarray) -> np.ndarray:
+    """The KL divergence of one pass from exact guidance at every token, by the models themselves."""
+    exact, model, found = SharedModel(guide), OnePassModel(guide), []
     model._factors = tuple(factors.tolist())
     for each, strength in ANSWERS:
         ids = mx.array([[*each.prompt, *each.answer[:-1]]])
         logits = [m(ids, cache=m.make_cache(each.alpha, strength))[0, len(each.prompt) - 1 :] for m in (exact, model)]
         p, q = (np.array(z - mx.logsumexp(z, axis=-1, keepdims=True), np.float64) for z in logits)
-        total += float((np.exp(p) * (p - q)).sum())
-    return total / sum(len(each.answer) for each, _ in ANSWERS)
+        found.append((np.exp(p) * (p - q)).sum(axis=-1))
+    return np.concatenate(found)
 
 
 def test_the_fitted_factors_are_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many steps as numbers solve the system; then no change of a factor is better."""
+    """As many steps as numbers solve the system; then no change of a factor is better, in the weighed sum of tokens."""
     monkeypatch.setattr(refinement, "STEPS", 12)
-    monkeypatch.setattr(refinement, "DAMPING", 1e-9)
+    monkeypatch.setattr(refinement, "PRIOR", 1e3)
     guide = gentle_guide()
     factors = np.array(fit_factors(guide, ANSWERS))
-    at_zero, at_fit = divergence(guide, np.zeros_like(factors)), divergence(guide, factors)
+    without = divergences(guide, np.zeros_like(factors))
+    weights = 1 / np.sqrt(without + without.mean())
+
+    def weighed(factors: np.ndarray) -> float:
+        return float((weights * divergences(guide, factors)).sum())
+
+    at_zero, at_fit = float((weights * without).sum()), weighed(factors)
     assert at_fit < 0.9 * at_zero
     for i in range(len(factors)):
         for step in (-0.5, 0.5):
             moved = factors.copy()
             moved[i] += step
-            assert divergence(guide, moved) > at_fit - 0.02 * at_zero
-    assert divergence(guide, -factors) > at_zero
+            assert weighed(moved) > at_fit - 0.02 * at_zero
+    assert weighed(-factors) > at_zero
+
+
+def test_few_tokens_leave_the_factors_near_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = gentle_guide()
+    sizes = []
+    for prior in (1e-3, 0.5, 1e3):
+        monkeypatch.setattr(refinement, "PRIOR", prior)
+        sizes.append(float(np.abs(fit_factors(guide, ANSWERS)).max()))
+    assert sizes[0] < 1e-2 < sizes[1] < sizes[2]
 
 
 def test_the_bundled_pair_is_closer_with_factors_on_answers_that_were_not_fitted() -> None:
     session = load_session("bundled", share="on")
     guide: Any = session.model.guide
-    prompts = [f"How do I {what}?" for what in ("bake bread", "plant a tree", "clean a window", "mend a shirt")] * 2
-    found = refine(guide, session.tokenizer, prompts, max_tokens=16, seed=1)
+    found = refine(guide, session.tokenizer, held_out_prompts("bundled")[:24], max_tokens=20, seed=1)
     assert len(found.factors) == len(guide.adapted) == 28
     before, after = (np.mean([tv for tv, _ in each.values()]) for each in (found.before, found.after))
     assert after < before
