@@ -159,6 +159,13 @@ RECIPES = (
     ),
     Recipe("convert", "{cost}", "--out=out"),
     Recipe(
+        "refine",
+        "",
+        "--parm=bundled --prompts={prompts} --limit=2 --max-tokens=2 --out=out",
+        """--parm=bundled --prompts={prompts} --limit=2|3 --max-tokens=1|3 --guide-model={base} --seed=0|7
+        --out=deep/out""",
+    ),
+    Recipe(
         "fuse",
         "",
         "--parm={parm} --alpha=1,0 --out=out",

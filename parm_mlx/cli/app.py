@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 import parm_mlx
-from parm_mlx.cli import bench, chat, console, convert, data, demo, doctor, evaluate, fuse, generate, serve, train
+from parm_mlx.cli import (
+    bench,
+    chat,
+    console,
+    convert,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    fuse,
+    generate,
+    refine,
+    serve,
+    train,
+)
 
 app = typer.Typer(
     name="parm-mlx",
@@ -22,6 +36,7 @@ app.command("generate", short_help="Answer prompts at one or several preferences
 app.command("serve", short_help="Serve models to OpenAI's clients, and a page.")(serve.serve)
 app.command("evaluate", short_help="Measure how answers follow the preference.")(evaluate.evaluate)
 app.command("train", short_help="Train a PARM adapter on preference data.")(train.train)
+app.command("refine", short_help="Bring one-pass guidance nearer to exact guidance.")(refine.refine)
 app.command("convert", short_help="Convert models and adapters.")(convert.convert)
 app.command("fuse", short_help="Fix a PARM at one preference as a plain model.")(fuse.fuse)
 app.command("bench", short_help="Measure the speed of guided decoding.")(bench.bench)

@@ -8,7 +8,7 @@ z(θ) + (1/β) · z(θ + Δ). To first order in Δ that is one pass with a share
 The error is of second order in Δ, c (1 − c) / 2 times the curvature of the logits along it: none for the base alone
 (1/β = 0) nor for the guide alone (1/β → ∞), and most at β = 1. :mod:`parm_mlx.evaluation.fidelity` measures it.
 
-A part of the error can be fitted away (:mod:`parm_mlx.training.one_pass`): with a number γ of each layer, which the
+A part of the error can be fitted away (:mod:`parm_mlx.evaluation.refinement`): with a number γ of each layer, which the
 adapter's settings hold, the share of its update is
 
     c + γ c (1 − c)
@@ -110,7 +110,7 @@ def fuse_guided(guide: Guide, alpha: Alpha, beta: float, dequantize: bool = Fals
     scale_logits(guide.model, 1 + 1 / beta)
 
 
-def update_shares(strength: mx.array, factors: Sequence[float]) -> mx.array:
+def update_shares(strength: mx.array, factors: Sequence[float] | mx.array) -> mx.array:
     """The share of each layer's update that stands for base and guide: c + γ c (1 − c), c = (1/β) / (1 + 1/β).
 
     Args:
@@ -121,4 +121,5 @@ def update_shares(strength: mx.array, factors: Sequence[float]) -> mx.array:
         (layers, B), or (1, B).
     """
     share = strength / (1 + strength)
-    return share + mx.array([*factors])[:, None] * share * (1 - share)
+    column = factors if isinstance(factors, mx.array) else mx.array([*factors])
+    return share + column[:, None] * share * (1 - share)

@@ -10,7 +10,7 @@ from parm_mlx.cli import app as cli
 from parm_mlx.errors import RunError
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = ("demo", "chat", "generate", "train", "convert", "fuse", "data")
+COMMANDS = ("demo", "chat", "generate", "train", "refine", "convert", "fuse", "data")
 
 
 def test_help_names_every_command(run_cli: Run) -> None:

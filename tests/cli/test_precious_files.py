@@ -32,6 +32,7 @@ def commands(world: Path, official: Path) -> dict[str, list[object]]:
         "convert a model": ["convert", official / "arm_base"],
         "convert an adapter": ["convert", official / "parm_k2", "--guide-model", official / "arm_base"],
         "fuse": ["fuse", "--parm", world / "inputs" / "parm", "--guide-model", base, "--alpha", "1,0"],
+        "refine": [*("refine", "--parm", BUNDLED_PARM, "--prompts", world / "inputs" / "two.txt", "--max-tokens"), 1],
         "prepare": ["data", "prepare", data, "--valid-share", 0, "--test-share", 0],
         "train": ["train", "--model", base, "--data", data, *short],
         "relabel": ["data", "relabel", data, "--reward", "brevity=brevity"],
@@ -40,7 +41,7 @@ def commands(world: Path, official: Path) -> dict[str, list[object]]:
     }
 
 
-WITH_FORCE = ("convert a model", "convert an adapter", "fuse", "prepare", "train")
+WITH_FORCE = ("convert a model", "convert an adapter", "fuse", "refine", "prepare", "train")
 NAMES = (*WITH_FORCE, "relabel", "evaluate", "compare")
 WAYS = [*((name, False) for name in NAMES), *((name, True) for name in WITH_FORCE)]
 REFUSED = re.compile(
@@ -70,6 +71,7 @@ def build(world: Path) -> None:
     put("new.checkpoints/step-00000001/adapters.safetensors")
     put("inputs/pairs.jsonl", json.dumps(ROW) + "\n")
     put("inputs/questions.txt", "How?\n")
+    put("inputs/two.txt", "How?\nWhy?\n")
     put("inputs/config.json", "{}")
     shutil.copytree(BUNDLED_BASE, world / "inputs" / "base")
     shutil.copytree(BUNDLED_PARM, world / "inputs" / "parm")
