@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ MALLOC_SETTINGS = (  # mallopt(3)
 )
 
 
+@cache
 def uses_linux_cpu() -> bool:
     """Returns True if MLX computes with its CPU back end for Linux."""
     return sys.platform == "linux" and not any(map(_is_installed, ("mlx-cuda-12", "mlx-cuda-13")))

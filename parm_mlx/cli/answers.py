@@ -39,7 +39,7 @@ def stream(
     from parm_mlx.guidance.speculation import DraftCount
 
     (request,) = requests(session, [job], sampling)
-    drafting = session.drafting_alone(console.note)
+    drafting = session.drafting if request.alpha is None else session.drafting_alone(console.note)
     answer, reply = Streamed(Clock(), len(request.prompt.base), DraftCount()), Reply(indent)
     produced = pieces(session.model, session.tokenizer, request, max_tokens, drafting, answer.drafts)
     try:

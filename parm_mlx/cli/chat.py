@@ -71,7 +71,7 @@ def chat(
     from parm_mlx.guidance.sampling import Sampling
 
     note = (lambda _: None) if quiet else console.note
-    drafting = session.drafting_alone(note)
+    drafting = session.drafting if weights is None else session.drafting_alone(note)
     conversation = Conversation(
         session.model, session.tokenizer, session.prompter, weights, models.system_prompt, drafting
     )

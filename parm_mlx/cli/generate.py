@@ -46,7 +46,7 @@ def generate(
     as_json: Annotated[bool, flag("Print one JSON object per answer.", name="--json")] = False,
     explain: Annotated[bool, flag("With --json, tell what base and guide gave each token.")] = False,
     explain_parts: Annotated[
-        bool, flag("The same also with --guidance one-pass, which needs a pass of the base and one of the guide.")
+        bool, flag("With --guidance one-pass, tell what base and guide gave each token, too; takes a pass of each.")
     ] = False,
 ) -> None:
     """Answer prompts, at one or several preferences.

@@ -282,8 +282,8 @@ class DraftOptions:
     )
     speculation: DraftedBy = setting(
         "auto",
-        "Guide or base drafts tokens, and the other one checks several at once: auto has the one draft that pays on "
-        "this machine, if any, where one answer is asked for at a time.",
+        "Guide or base drafts tokens, and the other one checks several at once. auto measures, and lets whichever is "
+        "faster on this machine draft, or neither; it is for one answer at a time.",
     )
     num_draft_tokens: int | None = setting(None, "Most tokens drafted at a time.", DRAFT_TOKENS, default_text="12")
 

@@ -17,7 +17,7 @@ import mlx.nn as nn
 from parm_mlx.diagnostics.plan import Plan
 from parm_mlx.diagnostics.subjects import Subjects, weight_bytes
 from parm_mlx.drawing import STYLES
-from parm_mlx.errors import InputError
+from parm_mlx.errors import InputError, RunError
 from parm_mlx.files import disk_errors
 from parm_mlx.guidance.costs import LENGTHS, pass_seconds
 from parm_mlx.guidance.guide import Cache
@@ -25,7 +25,7 @@ from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.prefill import prefill
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.guidance.sampling import NOT_FINITE, Sampling
 from parm_mlx.guidance.speculation import Drafting, Speculation
 from parm_mlx.machine import weights_kept_in_memory
 from parm_mlx.mlxlm import BatchGenerator, can_batch, generation_stream, make_prompt_cache
@@ -95,6 +95,8 @@ class DraftedGeneration(Generation):
         before = len(tokens)
         while len(tokens) < before + steps or len(tokens) <= len(self._speculation.read):
             tokens.append(next(self._tokens))
+            if tokens[-1] == NOT_FINITE:
+                raise RunError("the logits of these models are not finite, so their speed says nothing")
         count = self._speculation.count
         self.acceptance = count.rate
         self.passes = count.base_passes / count.tokens, count.guide_passes / count.tokens

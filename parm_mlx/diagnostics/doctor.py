@@ -15,7 +15,7 @@ import mlx.core as mx
 
 import parm_mlx
 from parm_mlx.errors import ParmError
-from parm_mlx.guidance.costs import known, recall
+from parm_mlx.guidance.costs import folder, known
 from parm_mlx.guidance.generate import Answer, generate_batch
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.loading import held_out_prompts, load
@@ -133,10 +133,11 @@ def check_blas() -> Check:
 
 def check_costs() -> list[Check]:
     """Lists what was measured of models here, by which ``--speculation auto`` and ``--share auto`` decide."""
-    found = [(record["models"], costs) for name, record in known().items() if (costs := recall(name)) is not None]
-    if not found:
-        return [Check("costs", "ok", "of no models yet: the first answer of a chat measures them")]
-    return [Check("costs", "ok", f"{name}: {costs}", data={"models": name, **asdict(costs)}) for name, costs in found]
+    if not (found := known()):
+        return [Check("costs", "ok", "of no models yet: chat and generate measure them where they are first used")]
+    lines = [Check("costs", "ok", f"{name}: {costs}", data={"models": name, **asdict(costs)}) for name, costs in found]
+    again = Check("costs", "ok", f"to measure them again, delete {folder()}")
+    return [*lines, again]
 
 
 def check_guidance() -> Check:

@@ -184,7 +184,7 @@ def _cheaper(time: Mapping[str, float]) -> str:
     if time.get("across_passes_per_token", 0) > 1.2:
         ways.append("a larger --across-tolerance asks a guide of another vocabulary less often")
     if not time.get("drafted") and not time.get("one_pass") and not time.get("across_passes_per_token"):
-        ways.append("for one answer at a time, --speculation auto has the one model draft that pays")
+        ways.append("one answer at a time, in a chat, is decoded with drafts where these pay (--speculation)")
     ways.append("answers in a batch (--batch-size, several prompts) read the weights together")
     return f"What costs less: {'; '.join(ways)}."
 

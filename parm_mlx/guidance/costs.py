@@ -2,22 +2,26 @@
 
 What pays depends on the machine and the models: how much longer a pass over m tokens takes than one over a single
 token, c(m); whether two rows in one pass take longer than two passes; and how many drafts of guide and base are kept.
-All of it is measured on a few greedy answers, once for each machine and each set of models, and kept in the user's
-cache folder.
+All of it is measured on a few greedy answers at the preference and β of the model, once for each machine and set of
+models, and kept in the user's cache folder.
 """
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+import parm_mlx
 from parm_mlx.errors import InputError
 from parm_mlx.files import cache_folder, read_json
 from parm_mlx.fingerprint import digest
@@ -30,9 +34,9 @@ from parm_mlx.guidance.speculation import Drafting, sharpness
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.machine import device_name, versions
-from parm_mlx.mlxlm import Snapshot
+from parm_mlx.mlxlm import Snapshot, generate_step, only_grows, wired_limit
 
-FILE = "costs.json"
+FOLDER = "costs"  # in the cache folder
 QUESTIONS = (
     "How do I keep a tomato plant alive on a small balcony?",
     "My friend is sad today. What can I say to her?",
@@ -40,8 +44,10 @@ QUESTIONS = (
 )
 LENGTHS = (1, 2, 4, 8, 12)  # tokens of a pass
 ROUNDS = 2
-TOKENS = 16  # decoded after each question
+TOKENS = 16  # decoded after each question, as long as there is time
+SECONDS = 10.0  # after which no more tokens are decoded
 GAIN = 1.05  # by which another way must be faster than plain decoding
+WAYS = ("off", "apart", "guide", "base")
 
 
 @dataclass(frozen=True)
@@ -51,87 +57,101 @@ class Costs:
     Attributes:
         base: Seconds of a pass of the base over each of ``LENGTHS``.
         guide: Those of the guide.
-        together: Seconds of one pass over a token of both, where they share weights.
         kept: Share of the drafts that would be kept, by drafter.
-        per_token: Seconds per token of an answer: ``"off"`` without drafts, and by drafter, ``"guide"`` and ``"base"``.
+        per_token: Seconds per token of an answer: ``"off"`` without drafts, ``"apart"`` without drafts in two passes
+            where base and guide share weights, and by drafter, ``"guide"`` and ``"base"``.
     """
 
     base: list[float]
     guide: list[float]
-    together: float | None = None
     kept: dict[str, float] = field(default_factory=dict)
     per_token: dict[str, float] = field(default_factory=dict)
 
     @property
     def apart(self) -> bool:
         """True if base and guide are faster in two passes than as two rows of one."""
-        return self.together is not None and self.base[0] + self.guide[0] < self.together / GAIN
+        return self.per_token.get("apart", float("inf")) * GAIN < self.per_token["off"]
 
     @property
     def drafter(self) -> str:
         """The fastest way to decode one answer: ``"guide"``, ``"base"`` or ``"off"``."""
-        fastest = min(self.per_token, key=self.per_token.__getitem__)
-        return fastest if self.per_token[fastest] * GAIN < self.per_token["off"] else "off"
+        plain = min(self.per_token["off"], self.per_token.get("apart", float("inf")))
+        found = [(self.per_token[name], name) for name in ("guide", "base") if name in self.per_token]
+        seconds, fastest = min(found, default=(plain, "off"))
+        return fastest if seconds * GAIN < plain else "off"
 
     def __str__(self) -> str:
         """What was measured and what follows, in a line."""
-        speeds = {name: f"{1 / seconds:.3g}" for name, seconds in self.per_token.items()}
-        parts = [f"{speeds.pop('off')} tokens/s without drafts"]
-        parts += [f"{speed} with {name} drafts" for name, speed in speeds.items()]
-        if self.together is not None:
-            parts.append(f"{'two passes' if self.apart else 'one pass'} for both")
-        chosen = "no drafts" if self.drafter == "off" else f"{self.drafter} drafts"
-        return f"{', '.join(parts)}: {chosen}"
+        words = {"off": "without drafts", "apart": "in two passes", "guide": "with guide drafts"}
+        words["base"] = "with base drafts"
+        rates = ", ".join(f"{1 / self.per_token[way]:.3g} {words[way]}" for way in WAYS if way in self.per_token)
+        chosen = f"{self.drafter} drafts"
+        if self.drafter == "off":
+            chosen = "two passes" if self.apart else "no drafts"
+        return f"tokens/s {rates}: {chosen}"
 
 
-def measure(model: GuidedModel, prompts: Sequence[PromptTokens], ends: frozenset[int] = frozenset()) -> Costs:
+def measure(
+    model: GuidedModel,
+    prompts: Sequence[PromptTokens],
+    ends: frozenset[int] = frozenset(),
+    tokens: int = Drafting.tokens,
+) -> Costs:
     """Measures passes, and answers prompts greedily to see which drafts would be kept.
 
+    Drafts are not considered where they could not pay even if all were kept, nor where prompt caches cannot give tokens
+    back without reading again (recurrent states, sliding windows).
+
     Args:
-        model: Base and guide.
+        model: Base and guide, of one vocabulary.
         prompts: What answers are given to, at the model's own preference and β.
         ends: The end-of-sequence tokens.
+        tokens: Most tokens drafted at a time.
     """
-    seconds = pass_seconds(model, prompts[0])
-    times = {name: [seconds[name, n] for n in LENGTHS] for name in ("base", "guide")}
-    together = seconds.get(("together", 1))
-    off = times["base"][0] + times["guide"][0]
-    per_token = {"off": off if together is None else min(together, off)}
-    kept: dict[str, float] = {}
-    pairs = [("guide", "base"), ("base", "guide")]
-    best = min(times[drafter][0] + times[checker][-1] / LENGTHS[-1] for drafter, checker in pairs)  # all are kept
-    if best * GAIN > per_token["off"]:
-        return Costs(times["base"], times["guide"], together, kept, per_token)
-    fates = [fate for prompt in prompts for fate in _fates(model, prompt, ends)]
+    with wired_limit(model):
+        seconds = pass_seconds(model, prompts[0])
+        times = {name: [seconds[name, n] for n in LENGTHS] for name in ("base", "guide")}
+        per_token = {"off": _plain_seconds(model, prompts[0])}
+        if isinstance(model, SharedModel):
+            per_token["apart"] = _plain_seconds(GuidedModel(model.base, model.guide, model.beta), prompts[0])
+        costs = Costs(times["base"], times["guide"], {}, per_token)
+        plain = min(per_token.values())
+        checks = {name: lambda n, own=own: float(np.interp(n, LENGTHS, own)) for name, own in times.items()}
+        pairs = [("guide", "base"), ("base", "guide")]
+        best = min(times[drafter][0] + checks[checker](tokens) / tokens for drafter, checker in pairs)
+        if best * GAIN > plain or not only_grows(model.make_cache()):
+            return costs
+        until = time.perf_counter() + SECONDS
+        fates = [fate for prompt in prompts for fate in _fates(model, prompt, ends, until)]
     for drafter, checker in pairs:
-        if rounds := _rounds([fate[drafter] for fate in fates], Drafting(None)):
-            drafted, accepted, tokens = (sum(column) for column in zip(*rounds, strict=True))
-            checks = sum(float(np.interp(ahead, LENGTHS, times[checker])) for ahead, _, _ in rounds)
-            per_token[drafter] = (drafted * times[drafter][0] + checks) / tokens
-            kept[drafter] = accepted / drafted
-    return Costs(times["base"], times["guide"], together, kept, per_token)
+        if rounds := _rounds([fate[drafter] for fate in fates], Drafting(None, tokens)):
+            drafted, accepted, gained = (sum(column) for column in zip(*rounds, strict=True))
+            check = sum(checks[checker](ahead) for ahead, _, _ in rounds)
+            per_token[drafter] = (drafted * times[drafter][0] + check) / gained
+            costs.kept[drafter] = accepted / drafted
+    return costs
 
 
-def _fates(model: GuidedModel, prompt: PromptTokens, ends: frozenset[int]) -> list[dict[str, tuple[bool, float]]]:
+def _fates(
+    model: GuidedModel, prompt: PromptTokens, ends: frozenset[int], until: float
+) -> Iterator[dict[str, tuple[bool, float]]]:
     """For each token of a greedy answer: would a draft of guide and of base be it, and how sure would each be?"""
     cache = model.make_cache()
     token = prefill(model, cache, prompt.base, prompt.guide)
     base_cache, guide_cache = model.split_cache(cache)
     sharper = sharpness(model, guide_cache)
-    fates: list[dict[str, tuple[bool, float]]] = []
     for _ in range(TOKENS):
         inputs = mx.array([[token]])
         base, guide = model.base(inputs, cache=base_cache)[:, -1], model.guide(inputs, cache=guide_cache)[:, -1]
         token = _number(mx.argmax(combine_logits(base[None], guide[None], guide_cache[-1].strength)))
-        if token in ends:
-            break
+        if token in ends or time.perf_counter() > until:
+            return
         fate = {}
         for name, logits in (("base", base), ("guide", guide)):
             scores = widened(logits[0]) * sharper[name]
             top = mx.max(scores) - mx.logsumexp(scores)
             fate[name] = _number(mx.argmax(scores)) == token, _number(mx.exp(top))
-        fates.append(fate)
-    return fates
+        yield fate
 
 
 def _number(scalar: mx.array) -> Any:
@@ -152,20 +172,32 @@ def _rounds(fates: Sequence[tuple[bool, float]], drafting: Drafting) -> list[tup
     return rounds
 
 
+def _plain_seconds(model: GuidedModel, prompt: PromptTokens) -> float:
+    """Seconds per token of plain greedy decoding, as mlx-lm's generator runs it."""
+    cache = model.make_cache()
+    last = prefill(model, cache, prompt.base, prompt.guide)
+    steps = generate_step(mx.array([last]), model, max_tokens=-1, prompt_cache=cache)
+    list(islice(steps, 2))  # what runs for the first time is compiled
+    count = TOKENS // 2
+    began = time.perf_counter()
+    list(islice(steps, count))
+    seconds = time.perf_counter() - began
+    steps.close()
+    return seconds / count
+
+
 def pass_seconds(model: GuidedModel, prompt: PromptTokens) -> dict[tuple[str, int], float]:
-    """Seconds of passes after a prompt, in turns, by name and number of tokens; the shortest of ``ROUNDS``."""
+    """Seconds of passes of base and guide after a prompt, in turns, by name and length; the shortest of ``ROUNDS``."""
     cache = model.make_cache()
     prefill(model, cache, prompt.base, prompt.guide)
     base_cache, guide_cache = model.split_cache(cache)
     guide_cache[-1].first_token = None
-    passes: dict[tuple[str, int], Callable[[], float]] = {}
-    for name, part, entries in (("base", model.base, base_cache), ("guide", model.guide, guide_cache)):
-        for n in LENGTHS:
-            passes[name, n] = _timed(part, entries, prompt.base[-1], n)
-    if isinstance(model, SharedModel):
-        both = model.make_cache()
-        prefill(model, both, prompt.base, prompt.base)
-        passes["together", 1] = _timed(model, both, prompt.base[-1], 1)
+    tokens = prompt.base * (-(-LENGTHS[-1] // len(prompt.base)))  # different ones, which different experts read
+    passes = {
+        (name, n): _timed(part, entries, tokens[:n])
+        for name, part, entries in (("base", model.base, base_cache), ("guide", model.guide, guide_cache))
+        for n in LENGTHS
+    }
     for (_, n), run in passes.items():
         if n == 1:
             run()  # what runs for the first time is compiled
@@ -173,46 +205,67 @@ def pass_seconds(model: GuidedModel, prompt: PromptTokens) -> dict[tuple[str, in
     return {key: min(times[key] for times in rounds) for key in passes}
 
 
-def _timed(model: nn.Module, cache: Cache, token: int, n: int) -> Callable[[], float]:
-    inputs = mx.array([[token] * n])
+def _timed(model: nn.Module, cache: Cache, tokens: Sequence[int]) -> Callable[[], float]:
+    inputs = mx.array([list(tokens)])
 
     def run() -> float:
-        before = Snapshot(cache, n)
+        before = Snapshot(cache, len(tokens))
         began = time.perf_counter()
         mx.eval(model(inputs, cache=cache)[:, -1])
         seconds = time.perf_counter() - began
-        before.restore(cache, n, 0)
+        before.restore(cache, len(tokens), 0)
         return seconds
 
     return run
 
 
 def key(models: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    """The key of costs that were measured: it changes with the machine, versions, models (by digest) and settings."""
-    return digest(json.dumps([versions(), str(device_name()), dict(models), dict(settings)], sort_keys=True).encode())
+    """The name of costs: it changes with machine, versions, BLAS, models (by digest) and settings."""
+    machine = [versions(), str(device_name()), os.cpu_count(), parm_mlx.FAST_BLAS]
+    threads = os.environ.get("OPENBLAS_NUM_THREADS")
+    return digest(json.dumps([machine, threads, dict(models), dict(settings)], sort_keys=True).encode())
 
 
-def known() -> dict[str, Any]:
-    """Returns what was measured on this machine, by key; nothing where the file cannot be read."""
-    with suppress(InputError):
-        return read_json(cache_folder() / FILE, "costs", InputError)
-    return {}
+def folder() -> Path | None:
+    """The folder of what was measured, to be deleted if it is to be measured again; None where there is no home."""
+    with suppress(RuntimeError):
+        return cache_folder() / FOLDER
+    return None
+
+
+def known() -> list[tuple[str, Costs]]:
+    """What was measured on this machine: the names of models, and their costs."""
+    found = []
+    with suppress(OSError, InputError):
+        for path in sorted(place.glob("*.json")) if (place := folder()) else []:
+            if (costs := recall(path.stem)) is not None:
+                found.append((str(read_json(path, "costs", InputError).get("models")), costs))
+    return found
 
 
 def recall(name: str) -> Costs | None:
-    """Returns costs that were measured before."""
-    with suppress(KeyError, TypeError, AttributeError):
-        costs = Costs(**known()[name]["costs"])
-        if len(costs.base) == len(costs.guide) == len(LENGTHS) and "off" in costs.per_token:
+    """Returns costs that were measured before; None where there are none, or none that can be used."""
+    place = folder()
+    if place is None:
+        return None
+    with suppress(InputError, OSError, KeyError, TypeError, AttributeError):
+        record: Any = read_json(place / f"{name}.json", "costs", InputError)
+        costs = Costs(**record["costs"])
+        numbers = [*costs.base, *costs.guide, *costs.per_token.values()]
+        usable = all(type(number) in (int, float) and 0 < number < float("inf") for number in numbers)
+        whole = len(costs.base) == len(costs.guide) == len(LENGTHS) and "off" in costs.per_token
+        if usable and whole and set(costs.per_token) <= set(WAYS):
             return costs
     return None
 
 
 def remember(name: str, models: str, costs: Costs) -> None:
     """Keeps costs; nothing happens where the cache folder cannot be written."""
-    path = cache_folder() / FILE
+    place = folder()
+    if place is None:
+        return
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(f"{path}.partial")
-        partial.write_text(json.dumps(known() | {name: {"models": models, "costs": asdict(costs)}}, indent=1))
-        partial.replace(path)
+        place.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=place, suffix=".partial", delete=False, encoding="utf-8") as file:
+            json.dump({"models": models, "costs": asdict(costs)}, file, indent=1)
+        Path(file.name).replace(place / f"{name}.json")

@@ -36,12 +36,14 @@ from parm_mlx.preference import parse_betas
 from parm_mlx.settings import DraftedBy, check_cache_limits, check_guidance, check_models
 
 
-@dataclass(frozen=True)
+@dataclass
 class Automatic:
     """Choices that wait for a measurement: who drafts, and whether a shared backbone takes one pass or two."""
 
     tokens: int  # most tokens drafted at a time
     share: Share
+    kv_bits: int | None
+    costs: Costs | None = None  # what the choices follow from, once it is known
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,23 @@ class Session:
 
     def costs(self, announce: Callable[[str], None] = lambda message: None) -> Costs:
         """Returns the costs of passes on this machine, measured now or before."""
+        assert self.automatic is not None
+        if self.automatic.costs is not None:
+            return self.automatic.costs
         digests = {role: directory_digest(path) for role, path in self.paths().items()}
         weights: dict[str, mx.array] = dict(tree_flatten(self.model.parameters()))
         size = sum(value.nbytes for value in weights.values())
-        name = key(digests, {"betas": self.betas, "bytes": size, "shared": isinstance(self.model, SharedModel)})
-        if known := recall(name):
-            return known
-        announce("these models are measured on this machine, once")
-        prompts = [self.prompter([{"role": "user", "content": question}]) for question in QUESTIONS]
-        costs = measure(self.model, prompts, frozenset(self.tokenizer.eos_token_ids))
-        remember(name, " + ".join([self.base, *self.adapters]), costs)
+        settings = {"betas": self.betas, "bytes": size, "shared": isinstance(self.model, SharedModel)}
+        settings |= {"tokens": self.automatic.tokens, "kv_bits": self.automatic.kv_bits}
+        name = key(digests, settings)
+        costs = recall(name)
+        if costs is None:
+            announce("measuring once how fast these models are here, for some seconds (--speculation off does without)")
+            prompts = [self.prompter([{"role": "user", "content": question}]) for question in QUESTIONS]
+            ends = frozenset(self.tokenizer.eos_token_ids)
+            costs = measure(self.model, prompts, ends, self.automatic.tokens)
+            remember(name, " + ".join([self.base, *self.adapters]), costs)
+        self.automatic.costs = costs
         return costs
 
     def paths(self) -> dict[str, Path]:
@@ -217,7 +226,7 @@ def load_session(
         notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
     automatic = None
     if speculation == "auto" and not (drafts or guided.reads_once or guided.shift) and max_kv_size is None:
-        automatic = Automatic(num_draft_tokens or Drafting.tokens, share)
+        automatic = Automatic(num_draft_tokens or Drafting.tokens, share, kv_bits)
     return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, automatic, system, notes)
 
 

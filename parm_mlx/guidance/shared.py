@@ -114,7 +114,8 @@ class SharedModel(GuidedModel):
             return self._both(inputs, inputs, None, self._bind(alpha), self.strength())
         pairs: list[PairCache] = cache[:-1]
         preference: PreferenceCache = cache[-1]
-        if (self.apart and all(map(PairCache.is_alone, pairs))) or not PairCache.join(pairs):
+        alone = self.apart and preference.alpha.shape[0] == 1 and all(map(PairCache.is_alone, pairs))
+        if alone or not PairCache.join(pairs):
             base, guide = self.split_cache(cache)
             return combine_logits(self.base(inputs, cache=base), self.guide(inputs, cache=guide), preference.strength)
         bound = preference.bound(self._bind)

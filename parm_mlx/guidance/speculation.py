@@ -1,13 +1,13 @@
 """Speculative guided decoding: several tokens are drafted cheaply and checked in one pass, without changing an answer.
 
 Either a draft model drafts, and the guided model reads all drafts at once; or one of guide and base drafts, and the
-other reads all drafts at once. Eq. 13 needs the logits of both at every token, so no pass of such a drafter is wasted,
-and the smaller of the two should draft.
+other reads all drafts at once. Eq. 13 needs the logits of both at every token, so that a draft that is kept costs no
+pass of its drafter that plain decoding would not take; the smaller of the two should draft.
 
 Token t is argmax(log p_t + g_t), for the guided distribution p_t after temperature and filters, and Gumbel noise g_t
 that depends on seed and t alone; that is a draw from p_t. A draft is argmax(log q_t + g_t) with the same noise, and is
-kept if it is token t. So a seed gives the tokens that it gives without drafts. q_t is the drafter's distribution,
-sharpened first: where guide and base agree, the guided distribution is theirs to the power 1 + 1/β.
+kept if it is token t. So a seed gives the tokens that it gives without drafts, up to rounding. q_t is the drafter's
+distribution, sharpened first: where guide and base agree, the guided distribution is theirs to the power 1 + 1/β.
 """
 
 from collections.abc import Iterator, Sequence
@@ -175,7 +175,7 @@ class Speculation:
         return self._generated[:-1]
 
     def __iter__(self) -> Iterator[int]:
-        """Yields tokens, without end; ``NOT_FINITE`` is the last one where logits are not finite."""
+        """Yields tokens, without end; where logits are not finite, ``NOT_FINITE`` is the last one."""
         advance = self._draft_by_part if self._drafting.model is None else self._draft_by_model
         with wired_limit(self._model):
             while True:
@@ -184,6 +184,8 @@ class Speculation:
                 self._generated += tokens
                 self._last = tokens[-1]
                 yield from tokens
+                if self._last == NOT_FINITE:
+                    return
 
     def _draft_by_part(self, last: mx.array) -> list[int]:
         """Guide or base reads one token after the other and drafts; the other one reads them at once."""
@@ -220,6 +222,7 @@ class Speculation:
         n, tokens_read = drafts.size, mx.concatenate([last, drafts])
         kept, tokens = self._chooser.judge(self._model(tokens_read[None], cache=self.cache)[0], drafts)
         if tokens[-1] == NOT_FINITE:
+            self.count.add(DraftCount(n, kept, 1, len(tokens), 1, 1))
             return tokens
         passes = 1 + _take_back(before, self._model, self.cache, tokens_read, kept + 1)
         self.count.add(DraftCount(n, kept, 1, len(tokens), passes, passes))

@@ -8,7 +8,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
 from parm_mlx.mlxlm.across import AcrossCache, ForkedEntry, ReadSequence, are_plain
-from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, limit_caches, rewind, row_of
+from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, limit_caches, only_grows, rewind, row_of
 from parm_mlx.mlxlm.generation import filter_logprobs, penalty_processors, reporting_callback, wired_limit
 from parm_mlx.mlxlm.logits import scale_logits
 from parm_mlx.mlxlm.models import (
@@ -72,6 +72,7 @@ __all__ = [
     "load_tokenizer_alone",
     "load_weights_and_tokenizer",
     "make_prompt_cache",
+    "only_grows",
     "penalty_processors",
     "quantized_numbers",
     "read_config",

@@ -119,6 +119,12 @@ def _can_trim_after(entry: Any, tokens: int) -> bool:
     return isinstance(entry, KVCache | QuantizedKVCache | ConcatenateKVCache | BatchKVCache)
 
 
+def only_grows(cache: Sequence[Any]) -> bool:
+    """Returns True if every entry gives back any number of tokens that it has read, however many those are."""
+    plain = KVCache | QuantizedKVCache | ConcatenateKVCache | PreferenceCache
+    return all(isinstance(entry, plain) for entry in leaves(cache))
+
+
 def can_batch(cache: Sequence[Any]) -> bool:
     """Returns True if mlx-lm can put several sequences with prompt caches of this kind into one batch."""
     return all(hasattr(entry, "merge") and not getattr(entry, "keep", 0) for entry in leaves(cache))

@@ -6,7 +6,7 @@ from typing import Any
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models.cache import _BaseCache
 
-from parm_mlx.mlxlm.caches import batched, joined, leaves, row_of
+from parm_mlx.mlxlm.caches import batched, joined, row_of
 
 STEP = 64  # positions that a batch's keys and values grow by: all of them are copied when a sequence ends or joins
 
@@ -26,6 +26,7 @@ class PairCache(_BaseCache):
     def __init__(self, *parts: Any) -> None:
         self.parts = parts
         self._never_together = False
+        self._in_batch = False
 
     @property
     def together(self) -> Any:
@@ -35,7 +36,7 @@ class PairCache(_BaseCache):
 
     def is_alone(self) -> bool:
         """Returns True if this is the pair of one sequence that is not in a batch."""
-        return all(getattr(entry, "left_padding", None) is None for entry in leaves(self.parts))
+        return not self._in_batch
 
     def part(self) -> tuple[Any, ...]:
         """Holds the pair apart, and returns the base's and the guide's entry, which may be read into."""
@@ -126,7 +127,9 @@ class PairCache(_BaseCache):
             raise ValueError(f"{type(rows[0]).__name__} holds one sequence only, so it cannot be batched")
         if isinstance(together, mlx_cache.BatchKVCache):
             together.step = STEP
-        return cls(together)
+        batch = cls(together)
+        batch._in_batch = True
+        return batch
 
     def prepare(self, **lists: Any) -> None:
         """Announces padding, given per sequence."""

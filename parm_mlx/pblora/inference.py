@@ -151,7 +151,9 @@ def join(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> Joined:
     parts = [tensor for layer in layers for tensor in (layer.a, layer.b)]
     if kept is None or kept.a.dtype != dtype or list(map(id, kept.parts)) != list(map(id, parts)):
         a = mx.contiguous(mx.concatenate([layer.a for layer in layers]).T.astype(dtype))
-        kept = layers[0]._joined = Joined(parts, a, _diagonal([layer.b.T for layer in layers]).astype(dtype))
+        b = _diagonal([layer.b.T for layer in layers]).astype(dtype)
+        mx.eval(a, b)  # another thread cannot evaluate what this one built
+        kept = layers[0]._joined = Joined(parts, a, b)
     return kept
 
 

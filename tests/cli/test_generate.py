@@ -236,7 +236,7 @@ def test_one_answer_is_streamed_and_is_that_of_a_batch(
     ask = ("--max-tokens", 8, "--temp", 0.8, "--alpha", "1,0")
     code, out, err = run_cli("generate", "Tell me a joke.", *models, *ask)
     assert code == 0
-    err = re.sub("drafts: .*\n|these models are measured .*\n", "", err)
+    err = re.sub("drafts: .*\n|measuring once .*\n", "", err)
     assert err.endswith("cut at 8 tokens (--max-tokens)\n")
     err = err.removesuffix("cut at 8 tokens (--max-tokens)\n")
     assert re.fullmatch(

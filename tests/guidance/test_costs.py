@@ -1,5 +1,8 @@
 """What passes cost, what follows for decoding one answer, and what is kept of it."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ from tiny import tiny_guided, tiny_shared
 
 from parm_mlx.errors import InputError
 from parm_mlx.guidance import costs
-from parm_mlx.guidance.costs import LENGTHS, Costs, key, measure, recall, remember
+from parm_mlx.guidance.costs import LENGTHS, Costs, key, known, measure, recall, remember
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.session import Session, load_session
 from parm_mlx.guidance.shared import SharedModel
@@ -41,25 +44,56 @@ def test_another_way_must_be_faster_by_more_than_chance() -> None:
     assert Costs(PASSES, PASSES, per_token=plain | {"guide": 0.97}).drafter == "off"
     assert Costs(PASSES, PASSES, per_token=plain | {"guide": 0.9}).drafter == "guide"
     assert Costs(PASSES, PASSES, per_token={"off": 1.0, "guide": 0.9, "base": 0.8}).drafter == "base"
-    assert not Costs(PASSES, PASSES, 2.05).apart
-    assert Costs(PASSES, PASSES, 2.5).apart
-    assert not Costs(PASSES, PASSES).apart
+    assert not Costs(PASSES, PASSES, per_token={"off": 1.0, "apart": 0.97}).apart
+    two_passes = Costs(PASSES, PASSES, per_token={"off": 1.0, "apart": 0.8, "guide": 0.78})
+    assert two_passes.apart
+    assert two_passes.drafter == "off", "it must be faster than two passes, too"
+    assert str(two_passes) == "tokens/s 1 without drafts, 1.25 in two passes, 1.28 with guide drafts: two passes"
+    assert not Costs(PASSES, PASSES, per_token={"off": 1.0}).apart
 
 
-def test_drafts_are_not_tried_where_they_could_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "together", "tried"), [("llama", 1.1, False), ("llama", 1.5, True), ("mamba", 1.5, False)]
+)
+def test_drafts_are_not_tried_where_they_could_not_pay(
+    family: str, together: float, tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pass over twelve tokens takes 2.1 of one: even if all are kept, a token costs 1 + 2.1 / 12 = 1.175.
 
-    One pass for both at 1.1 is less, at 1.5 is not.
+    Plain decoding at 1.1 is less, at 1.5 is not. What mamba has read of drafts that are not kept is read again.
     """
-    model, prompts = tiny_shared("llama"), [PromptTokens([5, 6, 7], [5, 6, 7])]
     seconds = {(name, n): t for name in ("base", "guide") for n, t in zip(LENGTHS, PASSES, strict=True)}
-    for together, tried in ((1.1, False), (1.5, True)):
-        monkeypatch.setattr(costs, "pass_seconds", lambda *_, t=together: seconds | {("together", 1): t})
-        found = measure(model, prompts)
-        assert (found.base, found.guide, found.together) == (PASSES, PASSES, together)
-        assert found.per_token["off"] == together
-        assert (found.kept.keys() == {"guide", "base"}) == tried
-        assert found.drafter == "off" or tried
+    monkeypatch.setattr(costs, "pass_seconds", lambda *_: seconds)
+    monkeypatch.setattr(costs, "_plain_seconds", lambda *_: together)
+    found = measure(tiny_shared(family), [PromptTokens([5, 6, 7], [5, 6, 7])])
+    assert (found.base, found.guide, found.per_token["off"], found.per_token["apart"]) == (
+        PASSES,
+        PASSES,
+        *[together] * 2,
+    )
+    assert found.per_token.keys() == {"off", "apart"} | ({"guide", "base"} if tried else set())
+    assert found.kept.keys() == ({"guide", "base"} if tried else set())
+
+
+def test_the_price_of_drafts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One draft at a time, all kept: each token takes a pass of the drafter and one of the checker, 1 + 1."""
+    seconds = {(name, n): t for name in ("base", "guide") for n, t in zip(LENGTHS, PASSES, strict=True)}
+    monkeypatch.setattr(costs, "pass_seconds", lambda *_: seconds)
+    monkeypatch.setattr(costs, "_plain_seconds", lambda *_: 10.0)
+    monkeypatch.setattr(costs, "_fates", lambda *_: [{"guide": (True, 1.0), "base": (False, 1.0)}] * 4)
+    found = measure(tiny_guided("llama"), [PromptTokens([5], [5])], tokens=1)
+    assert found.per_token == {"off": 10.0, "guide": 2.0, "base": 2.0}
+    assert found.kept == {"guide": 1.0, "base": 0.0}
+    found = measure(tiny_guided("llama"), [PromptTokens([5], [5])], tokens=2)
+    assert found.per_token["guide"] == (4 * 1 + 2 * 1.1) / 4
+    assert found.per_token["base"] == pytest.approx((7 * 1 + 3 * 1.1 + 1) / 4), "drafted 2, 2, 2 and 1, one token each"
+
+
+def test_no_more_tokens_are_decoded_than_there_is_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "SECONDS", 0.0)
+    found = measure(tiny_guided("llama"), [PromptTokens([5, 6], [5, 6])])
+    assert found.drafter == "off"
+    assert not found.kept
 
 
 def test_what_is_measured_is_what_speculation_does() -> None:
@@ -71,7 +105,7 @@ def test_what_is_measured_is_what_speculation_does() -> None:
     from parm_mlx.guidance.speculation import Speculation
 
     model = tiny_guided("llama")
-    fates = costs._fates(model, PromptTokens([5, 6, 7], [5, 6, 7]), frozenset())
+    fates = list(costs._fates(model, PromptTokens([5, 6, 7], [5, 6, 7]), frozenset(), inf))
     for name in ("guide", "base"):
         rounds = costs._rounds([fate[name] for fate in fates], Drafting(None))
         cache = model.make_cache()
@@ -90,34 +124,71 @@ def test_real_passes_are_measured() -> None:
     found = measure(tiny_guided("llama"), [PromptTokens([5, 6, 7], [8, 9])])
     assert len(found.base) == len(found.guide) == len(LENGTHS)
     assert all(seconds > 0 for seconds in found.base + found.guide)
-    assert found.together is None
+    assert found.per_token["off"] > 0
 
 
 def test_costs_are_kept_by_machine_and_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = Costs(PASSES, PASSES, None, {"guide": 0.9}, {"off": 2.0, "guide": 1.0})
+    found = Costs(PASSES, PASSES, {"guide": 0.9}, {"off": 2.0, "guide": 1.0})
     name = key({"base": "aa"}, {"betas": (1.0,)})
     assert name != key({"base": "ab"}, {"betas": (1.0,)}) != key({"base": "aa"}, {"betas": (2.0,)})
     assert recall(name) is None
     remember(name, "a + b", found)
     remember("other", "c + d", Costs(PASSES, PASSES, per_token={"off": 1.0}))
     assert recall(name) == found
-    assert str(found) == "0.5 tokens/s without drafts, 1 with guide drafts: guide drafts"
+    assert str(found) == "tokens/s 0.5 without drafts, 1 with guide drafts: guide drafts"
+    assert dict(known()) == {"a + b": found, "c + d": Costs(PASSES, PASSES, per_token={"off": 1.0})}
     monkeypatch.setattr(costs, "device_name", lambda: "another chip")
     assert key({"base": "aa"}, {"betas": (1.0,)}) != name
 
 
+WHOLE = {"base": PASSES, "guide": PASSES, "kept": {}, "per_token": {"off": 1.0}}
+
+
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"x": 1}', '{"x": {"costs": {"base": [1]}}}', '{"x": {"costs": []}}']
+    "content",
+    [
+        *("", "[]", "{", '{"costs": {"base": [1]}}', '{"costs": []}', '{"costs": null}'),
+        *(
+            json.dumps({"costs": WHOLE | {"per_token": tokens}})
+            for tokens in ({}, {"off": None}, {"off": 0}, {"off": "x"})
+        ),
+        *(
+            json.dumps({"costs": WHOLE | {"per_token": {"off": 1.0, **more}}})
+            for more in ({"banana": 0.1}, {"guide": -1})
+        ),
+        json.dumps({"costs": WHOLE | {"base": ["x"] * 5}}),
+        json.dumps({"costs": WHOLE | {"more": 1}}),
+    ],
 )
 def test_a_broken_record_is_measured_again(content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = tmp_path / "parm-mlx" / costs.FILE
-    path.parent.mkdir()
+    path = tmp_path / "parm-mlx" / costs.FOLDER / "x.json"
+    path.parent.mkdir(parents=True)
     path.write_text(content)
     assert recall("x") is None
+    assert known() == []
     remember("x", "a + b", Costs(PASSES, PASSES, per_token={"off": 1.0}))
     assert recall("x") is not None
+
+
+def test_processes_that_measure_at_the_same_time_keep_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = Costs(PASSES, PASSES, per_token={"off": 1.0})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: remember(f"{i:03}", str(i), found), range(40)))
+    assert known() == [(str(i), found) for i in range(40)]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_user_without_a_home_measures_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(costs, "cache_folder", homeless)
+    remember("x", "a + b", Costs(PASSES, PASSES, per_token={"off": 1.0}))
+    assert recall("x") is None
+    assert known() == []
 
 
 def test_a_cache_folder_that_cannot_be_written_does_no_harm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -136,12 +207,13 @@ def session(official: Path, official_parm: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_choice_is_measured_once_and_kept(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    plain = {"off": 1.0, "guide": 0.5}
-    monkeypatch.setattr("parm_mlx.guidance.session.measure", lambda *_: Costs(PASSES, PASSES, 3.0, {}, plain))
+    plain = {"off": 1.0, "apart": 0.8, "guide": 0.5}
+    monkeypatch.setattr("parm_mlx.guidance.session.measure", lambda *_: Costs(PASSES, PASSES, {}, plain))
     assert session.drafting_alone(said.append) == Drafting(None, by_guide=True)
     assert isinstance(session.model, SharedModel)
-    assert session.model.apart, "two passes of 1 are faster than one of 3"
-    assert said == ["these models are measured on this machine, once"]
+    assert session.model.apart, "two passes are faster than one"
+    assert len(said) == 1
+    assert said[0].startswith("measuring once how fast these models are here")
     monkeypatch.setattr("parm_mlx.guidance.session.measure", None)
     assert session.drafting_alone(said.append) == Drafting(None, by_guide=True)
     assert len(said) == 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mlx_lm.generate import _extend_cache, _merge_caches
 from tiny import VOCABULARY, tiny_guide, tiny_model, tiny_shared
 
+from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import PrefixCaches, prefill, read
 from parm_mlx.guidance.prompts import PromptTokens
@@ -101,6 +102,28 @@ def test_one_sequence_takes_two_passes_where_that_is_faster() -> None:
     batch = [type(entry).merge([entry]) for entry in caches[1]]
     apart(mx.array([[9]]), cache=batch)
     assert [len(pair.parts) for pair in batch[:-1]] == [1] * len(apart.guide.model.layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba", "jamba", "gemma3_text"])
+def test_a_batch_of_a_model_that_takes_two_passes_for_one_sequence(family: str) -> None:
+    shared, apart = tiny_shared(family), tiny_shared(family)
+    apart.apart = True
+    requests = [Request(PromptTokens(PROMPT, PROMPT), (w, 1 - w), Sampling()) for w in (1.0, 0.3, 0.6)]
+    answers = [
+        [answer.tokens for answer in sorted(generate_batch(model, NoEnds(), requests, 6), key=lambda each: each.index)]
+        for model in (shared, apart)
+    ]
+    assert answers[0] == answers[1]
+    assert [len(tokens) for tokens in answers[1]] == [6] * 3
+
+
+class NoEnds:
+    """A tokenizer that is only asked for ends and texts."""
+
+    eos_token_ids = frozenset[int]()
+
+    def decode(self, tokens: list[int]) -> str:
+        return " ".join(map(str, tokens))
 
 
 def test_rows_that_cannot_be_held_together_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,28 @@ def test_a_is_joined_once_for_every_alpha_and_again_after_a_change() -> None:
     assert not joined.b[:5, 8:].any()
 
 
+@pytest.mark.parametrize(("first", "second"), [("one", "mixed"), ("mixed", "one")])
+def test_each_thread_may_bind_other_preferences(first: str, second: str) -> None:
+    """What layers keep of their joined adapters is whole, whichever form needed it first."""
+    made = layers(8, 4, 4)
+    x = {name: mx.random.normal((len(ALPHAS[name]), 1, 16)) for name in (first, second)}
+    mx.eval(x, [layer.parameters() for layer in made])
+
+    def run(name: str) -> None:
+        with conditioned(BoundPreferences(made, mx.array(ALPHAS[name]))):
+            found.append(made[0](x[name]))
+            mx.eval(found[-1])
+
+    found: list[mx.array] = []
+    for name in (first, second):
+        thread = Thread(target=run, args=(name,))
+        thread.start()
+        thread.join()
+    assert len(found) == 2
+    for y, name in zip(found, (first, second), strict=True):
+        assert mx.allclose(y, expected(made[0], x[name], ALPHAS[name], False), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("alphas", [ALPHAS["one"], ALPHAS["mixed"]])
 def test_what_one_thread_has_bound_another_uses(alphas: list[list[float]]) -> None:
     """Of the first pass only q is evaluated, as the keys and values of a prefilled cache are; the second needs all."""
