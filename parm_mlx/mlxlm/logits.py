@@ -10,6 +10,7 @@ from parm_mlx.errors import ModelError
 
 CAP = "final_logit_softcapping"
 TOKENS = 8  # that the scaled logits are checked on
+CLEAR = 4.0  # a factor by which both kinds of norm are told apart, also in 16 bits
 TOLERANCE = {mx.float32: 1e-3, mx.bfloat16: 3e-2, mx.float16: 1e-2}  # of the largest logit
 
 
@@ -25,20 +26,29 @@ def scale_logits(model: nn.Module, factor: float) -> None:
     if any(getattr(module, CAP, None) for module in model.modules()):
         raise ModelError(f"the logits of this model are capped ({CAP}), so they cannot be scaled")
     ids = mx.arange(TOKENS)[None]
-    wanted = factor * model(ids).astype(mx.float32)
+    plain = model(ids).astype(mx.float32)
     head: Any = model.get("lm_head") or {}
-    if "bias" in head:
-        head.bias = factor * head.bias
+    bias = head.get("bias")
     for norm in _norms(model):
         before = dict(norm.parameters())
-        for weight in (factor * norm.weight, factor * (1 + norm.weight) - 1):
-            norm.weight = weight.astype(before["weight"].dtype)
-            if "bias" in norm:
-                norm.bias = factor * before["bias"]
-            found = model(ids)
+        for is_offset in (False, True):
+
+            def scale(by: float, norm: Any = norm, before: Any = before, is_offset: bool = is_offset) -> None:
+                weight = before["weight"]
+                scaled = by * (1 + weight) - 1 if is_offset else by * weight
+                norm.weight = scaled.astype(weight.dtype)
+                if "bias" in before:
+                    norm.bias = by * before["bias"]
+                if bias is not None:
+                    head.bias = by * bias
+
+            scale(CLEAR)
+            found, wanted = model(ids), CLEAR * plain
             error = mx.abs(found.astype(mx.float32) - wanted).max()
             if error <= TOLERANCE.get(found.dtype, 1e-3) * mx.abs(wanted).max():
+                scale(factor)
                 return
+            scale(1.0)
             norm.update(before)
     raise ModelError("the logits of this model do not scale with the weights of its final norm")
 
