@@ -62,3 +62,5 @@ def refine(
             f"beta {beta:g}: total variation {variation:.4f}, now {now:.4f}; "
             f"the same likeliest token {same:.1%}, now {now_same:.1%}"
         )
+    if sum(now for now, _ in found.after.values()) >= sum(before for before, _ in found.before.values()):
+        console.note("warning: the refined adapter is not nearer; more prompts or a larger --max-tokens may help")

@@ -189,6 +189,11 @@ def load_with_tokenizers(
             f"base {base_path} and guide model {paths[0]} have different vocabularies, and cannot share a forward pass",
             hint="leave out --share on",
         )
+    if differ and guidance == "one-pass":
+        raise ModelError(
+            f"one pass cannot stand for base {base_path} and guide model {paths[0]}: their vocabularies differ",
+            hint="leave out --guidance one-pass",
+        )
     bases = partial(_seen_by, tokenizer, tokenizers[0], Refinement(across_candidates, tolerance=across_tolerance))
     if len(guides) > 1:
         if share == "on":

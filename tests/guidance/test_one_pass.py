@@ -261,6 +261,10 @@ def test_other_weights_several_guides_and_contradictions_are_refused_by_name(
     assert isinstance(model, OnePassModel)
     with pytest.raises(ModelError, match=r"one pass cannot stand for base .*base_lm and guide model .*arm_base"):
         parm_mlx.load(official / "base_lm", official_parm, guidance="one-pass")
+    with pytest.raises(ModelError, match=r"one pass cannot stand for .*: their vocabularies differ"):
+        parm_mlx.load("bundled", official_parm, guidance="one-pass")
+    with pytest.raises(ModelError, match="several adapters that guide together"):
+        parm_mlx.load(official / "arm_base", [official_parm, official_parm], guidance="one-pass")
     with pytest.raises(InputError, match="--guidance one-pass and --share off exclude each other"):
         parm_mlx.load(official / "arm_base", official_parm, share="off", guidance="one-pass")
     with pytest.raises(InputError, match="base and guide are one network") as refused:
