@@ -102,6 +102,7 @@ TOP_K = Whole(0, 2**31 - 1)
 MAX_TOKENS = Whole(1, 10**6)
 DRAFT_TOKENS = Whole(1, 64)
 KV_BITS = Whole(2, 8)
+CANDIDATES = Whole(1, 10**5)
 KV_SIZE = Whole(16, 10**9)
 
 GRID_SIZE = 10_000

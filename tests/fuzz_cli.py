@@ -73,6 +73,7 @@ SAMPLING = """--temp=0|0.5|100 --top-p=0|0.9|1 --top-k=0|1|2048|2147483647 --min
     --seed=0|7|18446744073709551615 --max-tokens=1|4 """
 MODELS = """--model={base}|bundled --parm={parm}|bundled --guide-model={base} --beta=1|0.5|1e-6|1e6 --share=auto|off
     --guidance=exact|one-pass --dequantize=auto|off --kv-bits=4|8 --max-kv-size=16|1000 --enable-thinking=on|off
+    --across=auto|off --across-candidates=1|100 --across-tolerance=0|0.1|1
     --chat-template=hh|plain|alpaca|beaver --system-prompt=Short. --draft-model={base}
     --speculation=auto|guide|base|off --num-draft-tokens=1|4 """
 ALPHA = "--alpha=1,0|0.3,0.7|warmth=1|2,2 "
@@ -108,6 +109,7 @@ RECIPES = (
         + ALPHA
         + """--model=bundled --parm=bundled --guide-model={base} --beta=1|2 --share=auto|off --dequantize=auto|off
         --guidance=exact|one-pass --chat-template=hh|plain --allow-special --steer-thinking --open
+        --across=auto|off --across-candidates=1|100 --across-tolerance=0|1
         --system-prompt=Short. --enable-thinking=on|off --host=192.0.2.1|192.0.2.2 --port=0|8080|65535 --api-key=k
         --allow-origin=http://localhost:3000 --allow-host=my.mac|* --batch-size=1|64 --max-queue=1|1000
         --prompt-cache-size=0|64 --max-prompt-tokens=16|1000 --timeout=1|600 --stall-timeout=1|600 --log=none|requests

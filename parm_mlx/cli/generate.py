@@ -11,7 +11,7 @@ from parm_mlx.cli import console
 from parm_mlx.cli.answers import Clock, Job, answers, requests, stream
 from parm_mlx.cli.options import BASE_ALONE, Alphas, DraftOptions, MaxTokens, ModelOptions, flag, grouped
 from parm_mlx.cli.reply import say
-from parm_mlx.cli.session import note_drafts, open_session, read_alpha
+from parm_mlx.cli.session import across_count, note_across, note_drafts, open_session, read_alpha
 from parm_mlx.errors import DataError, InputError
 from parm_mlx.files import decoded
 from parm_mlx.preference import format_alpha
@@ -86,6 +86,7 @@ def generate(
         if answer.cut:
             console.note(f"cut at {max_tokens} tokens (--max-tokens)")
         note_drafts(answer.drafts)
+        note_across(session)
     else:
         _print_all(session, jobs, sampling, max_tokens, as_json, explain, explain_parts)
 
@@ -126,6 +127,8 @@ def _print_all(
                 record["explain"] = _explained(session, (number, text, weights), answer, parts)
             if answer.drafts is not None:
                 record["drafts"] = {**asdict(answer.drafts), "acceptance_rate": round(answer.drafts.rate, 4)}
+            if weights is not None and (across := across_count(session)):
+                record |= across
             console.record(record)
         else:
             title = f"{text} " if several else ""
@@ -134,6 +137,7 @@ def _print_all(
             console.echo()
     if not as_json:
         clock.note_all(len(jobs), count)
+        note_across(session)
     note_drafts(kept)
 
 

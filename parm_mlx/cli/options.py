@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import typer
 
 from parm_mlx.cli.defaults import variable
-from parm_mlx.ranges import DRAFT_TOKENS, KV_BITS, KV_SIZE, MAX_TOKENS, Real, Whole
+from parm_mlx.ranges import CANDIDATES, DRAFT_TOKENS, KV_BITS, KV_SIZE, MAX_TOKENS, SHARE, Real, Whole
 from parm_mlx.settings import PATH, DraftedBy, Limits, TemplateName, limits_of, plain_type, setting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -232,6 +232,18 @@ class ServedModelOptions(GuideOptions):
     )
     share: Literal["auto", "on", "off"] = setting(
         "auto", "Compute base and guide in one forward pass: auto where they share weights, on insists."
+    )
+    across: Literal["auto", "off"] = setting(
+        "auto", "Let a PARM of another vocabulary guide: auto where the vocabularies differ, off refuses it."
+    )
+    across_candidates: int = setting(
+        50,
+        "Most tokens of the base about which a guide of another vocabulary is asked further, if they take several of "
+        "its own.",
+        CANDIDATES,
+    )
+    across_tolerance: float = setting(
+        0.01, "Share of the guided distribution that a guide of another vocabulary may leave open.", SHARE
     )
     chat_template: TemplateName | None = setting(
         None,

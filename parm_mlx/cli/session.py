@@ -69,3 +69,20 @@ def note_drafts(count: "DraftCount") -> None:
             f"drafts: {count.accepted} of {count.drafted} tokens kept ({count.rate:.0%}); "
             f"passes per token: {base:.2f} of the base and {guide:.2f} of the guide"
         )
+
+
+def across_count(session: "Session") -> dict[str, float]:
+    """What a guide of another vocabulary has taken and left open so far; empty where there is none."""
+    from parm_mlx.guidance.across import AcrossModel
+
+    count = session.model.count if isinstance(session.model, AcrossModel) else None
+    return {name: round(value, 6) for name, value in count.summary().items()} if count and count.positions else {}
+
+
+def note_across(session: "Session") -> None:
+    """Notes what a guide of another vocabulary has taken and left open."""
+    if count := across_count(session):
+        console.note(
+            f"guide of another vocabulary: {count['across_passes_per_token']:.2f} passes per token; "
+            f"{count['across_open']:.2%} of the distribution left open"
+        )

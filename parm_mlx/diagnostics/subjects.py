@@ -128,7 +128,7 @@ def loaded_subjects(
     """Loads the user's own models, by the names of the flags; with the shared model if weights are the same."""
     base: str | Path = model or guide_model or recorded_backbone(parm[0])
     guided, tokenizer, _ = load_with_tokenizers(
-        base, list(parm), guide_model, beta=beta, share="off", dequantize=dequantize
+        base, list(parm), guide_model, beta=beta, share="off", dequantize=dequantize, across="off"
     )
     draft = load_draft(draft_model, tokenizer, base, dequantize) if draft_model else None
     shared = None

@@ -1,12 +1,13 @@
 """The cost of a guided token, beside those of the models that guidance is made of."""
 
 import statistics
-from collections.abc import Sequence
 from functools import partial
 
+from parm_mlx.guidance.across import AcrossModel
 from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.one_pass import OnePassModel
+from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.shared import Backbone, SharedModel, weights_differ
 from parm_mlx.mlxlm import make_prompt_cache
 from parm_mlx.preference import Alpha
@@ -16,7 +17,7 @@ TOKENS, ROUNDS = 24, 3
 BACKBONE = "backbone_token_ms"
 
 
-def token_costs(model: GuidedModel, prompt: Sequence[int], alpha: Alpha, drafted: bool = False) -> dict[str, float]:
+def token_costs(model: GuidedModel, prompt: PromptTokens, alpha: Alpha, drafted: bool = False) -> dict[str, float]:
     """Measures milliseconds per token, one sequence each, in turns; medians of a few rounds.
 
     Returns:
@@ -24,15 +25,17 @@ def token_costs(model: GuidedModel, prompt: Sequence[int], alpha: Alpha, drafted
         without their adapters); and 1 or 0 for ``one_pass`` (base and guide share a forward pass), ``same_weights``
         (they could) and ``drafted``, which is only recorded.
     """
-    guides = model.guide.guides if isinstance(model.guide, Guides) else [model.guide]
+    own = model.guide.guide if isinstance(model, AcrossModel) else model.guide
+    guides = own.guides if isinstance(own, Guides) else [own]
     shared = isinstance(model, SharedModel | OnePassModel)
     backbones = {} if shared else {f"{BACKBONE} {i}": Backbone(guide.model) for i, guide in enumerate(guides)}
-    preferring = {"guide_token_ms": model.guide, "guided_token_ms": model}
+    preferring = {"guide_token_ms": own, "guided_token_ms": model}
     models = {"base_token_ms": model.base, **backbones, **preferring}
 
     def start(name: str) -> Generation:
         of = models[name]
-        return SingleGeneration(of, prompt, of.make_cache(alpha) if name in preferring else make_prompt_cache(of))
+        tokens = prompt.base if of in (model, model.base) else prompt.guide
+        return SingleGeneration(of, tokens, of.make_cache(alpha) if name in preferring else make_prompt_cache(of))
 
     starts = {name: partial(start, name) for name in models}
     rounds = [time_in_turns(starts, TOKENS) or {} for _ in range(ROUNDS)]

@@ -163,7 +163,10 @@ def _cost(summary: Summary) -> Finding:
     if not (slow or dear):
         return False, f"{text}.", passes, COST
     if slow:
-        text += f". That is over {COST:g} times both passes: the adapter is slow to apply, or the machine was busy"
+        why = "the adapter is slow to apply, or the machine was busy"
+        if time.get("across_passes_per_token"):
+            why = f"the guide has another vocabulary and takes {time['across_passes_per_token']:.2f} passes per token"
+        text += f". That is over {COST:g} times both passes: {why}"
     if dear:
         of = "the base and the plain backbone" if plain > 0 else "the base alone"
         text += f". It is over {limit:g} times {of}: the adapter itself, or a large guide, takes the time"
@@ -178,7 +181,9 @@ def _cheaper(time: Mapping[str, float]) -> str:
         ways.append("base and guide have the same weights and can share one pass (leave out --share off)")
     elif not time.get("one_pass"):
         ways.append("a guide on the base's own weights shares its pass, and a smaller guide is faster")
-    if not time.get("drafted") and not time.get("one_pass"):
+    if time.get("across_passes_per_token", 0) > 1.2:
+        ways.append("a larger --across-tolerance asks a guide of another vocabulary less often")
+    if not time.get("drafted") and not time.get("one_pass") and not time.get("across_passes_per_token"):
         ways.append("for one answer at a time, --speculation auto has the one model draft that pays")
     ways.append("answers in a batch (--batch-size, several prompts) read the weights together")
     return f"What costs less: {'; '.join(ways)}."

@@ -18,9 +18,11 @@ from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
 from parm_mlx.evaluation.summary import Normalize, Run, compare, summarise
 from parm_mlx.files import NAMED, expanded, read_json
 from parm_mlx.fingerprint import fingerprint
+from parm_mlx.guidance.across import AcrossModel
 from parm_mlx.guidance.guide import Guide
-from parm_mlx.guidance.loading import Dequantize, Guidance, Share, held_out_prompts
+from parm_mlx.guidance.loading import Across, Dequantize, Guidance, Share, held_out_prompts
 from parm_mlx.guidance.prompts import Prompt, content_id
+from parm_mlx.guidance.pushforward import Refinement
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.templates import Content
@@ -66,6 +68,9 @@ def evaluate(
     steer_thinking: bool = False,
     kv_bits: int | None = None,
     max_kv_size: int | None = None,
+    across: Across = "auto",
+    across_candidates: int = Refinement.candidates,
+    across_tolerance: float = Refinement.tolerance,
     batch_size: int = 32,
     normalize: Normalize = "unguided",
     reference: Sequence[float] | None = None,
@@ -112,6 +117,9 @@ def evaluate(
         steer_thinking: The guide steers thoughts too, and not the answer alone. Scores are of answers.
         kv_bits: Bits of the prompt caches.
         max_kv_size: Most tokens that the prompt caches hold.
+        across: Whether a PARM of another vocabulary guides; see :func:`parm_mlx.load`.
+        across_candidates: Most tokens of the base that it is asked about more than once.
+        across_tolerance: Share of the guided distribution that it may leave open.
         batch_size: Number of answers generated at the same time.
         normalize: Unit of the scores; see :func:`parm_mlx.evaluation.summary.summarise`.
         reference: Reference point of the hypervolume in that unit, one number per objective.
@@ -155,6 +163,9 @@ def evaluate(
         steer_thinking=steer_thinking,
         kv_bits=kv_bits,
         max_kv_size=max_kv_size,
+        across=across,
+        across_candidates=across_candidates,
+        across_tolerance=across_tolerance,
         announce=note if group.main else lambda message: None,
     )
     prompter, objectives = session.prompter, session.objectives
@@ -189,6 +200,7 @@ def evaluate(
             **({"steer_thinking": True} if steer_thinking else {}),
             **({"kv_bits": kv_bits} if kv_bits else {}),
             **({"max_kv_size": max_kv_size} if max_kv_size else {}),
+            **({"across": [across_candidates, across_tolerance]} if session.model.shift else {}),
             "alphas": [list(alpha) for alpha in weights],
             "prompts": {prompt.id: content_id(prompt.content) for prompt in asked},
         }
@@ -245,13 +257,15 @@ def _answer_and_score(
     scores = score_all(folder, results, rewards, progress)
     timing = _earlier_timing(folder.path)
     if fresh:
+        across = sweep.model.count.summary() if isinstance(sweep.model, AcrossModel) and sweep.model.count else {}
         prompt, alpha = next((result.prompt, result.alpha) for result in results if result.alpha is not None)
         timing = {
             "answers": len(fresh),
             "tokens": sum(result.tokens for result in fresh),
             "generating_s": generating,
             "scoring_s": time.perf_counter() - began,
-            **token_costs(sweep.model, sweep.prompter(prompt).base, alpha, sweep.drafting is not None),
+            **token_costs(sweep.model, sweep.prompter(prompt), alpha, sweep.drafting is not None),
+            **across,
         }
     return Run(folder.path.name, sweep.model.objectives, folder.rewards, results, scores, timing)
 

@@ -1,9 +1,9 @@
 """A conversation with a guided model: the prompt cache is kept from turn to turn, and α can change between turns."""
 
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
@@ -62,10 +62,12 @@ class Conversation:
         """The objectives that α weighs; none where the base answers alone."""
         return self._model.objectives
 
-    @property
-    def vocabulary(self) -> int:
-        """Number of token ids that the models can read."""
-        return min(filter(None, (*self._model.rows, len(self._tokenizer.get_vocab()))))
+    def reads(self, tokens: Sequence[Any], role: Literal["base", "guide"]) -> bool:
+        """Returns True if all of these are token ids that the base, or the guide, can read."""
+        base, guide, shift = *self._model.rows, self._model.shift
+        own = min(filter(None, (base, None if shift else guide, len(self._tokenizer.get_vocab()))))
+        ranges = [range(own)] if role == "base" or not shift else [range(guide or shift), range(shift, shift + own)]
+        return all(type(token) is int and any(token in each for each in ranges) for token in tokens)
 
     @property
     def alpha(self) -> Alpha | None:
@@ -265,7 +267,7 @@ class Conversation:
         base, guide = self._model.split_cache(cache)
         if not self._model.reads_once:
             self._base = CachedTokens(base, prompt.base + generated)
-        self._guide = CachedTokens(guide, prompt.guide + generated)
+        self._guide = CachedTokens(guide, prompt.after(generated).guide)
 
     def _empty_base(self) -> CachedTokens:
         return CachedTokens(make_prompt_cache(self._model.base))

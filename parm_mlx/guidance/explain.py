@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -105,11 +106,14 @@ def _readers(
 def _explained(
     model: GuidedModel, request: Request, tokens: Sequence[int], start: int, readers: Sequence[_Reader]
 ) -> Iterator[TokenReasons]:
-    end = min(start + STEP, len(tokens))
-    logits = []
+    end, prompt = min(start + STEP, len(tokens)), request.prompt
+    logits: list[mx.array] = []
     for reader in readers:
-        inputs = [*reader.prompt[-1:], *tokens][start:end]
-        logits.append(reader.model(mx.array([inputs]), cache=reader.cached.cache)[0])
+        is_guide = reader.model is model.guide
+        said_so_far = prompt.for_guide(tokens) if is_guide else tokens
+        inputs, cache = mx.array([[*reader.prompt[-1:], *said_so_far][start:end]]), reader.cached.cache
+        run = partial(model.guide_logits, base_logits=logits[-1][None]) if is_guide else reader.model
+        logits.append(run(inputs, cache=cache)[0])
     said = mx.array(list(tokens[start:end]))[:, None]
     parts = over_common_tokens(*logits)
     if not model.reads_once:

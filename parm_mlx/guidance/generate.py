@@ -348,7 +348,7 @@ def not_finite(
     names = []
     if _is_broken(model.base, make_prompt_cache(model.base), [*prompt.base, *tokens]):
         names.append("the base")
-    if alpha is not None and _is_broken(model.guide, model.guide.make_cache(alpha), [*prompt.guide, *tokens]):
+    if alpha is not None and _is_broken(model.guide, model.guide.make_cache(alpha), prompt.after(tokens).guide):
         names.append("the guide")
     whose = " and ".join(names) or "base and guide together"
     more = f" (and {others} more)" if others else ""

@@ -29,11 +29,16 @@ class GuidedModel(nn.Module):
         guide: The guide; its vocabulary is the base's, up to padding.
         beta: β > 0 of Eq. 13. Smaller β, stronger guide.
 
+    Attributes:
+        shift: Added to a token of the base where the sequence that the guide reads holds it; not 0 where their
+            vocabularies differ.
+
     Raises:
         PreferenceError: β is not a number from 1e-6 to 1e6.
     """
 
     reads_once = False  # True where guided sequences are read by one network alone, ``steered``; False: by the base too
+    shift = 0
 
     def __init__(self, base: nn.Module, guide: Guide | Guides, beta: float = 1.0) -> None:
         super().__init__()
@@ -99,6 +104,13 @@ class GuidedModel(nn.Module):
     def base_logits(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Logits of the base alone, (B, L) token ids → (B, L, V_base) float32: 16 bits are too few to normalise in."""
         return widened(self.base(inputs, cache=cache))
+
+    def guide_logits(self, symbols: mx.array, base_logits: mx.array, cache: Cache | None) -> mx.array:
+        """The guide's logits (B, L, V) after ``symbols`` (B, L): its own tokens, or the base's with ``shift`` added.
+
+        ``base_logits`` (B, L, V_base) are the base's own there.
+        """
+        return self.guide(symbols, cache=cache)
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Guided logits, (B, L) token ids → (B, L, V) float32."""

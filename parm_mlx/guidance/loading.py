@@ -1,6 +1,7 @@
 """Loading base, guide and tokenizers, and checking that they fit each other."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from warnings import warn
@@ -11,10 +12,14 @@ from mlx.utils import tree_map
 
 from parm_mlx.errors import AdapterError, ModelError, RunError
 from parm_mlx.files import NAMED, resolve
+from parm_mlx.guidance.across import AcrossGuide, AcrossModel
 from parm_mlx.guidance.guide import Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.one_pass import OnePassModel
+from parm_mlx.guidance.pushforward import Pair, Refinement
+from parm_mlx.guidance.renumbered import RenumberedGuide, base_order
 from parm_mlx.guidance.shared import SharedModel, weights_differ
+from parm_mlx.guidance.token_bytes import TokenBytes
 from parm_mlx.machine import usable_memory
 from parm_mlx.mlxlm import (
     TokenizerWrapper,
@@ -28,6 +33,7 @@ from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.preference import AlphaSpec, parse_betas
 from parm_mlx.settings import check_cache_limits, check_guidance
 
+Across = Literal["auto", "off"]
 Share = Literal["auto", "on", "off"]
 Dequantize = Literal["auto", "off"]
 Guidance = Literal["exact", "one-pass"]
@@ -82,6 +88,9 @@ def load(
     kv_bits: int | None = None,
     max_kv_size: int | None = None,
     guidance: Guidance = "exact",
+    across: Across = "auto",
+    across_candidates: int = Refinement.candidates,
+    across_tolerance: float = Refinement.tolerance,
 ) -> tuple[GuidedModel, TokenizerWrapper]:
     """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
@@ -102,10 +111,14 @@ def load(
         guidance: ``"exact"`` computes base and guide; ``"one-pass"`` one network that stands for both, where they share
             weights. It costs no more than the base alone, and is an approximation: see
             :mod:`parm_mlx.guidance.one_pass`.
+        across: If a guide of another vocabulary guides, by what it would write (:mod:`parm_mlx.guidance.pushforward`):
+            ``"auto"`` where the vocabularies differ, ``"off"`` never.
+        across_candidates: Most tokens of the base that the guide is asked on about, where they take several of its own.
+        across_tolerance: Share of the guided distribution that may be left open.
 
     Returns:
-        The guided model, which any mlx-lm function runs, and the base's tokenizer. The end-of-sequence tokens of the
-        guide are among its ``eos_token_ids``: either's end is the end of an answer.
+        The guided model, which any mlx-lm function runs, and the base's tokenizer. The end-of-sequence tokens of a
+        guide of the same vocabulary are among its ``eos_token_ids``: either's end is the end of an answer.
 
     Raises:
         AdapterError: The adapter cannot be read or does not fit its backbone.
@@ -118,7 +131,19 @@ def load(
         raise ModelError(f"{base} needs a PARM, the adapter that guides it", hint="name it with parm=")
     beta = proposed_betas(adapters) if beta is None else beta
     guided, tokenizer, _ = load_with_tokenizers(
-        base, adapters, guide_model, alpha, beta, share, dequantize, kv_bits, max_kv_size, guidance
+        base,
+        adapters,
+        guide_model,
+        alpha,
+        beta,
+        share,
+        dequantize,
+        kv_bits,
+        max_kv_size,
+        guidance,
+        across,
+        across_candidates,
+        across_tolerance,
     )
     return guided, tokenizer
 
@@ -134,6 +159,9 @@ def load_with_tokenizers(
     kv_bits: int | None = None,
     max_kv_size: int | None = None,
     guidance: Guidance = "exact",
+    across: Across = "auto",
+    across_candidates: int = Refinement.candidates,
+    across_tolerance: float = Refinement.tolerance,
 ) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
     """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
     check_cache_limits(kv_bits, max_kv_size)
@@ -147,10 +175,26 @@ def load_with_tokenizers(
     limits = kv_bits, max_kv_size
     loaded = (_load_guide(each, guide_model, alone, held, dequantize, limits) for each in adapters)
     guides, tokenizers, paths = zip(*loaded, strict=True)
+    differ = across == "auto" and any(vocabularies_differ(tokenizer, each) for each in tokenizers)
     for guide_tokenizer, path in zip(tokenizers, paths, strict=True):
-        check_vocabularies(tokenizer, guide_tokenizer, base_path, path)
-    for guide_tokenizer in tokenizers:
+        if differ:
+            hint = "adapters that guide together need one vocabulary, the base's or not"
+            check_vocabularies(tokenizers[0], guide_tokenizer, paths[0], path, "guide", "guide", hint)
+        else:
+            check_vocabularies(tokenizer, guide_tokenizer, base_path, path)
+    for guide_tokenizer in tokenizers if not differ else ():
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | guide_tokenizer.eos_token_ids
+    if differ and share == "on":
+        raise ModelError(
+            f"base {base_path} and guide model {paths[0]} have different vocabularies, and cannot share a forward pass",
+            hint="leave out --share on",
+        )
+    if differ and guidance == "one-pass":
+        raise ModelError(
+            f"one pass cannot stand for base {base_path} and guide model {paths[0]}: their vocabularies differ",
+            hint="leave out --guidance one-pass",
+        )
+    bases = partial(_seen_by, tokenizer, tokenizers[0], Refinement(across_candidates, tolerance=across_tolerance))
     if len(guides) > 1:
         if share == "on":
             raise ModelError("several adapters cannot share one forward pass", hint="leave out --share on")
@@ -162,7 +206,11 @@ def load_with_tokenizers(
             raise ModelError("the backbones of adapters that guide together have different chat templates")
         own = len(betas) > 1  # one β for each, which is part of the guide then
         guide = Guides(guides, alpha, betas if own else None)
-        return GuidedModel(base, guide, 1.0 if own else betas[0]), tokenizer, tokenizers[0]
+        beta = 1.0 if own else betas[0]
+        made = AcrossModel(base, bases(guide), beta) if differ else GuidedModel(base, guide, beta)
+        return made, tokenizer, tokenizers[0]
+    if differ:
+        return AcrossModel(base, bases(guides[0]), betas[0]), tokenizer, tokenizers[0]
     difference = None if share == "off" else weights_differ(base, guides[0].model)
     if share == "on" and difference:
         raise ModelError(
@@ -179,6 +227,17 @@ def load_with_tokenizers(
     if difference or share == "off":
         return GuidedModel(base, guides[0], betas[0]), tokenizer, tokenizers[0]
     return SharedModel(guides[0], betas[0]), tokenizer, tokenizers[0]
+
+
+def _seen_by(
+    base: TokenizerWrapper, own: TokenizerWrapper, how: Refinement, guide: Guide | Guides
+) -> AcrossGuide | RenumberedGuide:
+    """A guide as a base of another vocabulary sees it."""
+    both = TokenBytes.of(base, "base"), TokenBytes.of(own, "guide")
+    if (order := base_order(*both)) is not None:
+        return RenumberedGuide(guide, order)
+    start = own.bos_token_id
+    return AcrossGuide(guide, Pair(*both, min(own.eos_token_ids) if start is None else start), how)
 
 
 def load_draft(
@@ -303,9 +362,24 @@ def _evaluate(model: nn.Module) -> None:
 
 
 def check_vocabularies(
-    base: TokenizerWrapper, other: TokenizerWrapper, base_path: Path, other_path: Path, role: str = "guide"
+    base: TokenizerWrapper,
+    other: TokenizerWrapper,
+    base_path: Path,
+    other_path: Path,
+    role: str = "guide",
+    of: str = "base",
+    hint: str = "their token log-probabilities are combined, so both models need the same vocabulary",
 ) -> None:
     """Checks that two tokenizers give every token the same id, special tokens in one of them aside."""
+    if reasons := vocabularies_differ(base, other):
+        raise ModelError(
+            f"{of} {base_path} and {role} {other_path} have different tokenizers: {'; '.join(reasons)}",
+            hint=hint,
+        )
+
+
+def vocabularies_differ(base: TokenizerWrapper, other: TokenizerWrapper) -> list[str]:
+    """Returns the reasons why two tokenizers cannot stand for each other; none where they can."""
     a, b = base.get_vocab(), other.get_vocab()
     by_id_a, by_id_b = ({i: token for token, i in vocab.items()} for vocab in (a, b))
     clash = sorted(i for i in by_id_a.keys() & by_id_b.keys() if by_id_a[i] != by_id_b[i])
@@ -320,8 +394,4 @@ def check_vocabularies(
         reasons.append(f"{len(unmatched)} tokens exist in only one of them ({named})")
     if not (base.eos_token_ids | other.eos_token_ids) & by_id_a.keys() & by_id_b.keys():
         reasons.append("they have no end-of-sequence token in common")
-    if reasons:
-        raise ModelError(
-            f"base {base_path} and {role} {other_path} have different tokenizers: {'; '.join(reasons)}",
-            hint="their token log-probabilities are combined, so both models need the same vocabulary",
-        )
+    return reasons

@@ -34,13 +34,13 @@ def prefill(model: GuidedModel, cache: Cache, base: Sequence[int], guide: Sequen
     Returns:
         The token to go on with: the prompt that is left for mlx-lm's generators.
     """
-    if model.reads_once or list(base) == list(guide):
+    if model.reads_once or (list(base) == list(guide) and not model.shift):
         read(model, base[:-1], cache)
     else:
         base_cache, guide_cache = model.split_cache(cache)
         read(model.base, base[:-1], base_cache)
         read(model.guide, guide[:-1], guide_cache)
-        replace_last_token(guide_cache, base, guide)
+        replace_last_token(guide_cache, base, guide, model.shift)
     evaluate(cache)
     return base[-1]
 
@@ -107,7 +107,7 @@ class PrefixCaches:
             cache = make_prompt_cache(model.base)
         else:
             cache = model.make_cache(request.alpha, model.strength(request.beta))
-        if bears_padding(cache) and (request.alpha is None or model.reads_once or prompt.base == prompt.guide):
+        if bears_padding(cache) and (request.alpha is None or model.reads_once or prompt.is_one):
             return prompt.base, cache
         if request.alpha is None:
             read(model.base, prompt.base[:-1], cache)
@@ -134,7 +134,7 @@ class PrefixCaches:
         caches = []
         for i in range(len(empty) - len(requests), len(empty)):
             guide_cache = [*(row_of(entry, i) for entry in entries), preference.extract(i)]
-            replace_last_token(guide_cache, base, guide)
+            replace_last_token(guide_cache, base, guide, model.shift)
             caches.append(model.join_cache(deepcopy(self._base_caches[key]), guide_cache))
             evaluate(caches[-1])
         self._left[key] -= len(requests)
@@ -147,9 +147,12 @@ def _key(prompt: PromptTokens) -> Key:
     return tuple(prompt.base), tuple(prompt.guide)
 
 
-def replace_last_token(guide_cache: Cache, base: Sequence[int], guide: Sequence[int]) -> None:
-    """Has the guide read its own last token where the base reads the base's, if they differ."""
-    if base[-1] != guide[-1]:
+def replace_last_token(guide_cache: Cache, base: Sequence[int], guide: Sequence[int], shift: int = 0) -> None:
+    """Has the guide read its own last token where the base reads the base's, if they differ.
+
+    ``shift`` is that of the guided model.
+    """
+    if base[-1] + shift != guide[-1]:
         preference: PreferenceCache = guide_cache[-1]
         preference.replace_first_token(guide[-1])
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -41,18 +41,31 @@ class PromptTokens:
     """One prompt as the base and as the guide read it; both are continued by the same tokens.
 
     Attributes:
+        base: The base's token ids.
+        guide: What the guide reads: token ids of its own, and tokens of the base with ``shift`` added.
         thinking: The marks of a thought that may come before the answer; None where the tokenizer has none.
         opened: The template has begun the thought.
+        shift: That of the guided model.
     """
 
     base: list[int]
     guide: list[int]
     thinking: Thinking | None = None
     opened: bool = False
+    shift: int = 0
+
+    @property
+    def is_one(self) -> bool:
+        """True if base and guide read the same tokens."""
+        return self.shift == 0 and self.base == self.guide
+
+    def for_guide(self, tokens: Sequence[int]) -> list[int]:
+        """What the guide reads where the base reads tokens."""
+        return [token + self.shift for token in tokens]
 
     def after(self, tokens: Sequence[int]) -> "PromptTokens":
         """The prompt and the first tokens that continue it."""
-        return PromptTokens([*self.base, *tokens], [*self.guide, *tokens], self.thinking)
+        return replace(self, base=[*self.base, *tokens], guide=[*self.guide, *self.for_guide(tokens)], opened=False)
 
 
 class TooLongError(InputError):
@@ -77,6 +90,7 @@ class Prompter:
         enable_thinking: What templates of thinking models are told; None leaves it to them.
         steer_thinking: The guide steers thoughts as well as answers.
         one_prompt: Base and guide are read in one pass, and so the guide reads the base's prompt.
+        shift: That of the guided model.
 
     Attributes:
         note: What is used in place of a chat template that a tokenizer does not have, or that the guide was trained
@@ -101,6 +115,7 @@ class Prompter:
         enable_thinking: bool | None = None,
         steer_thinking: bool = False,
         one_prompt: bool = False,
+        shift: int = 0,
     ) -> None:
         check_template(guide_template)
         check_template(base_template)
@@ -125,7 +140,7 @@ class Prompter:
                 )
         self._rows, self._draft_rows = rows, draft_rows
         self._template, self._allow_special = template, allow_special
-        self._limit = limit
+        self._limit, self._shift = limit, shift
         self._enable_thinking = enable_thinking
         self._tools: Sequence[Mapping[str, Any]] = ()
         self._thinking = Thinking.of(base, steer_thinking) if template else None
@@ -166,9 +181,10 @@ class Prompter:
             asked: The prompt that was answered.
             answer: The tokens of the answer, without its end.
         """
+        answered = asked.after(answer)
         base, guide = (
-            self._encode_after(tokenizer, name, messages, [*before, *answer])
-            for (tokenizer, name), before in zip(self._readers, (asked.base, asked.guide), strict=True)
+            self._encode_after(tokenizer, name, messages, said)
+            for (tokenizer, name), said in zip(self._readers, (answered.base, answered.guide), strict=True)
         )
         return self._checked(messages, base, guide)
 
@@ -181,7 +197,12 @@ class Prompter:
         for tokenizer, ids, rows, role in (
             (base_tokenizer, base, self._rows[0], "model"),
             (base_tokenizer, base, self._draft_rows, "draft model"),
-            (guide_tokenizer, guide, self._rows[1], "guide model"),
+            (
+                guide_tokenizer,
+                [id for id in guide if not self._shift or id < self._shift],
+                self._rows[1],
+                "guide model",
+            ),
         ):
             if unembedded := unembedded_token(tokenizer, ids, rows, role):
                 where = "the prompt" if any(unembedded.text in text for text in texts) else "the chat template"
@@ -190,7 +211,8 @@ class Prompter:
 
     def tokens(self, base: list[int], guide: list[int]) -> PromptTokens:
         """A prompt from its token ids."""
-        return PromptTokens(base, guide, self._thinking, bool(self._thinking and self._thinking.opened(base)))
+        opened = bool(self._thinking and self._thinking.opened(base))
+        return PromptTokens(base, guide, self._thinking, opened, self._shift)
 
     def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> str:
         try:

@@ -51,7 +51,7 @@ def load_conversation(
     if content.get("format") != FORMAT:
         raise DataError(f"{file} is not a conversation that /save wrote")
     alpha, same = content.get("alpha"), content.get("models") == models
-    if not _is_sound(content, len(conversation.objectives), conversation.vocabulary if same else 0):
+    if not _is_sound(content, conversation, same):
         raise DataError(f"{file} is damaged: it does not hold a whole conversation")
     conversation.restore(content if same else {**content, "asked": None, "answer": []})
     if same:
@@ -60,8 +60,8 @@ def load_conversation(
     return settings if same else None
 
 
-def _is_sound(content: dict[str, Any], objectives: int, vocabulary: int) -> bool:
-    """Returns True if a conversation has all its parts, and its tokens are known where ``vocabulary`` is not 0."""
+def _is_sound(content: dict[str, Any], conversation: Conversation, same: bool) -> bool:
+    """Returns True if a conversation has all its parts, and the ``same`` models know its tokens."""
     messages, asked, turns, alpha = (content.get(key) for key in ("messages", "asked", "turns", "alpha"))
     settings = content.get("settings")
     if not isinstance(settings, dict) or settings.keys() != {"beta", "temp"}:
@@ -86,20 +86,20 @@ def _is_sound(content: dict[str, Any], objectives: int, vocabulary: int) -> bool
         return False
     if asked is not None and (not isinstance(asked, dict) or asked.keys() != {"base", "guide"}):
         return False
-    if not vocabulary:
+    if not same:
         return True
-    lists = [content.get("answer"), *(asked.values() if asked else ())]
-    if not all(isinstance(tokens, list) and all(_is_token(each, vocabulary) for each in tokens) for tokens in lists):
+    asked = asked or {"base": [0], "guide": [0]}
+    if not all(isinstance(each, list) for each in (content.get("answer"), *asked.values())):
         return False
-    if asked and not all(lists[1:]):
+    if not (
+        conversation.reads(content["answer"] + asked["base"], "base") and conversation.reads(asked["guide"], "guide")
+    ):
+        return False
+    if not all(asked.values()):
         return False
     return alpha is None or (
         isinstance(alpha, list)
-        and len(alpha) == objectives
+        and len(alpha) == len(conversation.objectives)
         and all(isinstance(weight, int | float) and weight >= 0 for weight in alpha)
         and abs(sum(alpha) - 1) < 1e-6
     )
-
-
-def _is_token(value: Any, vocabulary: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocabulary

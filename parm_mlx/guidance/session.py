@@ -15,6 +15,7 @@ from parm_mlx.guidance.costs import QUESTIONS, Costs, key, measure, recall, reme
 from parm_mlx.guidance.fit import fetching, misfit
 from parm_mlx.guidance.guided import GuidedModel, Unguided
 from parm_mlx.guidance.loading import (
+    Across,
     Dequantize,
     Guidance,
     Share,
@@ -26,6 +27,7 @@ from parm_mlx.guidance.loading import (
     recorded_backbone,
 )
 from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.pushforward import Refinement
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message
@@ -126,6 +128,9 @@ def load_session(
     steer_thinking: bool = False,
     kv_bits: int | None = None,
     max_kv_size: int | None = None,
+    across: Across = "auto",
+    across_candidates: int = Refinement.candidates,
+    across_tolerance: float = Refinement.tolerance,
     alone: bool = False,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Session:
@@ -173,7 +178,17 @@ def load_session(
             kv_bits=kv_bits,
             max_kv_size=max_kv_size,
             guidance=guidance,
+            across=across,
+            across_candidates=across_candidates,
+            across_tolerance=across_tolerance,
         )
+        if guided.shift:
+            notes.append("the PARM has another vocabulary: it guides by what it would write (docs/vocabularies.md)")
+        if guided.shift and speculation == "guide":
+            raise InputError(
+                "a guide of another vocabulary cannot draft: its tokens are not the base's",
+                hint="leave out --speculation guide; --speculation base drafts with the base",
+            )
     else:
         model_alone, tokenizer = load_base(base, dequantize, kv_bits, max_kv_size)
         guided, guide_tokenizer = Unguided(model_alone), tokenizer
@@ -194,13 +209,14 @@ def load_session(
         enable_thinking=None if enable_thinking is None else enable_thinking == "on",
         steer_thinking=steer_thinking,
         one_prompt=guided.reads_once,
+        shift=guided.shift,
     )
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     notes += [prompter.note] if prompter.note else []
     if is_quantized(resolve(base)) and not any(map(quantized_numbers, guided.modules())):
         notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
     automatic = None
-    if speculation == "auto" and not (drafts or guided.reads_once) and max_kv_size is None:
+    if speculation == "auto" and not (drafts or guided.reads_once or guided.shift) and max_kv_size is None:
         automatic = Automatic(num_draft_tokens or Drafting.tokens, share)
     return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, automatic, system, notes)
 

@@ -196,14 +196,15 @@ class Speculation:
         else:
             own, drafts = self._drafts(model.base, base, last, self._sharpness["base"])
         n, tokens_read = drafts.size, mx.concatenate([last, drafts[:-1]])
+        symbols = tokens_read + model.shift
         if by_guide:
             base_logits, guide_logits = model.base(tokens_read[None], cache=base)[0], own
         else:
-            base_logits, guide_logits = own, model.guide(tokens_read[None], cache=guide)[0]
+            base_logits, guide_logits = own, model.guide_logits(symbols[None], own[None], guide)[0]
         kept, tokens = self._chooser.judge(combine_logits(base_logits, guide_logits, guide[-1].strength), drafts)
         keep = min(kept + 1, n)
         base_again = _take_back(before_base, model.base, base, tokens_read, keep)
-        guide_again = _take_back(before_guide, model.guide, guide, tokens_read, keep)
+        guide_again = _take_back(before_guide, model.guide, guide, symbols, keep)
         self.cache = model.join_cache(base, guide)
         base_passes, guide_passes = (1, n) if by_guide else (n, 1)
         self.count.add(DraftCount(n, kept, 1, len(tokens), base_passes + base_again, guide_passes + guide_again))

@@ -7,6 +7,7 @@ from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
+from parm_mlx.mlxlm.across import AcrossCache, ForkedEntry, ReadSequence, are_plain
 from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, limit_caches, rewind, row_of
 from parm_mlx.mlxlm.generation import filter_logprobs, penalty_processors, reporting_callback, wired_limit
 from parm_mlx.mlxlm.logits import scale_logits
@@ -32,18 +33,23 @@ from parm_mlx.mlxlm.settings import levels as config_levels
 from parm_mlx.mlxlm.weights import check_finite, check_finite_files, weight_files
 
 # mlx-lm's load_prompt_cache finds the kinds of entries by name in this module.
-_mlx_cache.PairCache, _mlx_cache.PreferenceCache = PairCache, PreferenceCache  # type: ignore[attr-defined]
+for _entry in (AcrossCache, PairCache, PreferenceCache):
+    setattr(_mlx_cache, _entry.__name__, _entry)
 
 __all__ = [
+    "AcrossCache",
     "BatchGenerator",
+    "ForkedEntry",
     "LRUPromptCache",
     "Layer",
     "PairCache",
     "PreferenceCache",
     "PrefixCache",
+    "ReadSequence",
     "Snapshot",
     "TextStateMachine",
     "TokenizerWrapper",
+    "are_plain",
     "attention_windows",
     "bears_padding",
     "can_batch",

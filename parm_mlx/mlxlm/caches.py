@@ -22,6 +22,7 @@ from mlx_lm.models.cache import (
 )
 
 from parm_mlx.errors import ModelError
+from parm_mlx.mlxlm.across import AcrossCache
 from parm_mlx.mlxlm.preference import PreferenceCache
 
 SINKS = 4  # first tokens that a cache of limited size never drops, as in mlx-lm: attention leans on them
@@ -105,6 +106,8 @@ def leaves(entries: Iterable[Any]) -> Iterator[Any]:
 
 def _can_trim_after(entry: Any, tokens: int) -> bool:
     """Returns True if trimming takes back so many tokens exactly, once they are read."""
+    if isinstance(entry, AcrossCache):
+        return True
     if isinstance(entry, PreferenceCache):
         return entry.first_token is None
     if isinstance(entry, RotatingKVCache):
@@ -133,7 +136,7 @@ def row_of(entry: Any, row: int) -> Any:
     """One row of an entry, as an entry of its own."""
     if isinstance(entry, CacheList):
         return CacheList(*(row_of(part, row) for part in entry.caches))
-    if isinstance(entry, BatchKVCache | BatchRotatingKVCache):
+    if isinstance(entry, BatchKVCache | BatchRotatingKVCache | AcrossCache):
         return entry.extract(row)
     taken = copy(entry)
     for name, value in vars(entry).items():
@@ -155,6 +158,8 @@ def joined(rows: Sequence[Any]) -> Any | None:
     Entries that agree in all but their rows are joined as they are, others as a padded batch.
     """
     first = rows[0]
+    if isinstance(first, AcrossCache):
+        return AcrossCache.merge(rows)
     if isinstance(first, CacheList):
         parts = [joined(column) for column in zip(*(entry.caches for entry in rows), strict=True)]
         return None if any(part is None for part in parts) else CacheList(*parts)

@@ -377,4 +377,4 @@ class Engine:
         base, guide = self.session.model.split_cache(cache) if self._guided else (cache, [])
         said = tokens[len(answering.joined_with) :]
         read = CachedTokens(base, [*request.prompt.base, *said])
-        self._kept.keep(read, CachedTokens(guide, [*request.prompt.guide, *said]), request)
+        self._kept.keep(read, CachedTokens(guide, request.prompt.after(said).guide), request)

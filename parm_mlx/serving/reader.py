@@ -72,7 +72,7 @@ class PromptReader:
         cache = reading.base.cache
         if reading.guide is not None:
             if guided and not whole:
-                replace_last_token(reading.guide.cache, request.prompt.base, request.prompt.guide)
+                replace_last_token(reading.guide.cache, request.prompt.base, request.prompt.guide, self._model.shift)
             cache = self._model.join_cache(cache, reading.guide.cache)
         if not whole:
             evaluate(cache)
@@ -98,7 +98,7 @@ class PromptReader:
         longest = 0
         for answering in self.answers:
             prompt, guided = answering.request.prompt, answering.request.alpha is not None
-            if not self._bears_padding or len(prompt.base) > STEP or (guided and prompt.base != prompt.guide):
+            if not self._bears_padding or len(prompt.base) > STEP or (guided and not prompt.is_one):
                 continue
             longest = max(longest, len(prompt.base))
             if longest * (len(found) + 1) > TOGETHER:

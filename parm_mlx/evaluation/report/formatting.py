@@ -84,6 +84,9 @@ def timing(time: Mapping[str, float]) -> str:
     tokens = [f"{noun} {number(time[name])} ms" for name, noun in named.items() if name in time]
     if tokens:
         parts.append(f"a token takes {', '.join(tokens)}")
+    if "across_open" in time:
+        passes, left = number(time["across_passes_per_token"]), 100 * time["across_open"]
+        parts.append(f"a guide of another vocabulary took {passes} passes per token and left {left:.2g} % open")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
