@@ -33,7 +33,7 @@ from parm_mlx.evaluation.report.plots import draw
 from parm_mlx.evaluation.summary import Run
 from parm_mlx.fingerprint import directory_digest
 from parm_mlx.guidance.loading import load_with_tokenizers
-from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
+from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
@@ -138,13 +138,13 @@ class Experiment:
             folder.set_rewards(specs)
             loaded = load_rewards([f"{reward}={spec}" for reward, spec in specs.items()])
             scores = score_all(folder, results, loaded)
-        timing = self.timing(folder.path / "timing.json", model, prompter(prompts[0].content).base) if timed else {}
+        timing = self.timing(folder.path / "timing.json", model, prompter(prompts[0].content)) if timed else {}
         return Run(name, model.objectives, specs, results, scores, timing)
 
-    def timing(self, file: Path, model: Any, tokens: list[int]) -> dict[str, float]:
+    def timing(self, file: Path, model: Any, prompt: PromptTokens) -> dict[str, float]:
         """Milliseconds per token of base, guide and guided decoding; measured once and kept."""
         if not file.exists():
-            file.write_text(json.dumps(token_costs(model, tokens, model.guide.alpha)) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(token_costs(model, prompt, model.guide.alpha)) + "\n", encoding="utf-8")
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def picture(self, summary: Mapping[str, Any]) -> None:

@@ -25,6 +25,8 @@ from parm_mlx.guidance.token_bytes import TokenBytes
 FOREIGN = 1 << 24  # added to a base token where the sequence that the guide reads holds it
 NEVER = -1e4  # log E of what a guide cannot write: control tokens that it does not have
 FLOOR = -80.0  # log E of what it never writes here
+REMEMBERED = 4_000_000  # numbers about the guide's tokens that are kept
+UNKNOWN = -1
 LOOKED = 2048  # likely tokens of the base among which candidates are looked for
 
 Floats = NDArray[np.float64]
@@ -41,7 +43,8 @@ class Refinement:
         rounds: Times that it does.
         tolerance: Share of the guided distribution that may be left open.
         share: Overhanging tokens of a smaller share of the mass are left out; of the hundredfold, both tokenizers are
-            asked about each in its whole context, and of less beside its neighbour.
+            asked about each in its whole context, and of less beside its neighbour. After a row, tokens of a tenfold
+            share of it are told apart.
     """
 
     candidates: int = 50
@@ -71,6 +74,7 @@ class Pair:
         head: (V_base,) the first of several guide tokens that make a base token; −1 where it takes one or none.
         places: Bytes at which the guide cuts base tokens.
         cut: Guide tokens that are such bytes.
+        spelling: (V_guide,) the guide tokens that have bytes.
     """
 
     def __init__(self, base: TokenBytes, guide: TokenBytes, start: int) -> None:
@@ -87,6 +91,8 @@ class Pair:
         self.impossible = np.ones(size, np.bool_)
         self.impossible[[*base.ends, *self.control]] = False
         self._rows: dict[int, Row] = {}
+        self._after: dict[bytes, tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
+        self.spelling = np.array([bool(piece) for piece in guide.pieces])
         spelt = [(t, piece) for t, piece in enumerate(base.pieces) if piece]
         for (t, piece), row in zip(spelt, guide.read_all(piece for _, piece in spelt), strict=True):
             if guide.text(row) != piece:
@@ -100,7 +106,24 @@ class Pair:
 
     def mark_cuts(self) -> None:
         """Finds the guide tokens that are ``places``."""
+        self._after.clear()
         self.cut = np.array([g for g, piece in enumerate(self.guide.pieces) if piece in self.places], np.int64)
+
+    def after(self, text: bytes, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The base token that a text and one guide token more begin with, and if the guide cuts a base token there.
+
+        What was asked before is kept, for the texts asked last.
+        """
+        if (known := self._after.pop(text, None)) is None:
+            known = np.full(len(self.guide.pieces), UNKNOWN), np.zeros(len(self.guide.pieces), np.bool_)
+            while len(self._after) * len(self.guide.pieces) > REMEMBERED:
+                del self._after[next(iter(self._after))]
+        self._after[text] = known
+        new = tokens[known[0][tokens] == UNKNOWN]
+        longer = [text + (self.guide.pieces[g] or b"") for g in new]
+        known[0][new] = [ids[0] if ids else len(self.base.pieces) for ids in self.base.read_all(longer)]
+        known[1][new] = [each in self.places for each in longer]
+        return known[0][tokens], known[1][tokens]
 
     def row(self, token: int) -> Row:
         """The guide tokens of a base token that takes several."""
@@ -173,7 +196,9 @@ class Score:
         most = min(max(LOOKED, how.candidates), self._size)
         self._likely = np.argpartition(-self._log_base.astype(np.float32), most - 1)[:most]
         self.bound = 0.0
-        self._places: dict[Row, int] = {}  # where the mass is that was attributed again
+        self._places: set[Row] = set()  # unlikely tokens after a node that were attributed all the same
+        self._rest: dict[Row, int] = {}  # where the mass of a node is that was not
+        self._doubts: list[tuple[float, Row, int]] = []  # tokens after nodes that the guide cuts: mass, row, base token
         self._entries: dict[Row, tuple[float, bytes]] = {}  # overhanging tokens: their mass, and what they add to s
         self._weigh(probabilities)
         self._after_tip(probabilities[-1])
@@ -355,6 +380,7 @@ class Score:
         for node, (mass, rest) in self._entries.items():
             if rest in pair.places and pair.base.read(rest)[:1] == (token,):
                 found.append((mass, node))
+        found += [(mass, row) for mass, row, first in self._doubts if first == token]
         mass, row = max(((m, row) for m, row in found if row not in self._nodes), default=(0.0, None))
         return row if mass > 0 else None
 
@@ -381,29 +407,30 @@ class Score:
         if text in pair.places:
             self._open[at] = max(self._open[at] - weight, 0.0)
         self.mass[at] = max(self.mass[at] - weight, 0.0)
-        likely = np.flatnonzero(weight * p[: len(pair.guide.pieces)] > self._how.share * self.total)
-        tokens = [int(g) for g in dict.fromkeys([*likely.tolist(), *always]) if pair.guide.pieces[g]]
-        texts = [text + (pair.guide.pieces[g] or b"") for g in tokens]
-        rest = weight
-        for g, longer, ids in zip(tokens, texts, pair.base.read_all(texts), strict=True):
-            first, mass = ids[0] if ids else size, weight * float(p[g])
-            self.mass[first] += mass
-            rest -= mass
-            self._places[(*node, g)] = first
-            if longer in pair.places:
-                self._open[first] += mass
+        likely = p[: len(pair.guide.pieces)] > 10 * self._how.share
+        likely[always] = True
+        tokens = np.flatnonzero(likely & pair.spelling)
+        masses, (firsts, cut) = weight * p[tokens], pair.after(text, tokens)
+        np.add.at(self.mass, firsts, masses)
+        np.add.at(self._open, firsts[cut], masses[cut])
+        rest = weight - masses.sum()
+        for k in np.flatnonzero(cut & (masses > 1e-4 * self.total)):
+            self._doubts.append((float(masses[k]), (*node, int(tokens[k])), int(firsts[k])))
+        self._places |= {(*node, g) for g in always}
+        self._rest[node] = own
         self.mass[own] += max(rest, 0.0)
-        self._places[node] = own
 
     def _where(self, node: Row) -> int:
         """The base token that the mass of a node, of which no token was told apart yet, is attributed to."""
-        if node in self._places:
-            return self._places[node]
         if node[:-1] == self._path:
             return int(self._pair.first[node[-1]])
         if node in self._entries:
             return self._pair.base.read(self._entries[node][1])[0]
-        return self._places[node[:-1]]
+        before, p = node[:-1], self._nodes[node[:-1]][1]
+        if node in self._places or p[node[-1]] > 10 * self._how.share:
+            text = self._pair.guide.text(before)[len(self._point.tail) :]
+            return int(self._pair.after(text, np.array([node[-1]]))[0][0])
+        return self._rest[before]
 
     def log(self) -> Floats:
         """Log E of every base token, (V_base,); all tokens that end an answer have that of an end."""

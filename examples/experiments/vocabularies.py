@@ -1,0 +1,75 @@
+"""Another vocabulary: the bundled PARM guides SmolLM2, and SmolLM2's PARM guides the bundled base.
+
+    python examples/experiments/vocabularies.py
+
+Neither base has the tokens of its guide (49,152 and 2,048), and they are of other families of training and 1/45 of
+each other's size. The pairs of one vocabulary are beside them, with the same questions and scorers. It needs SmolLM2,
+which is fetched at first use.
+"""
+
+import common
+from common import markdown
+
+from parm_mlx.evaluation.evaluate import evaluate
+from parm_mlx.guidance.loading import held_out_prompts
+from parm_mlx.guidance.sampling import Sampling
+
+PAIRS = {
+    "bundled by its own": ("bundled", "bundled"),
+    "bundled by SmolLM2's": ("bundled", "smollm2"),
+    "SmolLM2 by its own": ("smollm2", "smollm2"),
+    "SmolLM2 by the bundled": ("smollm2", "bundled"),
+}
+
+
+def main() -> None:
+    """Sweeps the four pairs and writes the page."""
+    experiment = common.begin("vocabularies", __doc__)
+    settings = experiment.settings["pairs"]
+    questions = held_out_prompts("bundled")[: settings["questions"]]
+    rows, results = [], {}
+    for name, (base, parm) in PAIRS.items():
+        summary = evaluate(
+            out=experiment.work / f"{base}-{parm}",
+            model=base,
+            parm=parm,
+            prompts=[[{"role": "user", "content": question}] for question in questions],
+            grid=settings["grid"],
+            sampling=Sampling(temp=0),
+            max_tokens=settings["max_tokens"],
+            bootstrap=experiment.settings["sweep"]["bootstrap"],
+            note=print,
+        )
+        assert summary is not None
+        run = summary
+        time = run["time"]
+        corners = run["corner_difference"]
+        results[name] = {
+            "hv": run["hv"],
+            "mip": run["mip"],
+            "mip_gain": run["mip_gain"],
+            "corner_difference": corners,
+            "reference_point": summary["reference_point"],
+            "time": time,
+        }
+        parts = time["base_token_ms"] + time["guide_token_ms"]
+        moved = ", ".join(f"{objective} {corners[objective]['value']:+.2f}" for objective in summary["objectives"])
+        cells = [f"{run[metric]['value']:.2f}" for metric in ("hv", "mip", "mip_gain")]
+        passes = f"{time['across_passes_per_token']:.2f}" if "across_passes_per_token" in time else "1"
+        left = f"{100 * time['across_open']:.2f} %" if "across_open" in time else "–"
+        rows.append([name, *cells, moved, passes, left, f"{time['guided_token_ms'] / parts:.2f}"])
+    heads = ["base and PARM", "HV", "MIP", "gain by α", "corners"]
+    heads += ["guide passes per token", "left open", "time / (base + guide)"]
+    moves = {name: [each["value"] for each in found["corner_difference"].values()] for name, found in results.items()}
+    experiment.dots(moves, "difference between the corners, in standard deviations of the unguided answers")
+    experiment.publish(
+        results,
+        table=markdown(heads, rows),
+        questions=str(len(questions)),
+        tokens=str(settings["max_tokens"]),
+        grid=f"{settings['grid']:g}",
+    )
+
+
+if __name__ == "__main__":
+    main()
