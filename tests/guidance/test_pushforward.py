@@ -98,13 +98,13 @@ def enumerated(pair: Pair, reader: Reader, tokens: Sequence[int], point: Point, 
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_what_all_that_a_guide_may_write_comes_to(name: str, seed: int) -> None:
-    """117,649 sequences: every one of six guide tokens, or to an end."""
+    """Every sequence of guide tokens, up to six or to an end, that is longer than the tail and a token of the base."""
     pair = Pair(BASES[name], GUIDE, start=6)
     reader = random_guide(seed, 7)
     prefixes = {piece[:n] for piece in pair.base.by_bytes for n in range(1, len(piece))}
-    every = [row for length in range(1, 7) for row in itertools.product(range(6), repeat=length)]
+    every = [row for length in range(1, 6) for row in itertools.product(range(6), repeat=length)]
     rng, states = np.random.default_rng(seed), 0
-    for _ in range(6):
+    for _ in range(3):
         symbols: list[int] = []
         while len(pair.base.text(s - FOREIGN for s in symbols)) < 4:
             tokens, point = read(pair, symbols)
@@ -112,11 +112,11 @@ def test_it_is_what_all_that_a_guide_may_write_comes_to(name: str, seed: int) ->
             rows = [row for row in every if GUIDE.text(row).startswith(point.tail)]
             rows = [row for row in rows if GUIDE.text(row)[len(point.tail) :] in prefixes]
             score.refine([(row, 0, [reader((*tokens, *row[: j + 1])) for j in range(len(row))]) for row in rows])
-            expected = enumerated(pair, reader, tokens, point, 6 if len(point.tail) < 3 else 7)
+            expected = enumerated(pair, reader, tokens, point, len(point.tail) + 4)
             np.testing.assert_allclose(np.exp(score.log()), expected / expected.sum(), atol=1e-9)
             states += 1
             symbols.append(FOREIGN + int(rng.choice([t for t, piece in enumerate(pair.base.pieces) if piece])))
-    assert states > 12
+    assert states > 5
 
 
 def canonical_guide(seed: int, guide: TokenBytes, letters: bytes, longest: int) -> tuple[Reader, dict[bytes, float]]:
@@ -208,11 +208,11 @@ def likely_guide(seed: int, tokens: TokenBytes, text: bytes) -> Callable[[Row], 
 @pytest.mark.parametrize("guide", KINDS)
 @pytest.mark.parametrize("base", KINDS)
 def test_no_mass_is_lost_between_tokenizers(base: str, guide: str) -> None:
-    """Every place of ten texts, before and after refinement; what the base cannot spell is counted apart."""
+    """Every place of five texts, before and after refinement; what the base cannot spell is counted apart."""
     pair, states = Pair(bytes_of(base), bytes_of(guide), bytes_of(guide).ends[0]), 0
     size = len(pair.base.pieces)
-    for seed, text in enumerate([*CORPUS[:4], "👩‍👧 12 345 <|x|>", "      x", "ÀÉ", "I'm", "strawberry", "\n\n\n"]):
-        said = text.encode()[:24]
+    for seed, text in enumerate([CORPUS[0], "👩‍👧 12 345 <|x|>", "      x", "ÀI'm", "\n\n"]):
+        said = text.encode()[:16]
         reader = likely_guide(seed, pair.guide, text.encode())
         tokens, point = read(pair, [])
         for token in pair.base.read(said):
@@ -234,7 +234,7 @@ def test_no_mass_is_lost_between_tokenizers(base: str, guide: str) -> None:
             assert whole == pytest.approx(1 - lost / score.total, abs=1e-6)
             assert score.bound <= 1
             states += 1
-    assert states > 30
+    assert states > 15
 
 
 @pytest.mark.parametrize("kind", KINDS)
