@@ -10,6 +10,7 @@ from parm_mlx.errors import InputError
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.one_pass import OnePassModel
+from parm_mlx.guidance.prefill import read
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.preference import Alpha
 
@@ -19,7 +20,8 @@ class ReadAnswer:
     """An answer that is read again.
 
     Attributes:
-        prompt: Tokens of its prompt.
+        prompt: Tokens of its prompt, those that the base reads; one pass has no other, and exact guidance is given the
+            same here.
         answer: Its own tokens.
         alpha: The preference that it was generated under, or is read under.
     """
@@ -71,11 +73,12 @@ def compare_distributions(guide: Guide, beta: float, answers: Iterable[ReadAnswe
 
 def _at_tokens(exact: SharedModel, one_pass: OnePassModel, each: ReadAnswer) -> tuple[mx.array, mx.array]:
     """Total variation and equality of the likeliest token where each of n answer tokens is predicted: (n,) both."""
-    ids = mx.array([[*each.prompt, *each.answer[:-1]]])
-    first = len(each.prompt) - 1
+    ids = mx.array([[each.prompt[-1], *each.answer[:-1]]])
 
     def logprobs(model: GuidedModel) -> mx.array:
-        logits = model(ids, cache=model.make_cache(each.alpha))[0, first:]
+        cache = model.make_cache(each.alpha)
+        read(model, each.prompt[:-1], cache)
+        logits = model(ids, cache=cache)[0]
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     p, q = logprobs(exact), logprobs(one_pass)
