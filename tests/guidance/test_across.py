@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from mlx_lm.generate import BatchGenerator, generate_step, speculative_generate_step
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache, trim_prompt_cache
+from tiny import tiny_guide
 from tiny_across import BASE, GUIDE, PROMPTS, tiny_across, tiny_base, tiny_own_guide
 
-from parm_mlx.guidance.across import AcrossModel
+from parm_mlx.errors import ModelError
+from parm_mlx.guidance.across import AcrossGuide, AcrossModel
 from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill
-from parm_mlx.guidance.pushforward import FOREIGN, Refinement
+from parm_mlx.guidance.pushforward import FOREIGN, Pair, Refinement
 from parm_mlx.guidance.token_bytes import TokenBytes
 
 TOKENS = 14
@@ -184,3 +186,32 @@ def test_a_call_after_the_end_is_accepted(model: AcrossModel) -> None:
     after = logits_of(model, cache, [0])[0]
     assert np.isfinite(after).all()
     assert before.shape == after.shape
+
+
+def test_a_token_takes_three_passes_of_the_guide_at_most() -> None:
+    """One for the path, and one for each of two rounds of refinement."""
+    model = tiny_across()
+    last, cache = started(model, PROMPTS[0])
+    assert isinstance(model.guide, AcrossGuide)
+    for token in [last, 2, 3, 1, 5, 6, 7, 4, 1, 2, 3, 3]:
+        before = model.guide.count.passes
+        model(mx.array([[token]]), cache)
+        assert model.guide.count.passes - before <= 1 + Refinement.rounds
+    assert model.guide.count.positions == 12
+
+
+def test_logits_of_the_guide_that_are_not_finite_are_seen() -> None:
+    model = tiny_across()
+    assert isinstance(model.guide, AcrossGuide)
+    norm = model.guide.guide.model.model.norm
+    norm.weight = norm.weight * mx.nan
+    last, cache = started(model, PROMPTS[0])
+    assert np.isnan(logits_of(model, cache, [last])).all()
+
+
+def test_caches_that_cannot_go_back_are_refused() -> None:
+    """Recurrent states, and windows."""
+    for family in ("mamba", "gemma3_text"):
+        guide = tiny_guide(family, 1)
+        with pytest.raises(ModelError, match="the guide's prompt cache is recurrent, rotating or quantised"):
+            AcrossGuide(guide, Pair(BASE, GUIDE, 7))
