@@ -7,8 +7,9 @@ from tiny import tiny_guide, tiny_model
 
 from parm_mlx.guidance.across import AcrossGuide, AcrossModel
 from parm_mlx.guidance.guide import Guide, Guides
-from parm_mlx.guidance.pushforward import Pair, Refinement
+from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.token_bytes import TokenBytes
+from parm_mlx.guidance.vocabulary_pair import Pair
 
 BASE = TokenBytes([None, b"a", b"b", b"bab", b"abba", b"aa", b" ", b" a"], [0])
 GUIDE = TokenBytes([b"a", b"b", b"ab", b"ba", b"aab", b"bb", b" ", None], [7])

@@ -22,7 +22,7 @@ from parm_mlx.guidance.across import AcrossModel
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.loading import Across, Dequantize, Guidance, Share, held_out_prompts
 from parm_mlx.guidance.prompts import Prompt, content_id
-from parm_mlx.guidance.pushforward import Refinement
+from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.templates import Content

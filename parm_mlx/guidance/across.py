@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from parm_mlx.errors import ModelError
 from parm_mlx.guidance.guide import Cache, Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.pushforward import FOREIGN, NEVER, Floats, Pair, Point, Refinement, Row, Score
+from parm_mlx.guidance.pushforward import NEVER, Floats, Score
+from parm_mlx.guidance.refinement import AcrossCount, Refinement
 from parm_mlx.guidance.renumbered import RenumberedGuide
+from parm_mlx.guidance.vocabulary_pair import FOREIGN, Pair, Point, Row
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import AcrossCache, ForkedEntry, PreferenceCache, ReadSequence, are_plain
@@ -29,35 +31,6 @@ SCORED = 64  # of more positions in one call only the last is scored: so prompts
 ROWS = 64  # most rows of one pass
 
 _Job = tuple[int, int, Row]  # a sequence, and a row of its tokens that is read from one of them on
-
-
-@dataclass
-class AcrossCount:
-    """What guidance across vocabularies has cost, and left out, so far.
-
-    Attributes:
-        positions: Places at which tokens were scored.
-        passes: Passes of the guide.
-        rows: Rows in them.
-        open: Sum, over the positions, of the share of the guided distribution that was left open.
-        most_open: The largest of these shares.
-    """
-
-    positions: int = 0
-    passes: int = 0
-    rows: int = 0
-    open: float = 0.0
-    most_open: float = 0.0
-
-    def summary(self) -> dict[str, float]:
-        """The numbers per position, as reports hold them."""
-        each = max(self.positions, 1)
-        return {
-            "across_passes_per_token": self.passes / each,
-            "across_rows_per_token": self.rows / each,
-            "across_open": self.open / each,
-            "across_most_open": self.most_open,
-        }
 
 
 @dataclass

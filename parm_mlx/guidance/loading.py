@@ -16,10 +16,11 @@ from parm_mlx.guidance.across import AcrossGuide, AcrossModel
 from parm_mlx.guidance.guide import Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.one_pass import OnePassModel
-from parm_mlx.guidance.pushforward import Pair, Refinement
+from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.renumbered import RenumberedGuide, base_order
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.guidance.token_bytes import TokenBytes
+from parm_mlx.guidance.vocabulary_pair import Pair
 from parm_mlx.machine import usable_memory
 from parm_mlx.mlxlm import (
     TokenizerWrapper,

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parm_mlx.guidance.guide import Cache, Guide, Guides
-from parm_mlx.guidance.pushforward import FOREIGN, NEVER
+from parm_mlx.guidance.pushforward import NEVER
 from parm_mlx.guidance.token_bytes import TokenBytes
+from parm_mlx.guidance.vocabulary_pair import FOREIGN
 from parm_mlx.kernels import widened
 from parm_mlx.preference import Alpha, AlphaSpec
 

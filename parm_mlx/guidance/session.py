@@ -27,7 +27,7 @@ from parm_mlx.guidance.loading import (
     recorded_backbone,
 )
 from parm_mlx.guidance.prompts import Prompter
-from parm_mlx.guidance.pushforward import Refinement
+from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message

@@ -15,8 +15,9 @@ from parm_mlx.guidance.across import AcrossGuide, AcrossModel
 from parm_mlx.guidance.guide import Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill
-from parm_mlx.guidance.pushforward import FOREIGN, Pair, Refinement
+from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.token_bytes import TokenBytes
+from parm_mlx.guidance.vocabulary_pair import FOREIGN, Pair
 
 TOKENS = 14
 EXACT = Refinement(rounds=8, tolerance=0.0, share=0.0)

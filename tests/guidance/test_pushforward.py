@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from tokenizers_of_kinds import CORPUS, KINDS, tokenizer_of
 
-from parm_mlx.guidance.pushforward import FLOOR, FOREIGN, Floats, Pair, Point, Refinement, Row, Score
+from parm_mlx.guidance.pushforward import FLOOR, Floats, Score
+from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.token_bytes import TokenBytes
+from parm_mlx.guidance.vocabulary_pair import FOREIGN, Pair, Point, Row
 
 EXACT = Refinement(candidates=100, rows=100, rounds=100, tolerance=0.0, share=0.0)
 GUIDE = TokenBytes([b"a", b"b", b"ab", b"ba", b"aab", b"bb", None], [6])
