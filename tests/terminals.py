@@ -110,7 +110,7 @@ def assert_clean(terminal: Terminal) -> None:
 
 
 ANSWERING = {
-    "one": ("generate", QUESTION, *BUNDLED, "--alpha", "0,1", "--max-tokens", 40),
+    "one": ("generate", QUESTION, *BUNDLED, "--alpha", "0,1", "--max-tokens", 40, "--speculation", "off"),
     "several": ("generate", QUESTION, *BUNDLED, "--alpha", "base", "--alpha", "1,0", "--max-tokens", 40),
     "demo": ("demo", *BUNDLED, "--prompt", QUESTION, "--max-tokens", 30),
 }
@@ -129,7 +129,9 @@ def check_answers(name: str, columns: int, home: Path) -> None:
 
 def check_chat(columns: int, home: Path) -> None:
     """A pasted message is asked once, the last line comes back, and commands and objectives complete."""
-    terminal = Terminal(("chat", *BUNDLED, "--alpha", "1,0", "--temp", 0, "--max-tokens", 24), columns, home)
+    terminal = Terminal(
+        ("chat", *BUNDLED, "--alpha", "1,0", "--temp", 0, "--max-tokens", 24, "--speculation", "off"), columns, home
+    )
     terminal.wait_for(">>")
     terminal.write("/al\t")
     terminal.wait_for("/alpha")
@@ -152,7 +154,7 @@ def check_chat(columns: int, home: Path) -> None:
     terminal.write("/bye\r")
     assert terminal.finish() == 0
     assert_clean(terminal)
-    again = Terminal(("chat", *BUNDLED, "--alpha", "1,0"), columns, home)
+    again = Terminal(("chat", *BUNDLED, "--alpha", "1,0", "--speculation", "off"), columns, home)
     again.wait_for(">>")
     again.write("\x1b[A")
     again.wait_for("/bye")

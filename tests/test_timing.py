@@ -17,6 +17,8 @@ class Clock:
 class Fake:
     """A generation that takes a second per prompt and some per token, and writes down what it does."""
 
+    passes = None
+
     def __init__(
         self, name: str, seconds: float, clock: Clock, log: list[str], acceptance: float | None = None
     ) -> None:

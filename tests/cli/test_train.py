@@ -98,7 +98,7 @@ def test_settings_from_a_file(run_cli: RunCli, folder: Path, official: Path) -> 
     ("arguments", "error"),
     [
         (["--batch-size", "0"], "'--batch-size': must be a whole number from 1 to 4096, got '0'"),
-        (["--objectives", "wram"], "unknown objective 'wram'; the data has warm, brief"),
+        (["--objectives", "wram"], "unknown objective 'wram' (did you mean 'warm'?); the data has warm, brief"),
         (["--config", "nothing.yaml"], "nothing.yaml is missing"),
         (["--alpha-per", "step"], "--alpha-per"),
         (["--chat-template", "bever"], "--chat-template"),

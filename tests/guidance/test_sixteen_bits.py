@@ -122,14 +122,13 @@ def request(tokens: mx.array, alpha: tuple[float, ...] | None) -> Request:
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_drafts_are_judged_in_float32(dtype: mx.Dtype) -> None:
-    """The likeliest tokens in float64 are kept as drafts, all of them; the drafter's distribution adds up to one."""
+    """The likeliest tokens in float64 are kept as drafts, all of them; the drafter's highest probability is right."""
     model, tokens = GuidedModel(base(dtype), guide(dtype), BETA), ids()
     bases, guides = model.base(tokens).reshape(-1, VOCABULARY), model.guide(tokens).reshape(-1, VOCABULARY)
     best = (wide(bases) + wide(guides) / BETA).argmax(-1)
     drafts = mx.array(best, mx.uint32)
-    assert Chooser(Sampling(), 0, VOCABULARY).judge(combine_logits(bases, guides, 1 / BETA), drafts, bases) == (
-        len(best),
-        best.tolist(),
-    )
-    _, q = Chooser(Sampling(temp=1.0), 0, VOCABULARY).draft(bases[:1])
-    assert np.exp(wide(q)).sum() == pytest.approx(1, abs=1e-3)
+    judged = Chooser(Sampling(), 0, VOCABULARY).judge(combine_logits(bases, guides, 1 / BETA), drafts)
+    assert judged == (len(best), best.tolist())
+    _, highest = Chooser(Sampling(temp=1.0), 0, VOCABULARY).draft(bases[:1], 0)
+    right = wide(bases[0])
+    assert highest.item() == pytest.approx(right.max() - np.log(np.exp(right).sum()), abs=1e-3)
