@@ -230,14 +230,14 @@ def to_arrays(tensor: Tensor, suffix: str = "weight") -> Tensors:
         plain = mx.array(tensor.blocks.view(_PLAIN[tensor.type]).reshape(tensor.shape))
         return {suffix: plain.view(mx.bfloat16) if tensor.type is TensorType.BF16 else plain}
     if tensor.type not in BITS or len(tensor.shape) != 2:
-        with np.errstate(over="ignore"):  # a number that float16 cannot hold is found with those of other files
+        with np.errstate(over="ignore", invalid="ignore"):  # what float16 cannot hold is found with that of other files
             return {suffix: mx.array(dequantize(tensor.blocks, tensor.type).reshape(tensor.shape).astype(np.float16))}
     rows, inputs = tensor.shape
     header = 4 if tensor.type is TensorType.Q4_1 else 2
     blocks = tensor.blocks.reshape(rows, inputs // GROUP, -1)
     numbers = np.ascontiguousarray(blocks[..., :header]).view(np.float16)
     quants = blocks[..., header:]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         if tensor.type is TensorType.Q8_0:
             packed, biases = quants ^ np.uint8(0x80), numbers[..., 0] * np.float16(-128)
         else:
