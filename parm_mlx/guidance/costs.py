@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -43,10 +44,11 @@ QUESTIONS = (
     "What should I cook for dinner?",
 )
 LENGTHS = (1, 2, 4, 8, 12)  # tokens of a pass
-ROUNDS = 2
+ROUNDS = range(2, 20)  # of each pass, fewer where they take longer than ROUNDS_SECONDS
+ROUNDS_SECONDS = 0.7
 TOKENS = 16  # decoded after each question, as long as there is time
 SECONDS = 10.0  # after which no more tokens are decoded
-GAIN = 1.05  # by which another way must be faster than plain decoding
+GAIN = 1.1  # by which another way must be faster than plain decoding
 WAYS = ("off", "apart", "guide", "base")
 
 
@@ -178,16 +180,16 @@ def _plain_seconds(model: GuidedModel, prompt: PromptTokens) -> float:
     last = prefill(model, cache, prompt.base, prompt.guide)
     steps = generate_step(mx.array([last]), model, max_tokens=-1, prompt_cache=cache)
     list(islice(steps, 2))  # what runs for the first time is compiled
-    count = TOKENS // 2
-    began = time.perf_counter()
-    list(islice(steps, count))
+    count, began = 0, time.perf_counter()
+    while count < TOKENS // 2 or (count < 4 * TOKENS and time.perf_counter() - began < ROUNDS_SECONDS):
+        count += len(list(islice(steps, TOKENS // 2)))
     seconds = time.perf_counter() - began
     steps.close()
     return seconds / count
 
 
 def pass_seconds(model: GuidedModel, prompt: PromptTokens) -> dict[tuple[str, int], float]:
-    """Seconds of passes of base and guide after a prompt, in turns, by name and length; the shortest of ``ROUNDS``."""
+    """Seconds of passes of base and guide after a prompt, in turns, by name and length; medians."""
     cache = model.make_cache()
     prefill(model, cache, prompt.base, prompt.guide)
     base_cache, guide_cache = model.split_cache(cache)
@@ -201,8 +203,11 @@ def pass_seconds(model: GuidedModel, prompt: PromptTokens) -> dict[tuple[str, in
     for (_, n), run in passes.items():
         if n == 1:
             run()  # what runs for the first time is compiled
-    rounds = [{key: run() for key, run in passes.items()} for _ in range(ROUNDS)]
-    return {key: min(times[key] for times in rounds) for key in passes}
+    rounds: list[dict[tuple[str, int], float]] = []
+    until = time.perf_counter() + ROUNDS_SECONDS
+    while len(rounds) < ROUNDS.start or (len(rounds) < ROUNDS.stop and time.perf_counter() < until):
+        rounds.append({key: run() for key, run in passes.items()})
+    return {key: median(times[key] for times in rounds) for key in passes}
 
 
 def _timed(model: nn.Module, cache: Cache, tokens: Sequence[int]) -> Callable[[], float]:
