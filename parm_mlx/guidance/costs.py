@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import NamedTemporaryFile
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -46,6 +47,7 @@ QUESTIONS = (
 LENGTHS = (1, 2, 4, 8, 12)  # tokens of a pass
 ROUNDS = range(2, 20)  # of each pass, fewer where they take longer than ROUNDS_SECONDS
 ROUNDS_SECONDS = 0.7
+STEPS = 4  # decoded plainly in a turn
 TOKENS = 16  # decoded after each question, as long as there is time
 SECONDS = 10.0  # after which no more tokens are decoded
 GAIN = 1.1  # by which another way must be faster than plain decoding
@@ -111,11 +113,12 @@ def measure(
         tokens: Most tokens drafted at a time.
     """
     with wired_limit(model):
-        seconds = pass_seconds(model, prompts[0])
-        times = {name: [seconds[name, n] for n in LENGTHS] for name in ("base", "guide")}
-        per_token = {"off": _plain_seconds(model, prompts[0])}
+        plainly = {"off": model}
         if isinstance(model, SharedModel):
-            per_token["apart"] = _plain_seconds(GuidedModel(model.base, model.guide, model.beta), prompts[0])
+            plainly["apart"] = GuidedModel(model.base, model.guide, model.beta)
+        seconds = pass_seconds(model, prompts[0], plainly)
+        times = {name: [seconds[name, n] for n in LENGTHS] for name in ("base", "guide")}
+        per_token = {name: seconds[name, 1] for name in plainly}
         costs = Costs(times["base"], times["guide"], {}, per_token)
         plain = min(per_token.values())
         checks = {name: lambda n, own=own: float(np.interp(n, LENGTHS, own)) for name, own in times.items()}
@@ -174,22 +177,28 @@ def _rounds(fates: Sequence[tuple[bool, float]], drafting: Drafting) -> list[tup
     return rounds
 
 
-def _plain_seconds(model: GuidedModel, prompt: PromptTokens) -> float:
-    """Seconds per token of plain greedy decoding, as mlx-lm's generator runs it."""
+def _plain(model: GuidedModel, prompt: PromptTokens) -> Callable[[], float]:
+    """Plain greedy decoding, as mlx-lm's generator runs it: each call decodes a few tokens more."""
     cache = model.make_cache()
     last = prefill(model, cache, prompt.base, prompt.guide)
     steps = generate_step(mx.array([last]), model, max_tokens=-1, prompt_cache=cache)
-    list(islice(steps, 2))  # what runs for the first time is compiled
-    count, began = 0, time.perf_counter()
-    while count < TOKENS // 2 or (count < 4 * TOKENS and time.perf_counter() - began < ROUNDS_SECONDS):
-        count += len(list(islice(steps, TOKENS // 2)))
-    seconds = time.perf_counter() - began
-    steps.close()
-    return seconds / count
+
+    def run() -> float:
+        next(steps)  # what the generator has computed ahead
+        began = time.perf_counter()
+        list(islice(steps, STEPS))
+        return (time.perf_counter() - began) / STEPS
+
+    return run
 
 
-def pass_seconds(model: GuidedModel, prompt: PromptTokens) -> dict[tuple[str, int], float]:
-    """Seconds of passes of base and guide after a prompt, in turns, by name and length; medians."""
+def pass_seconds(
+    model: GuidedModel, prompt: PromptTokens, plain: Mapping[str, GuidedModel] = MappingProxyType({})
+) -> dict[tuple[str, int], float]:
+    """Seconds of passes of base and guide after a prompt, by name and length; of ``plain`` decoding per token, at 1.
+
+    They take turns, so that a machine whose speed drifts slows them all; the figures are medians.
+    """
     cache = model.make_cache()
     prefill(model, cache, prompt.base, prompt.guide)
     base_cache, guide_cache = model.split_cache(cache)
@@ -200,6 +209,7 @@ def pass_seconds(model: GuidedModel, prompt: PromptTokens) -> dict[tuple[str, in
         for name, part, entries in (("base", model.base, base_cache), ("guide", model.guide, guide_cache))
         for n in LENGTHS
     }
+    passes |= {(name, 1): _plain(each, prompt) for name, each in plain.items()}
     for (_, n), run in passes.items():
         if n == 1:
             run()  # what runs for the first time is compiled

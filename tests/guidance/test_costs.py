@@ -63,8 +63,8 @@ def test_drafts_are_not_tried_where_they_could_not_pay(
     Plain decoding at 1.1 is less, at 1.5 is not. What mamba has read of drafts that are not kept is read again.
     """
     seconds = {(name, n): t for name in ("base", "guide") for n, t in zip(LENGTHS, PASSES, strict=True)}
+    seconds |= {("off", 1): together, ("apart", 1): together}
     monkeypatch.setattr(costs, "pass_seconds", lambda *_: seconds)
-    monkeypatch.setattr(costs, "_plain_seconds", lambda *_: together)
     found = measure(tiny_shared(family), [PromptTokens([5, 6, 7], [5, 6, 7])])
     assert (found.base, found.guide, found.per_token["off"], found.per_token["apart"]) == (
         PASSES,
@@ -78,8 +78,7 @@ def test_drafts_are_not_tried_where_they_could_not_pay(
 def test_the_price_of_drafts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """One draft at a time, all kept: each token takes a pass of the drafter and one of the checker, 1 + 1."""
     seconds = {(name, n): t for name in ("base", "guide") for n, t in zip(LENGTHS, PASSES, strict=True)}
-    monkeypatch.setattr(costs, "pass_seconds", lambda *_: seconds)
-    monkeypatch.setattr(costs, "_plain_seconds", lambda *_: 10.0)
+    monkeypatch.setattr(costs, "pass_seconds", lambda *_: seconds | {("off", 1): 10.0})
     monkeypatch.setattr(costs, "_fates", lambda *_: [{"guide": (True, 1.0), "base": (False, 1.0)}] * 4)
     found = measure(tiny_guided("llama"), [PromptTokens([5], [5])], tokens=1)
     assert found.per_token == {"off": 10.0, "guide": 2.0, "base": 2.0}
