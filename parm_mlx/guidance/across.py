@@ -20,12 +20,12 @@ from parm_mlx.guidance.guide import Cache, Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.pushforward import NEVER, Floats, Score
 from parm_mlx.guidance.refinement import AcrossCount, Refinement
-from parm_mlx.guidance.renumbered import RenumberedGuide
+from parm_mlx.guidance.renumbered import ForeignGuide, RenumberedGuide
 from parm_mlx.guidance.vocabulary_pair import FOREIGN, Pair, Point, Row
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import AcrossCache, ForkedEntry, PreferenceCache, ReadSequence, are_plain
-from parm_mlx.preference import Alpha, AlphaSpec
+from parm_mlx.preference import AlphaSpec
 
 SCORED = 64  # of more positions in one call only the last is scored: so prompts are read
 ROWS = 64  # most rows of one pass
@@ -56,7 +56,7 @@ class _Place:
         return next((i for i in range(self.root, len(self.tokens)) if i >= shared or i not in self.known), None)
 
 
-class AcrossGuide(nn.Module):
+class AcrossGuide(ForeignGuide):
     """A guide, seen by a base of another vocabulary.
 
     Args:
@@ -72,9 +72,7 @@ class AcrossGuide(nn.Module):
     """
 
     def __init__(self, guide: Guide | Guides, pair: Pair, how: Refinement | None = None) -> None:
-        super().__init__()
-        self.guide = guide
-        self.objectives, self.chat_template, self.alpha = guide.objectives, guide.chat_template, guide.alpha
+        super().__init__(guide)
         self._pair, self._how = pair, how or Refinement()
         self.count = AcrossCount()
         if not are_plain(guide.make_cache()[:-1]):
@@ -85,16 +83,6 @@ class AcrossGuide(nn.Module):
             )
 
     @property
-    def context_length(self) -> int | None:
-        """Most tokens that the guide was made for; None where it does not say."""
-        return self.guide.context_length
-
-    @property
-    def rows(self) -> int | None:
-        """Number of its own token ids that it has an embedding for; None where that is not known."""
-        return self.guide.rows
-
-    @property
     def layers(self) -> list[Any]:
         """One item per entry of the prompt cache, as mlx-lm expects."""
         return [self.guide, self]
@@ -103,10 +91,6 @@ class AcrossGuide(nn.Module):
         """Makes a prompt cache for one sequence: what the guide reads of it, then the preference."""
         *entries, preference = self.guide.make_cache(alpha, strength)
         return [AcrossCache([ReadSequence(entries)]), preference]
-
-    def weight(self, alpha: Alpha) -> float:
-        """How often its log-probabilities count in Eq. 13, beside the factor 1/β of all."""
-        return self.guide.weight(alpha)
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Reads symbols (B, L) into a cache; returns the guide's own logits (B, V_guide) after them."""

@@ -23,8 +23,7 @@ import mlx.core as mx
 
 from parm_mlx.errors import AdapterError
 from parm_mlx.guidance.guide import Cache, Guide
-from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.shared import Backbone
+from parm_mlx.guidance.shared import OneBackboneModel
 from parm_mlx.kernels import widened
 from parm_mlx.mlxlm import PreferenceCache, scale_logits
 from parm_mlx.pblora.inference import BoundPreferences
@@ -33,18 +32,17 @@ from parm_mlx.pblora.transform import fuse_model
 from parm_mlx.preference import Alpha, AlphaSpec
 
 
-class OnePassModel(GuidedModel):
+class OnePassModel(OneBackboneModel):
     """A base model guided by a PARM that shares its weights, in one row of the backbone per sequence.
 
     Its prompt cache is that of the backbone with the preference, and so are its costs. Every sequence of a batch has
     its own α and β; at strength 0 it is the base alone, exactly.
     """
 
-    guide: Guide
     reads_once = True
 
     def __init__(self, guide: Guide, beta: float = 1.0) -> None:
-        super().__init__(Backbone(guide.model), guide, beta)
+        super().__init__(guide, beta)
         factors = guide.config.one_pass or (0.0,)
         if len(factors) not in (1, len(guide.adapted)):
             raise AdapterError(
@@ -52,16 +50,6 @@ class OnePassModel(GuidedModel):
                 hint="fit them again: parm-mlx refine",
             )
         self._factors = factors
-
-    @property
-    def rows(self) -> tuple[int | None, int | None]:
-        """Number of token ids that the backbone has an embedding for, twice."""
-        return self.guide.rows, self.guide.rows
-
-    @property
-    def layers(self) -> list[Any]:
-        """One item per entry of the prompt cache, as mlx-lm expects."""
-        return self.guide.layers
 
     @property
     def steered(self) -> "OnePassModel":

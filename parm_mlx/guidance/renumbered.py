@@ -47,14 +47,13 @@ def base_order(base: TokenBytes, guide: TokenBytes) -> Order | None:
     return Order(ids, base.ends, guide.ends)
 
 
-class RenumberedGuide(nn.Module):
-    """A guide that a base of the same tokens under other ids can read."""
+class ForeignGuide(nn.Module):
+    """A guide, of one or several reward models, as a base with other tokens sees it."""
 
-    def __init__(self, guide: Guide | Guides, order: Order) -> None:
+    def __init__(self, guide: Guide | Guides) -> None:
         super().__init__()
         self.guide = guide
         self.objectives, self.chat_template, self.alpha = guide.objectives, guide.chat_template, guide.alpha
-        self._order = order
 
     @property
     def context_length(self) -> int | None:
@@ -66,6 +65,18 @@ class RenumberedGuide(nn.Module):
         """Number of its own token ids that it has an embedding for; None where that is not known."""
         return self.guide.rows
 
+    def weight(self, alpha: Alpha) -> float:
+        """How often its log-probabilities count in Eq. 13, beside the factor 1/β of all."""
+        return self.guide.weight(alpha)
+
+
+class RenumberedGuide(ForeignGuide):
+    """A guide that a base of the same tokens under other ids can read."""
+
+    def __init__(self, guide: Guide | Guides, order: Order) -> None:
+        super().__init__(guide)
+        self._order = order
+
     @property
     def layers(self) -> list[Any]:
         """One item per entry of the prompt cache, as mlx-lm expects."""
@@ -74,10 +85,6 @@ class RenumberedGuide(nn.Module):
     def make_cache(self, alpha: AlphaSpec | None = None, strength: float = 1.0) -> Cache:
         """Makes a prompt cache for one sequence: the guide's."""
         return self.guide.make_cache(alpha, strength)
-
-    def weight(self, alpha: Alpha) -> float:
-        """How often its log-probabilities count in Eq. 13, beside the factor 1/β of all."""
-        return self.guide.weight(alpha)
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Reads symbols (B, L): its own tokens, and the base's plus ``FOREIGN``; returns its own logits."""

@@ -65,7 +65,26 @@ class PlainFirst(nn.Module):
         return BoundPreferences(self.guide.adapted, alpha, share=share)
 
 
-class SharedModel(GuidedModel):
+class OneBackboneModel(GuidedModel):
+    """A base model guided by a PARM that shares its weights, which are the guide's parameters."""
+
+    guide: Guide
+
+    def __init__(self, guide: Guide, beta: float = 1.0) -> None:
+        super().__init__(Backbone(guide.model), guide, beta)
+
+    @property
+    def rows(self) -> tuple[int | None, int | None]:
+        """Number of token ids that the backbone has an embedding for, twice."""
+        return self.guide.rows, self.guide.rows
+
+    @property
+    def layers(self) -> list[Any]:
+        """One item per entry of the prompt cache, as mlx-lm expects."""
+        return self.guide.layers
+
+
+class SharedModel(OneBackboneModel):
     """A base model guided by a PARM that shares its weights.
 
     Every sequence is two rows of the backbone, held by a :class:`PairCache` in every layer. Where mlx-lm cannot hold
@@ -77,21 +96,9 @@ class SharedModel(GuidedModel):
             of matrix and vector, that can be faster.
     """
 
-    guide: Guide
-
     def __init__(self, guide: Guide, beta: float = 1.0) -> None:
-        super().__init__(Backbone(guide.model), guide, beta)
+        super().__init__(guide, beta)
         self.apart = False
-
-    @property
-    def rows(self) -> tuple[int | None, int | None]:
-        """Number of token ids that the backbone has an embedding for, twice."""
-        return self.guide.rows, self.guide.rows
-
-    @property
-    def layers(self) -> list[Any]:
-        """One item per entry of the prompt cache, as mlx-lm expects."""
-        return self.guide.layers
 
     def make_cache(self, alpha: AlphaSpec | None = None, strength: float | None = None) -> Cache:
         """As for any guided model: a pair for each backbone entry, then the preference."""
