@@ -250,27 +250,28 @@ def folder() -> Path | None:
 
 def known() -> list[tuple[str, Costs]]:
     """What was measured on this machine: the names of models, and their costs."""
-    found = []
-    with suppress(OSError, InputError):
-        for path in sorted(place.glob("*.json")) if (place := folder()) else []:
-            if (costs := recall(path.stem)) is not None:
-                found.append((str(read_json(path, "costs", InputError).get("models")), costs))
-    return found
+    with suppress(OSError):
+        paths = sorted(place.glob("*.json")) if (place := folder()) else []
+        return [record for path in paths if (record := _read(path)) is not None]
+    return []
 
 
 def recall(name: str) -> Costs | None:
     """Returns costs that were measured before; None where there are none, or none that can be used."""
     place = folder()
-    if place is None:
-        return None
+    record = _read(place / f"{name}.json") if place else None
+    return record[1] if record else None
+
+
+def _read(path: Path) -> tuple[str, Costs] | None:
     with suppress(InputError, OSError, KeyError, TypeError, AttributeError):
-        record: Any = read_json(place / f"{name}.json", "costs", InputError)
+        record: Any = read_json(path, "costs", InputError)
         costs = Costs(**record["costs"])
         numbers = [*costs.base, *costs.guide, *costs.per_token.values()]
         usable = all(type(number) in (int, float) and 0 < number < float("inf") for number in numbers)
         whole = len(costs.base) == len(costs.guide) == len(LENGTHS) and "off" in costs.per_token
         if usable and whole and set(costs.per_token) <= set(WAYS):
-            return costs
+            return str(record.get("models")), costs
     return None
 
 
