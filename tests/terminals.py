@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -62,6 +63,17 @@ class Terminal:
         while text not in self.text and time.monotonic() < end:
             self.read(0.05)
         assert text in self.text, self.text
+
+    def wait_for_main(self) -> None:
+        """Waits until the program handles SIGTERM, which it does before its imports; off Linux, for a moment."""
+        status = Path("/proc", str(self.process.pid), "status")
+        if not status.exists():
+            time.sleep(0.15)
+            return
+        end = time.monotonic() + 60
+        while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+            assert time.monotonic() < end, "the program has not begun"
+            time.sleep(0.005)
 
     def finish(self, seconds: float = 300) -> int:
         """Reads to the end of what the program writes; returns its exit code."""
@@ -196,7 +208,7 @@ ENDLESS = ("generate", QUESTION, *BUNDLED, "--max-tokens", 900, "--temp", 100)
 LONG_TRAIN = (*TRAIN, "--iters", 5000, "--val-batches", 0, "--warmup", 0)
 LONG_EVALUATE = (*EVALUATE, "--limit", 50, "--grid", 0.1, "--max-tokens", 200)
 MOMENTS: dict[str, tuple[tuple[object, ...], str, float]] = {  # the command, the text that is waited for, and how long
-    "imports": (ENDLESS, "", 0.15),
+    "imports": (ENDLESS, "", 0),
     "loading": (ENDLESS, "", 0.8),
     "first words": (ENDLESS, "\n", 0),
     "an answer": (ENDLESS, "\n", 0.3),
@@ -216,7 +228,9 @@ def check_ctrl_c(moment: str, home: Path) -> None:
     if command[0] in ("train", "evaluate"):
         command = (*command, "--out", moment.replace(" ", "-"))
     terminal = Terminal(command, 80, home)
-    if text == "\n":
+    if not text:
+        terminal.wait_for_main()
+    elif text == "\n":
         while not terminal.lines:
             assert terminal.read(0.02), "the answer has begun"
     else:

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import resource
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -20,6 +22,7 @@ TOLD = 3.0  # seconds in which clients are told that the engine has ended
 DRAIN = 10  # seconds beyond the time of an answer that its connection may take when the server ends
 KEEP_ALIVE = 30
 BACKLOG = 512
+FILES = 10240  # connections and files at a time, where the system allows it: macOS begins with 256
 
 
 def check_options(options: ServerOptions) -> None:
@@ -67,16 +70,27 @@ class Server(uvicorn.Server):
             self._note(f"ends after {left} answer{'s' * (left != 1)}; another Ctrl-C ends it now")
 
 
+def _allow_files() -> None:
+    """Raises the soft limit of open files, to no more than the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(service: Service, listener: socket.socket, ready: Callable[[str], None], note: Callable[[str], None]) -> None:
     """Serves until SIGTERM or Ctrl-C, and ends when the answers that were asked for are given.
 
     Ends the process with status 1 where the engine has ended or hangs, when its requests have been told.
     """
+    _allow_files()
     engine, options = service.engine, service.options
     config = uvicorn.Config(
         make_app(service, engine.close),
         log_level="error",
         access_log=False,
+        backlog=BACKLOG,
         lifespan="on",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,

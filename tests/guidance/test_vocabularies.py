@@ -39,15 +39,15 @@ def test_a_parm_of_another_vocabulary_guides_by_itself(session: Session) -> None
     assert isinstance(session.model.guide, AcrossGuide)
     assert any("another vocabulary" in note for note in session.notes)
     assert session.tokenizer.eos_token_ids == {1}
-    answers = list(generate_batch(session.model, session.tokenizer, requests(session), 10))
-    assert len({tuple(answer.tokens) for answer in answers}) > 6
+    answers = list(generate_batch(session.model, session.tokenizer, requests(session), 5))
+    assert len({tuple(answer.tokens) for answer in answers}) > 5
     assert session.model.count is not None
     assert 0 < session.model.count.summary()["across_open"] < 0.1
 
 
 def test_answers_of_a_batch_are_those_that_come_alone(session: Session) -> None:
     """Prompts are shared by preferences, and another one joins."""
-    asked = [*requests(session, 0.5), Request(requests(session)[0].prompt, None, Sampling(temp=0))]
+    asked = [*requests(session, 0.5)[1::2], Request(requests(session)[0].prompt, None, Sampling(temp=0))]
     together = {each.index: each.tokens for each in generate_batch(session.model, session.tokenizer, asked, 8)}
     for index, request in enumerate(asked):
         (answer,) = generate_batch(session.model, session.tokenizer, [request], 8)

@@ -82,6 +82,7 @@ def test_a_server_that_is_asked_to_end_gives_what_was_asked_for() -> None:
         end = time.monotonic() + 10
         while is_open(port):
             assert time.monotonic() < end
+            time.sleep(0.02)
         lines = response.read().decode().split("\n\n")
         assert lines[-2] == "data: [DONE]"
         assert json.loads(lines[-3].removeprefix("data: "))["choices"][0]["finish_reason"] in ("length", "stop")
