@@ -1,16 +1,19 @@
-"""``parm-mlx refine``: an adapter whose one-pass guidance is nearer to exact guidance."""
+"""``parm-mlx refine``: trains an adapter until one pass stands for base and guide."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from parm_mlx.cli import console
 from parm_mlx.cli.options import GuideOptions, MaxTokens, declared, flag, grouped
 from parm_mlx.errors import InputError
 from parm_mlx.files import resolve
 from parm_mlx.outputs import check_new, new_directory
-from parm_mlx.ranges import COUNT
+from parm_mlx.ranges import BATCH, COUNT, Real
 from parm_mlx.settings import PATH, SamplingSettings
+
+FEWEST = 4
+RATE = Real(1e-12, 1)
 
 
 @grouped
@@ -18,49 +21,56 @@ def refine(
     parm: Annotated[str, flag("PARM adapter: smollm2, bundled, a directory or a hub id.", PATH)],
     prompts: Annotated[
         Path,
-        flag('File of prompts: .txt, one per line, or .jsonl, .json or .csv with "prompt". A few dozen are enough.'),
+        flag('File of prompts: .txt, one per line, or .jsonl, .json or .csv with "prompt". A few hundred are enough.'),
     ],
     out: Annotated[Path, flag("Directory of the refined adapter.")],
     limit: Annotated[int | None, flag("Take the first so many prompts.", COUNT, default_text="all")] = None,
-    max_tokens: MaxTokens = 32,
+    max_tokens: MaxTokens = 48,
+    iters: Annotated[int, flag("Number of steps.", COUNT)] = 200,
+    batch_size: Annotated[int, flag("Answers that are computed together.", BATCH)] = 8,
+    learning_rate: Annotated[
+        float | None, flag("Highest learning rate.", RATE, default_text="a quarter of that of train")
+    ] = None,
     guide_model: Annotated[str | None, declared(GuideOptions, "guide_model")] = None,
     seed: Annotated[int, declared(SamplingSettings, "seed")] = 0,
     force: Annotated[bool, flag("Replace an existing adapter in --out.")] = False,
 ) -> None:
-    """Bring one-pass guidance nearer to exact guidance, with a number fitted for each adapted layer.
+    """Train an adapter further, so that its one-pass guidance is nearer to exact guidance.
 
-    The backbone answers the prompts under exact guidance, at random α and β. On half of the answers the numbers are
-    fitted; on the others the distance from exact guidance is measured before and after. They stand in the adapter's
-    settings and change nothing but --guidance one-pass and fuse --guided.
+    The backbone answers the prompts under exact guidance, at random α and β. On three quarters of the answers the
+    adapter learns to give the same in one pass as in two, while its exact guidance stays where it was; on the others
+    both are measured, before and after.
 
     \b
     Example:
-      parm-mlx refine --parm my-parm --prompts questions.txt --limit 48 --out my-parm-refined
+      parm-mlx refine --parm my-parm --prompts questions.txt --out my-parm-refined
     """
     check_new(out, force, [parm, guide_model])
     console.blas_hint()
     from parm_mlx.data.prompts import read_prompts
-    from parm_mlx.evaluation.refinement import refine as fit
     from parm_mlx.guidance.loading import load_guide
     from parm_mlx.pblora.adapter import adapter_tensors, backbone_reference, find_backbone, save_adapter
+    from parm_mlx.training.refinement import refine as train_further
 
     asked = read_prompts(prompts)[:limit]
-    if len(asked) < 2:
-        raise InputError("--prompts holds fewer than two prompts: half of them measure what the others are worth")
+    if len(asked) < FEWEST:
+        raise InputError(f"--prompts holds fewer than {FEWEST} prompts: a quarter measures what the others are worth")
     guide, tokenizer = load_guide(parm, guide_model)
-    found = fit(guide, tokenizer, [prompt.content for prompt in asked], max_tokens, seed, console.note)
+    how: Any = {"iters": iters, "batch_size": batch_size, "learning_rate": learning_rate}
+    how |= {"max_tokens": max_tokens, "seed": seed}
+    found = train_further(guide, tokenizer, [prompt.content for prompt in asked], **how, progress=console.note)
     adapter = resolve(parm, "adapter")
     backbone = guide_model or find_backbone(adapter, guide.config)
     reference = None if backbone is None else backbone_reference(str(backbone), out)
-    config = replace(guide.config, one_pass=found.factors, base_model=reference)
+    training = guide.config.training | {"refinement": how | {"prompts": len(asked)}}
+    config = replace(guide.config, training=training, base_model=reference)
     with new_directory(out, force, [adapter]) as partial:
         save_adapter(partial, config, adapter_tensors(guide.model))
     console.echo(out)
-    for beta, (variation, same) in found.before.items():
-        now, now_same = found.after[beta]
+    for beta, distance in found.items():
         console.note(
-            f"beta {beta:g}: total variation {variation:.4f}, now {now:.4f}; "
-            f"the same likeliest token {same:.1%}, now {now_same:.1%}"
+            f"beta {beta:g}: total variation of one pass {distance.before:.4f}, now {distance.after:.4f} "
+            f"(the same likeliest token: {distance.same:.1%}); exact guidance has moved by {distance.moved:.4f}"
         )
-    if sum(now for now, _ in found.after.values()) >= sum(before for before, _ in found.before.values()):
-        console.note("warning: the refined adapter is not nearer; more prompts or a larger --max-tokens may help")
+    if sum(each.after for each in found.values()) >= sum(each.before for each in found.values()):
+        console.note("warning: the refined adapter is not nearer; more prompts or --iters may help")

@@ -22,7 +22,7 @@ def token_costs(model: GuidedModel, prompt: PromptTokens, alpha: Alpha, drafted:
 
     Returns:
         ``base_token_ms``, ``guide_token_ms``, ``guided_token_ms`` and ``backbone_token_ms`` (the guide's backbones
-        without their adapters); and 1 or 0 for ``one_pass`` (base and guide share a forward pass), ``same_weights``
+        without their adapters); and 1 or 0 for ``shared`` (base and guide share a forward pass), ``same_weights``
         (they could) and ``drafted``, which is only recorded.
     """
     own = model.guide.guide if isinstance(model, AcrossModel) else model.guide
@@ -45,4 +45,4 @@ def token_costs(model: GuidedModel, prompt: PromptTokens, alpha: Alpha, drafted:
     }
     found[BACKBONE] = sum(found.pop(name) for name in backbones) if backbones else found["base_token_ms"]
     same = not shared and len(guides) == 1 and weights_differ(model.base, guides[0].model) is None
-    return found | {"one_pass": float(shared), "same_weights": float(same), "drafted": float(drafted)}
+    return found | {"shared": float(shared), "same_weights": float(same), "drafted": float(drafted)}

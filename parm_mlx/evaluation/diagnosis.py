@@ -151,7 +151,7 @@ def _cost(summary: Summary) -> Finding:
         return False, "The cost of a guided token was not measured.", None, COST
     base, guide, guided = time["base_token_ms"], time["guide_token_ms"], time["guided_token_ms"]
     plain = time.get("backbone_token_ms", 0)
-    limit = ALONE_COST if plain <= 0 else SHARED_COST if time.get("one_pass") else PLAIN_COST
+    limit = ALONE_COST if plain <= 0 else SHARED_COST if time.get("shared") else PLAIN_COST
     passes, alone = guided / (base + guide), guided / (base + max(plain, 0))
     text = (
         f"A guided token takes {guided:.1f} ms, {guided / base:.2f} times one of the base alone ({base:.1f} ms) and "
@@ -179,11 +179,11 @@ def _cheaper(time: Mapping[str, float]) -> str:
     ways = []
     if time.get("same_weights"):
         ways.append("base and guide have the same weights and can share one pass (leave out --share off)")
-    elif not time.get("one_pass"):
+    elif not time.get("shared"):
         ways.append("a guide on the base's own weights shares its pass, and a smaller guide is faster")
     if time.get("across_passes_per_token", 0) > 1.2:
         ways.append("a larger --across-tolerance asks a guide of another vocabulary less often")
-    if not time.get("drafted") and not time.get("one_pass") and not time.get("across_passes_per_token"):
+    if not time.get("drafted") and not time.get("shared") and not time.get("across_passes_per_token"):
         ways.append("one answer at a time, in a chat, is decoded with drafts where these pay (--speculation)")
     ways.append("answers in a batch (--batch-size, several prompts) read the weights together")
     return f"What costs less: {'; '.join(ways)}."

@@ -6,22 +6,12 @@ z(θ) + (1/β) · z(θ + Δ). To first order in Δ that is one pass with a share
     (1 + 1/β) · z(θ + c Δ),    c = (1/β) / (1 + 1/β)
 
 The error is of second order in Δ, c (1 − c) / 2 times the curvature of the logits along it: none for the base alone
-(1/β = 0) nor for the guide alone (1/β → ∞), and most at β = 1. :mod:`parm_mlx.evaluation.fidelity` measures it.
-
-A part of the error can be fitted away (:mod:`parm_mlx.evaluation.refinement`): with a number γ of each layer, which the
-adapter's settings hold, the share of its update is
-
-    c + γ c (1 − c)
-
-which leaves base and guide as they are.
+(1/β = 0) nor for the guide alone (1/β → ∞), and most at β = 1. :mod:`parm_mlx.evaluation.fidelity` measures it, and
+:mod:`parm_mlx.training.refinement` trains it away.
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 
-from parm_mlx.errors import AdapterError
 from parm_mlx.guidance.guide import Cache, Guide
 from parm_mlx.guidance.shared import OneBackboneModel
 from parm_mlx.kernels import widened
@@ -40,16 +30,6 @@ class OnePassModel(OneBackboneModel):
     """
 
     reads_once = True
-
-    def __init__(self, guide: Guide, beta: float = 1.0) -> None:
-        super().__init__(guide, beta)
-        factors = guide.config.one_pass or (0.0,)
-        if len(factors) not in (1, len(guide.adapted)):
-            raise AdapterError(
-                f"the adapter's settings hold {len(factors)} numbers in one_pass for {len(guide.adapted)} layers",
-                hint="fit them again: parm-mlx refine",
-            )
-        self._factors = factors
 
     @property
     def steered(self) -> "OnePassModel":
@@ -80,7 +60,7 @@ class OnePassModel(OneBackboneModel):
         return widened(logits) * (1 + strength)[:, None, None]
 
     def _bind(self, alpha: mx.array, strength: mx.array) -> Conditioning:
-        return BoundPreferences(self.guide.adapted, alpha, share=update_shares(strength, self._factors))
+        return BoundPreferences(self.guide.adapted, alpha, share=update_share(strength))
 
 
 def fuse_guided(guide: Guide, alpha: Alpha, beta: float, dequantize: bool = False) -> None:
@@ -92,22 +72,10 @@ def fuse_guided(guide: Guide, alpha: Alpha, beta: float, dequantize: bool = Fals
         InputError: The backbone is quantised and ``dequantize`` is not set.
         ModelError: The logits of this family do not scale with a norm.
     """
-    factors = guide.config.one_pass or (0.0,)
-    shares: Any = update_shares(mx.array([1 / beta]), factors)[:, 0].tolist()
-    fuse_model(guide.model, alpha, dequantize, shares)
+    fuse_model(guide.model, alpha, dequantize, share=(1 / beta) / (1 + 1 / beta))
     scale_logits(guide.model, 1 + 1 / beta)
 
 
-def update_shares(strength: mx.array, factors: Sequence[float] | mx.array) -> mx.array:
-    """The share of each layer's update that stands for base and guide: c + γ c (1 − c), c = (1/β) / (1 + 1/β).
-
-    Args:
-        strength: 1/β of each row, (B,).
-        factors: γ of each layer, or one for all.
-
-    Returns:
-        (layers, B), or (1, B).
-    """
-    share = strength / (1 + strength)
-    column = factors if isinstance(factors, mx.array) else mx.array([*factors])
-    return share + column[:, None] * share * (1 - share)
+def update_share(strength: mx.array) -> mx.array:
+    """The share of the update that stands for base and guide, c = (1/β) / (1 + 1/β), for 1/β of each row (B,)."""
+    return strength / (1 + strength)

@@ -61,7 +61,7 @@ class PlainFirst(nn.Module):
         return self.guide.run(inputs, cache[:-1], cache[-1].bound(self._bind))
 
     def _bind(self, alpha: mx.array) -> Conditioning:
-        share = mx.array([[0.0] + [1.0] * (alpha.shape[0] - 1)])
+        share = mx.array([0.0] + [1.0] * (alpha.shape[0] - 1))
         return BoundPreferences(self.guide.adapted, alpha, share=share)
 
 

@@ -30,7 +30,6 @@ class PBLoRAConfig:
     objective_betas: tuple[float, ...] | None = None  # β_i of the training objective, one per objective
     chat_template: str | None = None  # name of the built-in one that it was trained with; None is the tokenizer's own
     beta: float | None = None  # β of guided decoding that the training proposes; None is 1
-    one_pass: tuple[float, ...] | None = None  # γ of each adapted layer, fitted; see parm_mlx.guidance.one_pass
     training: dict[str, Any] = field(default_factory=dict)  # everything else that reproduces the training
     kind: Kind = "pblora"  # of core matrix; see parm_mlx.pblora.layer
 
@@ -65,18 +64,12 @@ class PBLoRAConfig:
             yield f"chat_template must be a name, got {shown(self.chat_template)}"
         if self.beta is not None and not _is_in(self.beta, BETA):
             yield f"beta must be {BETA}, got {shown(self.beta)}"
-        if self.one_pass is not None and not self._are_factors(self.one_pass):
-            yield f"one_pass must hold a number for each adapted layer, got {shown(self.one_pass)}"
         if not isinstance(self.training, dict):
             yield "training must be a JSON object"
 
     def _are_betas(self, betas: Any) -> bool:
         one_each = isinstance(betas, tuple) and _are_names(self.objectives) and len(betas) == len(self.objectives)
         return one_each and all(isinstance(beta, int | float) and 0 < as_float(beta) < float("inf") for beta in betas)
-
-    def _are_factors(self, factors: Any) -> bool:
-        numbers = isinstance(factors, tuple) and all(type(each) in (int, float) for each in factors)
-        return numbers and bool(factors) and all(abs(as_float(each)) < float("inf") for each in factors)
 
     @property
     def k(self) -> int:
@@ -92,7 +85,7 @@ class PBLoRAConfig:
         """Returns the content of ``adapter_config.json``; optional settings are there only if they are set."""
         content = {"fine_tune_type": FINE_TUNE_TYPES[self.kind], "format_version": FORMAT_VERSION, **asdict(self)}
         del content["kind"]
-        for name in ("chat_template", "beta", "one_pass"):
+        for name in ("chat_template", "beta"):
             if content[name] is None:
                 del content[name]
         return content

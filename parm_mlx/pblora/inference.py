@@ -38,7 +38,7 @@ class BoundPreferences(Conditioning):
         layers: Every adapted layer of the model, in the order of their index.
         alpha: (B, k), one preference vector per row.
         paired: Each preference vector has two rows, 2i for the plain model, whose core is zero, and 2i + 1.
-        share: (layers, B) or (1, B), the share of its update that each row gets; all of it by default.
+        share: (B,), the share of its update that each row gets; all of it by default.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class BoundPreferences(Conditioning):
         self._layers = layers
         cores = _cores(layers, alpha)
         if paired:
-            cores, share = mx.repeat(cores, 2, axis=1), mx.array([[0.0, 1.0] * alpha.shape[0]])
-        self._cores = list(cores if share is None else share[:, :, None, None] * cores)
+            cores, share = mx.repeat(cores, 2, axis=1), mx.array([0.0, 1.0] * alpha.shape[0])
+        self._cores = list(cores if share is None else share[:, None, None] * cores)
         self._gate: mx.array | None = None
         self._folded: mx.array | None = None
         if _are_equal(alpha):
-            if share is None or _are_equal(share.T):
-                self._folded = cores[:, 0] if share is None else share[:, :1, None] * cores[:, 0]
-            elif share.shape[0] == 1:
-                self._folded, self._gate = cores[:, 0], share[0, :, None, None]
+            if share is None or _are_equal(share):
+                self._folded = cores[:, 0] if share is None else share[0] * cores[:, 0]
+            else:
+                self._folded, self._gate = cores[:, 0], share[:, None, None]
         mx.eval(self._cores, self._folded, self._gate)  # here, for another thread cannot evaluate what this one built
         self._by_dtype: dict[mx.Dtype, dict[int, tuple[_Group, int]]] = {}
         self._last: tuple[mx.array, _Group, mx.array, list[mx.array] | None] | None = None

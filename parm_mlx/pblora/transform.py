@@ -15,18 +15,11 @@ from parm_mlx.pblora.layer import PBLoRALinear, tensor_shapes
 from parm_mlx.preference import Alpha
 
 
-def fuse_model(model: nn.Module, alpha: Alpha, dequantize: bool = False, shares: Sequence[float] = (1.0,)) -> None:
-    """Replaces every adapted layer by the plain layer W + share · ΔW(α), in place; see :meth:`PBLoRALinear.fuse`.
-
-    ``shares`` holds one for all layers, or one for each.
-    """
+def fuse_model(model: nn.Module, alpha: Alpha, dequantize: bool = False, share: float = 1.0) -> None:
+    """Replaces every adapted layer by the plain layer W + share · ΔW(α), in place; see :meth:`PBLoRALinear.fuse`."""
     weights = mx.array(alpha, dtype=mx.float32)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, PBLoRALinear)]
-    model.update_modules(
-        tree_unflatten(
-            [(name, layer.fuse(weights, dequantize, shares[layer.index % len(shares)])) for name, layer in layers]
-        )
-    )
+    model.update_modules(tree_unflatten([(name, layer.fuse(weights, dequantize, share)) for name, layer in layers]))
 
 
 def extend_objectives(

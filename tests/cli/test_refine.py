@@ -14,29 +14,29 @@ Run = Callable[..., tuple[int, str, str]]
 IDS = mx.array([[1, 31, 28, 7]])
 
 
-def test_a_refined_adapter_is_the_same_but_in_one_pass(run_cli: Run, tmp_path: Path) -> None:
+def test_a_refined_adapter_has_other_tensors_and_says_how_they_came(run_cli: Run, tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "refined"
     prompts.write_text(
-        "".join(f"How do I {what}?\n" for what in ("bake bread", "plant a tree", "sleep", "mend a shirt"))
+        "".join(f"How do I {what}?\n" for what in ("bake bread", "plant a tree", "sleep", "sing", "swim"))
     )
-    code, printed, err = run_cli(
-        "refine", "--parm", "bundled", "--prompts", prompts, "--out", out, "--max-tokens", 12, "--seed", 3
-    )
+    given = ("refine", "--parm", "bundled", "--prompts", prompts, "--out", out, "--seed", 3)
+    code, printed, err = run_cli(*given, "--max-tokens", 12, "--iters", 3)
     assert (code, printed) == (0, f"{out}\n"), err
-    assert len(re.findall(r"beta \S+: total variation 0\.\d+, now 0\.\d+", err)) == 3
+    assert "step 3 of 3: loss 0." in err
+    assert len(re.findall(r"beta \S+: total variation of one pass 0\.\d+, now 0\.\d+", err)) == 3
     config = json.loads((out / "adapter_config.json").read_text())
-    assert len(config["one_pass"]) == 28
+    refinement = config["training"]["refinement"]
+    assert (refinement["iters"], refinement["seed"], refinement["prompts"]) == (3, 3, 5)
     assert (out / config["base_model"]).resolve() == BUNDLED_BASE.resolve()
     exact = [parm_mlx.load("bundled", parm)[0](IDS) for parm in ("bundled", out)]
-    assert mx.array_equal(*exact)
-    fast = [parm_mlx.load("bundled", parm, guidance="one-pass")[0](IDS) for parm in ("bundled", out)]
-    assert not mx.allclose(*fast, atol=1e-3)
+    assert not mx.array_equal(*exact)
+    assert mx.allclose(*exact, atol=0.5)
 
 
-def test_one_prompt_is_too_few(run_cli: Run, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("How do I bake bread?\n")
+def test_three_prompts_are_too_few(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("How?\nWhy?\nWho?\n")
     given = ["refine", "--parm", "bundled", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out"]
     code, _, err = run_cli(*given)
     assert code == 2
-    assert "fewer than two prompts" in err
+    assert "fewer than 4 prompts" in err
     assert not (tmp_path / "out").exists()

@@ -182,7 +182,7 @@ def test_an_adapter_that_is_expensive_itself() -> None:
 
 def test_a_shared_pass_costs_no_more_than_two_plain_ones() -> None:
     """1.1 times 10 + 10 ms is 22."""
-    time = {"base_token_ms": 10.0, "guide_token_ms": 30.0, "backbone_token_ms": 10.0, "one_pass": 1.0}
+    time = {"base_token_ms": 10.0, "guide_token_ms": 30.0, "backbone_token_ms": 10.0, "shared": 1.0}
     assert finding("guidance cost", healthy(time={**time, "guided_token_ms": 22.5}))["found"]
     assert not finding("guidance cost", healthy(time={**time, "guided_token_ms": 21.5}))["found"]
 
@@ -197,7 +197,7 @@ def test_without_the_backbone_the_base_alone_is_compared() -> None:
     ("how", "said", "unsaid"),
     [
         ({"same_weights": 1.0}, "can share one pass (leave out --share off)", "a smaller guide"),
-        ({"one_pass": 1.0}, "answers in a batch", "--speculation auto"),
+        ({"shared": 1.0}, "answers in a batch", "--speculation auto"),
         ({"drafted": 1.0}, "a guide on the base's own weights shares its pass", "--speculation auto"),
         ({}, "answers in a batch", "leave out --share off"),
     ],

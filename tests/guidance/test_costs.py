@@ -1,10 +1,13 @@
 """What passes cost, what follows for decoding one answer, and what is kept of it."""
 
 import json
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
+from typing import Any, cast
 
+import mlx.core as mx
 import pytest
 from tiny import tiny_guided, tiny_shared
 
@@ -119,8 +122,18 @@ def test_what_is_measured_is_what_speculation_does() -> None:
         )
 
 
-def test_real_passes_are_measured() -> None:
-    found = measure(tiny_guided("llama"), [PromptTokens([5, 6, 7], [8, 9])])
+def test_real_passes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base and guide each read every number of tokens."""
+    model, read = tiny_guided("llama"), defaultdict[int, set[int]](set)
+    run = type(model.base).__call__
+
+    def counted(self: Any, inputs: mx.array, **others: Any) -> mx.array:
+        read[id(self)].add(inputs.shape[1])
+        return cast(mx.array, run(self, inputs, **others))
+
+    monkeypatch.setattr(type(model.base), "__call__", counted)
+    found = measure(model, [PromptTokens([5, 6, 7], [8, 9])])
+    assert set(LENGTHS) <= read[id(model.base)] & read[id(model.guide.model)]
     assert len(found.base) == len(found.guide) == len(LENGTHS)
     assert all(seconds > 0 for seconds in found.base + found.guide)
     assert found.per_token["off"] > 0

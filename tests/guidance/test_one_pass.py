@@ -1,6 +1,5 @@
 """One pass that stands for base and guide: the formula by hand, mixed batches, and where it is refused."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from tiny import tiny_guide, tiny_model
 
 import parm_mlx
-from parm_mlx.errors import AdapterError, InputError, ModelError
+from parm_mlx.errors import InputError, ModelError
 from parm_mlx.guidance.chat import Conversation
 from parm_mlx.guidance.explain import explain
 from parm_mlx.guidance.generate import generate_batch, stream
@@ -22,7 +21,6 @@ from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.session import load_session
 from parm_mlx.mlxlm import PreferenceCache, make_prompt_cache
-from parm_mlx.pblora import PBLoRAConfig
 from parm_mlx.pblora.adapter import adapted_layers
 
 PROMPT = [3, 14, 15, 9, 26, 5]
@@ -30,36 +28,21 @@ MIXED = [((0.3, 0.7), 0.5), ((1.0, 0.0), 2.0), ((0.3, 0.7), 2.0), ((0.0, 1.0), 1
 
 
 def by_hand(guide: Guide, family: str, ids: list[int], alpha: tuple[float, ...], beta: float) -> mx.array:
-    """(1 + 1/β) · z(θ + c ΔW(α)) with c = 1/(1 + β), every weight of the plain model changed by c ΔW(α).
-
-    With γ of a layer, the change is (c + γ c (1 − c)) ΔW(α) = (1 + γ β/(1 + β)) ΔW(α) / (1 + β).
-    """
+    """(1 + 1/β) · z(θ + c ΔW(α)) with c = 1/(1 + β), every weight of the plain model changed by c ΔW(α)."""
     plain = tiny_model(family, 1)
-    factors = guide.config.one_pass or (0.0,) * len(guide.adapted)
     for name, layer in adapted_layers(guide.model).items():
         number, path = name.removeprefix("layers.").split(".", 1)
         module = plain.layers[int(number)]
         for part in path.split("."):
             module = module[int(part)] if part.isdigit() else getattr(module, part)
-        module.weight = module.weight + (1 + factors[layer.index] * beta / (1 + beta)) * layer.delta(
-            mx.array(alpha)
-        ) / (1 + beta)
+        module.weight = module.weight + layer.delta(mx.array(alpha)) / (1 + beta)
     return (1 + 1 / beta) * plain(mx.array([ids]))[0]
 
 
-def fitted(family: str = "llama") -> Guide:
-    """A guide whose settings hold a γ for each layer."""
-    layers = len(tiny_guide(family).adapted)
-    return tiny_guide(family, one_pass=tuple(0.5 - 0.3 * i for i in range(layers)))
-
-
-@pytest.mark.parametrize("make", [tiny_guide, fitted])
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt_neox"])
 @pytest.mark.parametrize(("alpha", "beta"), MIXED)
-def test_it_is_the_backbone_with_a_share_of_the_update(
-    make: Callable[[str], Guide], family: str, alpha: tuple[float, float], beta: float
-) -> None:
-    guide = make(family)
+def test_it_is_the_backbone_with_a_share_of_the_update(family: str, alpha: tuple[float, float], beta: float) -> None:
+    guide = tiny_guide(family)
     model = OnePassModel(guide, beta)
     expected = by_hand(guide, family, PROMPT, alpha, beta)
     whole = model(mx.array([PROMPT]), cache=model.make_cache(alpha))[0]
@@ -78,7 +61,7 @@ def test_without_a_cache_the_defaults_hold() -> None:
 
 
 def test_at_strength_0_it_is_the_base_alone_bit_for_bit() -> None:
-    model = OnePassModel(fitted())
+    model = OnePassModel(tiny_guide())
     ids = mx.array([PROMPT])
     assert mx.array_equal(model(ids, cache=model.make_cache([0.3, 0.7], 0.0)), model.base_logits(ids))
 
@@ -97,10 +80,9 @@ def test_for_a_small_update_it_is_nearly_exact_and_the_error_of_second_order() -
     assert errors[1] < errors[0] / 50
 
 
-@pytest.mark.parametrize("make", [tiny_guide, fitted])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "jamba"])
-def test_rows_of_a_batch_have_their_own_alpha_and_beta(make: Callable[[str], Guide], family: str) -> None:
-    model = OnePassModel(make(family))
+def test_rows_of_a_batch_have_their_own_alpha_and_beta(family: str) -> None:
+    model = OnePassModel(tiny_guide(family))
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 90, n).tolist() for n in (6, 6, 6, 6)]
     alone = []
@@ -148,14 +130,11 @@ def test_a_changed_strength_is_bound_again() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gemma3_text", "gpt_neox", "gpt2", "mixtral", "jamba"])
-@pytest.mark.parametrize("make", [tiny_guide, fitted])
 @pytest.mark.parametrize("beta", [0.4, 1.0, 3.0])
-def test_a_fused_model_is_one_pass_at_one_alpha_and_beta(
-    make: Callable[[str], Guide], family: str, beta: float
-) -> None:
+def test_a_fused_model_is_one_pass_at_one_alpha_and_beta(family: str, beta: float) -> None:
     """With tied and untied output layers, norms with a bias, and norms that add one to their weight."""
     ids = mx.array([PROMPT])
-    model = OnePassModel(make(family), beta)
+    model = OnePassModel(tiny_guide(family), beta)
     expected = model(ids, cache=model.make_cache([0.3, 0.7]))
     fuse_guided(model.guide, (0.3, 0.7), beta)
     found = model.guide.model(ids)
@@ -242,13 +221,6 @@ def test_explain_reports_one_distribution_and_the_two_when_asked(session: Any) -
         assert both.logprob == pytest.approx(one.logprob, abs=1e-4)
         assert (both.base, both.guide) == pytest.approx((truth.base, truth.guide), abs=1e-4)
     assert any(abs(one.logprob - truth.logprob) > 1e-4 for one, truth in zip(alone, exact, strict=True))
-
-
-def test_as_many_factors_as_layers() -> None:
-    with pytest.raises(AdapterError, match="2 numbers in one_pass for 6 layers"):
-        OnePassModel(tiny_guide(one_pass=(0.1, 0.2)))
-    with pytest.raises(AdapterError, match="one_pass must hold a number for each adapted layer"):
-        PBLoRAConfig(objectives=("a",), one_pass=(float("nan"),))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

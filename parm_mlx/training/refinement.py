@@ -1,0 +1,301 @@
+"""Trains an adapter further so that one pass stands for base and guide (:mod:`parm_mlx.guidance.one_pass`).
+
+Over tokens of answers, at random α and β, the loss is the mean of
+
+    √(D(p ‖ q) + ε) + √(D(t ‖ p) + ε)
+
+with the Kullback-Leibler divergence D and the distributions
+
+    p = softmax(z(θ) + s z(θ + Δ))        exact guidance by the adapter in training, s = 1/β
+    q = softmax((1 + s) z(θ + c Δ))       one pass with it, c = s / (1 + s)
+    t = softmax(z(θ) + s z(θ + Δ'))       exact guidance by the adapter as it came
+
+The first part straightens the way of the logits along the update Δ, the second holds the guide where it was. Total
+variation is at most √(D / 2), which is why the roots are summed: few tokens then do not outweigh all others. The
+backbone θ is never changed.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+
+from parm_mlx.guidance.generate import generate_batch
+from parm_mlx.guidance.guide import Guide
+from parm_mlx.guidance.prompts import Prompter
+from parm_mlx.guidance.sampling import Request, Sampling
+from parm_mlx.guidance.shared import SharedModel
+from parm_mlx.guidance.templates import Content
+from parm_mlx.kernels import widened
+from parm_mlx.kernels.lowrank import lowrank_update_ops
+from parm_mlx.mlxlm import TokenizerWrapper
+from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, conditioned, scaled_core, tensor_shapes
+from parm_mlx.preference import Alpha, sample_dirichlet
+from parm_mlx.training import optimizer
+
+BETAS = (0.25, 4.0)  # that answers are drawn between
+MEASURED = (0.5, 1.0, 2.0)  # at which the result is measured
+EPSILON = 2e-4  # ε
+WARMUP = 0.1  # share of the steps
+SLOWER = 0.25  # of the learning rate of training
+Progress = Callable[[str], None]
+Tensors = list[dict[str, mx.array]]  # those of each adapted layer, in the order of their index
+
+
+@dataclass(frozen=True)
+class ReadAnswer:
+    """An answer of the backbone under exact guidance, to be read again.
+
+    Attributes:
+        prompt: Its prompt's tokens.
+        answer: Its own, one or more.
+        alpha: The preference that it was generated under.
+        strength: 1/β.
+    """
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
+    alpha: Alpha
+    strength: float
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Means over the tokens of answers.
+
+    Attributes:
+        before: Total variation ½ Σ |p − q| between exact and one-pass guidance by the adapter as it came.
+        after: The same of the adapter as it is now.
+        same: Share of tokens at which both have the same likeliest one, now.
+        moved: Total variation of exact guidance now from what it was.
+    """
+
+    before: float
+    after: float
+    same: float
+    moved: float
+
+
+def refine(
+    guide: Guide,
+    tokenizer: TokenizerWrapper,
+    prompts: Sequence[Content],
+    *,
+    iters: int = 200,
+    batch_size: int = 8,
+    learning_rate: float | None = None,
+    max_tokens: int = 48,
+    seed: int = 0,
+    progress: Progress = lambda message: None,
+) -> dict[float, Distance]:
+    """Trains a guide's adapter, in place, on answers to three quarters of the prompts.
+
+    Args:
+        guide: The guide; its backbone is the base.
+        tokenizer: The backbone's.
+        prompts: Four or more.
+        iters: Steps.
+        batch_size: Answers in a step.
+        learning_rate: The highest; by default a quarter of that of training for this width.
+        max_tokens: Length of the answers.
+        seed: Of α, β, the answers and their order.
+        progress: Told what begins, and how it goes.
+
+    Returns:
+        By β, what was measured on the answers to the other prompts.
+    """
+    progress(f"answering {len(prompts)} prompts")
+    answers = sample_answers(guide, tokenizer, prompts, max_tokens, seed)
+    held_back, trained = answers[::4], [each for i, each in enumerate(answers) if i % 4]
+    progress(f"training for {iters} steps on {sum(len(each.answer) for each in trained)} tokens")
+    before = tensors_of(guide)
+    peak = learning_rate or SLOWER * optimizer.auto_learning_rate(before[0]["a"].shape[1])
+    after = train(guide, trained, iters, batch_size, peak, seed, progress)
+    for layer, tensors in zip(guide.adapted, after, strict=True):
+        layer.update(tensors)
+    progress(f"measuring on {sum(len(each.answer) for each in held_back)} other tokens")
+    return {beta: measure(guide, before, held_back, 1 / beta) for beta in MEASURED}
+
+
+def sample_answers(
+    guide: Guide, tokenizer: TokenizerWrapper, prompts: Sequence[Content], max_tokens: int, seed: int
+) -> list[ReadAnswer]:
+    """Answers prompts with exact guidance, each at an α and a β of its own; returns the answers that are not empty."""
+    template = guide.chat_template
+    prompter = Prompter(tokenizer, tokenizer, base_template=template, guide_template=template)
+    alphas, strengths = _preferences(np.random.default_rng(seed), len(guide.objectives), len(prompts))
+    requests = [
+        Request(prompter(prompt), tuple(alpha), Sampling(temp=1.0, seed=seed + i), beta=1 / strength)
+        for i, (prompt, alpha, strength) in enumerate(zip(prompts, alphas.tolist(), strengths.tolist(), strict=True))
+    ]
+    found = {
+        answer.index: ReadAnswer(
+            requests[answer.index].prompt.base, answer.tokens, tuple(alphas[answer.index]), strengths[answer.index]
+        )
+        for answer in generate_batch(SharedModel(guide), tokenizer, requests, max_tokens)
+        if answer.tokens
+    }
+    return [found[index] for index in sorted(found)]
+
+
+def train(
+    guide: Guide,
+    answers: Sequence[ReadAnswer],
+    iters: int,
+    batch_size: int,
+    peak: float,
+    seed: int,
+    progress: Progress = lambda message: None,
+) -> Tensors:
+    """Returns the adapter's tensors after training; the guide itself stays as it is.
+
+    Half of the answers of a step have the α and β that they were generated under, the others any.
+    """
+    rng, before = np.random.default_rng(seed), tensors_of(guide)
+    warmup = max(1, round(WARMUP * iters))
+    adam = optim.Adam(peak, bias_correction=True)
+    tree: Any = {"layers": [dict(each) for each in before]}
+    adam.init(tree)
+    descend = mx.value_and_grad(lambda tree, batch, target: _loss(guide, tree["layers"], batch, target))
+    for step in range(iters):
+        chosen = [answers[i] for i in rng.choice(len(answers), min(batch_size, len(answers)), replace=False)]
+        alphas, strengths = _preferences(rng, len(guide.objectives), len(chosen))
+        for i, each in list(enumerate(chosen))[::2]:
+            alphas[i], strengths[i] = each.alpha, each.strength
+        batch = _Batch.of(chosen, alphas, strengths)
+        target = _target(guide, before, batch)
+        mx.eval(target)
+        loss, grads = descend(tree, batch, target)
+        grads, _ = optim.clip_grad_norm(grads, optimizer.MAX_GRAD_NORM)
+        adam.learning_rate = optimizer.learning_rate(step + 1, peak=peak, warmup=warmup, steps=iters + 1)
+        tree = adam.apply_gradients(grads, tree)
+        mx.eval(tree, adam.state, loss)
+        if (step + 1) % 20 == 0 or step + 1 == iters:
+            progress(f"step {step + 1} of {iters}: loss {float(loss):.4f}")
+    found: Tensors = tree["layers"]
+    return found
+
+
+def measure(guide: Guide, before: Tensors, answers: Sequence[ReadAnswer], strength: float) -> Distance:
+    """Measures a guide beside the tensors that its adapter had before, on answers under their α, at one 1/β."""
+    now, sums, count = tensors_of(guide), np.zeros(4), 0
+    for each in answers:
+        batch = _Batch.of([each], np.array([each.alpha]), np.array([strength]))
+        plain = _base(guide, batch)
+        (new, one_pass), (old, old_one) = (_guided(guide, tensors, batch) for tensors in (now, before))
+        p, q, t, u = (
+            mx.softmax(logits[0, len(each.prompt) - 1 :], axis=-1)
+            for logits in (plain + strength * new, one_pass, plain + strength * old, old_one)
+        )
+        same = (p.argmax(axis=-1) == q.argmax(axis=-1)).sum()
+        sums += np.array([float(value) for value in (_variation(t, u), _variation(p, q), same, _variation(p, t))])
+        count += len(each.answer)
+    return Distance(*(sums / count).tolist())
+
+
+def tensors_of(guide: Guide) -> Tensors:
+    """The adapter's tensors by layer; they stay as they are when the layers get others."""
+    config = guide.config
+    return [{name: layer[name] for name in tensor_shapes(layer.linear, config)} for layer in guide.adapted]
+
+
+class Rows(Conditioning):
+    """The update of given tensors, in place of the layers' own, in a share of each row's own.
+
+    Args:
+        config: The adapter's.
+        tensors: Those of each layer by index.
+        alpha: (B, k).
+        share: (B,) what the update is multiplied by; 0 is the plain model.
+    """
+
+    def __init__(
+        self, config: PBLoRAConfig, tensors: Sequence[Mapping[str, mx.array]], alpha: mx.array, share: mx.array
+    ):
+        self._config, self._tensors, self._alpha, self._share = config, tensors, alpha, share
+
+    def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
+        """Adds the share of s · B · M(α) · A · x to y."""
+        own = self._tensors[layer.index]
+        core = self._share[:, None, None] * scaled_core(own, self._config, self._alpha)
+        return lowrank_update_ops(y, x, own["a"], core, own["b"])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Answers, padded on the right; the mask has ones where one of their tokens is predicted."""
+
+    ids: mx.array  # (B, L)
+    mask: mx.array  # (B, L)
+    alpha: mx.array  # (B, k)
+    strength: mx.array  # (B,)
+
+    @staticmethod
+    def of(answers: Sequence[ReadAnswer], alphas: np.ndarray, strengths: np.ndarray) -> "_Batch":
+        rows = [[*each.prompt, *each.answer[:-1]] for each in answers]
+        first = [len(each.prompt) - 1 for each in answers]
+        longest = max(map(len, rows))
+        ids = [row + [0] * (longest - len(row)) for row in rows]
+        mask = [[float(f <= i < len(row)) for i in range(longest)] for f, row in zip(first, rows, strict=True)]
+        alpha, strength = (mx.array(values.astype(np.float32)) for values in (alphas, strengths))
+        return _Batch(mx.array(ids), mx.array(mask), alpha, strength)
+
+
+def _preferences(rng: np.random.Generator, k: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """α (count, k) and 1/β (count,)."""
+    low, high = (math.log(beta) for beta in BETAS)
+    return sample_dirichlet(rng, 0.5, k, count), np.exp(-rng.uniform(low, high, count))
+
+
+def _run(guide: Guide, ids: mx.array, rows: Conditioning) -> mx.array:
+    with conditioned(rows):
+        logits: Any = guide.model(ids)
+    return widened(logits)
+
+
+def _base(guide: Guide, batch: _Batch) -> mx.array:
+    nothing = mx.zeros_like(batch.strength)
+    return _run(guide, batch.ids, Rows(guide.config, tensors_of(guide), batch.alpha, nothing))
+
+
+def _guided(guide: Guide, tensors: Sequence[Mapping[str, mx.array]], batch: _Batch) -> tuple[mx.array, mx.array]:
+    """Logits (B, L, V) of the guide, and of one pass, as rows of one batch."""
+    alpha, strength = mx.concatenate([batch.alpha, batch.alpha]), batch.strength
+    share = mx.concatenate([mx.ones_like(strength), strength / (1 + strength)])
+    both = _run(guide, mx.concatenate([batch.ids, batch.ids]), Rows(guide.config, tensors, alpha, share))
+    guided, one_pass = mx.split(both, 2)
+    return guided, (1 + strength)[:, None, None] * one_pass
+
+
+def _target(guide: Guide, before: Tensors, batch: _Batch) -> tuple[mx.array, mx.array]:
+    """The base's logits (B, L, V), and log t."""
+    plain = _base(guide, batch)
+    ones = mx.ones_like(batch.strength)
+    guided = _run(guide, batch.ids, Rows(guide.config, before, batch.alpha, ones))
+    return plain, _normalised(plain + batch.strength[:, None, None] * guided)
+
+
+def _loss(guide: Guide, tensors: Tensors, batch: _Batch, target: tuple[mx.array, mx.array]) -> mx.array:
+    plain, t = target
+    guided, one_pass = _guided(guide, tensors, batch)
+    p, q = _normalised(plain + batch.strength[:, None, None] * guided), _normalised(one_pass)
+    roots = _root_divergence(p, q) + _root_divergence(t, p)
+    return (roots * batch.mask).sum() / batch.mask.sum()
+
+
+def _normalised(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _root_divergence(p: mx.array, q: mx.array) -> mx.array:
+    """√(D(p ‖ q) + ε) (B, L), for log-probabilities (B, L, V)."""
+    return mx.sqrt(mx.maximum((mx.exp(p) * (p - q)).sum(axis=-1), 0) + EPSILON)
+
+
+def _variation(p: mx.array, q: mx.array) -> mx.array:
+    return 0.5 * mx.abs(p - q).sum()
