@@ -3,8 +3,10 @@
 ``make docs`` writes the page; a test checks that it is current. New measurements come in by
 
     parm-mlx bench --json > bench.json
+    python examples/bench/auto.py --json > auto.json
+    python examples/bench/rows.py --json > rows.json
     .venv-bench/bin/python examples/bench/peers.py --json > peers.json
-    .venv/bin/python docs/make_performance.py --bench bench.json --peers peers.json --count
+    python docs/make_performance.py --bench bench.json --auto auto.json --rows rows.json --peers peers.json --count
 """
 
 import argparse
@@ -220,6 +222,31 @@ def budgets_table(bench: dict[str, Any], peers: dict[str, Any]) -> list[str]:
     return lines
 
 
+def auto_table(found: dict[str, Any]) -> list[str]:
+    """What was chosen for each pair, and the speed of every way."""
+    lines = [
+        "| pair | sequences | chosen | of the fastest way | tokens per second |",
+        "| --- | ---: | --- | ---: | --- |",
+    ]
+    for row in found["rows"]:
+        speeds = ", ".join(f"{way} {speed:.0f}" for way, speed in row["tokens/s"].items())
+        ratio = f"{row['of the fastest']:.2f} ({between([row['lowest'], row['highest']])})"
+        lines.append(f"| {row['pair']} | {row['sequences']} | {row['chosen']} | {ratio} | {speeds} |")
+    return lines
+
+
+def rows_table(found: dict[str, Any]) -> list[str]:
+    """Milliseconds of a step at each number of sequences, and its ratio to the plain model's."""
+    rows = {(row["step"], row["n"]): row for row in found["rows"]}
+    sizes = sorted({n for _, n in rows})
+    heads = "".join(f" n = {n} |" for n in sizes)
+    lines = [f"| a step for n sequences |{heads}", "| --- |" + " ---: |" * len(sizes)]
+    for step in dict.fromkeys(step for step, _ in rows):
+        cells = (f"{rows[step, n]['ms']:.1f} ms ({rows[step, n]['of plain n']:.2f})" for n in sizes)
+        lines.append(f"| {step} | " + " | ".join(cells) + " |")
+    return lines
+
+
 # --- On paper
 
 
@@ -327,6 +354,9 @@ def page(record: dict[str, Any]) -> str:
         "tokens": str(bench["settings"]["tokens"]),
         "peers": "\n".join(peers_table(peers)),
         "peers_machine": peers["machine"],
+        **{f"{name}_machine": record[name]["machine"] for name in ("auto", "rows")},
+        "auto": "\n".join(auto_table(record["auto"])),
+        "rows": "\n".join(rows_table(record["rows"])),
         "peers_rounds": str(peers["settings"]["rounds"]),
         "same_answers": f"{peers['sweep']['same_answers']} of {peers['sweep']['answers']}",
         "operations": "\n".join(operations_table(record["operations"])),
@@ -347,10 +377,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Writes docs/performance.md.")
     parser.add_argument("--bench", type=Path, help="what `parm-mlx bench --json` printed")
     parser.add_argument("--peers", type=Path, help="what examples/bench/peers.py --json printed")
+    for name in ("auto", "rows"):
+        parser.add_argument(f"--{name}", type=Path, help=f"what examples/bench/{name}.py --json printed")
     parser.add_argument("--count", action="store_true", help="count operations anew")
     options = parser.parse_args()
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    for name in ("bench", "peers"):
+    for name in ("bench", "peers", "auto", "rows"):
         if file := getattr(options, name):
             record[name] = json.loads(file.read_text(encoding="utf-8"))
     if options.count:

@@ -29,7 +29,7 @@ def refine(
     iters: Annotated[int, flag("Number of steps.", COUNT)] = 200,
     batch_size: Annotated[int, flag("Answers that are computed together.", BATCH)] = 8,
     learning_rate: Annotated[
-        float | None, flag("Highest learning rate.", RATE, default_text="a quarter of that of train")
+        float | None, flag("Highest learning rate.", RATE, default_text="two thirds of that of train")
     ] = None,
     guide_model: Annotated[str | None, declared(GuideOptions, "guide_model")] = None,
     seed: Annotated[int, declared(SamplingSettings, "seed")] = 0,

@@ -42,7 +42,7 @@ BETAS = (0.25, 4.0)  # that answers are drawn between
 MEASURED = (0.5, 1.0, 2.0)  # at which the result is measured
 EPSILON = 2e-4  # ε
 WARMUP = 0.1  # share of the steps
-SLOWER = 0.25  # of the learning rate of training
+SLOWER = 0.65  # of the learning rate of training
 Progress = Callable[[str], None]
 Tensors = list[dict[str, mx.array]]  # those of each adapted layer, in the order of their index
 
@@ -101,7 +101,7 @@ def refine(
         prompts: Four or more.
         iters: Steps.
         batch_size: Answers in a step.
-        learning_rate: The highest; by default a quarter of that of training for this width.
+        learning_rate: The highest; by default two thirds of that of training for this width.
         max_tokens: Length of the answers.
         seed: Of α, β, the answers and their order.
         progress: Told what begins, and how it goes.
