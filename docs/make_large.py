@@ -116,15 +116,12 @@ WAYS = {
 
 
 def speed_table() -> list[str]:
-    """Tokens per second at most, by way, Mac and link."""
-    columns = [(mac, speed, link) for mac, speed in MACS.items() for link in LINKS]
-    lines = [
-        "| | " + " | ".join(f"{mac}, {link.name.partition(' (')[0]}" for mac, _, link in columns) + " |",
-        "| --- |" + " ---: |" * len(columns),
-    ]
+    """Tokens per second at most, by way and Mac; in a cell, those over each link."""
+    lines = ["| | " + " | ".join(f"two {mac}" for mac in MACS) + " |", "| --- |" + " ---: |" * len(MACS)]
     for way, name in WAYS.items():
-        cells = " | ".join(f"{1 / seconds(way, speed, link):.1f}" for _, speed, link in columns)
-        lines.append(f"| {name} | {cells} |")
+        links = LINKS if way != "alone" else LINKS[:1]
+        cells = (" / ".join(f"{1 / seconds(way, speed, link):.1f}" for link in links) for speed in MACS.values())
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -182,7 +179,7 @@ def page() -> str:
         "guide_gb": f"{guide_read() / 1e9:.1f}",
         "context": f"{PAPER['CONTEXT']:,}",
         "macs": ", ".join(f"{name} {speed} GB/s" for name, speed in MACS.items()),
-        "links": "; ".join(f"{link.name}: {link.latency * 1e6:.0f} µs and {link.speed / 1e9:g} GB/s" for link in LINKS),
+        "links": "\n".join(f"- {link.name}: {link.latency * 1e6:.0f} µs, {link.speed / 1e9:g} GB/s" for link in LINKS),
         "break_even": ", ".join(break_even()),
         "wired": f"{WIRED:.0%}",
         "prompt": ", ".join(f"{prompt_seconds(link):.1f} s over {link.name.partition(' (')[0]}" for link in LINKS),

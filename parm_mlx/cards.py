@@ -42,8 +42,10 @@ COMPILED = "MLX_PTX_CACHE_DIR"
 NO_CARD = "MLX has its CUDA back end here, but finds no NVIDIA card that it can use"
 NO_CARD_HINT = (
     "`nvidia-smi` shows cards and the driver; on a machine without a card, install parm-mlx[cpu] in place of "
-    "parm-mlx[cuda], in a new environment"
+    "parm-mlx[cuda13], in a new environment"
 )
+NO_HEADERS = "MLX compiles kernels for the card while it runs, and finds no CUDA headers"
+NO_HEADERS_HINT = "the extra cuda13 in place of cuda brings them; or name a CUDA toolkit of the machine in CUDA_HOME"
 # How CUDA says that there is no card or no driver for it.
 _NO_CARD = re.compile(r"no CUDA-capable device|CUDA driver version is insufficient|cannot open.*libcuda|libcuda\.so")
 _LIBRARY = re.compile(r"(lib(?:cu|nv|nccl)[\w.+-]*): cannot open shared object file")
@@ -112,7 +114,12 @@ def problem(error: BaseException) -> tuple[str, str] | None:
     if isinstance(error, ImportError | RuntimeError) and _NO_CARD.search(text):
         return NO_CARD, NO_CARD_HINT
     if isinstance(error, ImportError) and (found := _LIBRARY.search(text)):
-        return f"MLX's CUDA back end needs {found[1]}, which is not installed", "pip install 'parm-mlx[cuda]' again"
+        return (
+            f"MLX's CUDA back end needs {found[1]}, which is not installed",
+            "install parm-mlx[cuda13], or parm-mlx[cuda], again",
+        )
+    if isinstance(error, RuntimeError) and "locations of CUDA headers" in text:
+        return NO_HEADERS, NO_HEADERS_HINT
     if isinstance(error, RuntimeError | ValueError) and (found := _LACKING.search(text)):
         line = f"MLX's CUDA back end cannot compute the operation {found[1] or found[2]}: {' '.join(text.split())}"
         return line, "please report it; an environment with parm-mlx[cpu] computes it on the CPU"

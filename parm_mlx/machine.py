@@ -23,7 +23,7 @@ BLAS_HINT = (
 )
 NO_BACKEND = (
     "MLX has no back end on this machine; install one: pip install 'parm-mlx[cpu]' or, with an NVIDIA GPU, "
-    "pip install 'parm-mlx[cuda]'"
+    "pip install 'parm-mlx[cuda13]'"
 )
 
 MALLOC_SETTINGS = (  # mallopt(3)

@@ -139,6 +139,12 @@ def test_no_card_is_one_line(error: Exception) -> None:
     assert cards.problem(error) == (cards.NO_CARD, cards.NO_CARD_HINT)
 
 
+def test_missing_headers_are_one_line() -> None:
+    """The message of mlx/backend/cuda/jit_module.cpp."""
+    text = "Can not find locations of CUDA headers, please set environment variable CUDA_HOME or CUDA_PATH."
+    assert cards.problem(RuntimeError(text)) == (cards.NO_HEADERS, cards.NO_HEADERS_HINT)
+
+
 def test_a_library_that_is_missing_is_named() -> None:
     error = ImportError("libcublasLt.so.13: cannot open shared object file: No such file or directory")
     line, hint = cards.problem(error) or ("", "")

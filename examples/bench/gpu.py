@@ -1,6 +1,6 @@
 """Decoding and training on a graphics card, in at most 8 minutes: parts in processes of their own, each with a limit.
 
-    python examples/bench/gpu.py --out gpu           on a machine with a card: pip install 'parm-mlx[cuda]' first
+    python examples/bench/gpu.py --out gpu           on a machine with a card: pip install 'parm-mlx[cuda13]' first
     python examples/bench/gpu.py --out gpu --toy     all of it at toy size on the CPU, to try the script out
 
 No network is needed: the models have random weights, which are made on the device. The results stand in OUT/gpu.json,

@@ -70,7 +70,9 @@ def describe(toy: bool) -> dict[str, Any]:
     if toy:
         mx.set_default_device(mx.cpu)
     elif gpu_backend() is None:
-        raise SystemExit("MLX has no GPU back end here: pip install 'parm-mlx[cuda]', or try the script out with --toy")
+        raise SystemExit(
+            "MLX has no GPU back end here: pip install 'parm-mlx[cuda13]', or try the script out with --toy"
+        )
     found = card()
     if gpu_backend() == "CUDA" and found is None:
         raise SystemExit(NO_CARD)

@@ -102,13 +102,12 @@ def all_cases(typical: bool = True, few: bool = False) -> Iterator[Case]:
 
     ``few`` takes one of the small sizes: CUDA's compiler needs about a second for each.
     """
-    taken = slice(1, 2) if few else slice(None)
     for dtype in DTYPES:
-        for size in LOWRANK[taken]:
+        for size in LOWRANK[1:2] if few else LOWRANK:
             yield from lowrank_cases(dtype, *size)
-        for rows, vocabulary in LOGPROB[taken]:
+        for rows, vocabulary in LOGPROB[1:2] if few else LOGPROB:
             yield from logprob_cases(dtype, rows, vocabulary)
-        for sizes in COMBINE[taken]:
+        for sizes in COMBINE[1:2] if few else COMBINE:
             yield combine_case(dtype, *sizes)
         if typical:
             cases = [*lowrank_cases(dtype, *LOWRANK_TYPICAL), *logprob_cases(dtype, *LOGPROB_TYPICAL)]
