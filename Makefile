@@ -1,6 +1,6 @@
 # Each target sets itself up: a virtual environment in .venv, made on first use and brought up to date when
 # pyproject.toml changes. All that is needed is make and a Python of 3.11 or newer (PYTHON=… picks one). MLX's back end on
-# Linux is that for CPUs; BACKEND=cuda takes the other. On macOS the extra adds nothing.
+# Linux is that for CPUs; BACKEND=cuda13 (or cuda, for CUDA 12) takes the other. On macOS the extra adds nothing.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,6 +51,7 @@ check-macos: $(DEV)
 docs: $(DEV)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_performance.py
+	$(BIN)/python docs/make_large.py
 	$(BIN)/python docs/make_results.py
 
 clean:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 OPENBLAS = "libopenblas.so.0"
 BLAS_HINT = (
@@ -23,7 +23,7 @@ BLAS_HINT = (
 )
 NO_BACKEND = (
     "MLX has no back end on this machine; install one: pip install 'parm-mlx[cpu]' or, with an NVIDIA GPU, "
-    "pip install 'parm-mlx[cuda]'"
+    "pip install 'parm-mlx[cuda13]'"
 )
 
 MALLOC_SETTINGS = (  # mallopt(3)
@@ -110,20 +110,34 @@ def device_info() -> dict[str, Any]:
     return dict(mx.device_info())
 
 
-def has_metal() -> bool:
-    """Returns True if MLX computes on an Apple GPU."""
+def gpu_backend() -> Literal["Metal", "CUDA"] | None:
+    """Returns MLX's back end for the GPU that it computes on, or None if it computes on the CPU."""
     import mlx.core as mx
 
-    return bool(mx.metal.is_available() and mx.default_device() == mx.gpu)
+    if mx.default_device() != mx.gpu:
+        return None
+    if mx.metal.is_available():
+        return "Metal"
+    return "CUDA" if mx.cuda.is_available() else None
+
+
+def has_gpu() -> bool:
+    """Returns True if MLX has a back end for a GPU, in use or not."""
+    import mlx.core as mx
+
+    return bool(mx.metal.is_available() or mx.cuda.is_available())
+
+
+def has_metal() -> bool:
+    """Returns True if MLX computes on an Apple GPU."""
+    return gpu_backend() == "Metal"
 
 
 def device_name() -> str:
     """Returns MLX's device: ``Apple M2 Pro (Metal)``, ``NVIDIA L4 (CUDA)``, or the processor and its cores."""
-    info = device_info()
-    name = info.get("device_name") or platform.machine()
-    if has_metal():
-        return f"{name} (Metal)"
-    return f"{name} (CUDA)" if "total_memory" in info else f"{name}, {os.cpu_count()} cores (CPU)"
+    name = device_info().get("device_name") or platform.machine()
+    backend = gpu_backend()
+    return f"{name} ({backend})" if backend else f"{name}, {os.cpu_count()} cores (CPU)"
 
 
 def physical_memory() -> int:

@@ -17,6 +17,8 @@ os.environ["NO_COLOR"] = "1"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two processes run the tests
 os.environ["PARM_MLX_SETTINGS"] = ""  # not those of whoever runs the tests
 os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))  # its list of fonts takes seconds
+# Numbers are pinned in float32; the cores of newer cards round its products to TF32, unless they are told not to.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="parm-mlx-tests-")  # what tests measure is nobody's
 
 import pytest
@@ -32,8 +34,12 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 machine.keep_freed_memory()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
 
-# Expected numbers and equal tokens are pinned on the CPU, also on a Mac; PARM_MLX_TEST_DEVICE=gpu tests Metal.
-mx.set_default_device(mx.gpu if os.environ.get("PARM_MLX_TEST_DEVICE") == "gpu" else mx.cpu)
+# Expected numbers and equal tokens are pinned on the CPU, also on a Mac; PARM_MLX_TEST_DEVICE=gpu tests Metal or CUDA.
+DEVICE = os.environ.get("PARM_MLX_TEST_DEVICE", "cpu")
+if DEVICE not in ("cpu", "gpu"):
+    raise pytest.UsageError(f"PARM_MLX_TEST_DEVICE is cpu or gpu, not {DEVICE}")
+HAS_GPU = mx.is_available(mx.gpu)
+mx.set_default_device(mx.gpu if DEVICE == "gpu" and HAS_GPU else mx.cpu)
 
 OFFICIAL = Path(__file__).parent / "fixtures" / "official"
 REWARDS = Path(__file__).parent / "fixtures" / "rewards"
@@ -50,7 +56,10 @@ LONG_FILES = (  # begun first, so that two processes end at the same time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first."""
+    """Puts the files that take longest first, and skips all on a GPU that is not there."""
+    if DEVICE == "gpu" and not HAS_GPU:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason="PARM_MLX_TEST_DEVICE=gpu, but MLX has no GPU here"))
     items.sort(key=lambda item: LONG_FILES.index(name) if (name := item.path.name) in LONG_FILES else len(LONG_FILES))
 
 

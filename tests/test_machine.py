@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from parm_mlx import machine
@@ -60,21 +61,41 @@ def test_the_memory_of_this_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("info", "metal", "name"),
+    ("info", "backend", "name"),
     [
-        ({"device_name": "Apple M2 Pro", "max_recommended_working_set_size": 7}, True, "Apple M2 Pro (Metal)"),
-        ({"device_name": "NVIDIA L4", "total_memory": 7, "free_memory": 5}, False, "NVIDIA L4 (CUDA)"),
-        ({"device_name": "Xeon"}, False, f"Xeon, {os.cpu_count()} cores (CPU)"),
+        ({"device_name": "Apple M2 Pro", "max_recommended_working_set_size": 7}, "Metal", "Apple M2 Pro (Metal)"),
+        ({"device_name": "NVIDIA L4", "total_memory": 7, "free_memory": 5}, "CUDA", "NVIDIA L4 (CUDA)"),
+        ({"device_name": "Xeon"}, None, f"Xeon, {os.cpu_count()} cores (CPU)"),
     ],
 )
 def test_memory_and_name_are_those_of_the_device(
-    info: dict[str, object], metal: bool, name: str, monkeypatch: pytest.MonkeyPatch
+    info: dict[str, object], backend: str | None, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "has_metal", lambda: metal)
+    monkeypatch.setattr(machine, "gpu_backend", lambda: backend)
     monkeypatch.setattr(machine, "device_info", lambda: info)
     monkeypatch.setattr(machine, "physical_memory", lambda: 7)
     assert machine.usable_memory() == 7
     assert machine.device_name() == name
+
+
+@pytest.mark.parametrize(
+    ("device", "metal", "cuda", "backend"),
+    [
+        (mx.cpu, True, True, None),
+        (mx.gpu, True, False, "Metal"),
+        (mx.gpu, False, True, "CUDA"),
+        (mx.gpu, False, False, None),
+    ],
+)
+def test_the_back_end_is_that_of_the_gpu_in_use(
+    device: mx.DeviceType, metal: bool, cuda: bool, backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device))
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+    assert machine.gpu_backend() == backend
+    assert machine.has_metal() == (backend == "Metal")
+    assert machine.has_gpu() == (metal or cuda)
 
 
 def test_the_line_of_a_measurement_names_versions_and_the_device() -> None:
@@ -102,7 +123,7 @@ def test_an_import_without_a_back_end_is_one_line_that_names_the_extras(tmp_path
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert "parm-mlx[cpu]" in line
-    assert "parm-mlx[cuda]" in line
+    assert "parm-mlx[cuda13]" in line
     library = "import parm_mlx; parm_mlx.load()"
     done = subprocess.run([sys.executable, "-c", MISSING + library], capture_output=True, text=True, cwd=tmp_path)
     assert "parm-mlx[cpu]" in done.stderr.splitlines()[-1]

@@ -114,9 +114,12 @@ def test_the_back_ends_of_linux_are_extras_that_only_add_to_plain_mlx() -> None:
     (plain,) = (line for line in PROJECT["project"]["dependencies"] if re.match(r"mlx\b(?!-)", line))
     versions = plain.removeprefix("mlx")
     assert versions[0] in "<>="
-    assert {name: EXTRAS[name] for name in ("cpu", "cuda")} == {
-        name: [f"mlx[{name}]{versions}"] for name in ("cpu", "cuda")
-    }
+    names = ("cpu", "cuda", "cuda13")
+    assert {name: EXTRAS[name] for name in names} == {name: [f"mlx[{name}]{versions}"] for name in names}
+
+
+def test_mlx_has_the_extras_that_bring_its_back_ends() -> None:
+    assert {"cpu", "cuda", "cuda13"} <= set(metadata.metadata("mlx").get_all("Provides-Extra") or ())
 
 
 def test_third_party_imports_are_declared_and_all_declared_are_imported() -> None:
@@ -180,6 +183,11 @@ def test_the_page_of_performance_is_current() -> None:
     record = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))
     page = runpy.run_path(str(ROOT / "docs" / "make_performance.py"))["page"](record)
     assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
+def test_the_page_of_large_models_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_large.py"))["page"]()
+    assert (ROOT / "docs" / "large.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
 def test_the_tables_of_experiments_are_current() -> None:

@@ -1,146 +1,170 @@
-"""Decoding and training on a graphics card: parts in processes of their own, with limits; none stops the others.
+"""Decoding and training on a graphics card, in at most 8 minutes: parts in processes of their own, each with a limit.
 
-    python examples/bench/gpu.py --out gpu                    on an NVIDIA card: pip install 'parm-mlx[cuda]' first
-    python examples/bench/gpu.py --out gpu --tiny             tries the script out on any machine
+    python examples/bench/gpu.py --out gpu           on a machine with a card: pip install 'parm-mlx[cuda13]' first
+    python examples/bench/gpu.py --out gpu --toy     all of it at toy size on the CPU, to try the script out
 
-    doctor       what parm-mlx finds
-    bfloat16     an 8B base and a 1B guide in the shapes of Llama 3, random weights: 1 and 16 sequences, and 1 after
-                 2,048 tokens; base, guide, two models, one shared backbone
-    training     the training step of examples/bench/train.py
-    smollm2      the training of the SmolLM2 PARM, 20 steps, where --data names its pairs
-    bits         as bfloat16, in 4 bits; the last, since the first quantised product on CUDA compiles for minutes
+No network is needed: the models have random weights, which are made on the device. The results stand in OUT/gpu.json,
+which is written again after every part; OUT/PART.txt has what a part printed. A part that fails or meets its limit
+keeps what it had measured, and the next one begins.
 
-Each part writes PART.json or PART.txt as soon as it has something to say. MLX_PTX_CACHE_DIR keeps what CUDA compiles.
+    doctor       what parm-mlx finds, and whether the kernels are right there
+    bfloat16     a base and a guide of 1B in the shapes of Llama 3, PBLoRA r1 = r2 = 4 on q, k and v, at 1 sequence, at
+                 16 under 16 preferences, and at 1 after 2,048 tokens: base alone, guide alone, the adapted base alone,
+                 two models, one shared backbone, one pass, and drafts of guide and base; with the kernels, which a toy
+                 on the CPU has not
+    twins        the same at 1 and 16 sequences without the kernels, and without drafts
+    training     pairs a second of the training step in the shapes of SmolLM2-135M
+    official     the official formula in PyTorch on the same shapes, where PyTorch is installed and sees a card
+    tests        a part of the test suite on the device, where pytest is installed
+    4-bit        as bfloat16, quantised; the last, since the first quantised product on CUDA compiles for minutes
+
+The base has 8B parameters, or 3B or 1B where the card's memory is too small for two of them. Every way has the ratio of
+the least time that the memory allows, the bytes read for a token over the card's bandwidth, to its time.
 """
 
 import argparse
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-LIMITS = {"doctor": 60, "bfloat16": 240, "training": 120, "smollm2": 240, "bits": 300}  # seconds
-SHAPES = {
-    "8B": (4096, 32, 14336, 32, 8),
-    "1B": (2048, 16, 8192, 32, 8),
-}  # hidden, layers, intermediate, heads, kv heads
-TINY = {"8B": (256, 4, 512, 4, 2), "1B": (128, 2, 256, 4, 2)}
-GROUPS = ((1, 64, 48), (16, 64, 32), (1, 2048, 24))  # sequences, prompt, tokens
-TINY_GROUPS = ((1, 8, 4), (4, 8, 4))
-ROUNDS = 3
-
-
-def decode(out: Path, bits: int | None, tiny: bool) -> None:
-    """Measures decoding, and writes the rows that are done after every comparison."""
-    import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
-
-    # isort: split
-    import mlx.core as mx
-    import mlx.nn as nn
-    from mlx_lm.models import llama
-
-    from parm_mlx.diagnostics.bench import measure, summarise
-    from parm_mlx.diagnostics.plan import Plan
-    from parm_mlx.diagnostics.subjects import Subjects, randomise_adapters
-    from parm_mlx.guidance.guide import Guide
-    from parm_mlx.guidance.guided import GuidedModel
-    from parm_mlx.guidance.shared import SharedModel
-    from parm_mlx.machine import describe_machine
-    from parm_mlx.pblora import PBLoRAConfig, attach
-
-    vocabulary = 1000 if tiny else 128256
-
-    def make(name: str, seed: int) -> nn.Module:
-        hidden, layers, intermediate, heads, kv_heads = (TINY if tiny else SHAPES)[name]
-        mx.random.seed(seed)
-        model = llama.Model(
-            llama.ModelArgs(
-                model_type="llama",
-                hidden_size=hidden,
-                num_hidden_layers=layers,
-                intermediate_size=intermediate,
-                num_attention_heads=heads,
-                num_key_value_heads=kv_heads,
-                rms_norm_eps=1e-5,
-                vocab_size=vocabulary,
-                tie_word_embeddings=name == "1B",
-                rope_theta=500000.0,
-            )
-        )
-        model.set_dtype(mx.float32 if tiny else mx.bfloat16)
-        if bits:
-            nn.quantize(model, 64, bits)
-        for layer in (*model.layers, model):  # one by one: all at once would need the memory twice
-            mx.eval(layer.parameters())
-        model.eval()
-        return model
-
-    def guide(name: str, seed: int) -> Guide:
-        backbone, config = make(name, seed), PBLoRAConfig(objectives=("a", "b"))  # r1 = r2 = 4 on q, k, v
-        attach(backbone, config)
-        randomise_adapters(backbone)
-        return Guide(backbone, config)
-
-    guided, shared = GuidedModel(make("8B", 0), guide("1B", 1)), SharedModel(guide("8B", 0))
-    rows = []
-    for batch, prompt, tokens in TINY_GROUPS if tiny else GROUPS:
-        subjects, plan = Subjects(guided, tuple(range(100)), shared), Plan((batch,), (prompt,), tokens, ROUNDS)
-        *_, cases = measure(subjects, plan)
-        rows += summarise(cases)
-        out.write_text(json.dumps({"machine": describe_machine(), "bits": bits, "cases": rows}, indent=1) + "\n")
-        print(json.dumps(rows[-4:]), flush=True)
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MINUTES = 8.0
+LIMITS = {  # seconds of each part; all together end after MINUTES
+    "doctor": 150,  # a kernel is compiled for every size that is checked
+    "bfloat16": 150,
+    "twins": 60,
+    "training": 45,
+    "official": 75,
+    "tests": 60,
+    "4-bit": 240,
+}
+TESTS = (
+    *(f"tests/kernels/test_{name}.py" for name in ("lowrank", "logprob", "combine")),
+    *("tests/pblora", "tests/guidance/test_guided.py", "tests/guidance/test_shared.py"),
+)
+TOY_TESTS = ("tests/kernels/test_combine.py",)
+CLI = [sys.executable, "-m", "parm_mlx.cli.main"]
 
 
-def command(part: str, options: argparse.Namespace) -> list[str] | None:
-    """Returns the command of a part; None where something that it needs is not given."""
-    cli = [sys.executable, "-m", "parm_mlx.cli.main"]
+def command(part: str, options: argparse.Namespace) -> list[str] | str:
+    """Returns the command of a part, or the reason why it is left out."""
+    toy = ["--toy"] if options.toy else []
     if part == "doctor":
-        return [*cli, "doctor", "--json"]
+        return [*CLI, "doctor", "--json"]
+    if part == "tests":
+        if importlib.util.find_spec("pytest") is None:
+            return "pytest is not installed"
+        files = [str(ROOT / name) for name in (TOY_TESTS if options.toy else TESTS)]
+        return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *files]
+    if part == "official":
+        if importlib.util.find_spec("torch") is None:
+            return "PyTorch is not installed"
+        return [sys.executable, str(HERE / "gpu_official.py"), result(part, options), *toy]
     if part == "training":
-        return [
-            sys.executable,
-            str(ROOT / "examples/bench/train.py"),
-            "--json",
-            "--rounds",
-            "1" if options.tiny else "5",
-        ]
-    if part == "smollm2":
-        settings = ["--config", str(ROOT / "examples/smollm2/train.yaml"), "--iters", "20", "--val-batches", "0"]
-        where = ["--data", str(options.data), "--model", options.model, "--out", str(options.out / "smollm2-parm")]
-        return [*cli, "train", *settings, *where] if options.data else None
-    own = [sys.executable, __file__, "--out", str(options.out), "--part", part]
-    return [*own, "--tiny"] if options.tiny else own
+        return [sys.executable, str(HERE / "gpu_training.py"), result(part, options), *toy]
+    bandwidth = ["--bandwidth", str(options.bandwidth)] if options.bandwidth else []
+    return [sys.executable, str(HERE / "gpu_decoding.py"), part, result(part, options), *toy, *bandwidth]
+
+
+def result(part: str, options: argparse.Namespace) -> str:
+    """Returns the file that a part writes."""
+    return str(options.out / f"{part}.json")
+
+
+def environment(part: str, options: argparse.Namespace) -> dict[str, str]:
+    """Returns the variables of a part: folders that all share, for compiled kernels and records, and its own."""
+    own = {"MLX_PTX_CACHE_DIR": os.environ.get("MLX_PTX_CACHE_DIR", str(options.out / "compiled"))}
+    own |= {"XDG_CACHE_HOME": str(options.out / "cache")}
+    own |= {"PARM_MLX_TEST_DEVICE": "cpu" if options.toy else "gpu"} if part == "tests" else {}
+    own |= {"PARM_MLX_KERNELS": "off"} if part == "twins" else {}
+    own |= {"PARM_MLX_KERNELS": "on"} if part in ("bfloat16", "4-bit") and not options.toy else {}
+    return {**os.environ, **own}
+
+
+def run(part: str, limit: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Runs one part; returns how it ended, its seconds, and what it measured."""
+    arguments = command(part, options)
+    if isinstance(arguments, str):
+        return {"ended": f"left out: {arguments}"}
+    if limit < 1:
+        return {"ended": "left out: no time was left"}
+    Path(result(part, options)).unlink(missing_ok=True)  # of an earlier run
+    log, began = options.out / f"{part}.txt", time.perf_counter()
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            arguments,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment(part, options),
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(limit)
+            ended = "done" if code == 0 else f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            ended = f"stopped after {limit:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and all that it started
+            process.wait()
+    return {"ended": ended, "seconds": round(time.perf_counter() - began, 1), "measured": measured(part, log, options)}
+
+
+def measured(part: str, log: Path, options: argparse.Namespace) -> Any:
+    """Returns what a part has written: its JSON, or its last line; None if there is nothing."""
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    if part == "doctor":
+        found = [line for line in text.splitlines() if line.startswith("{")]
+        return json.loads(found[-1]) if found else None
+    if part == "tests":
+        return text.splitlines()[-1] if text else None
+    path = Path(result(part, options))
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def device(options: argparse.Namespace) -> dict[str, Any]:
+    """Describes the device, in a process of its own, so that this one holds no memory of it.
+
+    Raises:
+        SystemExit: There is no back end or no card; the message is one line.
+    """
+    arguments = [sys.executable, str(HERE / "gpu_decoding.py"), "device", *(["--toy"] if options.toy else [])]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise SystemExit(lines[-1])
+    description: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return description
 
 
 def main() -> None:
     """Runs the parts one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--part", choices=("bfloat16", "bits"), help=argparse.SUPPRESS)
-    parser.add_argument("--data", type=Path, help="pairs.jsonl of examples/smollm2, to train on")
-    parser.add_argument("--model", default="smollm2", help="backbone to train on them (default: smollm2)")
-    parser.add_argument("--parts", nargs="+", choices=LIMITS, default=LIMITS, help="parts to run (default: all)")
-    parser.add_argument("--tiny", action="store_true", help="tiny models, to try the script out")
+    parser.add_argument("--parts", nargs="+", choices=LIMITS, default=list(LIMITS), help="parts to run (default: all)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for all parts together (default: {MINUTES:g})")
+    parser.add_argument("--bandwidth", type=float, help="GB/s of the card's memory, where parm-mlx does not know them")
+    parser.add_argument("--toy", action="store_true", help="toy size on the CPU, to try the script out")
     options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+    found: dict[str, Any] = {"device": device(options), "toy": options.toy, "parts": {}}
+    options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.part:
-        decode(options.out / f"{options.part}.json", 4 if options.part == "bits" else None, options.tiny)
-        return
     for part in options.parts:
-        limit, run = LIMITS[part], command(part, options)
-        if run is None:
-            print(f"{part}: left out, since --data is not given", flush=True)
-            continue
-        began = time.perf_counter()
-        with (options.out / f"{part}.txt").open("w") as log:
-            try:
-                code = subprocess.run(run, stdout=log, stderr=subprocess.STDOUT, timeout=limit, check=False).returncode
-                ended = "done" if code == 0 else f"exit {code}"
-            except subprocess.TimeoutExpired:
-                ended = f"stopped after {limit} s"
-        print(f"{part}: {ended}, {time.perf_counter() - began:.0f} s, {log.name}", flush=True)
+        found["parts"][part] = own = run(part, min(LIMITS[part], end - time.monotonic()), options)
+        partial = options.out / "gpu.json.partial"
+        partial.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(options.out / "gpu.json")
+        print(f"{part}: {own['ended']}" + (f", {own['seconds']:.0f} s" if "seconds" in own else ""), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ def doctor(
 ) -> None:
     """Examine this machine: versions, device, memory, BLAS, kernels, and a guided generation on the bundled model.
 
-    Kernels are checked where there is Metal, each against the plain operations that define it; from then on those that
-    pass are used. Takes less than a minute. Exit code 1 says that something is wrong; what is merely slow is a warning.
+    Kernels are checked where there is a GPU, each against the plain operations that define it; from then on those that
+    pass are used. Takes less than a minute, and a minute or two with CUDA, where every kernel is compiled first. Exit
+    code 1 says that something is wrong; what is merely slow is a warning.
 
     \b
     Examples:

@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from types import FrameType
 
+from parm_mlx.cards import problem
 from parm_mlx.cli import console
 from parm_mlx.cli.defaults import apply_settings
 from parm_mlx.errors import LostError, ParmError, QuietError
@@ -123,6 +124,9 @@ def _report(error: BaseException) -> int:
         return 1
     if lacks_backend(error):
         console.print_error(NO_BACKEND)
+        return 1
+    if known := problem(error):
+        console.print_error(*known)
         return 1
     if isinstance(error, ValueError) and "raise maximum limit" in str(error):  # importing mlx-lm raises it to 4096
         console.print_error("mlx-lm must be allowed to open 4096 files", "raise the hard limit: ulimit -Hn 4096")

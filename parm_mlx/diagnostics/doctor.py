@@ -1,6 +1,7 @@
 """The health of this machine: its equipment, and its results compared with known ones. For bug reports."""
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import mlx.core as mx
 
 import parm_mlx
+from parm_mlx.cards import COMPILED, NO_CARD, NO_CARD_HINT, card, compiled_folder
 from parm_mlx.errors import ParmError
 from parm_mlx.guidance.costs import folder, known
 from parm_mlx.guidance.generate import Answer, generate_batch
@@ -24,14 +26,23 @@ from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.kernels import launcher
 from parm_mlx.kernels.check import Verdict, check_kernels, passed
 from parm_mlx.kernels.launcher import record_path, save_record
-from parm_mlx.machine import BLAS_HINT, device_name, has_metal, physical_memory, usable_memory, versions
+from parm_mlx.machine import (
+    BLAS_HINT,
+    device_name,
+    gpu_backend,
+    has_gpu,
+    has_metal,
+    physical_memory,
+    usable_memory,
+    versions,
+)
 from parm_mlx.preference import Alpha
 from parm_mlx.rewards.builtin import SCORERS
 
 QUESTIONS = 6
 MAX_TOKENS = 60
 SIDE = 1024
-NO_METAL = "not available: no Metal; plain operations do the same"
+NO_GPU = "not available: neither Metal nor CUDA; plain operations do the same"
 REPORT = "plain operations take its place; please report it with the output of --json"
 
 
@@ -75,7 +86,7 @@ def checks() -> dict[str, Callable[[], list[Check]]]:
     """Returns the checks by name; each takes seconds. Guidance runs on the kernels that have passed."""
     return {
         "versions": lambda: [check_versions()],
-        "device": lambda: [check_device()],
+        "device": lambda: [check_device(), *check_compiled()],
         "memory": lambda: [check_memory()],
         "BLAS": lambda: [check_blas()],
         "kernels": check_all_kernels,
@@ -98,7 +109,14 @@ def check_versions() -> Check:
 
 def check_device() -> Check:
     """Names the device that MLX computes on."""
-    data = {"device": device_name(), "metal": mx.metal.is_available()}
+    data: dict[str, Any] = {"device": device_name(), "metal": mx.metal.is_available()}
+    if gpu_backend() == "CUDA":
+        found = card()
+        if found is None:
+            return Check("device", "failed", NO_CARD, NO_CARD_HINT, data)
+        data |= {"memory_bytes": found.memory, "bandwidth_gb_per_s": found.bandwidth}
+        speed = f"{found.bandwidth:.0f} GB/s" if found.bandwidth else "bandwidth unknown"
+        return Check("device", "ok", f"{data['device']}, {found.memory / 1e9:.1f} GB, {speed}", data=data)
     if platform.system() == "Darwin" and not has_metal():
         reason = "MLX was told to use the CPU" if mx.metal.is_available() else "MLX has no Metal here"
         hint = (
@@ -108,11 +126,24 @@ def check_device() -> Check:
     return Check("device", "ok", str(data["device"]), data=data)
 
 
+def check_compiled() -> list[Check]:
+    """Says where compiled kernels are kept, where MLX compiles them: with CUDA."""
+    if gpu_backend() != "CUDA":
+        return []
+    folder, lasting = compiled_folder(), COMPILED in os.environ
+    found = f"first runs compile, quantised models for minutes; MLX keeps what it compiles in {folder}"
+    hint = None if lasting else f"{COMPILED}=FOLDER keeps it in a folder that lasts: this one is for temporary files"
+    return [Check("compiled", "ok", found, hint, {"folder": str(folder), "set": lasting})]
+
+
 def check_memory() -> Check:
     """Measures memory: models must fit in it."""
     total, usable = physical_memory(), usable_memory()
     data = {"memory_bytes": total, "usable_bytes": usable}
     limit = f"; Metal's wired limit is {usable / 1e9:.1f} GB" if has_metal() else ""
+    if found := card():
+        data["free_bytes"] = found.free
+        limit = f"; the card has {found.memory / 1e9:.1f} GB, of which {found.free / 1e9:.1f} GB are free"
     return Check("memory", "ok", f"{total / 1e9:.1f} GB{limit}", data=data)
 
 
@@ -182,13 +213,13 @@ def judge_guidance(objectives: tuple[str, ...], texts: list[list[str]], finite: 
 
 
 def check_all_kernels() -> list[Check]:
-    """Checks every kernel and records those to use; without Metal there is nothing to check."""
+    """Checks every kernel and records those to use; where MLX computes on the CPU there is nothing to check."""
     launcher.runs("lowrank", mx.float32)  # raises ConfigError for a wrong PARM_MLX_KERNELS
     broken = record_is_broken()
-    if not has_metal():
+    if not gpu_backend():
         if broken:
             return [Check("kernels", "failed", "the record of an earlier check is broken", f"delete {record_path()}")]
-        reason = "not used: MLX computes on the CPU" if mx.metal.is_available() else NO_METAL
+        reason = "not used: MLX computes on the CPU" if has_gpu() else NO_GPU
         return [Check("kernels", "ok", reason, data={"available": False})]
     verdicts = sorted(check_kernels(), key=lambda verdict: (verdict.kernel, verdict.dtype))
     results = [judge_kernel(kernel, list(own)) for kernel, own in groupby(verdicts, lambda v: v.kernel)]

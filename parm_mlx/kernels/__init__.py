@@ -1,4 +1,4 @@
-"""Metal kernels, each beside its twin of plain operations, which defines it; the launcher decides which one runs."""
+"""Kernels for GPUs, each beside its twin of plain operations, which defines it; the launcher decides which one runs."""
 
 import math
 

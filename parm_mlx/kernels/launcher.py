@@ -1,7 +1,10 @@
-"""Makes the Metal kernels and decides whether a kernel or its twin of plain operations runs.
+"""Makes the kernels and decides whether a kernel or its twin of plain operations runs.
+
+One text, written in Metal, serves both of MLX's back ends for GPUs: before it, CUDA gets cuda.h, which says what its
+words mean there.
 
 The environment variable ``PARM_MLX_KERNELS`` decides: ``off`` runs the twins; ``on`` the kernels, checked or not; and
-``auto``, the default, a kernel where MLX computes on a Metal GPU and the check of that kernel and dtype has passed. The
+``auto``, the default, a kernel where MLX computes on a GPU and the check of that kernel and dtype has passed. The
 passed checks are recorded in the user's cache folder. A record holds for the machine, operating system, MLX and kernel
 files that it was made with; any other, or one that cannot be read, counts as none.
 """
@@ -20,7 +23,7 @@ from typing import Any
 import mlx.core as mx
 
 from parm_mlx.errors import ConfigError, RunError
-from parm_mlx.machine import has_metal
+from parm_mlx.machine import gpu_backend, has_gpu
 
 VARIABLE = "PARM_MLX_KERNELS"
 MODES = ("off", "auto", "on")
@@ -31,19 +34,25 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def load(name: str, inputs: Sequence[str], outputs: Sequence[str], header: str | None = None) -> Any:
-    """Makes the kernel of ``name``.metal, once, with the functions of ``header``.metal; only a call needs Metal."""
-    return mx.fast.metal_kernel(
+    """Makes the kernel of ``name``.metal, once, with the functions of ``header``.metal.
+
+    Without CUDA it is a Metal kernel, of which only a call needs Metal.
+    """
+    cuda = gpu_backend() == "CUDA"
+    make = mx.fast.cuda_kernel if cuda else mx.fast.metal_kernel
+    before = [text("cuda.h")] if cuda else []
+    return make(
         name=f"parm_{name}",
         input_names=inputs,
         output_names=outputs,
-        source=text(name),
-        header=text(header) if header else "",
+        source=text(f"{name}.metal"),
+        header="\n".join([*before, text(f"{header}.metal") if header else ""]),
     )
 
 
-def text(name: str) -> str:
-    """Returns the text of ``name``.metal: the body of a kernel, or functions that several bodies use."""
-    return (_FOLDER / f"{name}.metal").read_text(encoding="utf-8")
+def text(file: str) -> str:
+    """Returns a file of this folder: the body of a kernel, or what stands before one."""
+    return (_FOLDER / file).read_text(encoding="utf-8")
 
 
 def threads_for(vocabulary: int, most: int) -> int:
@@ -57,15 +66,15 @@ def runs(kernel: str, dtype: mx.Dtype) -> bool:
     The variable and the record are read once per process, the device at every call.
 
     Raises:
-        ConfigError: The variable has another value, or asks for kernels where MLX does not compute on a Metal GPU.
+        ConfigError: The variable has another value, or asks for kernels where MLX does not compute on a GPU.
     """
     mode = _mode()
     if mode == "off" or dtype not in DTYPES:
         return False
-    if has_metal():
+    if gpu_backend():
         return mode == "on" or (kernel, DTYPES[dtype]) in _passed()
     if mode == "on":
-        reason = "MLX computes on the CPU" if mx.metal.is_available() else "this machine has no Metal"
+        reason = "MLX computes on the CPU" if has_gpu() else "MLX has neither Metal nor CUDA here"
         raise ConfigError(f"{VARIABLE}=on, but {reason}", hint=f"unset {VARIABLE}: plain operations do the same")
     return False
 
@@ -108,7 +117,7 @@ def circumstances() -> dict[str, str]:
 def fingerprint() -> str:
     """Returns a SHA-256 over all files of this folder: the kernels, and the modules that launch them."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in _FOLDER.iterdir() if path.suffix in (".metal", ".py")):
+    for path in sorted(path for path in _FOLDER.iterdir() if path.suffix in (".h", ".metal", ".py")):
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()

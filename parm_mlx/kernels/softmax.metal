@@ -5,7 +5,7 @@ constexpr constant float LOWEST = -3.402823466e38f;
 
 // Takes STRIP more numbers into a thread's (largest, total).
 template <int STRIP>
-inline void absorb(thread const float* values, thread float& largest, thread float& total) {
+METAL_FUNC void absorb(thread const float* values, thread float& largest, thread float& total) {
   float above = largest;
   for (int k = 0; k < STRIP; k++) {
     above = metal::max(above, values[k]);
@@ -17,10 +17,10 @@ inline void absorb(thread const float* values, thread float& largest, thread flo
   largest = above;
 }
 
-// Turns (largest, total) of every thread into those of the row, in every thread. shared: 2 · GROUPS floats.
-template <int GROUPS>
-inline void join(
-    thread float& largest, thread float& total, threadgroup float* shared, const int lane, const int group) {
+// Turns (largest, total) of every thread into those of the row, in every thread. shared: 2 · GROUPS floats. Its type is
+// deduced, since CUDA has no word for a pointer to them.
+template <int GROUPS, typename Shared>
+METAL_FUNC void join(thread float& largest, thread float& total, Shared shared, const int lane, const int group) {
   const float above = simd_max(largest);
   const float sum = simd_sum(total * metal::exp(largest - above));
   if (lane == 0) {

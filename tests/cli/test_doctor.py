@@ -3,12 +3,12 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
 from parm_mlx.diagnostics import doctor
 from parm_mlx.diagnostics.doctor import Check
 from parm_mlx.kernels import launcher
+from parm_mlx.machine import has_gpu
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -67,19 +67,20 @@ def test_only_what_is_wrong_ends_with_exit_1(
         ]
 
 
-@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
-def test_kernels_that_are_forced_without_metal_fail_with_a_hint(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_kernels_that_are_forced_without_a_gpu_fail_with_a_hint(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launcher.VARIABLE, "on")
     launcher.forget()
     code, out, _ = run_cli("doctor")
     assert code == 1
     lines = out.splitlines()
     place = next(i for i, line in enumerate(lines) if line.split()[1] == "kernels")
-    assert lines[place].split(maxsplit=2) == ["failed", "kernels", "PARM_MLX_KERNELS=on, but this machine has no Metal"]
+    found = "PARM_MLX_KERNELS=on, but MLX has neither Metal nor CUDA here"
+    assert lines[place].split(maxsplit=2) == ["failed", "kernels", found]
     assert lines[place + 1].strip() == "hint: unset PARM_MLX_KERNELS: plain operations do the same"
 
 
-@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
 def test_a_broken_record_is_named(run_cli: Run, tmp_path: Path) -> None:
     (tmp_path / "parm-mlx").mkdir()
     (tmp_path / "parm-mlx" / "kernels.json").write_text("{broken", encoding="utf-8")

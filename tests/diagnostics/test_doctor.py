@@ -1,7 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from parm_mlx.cards import Card
 from parm_mlx.diagnostics import doctor
 from parm_mlx.diagnostics.doctor import Check, judge_guidance, run_check, without_home
 from parm_mlx.errors import ModelError
@@ -78,6 +80,47 @@ def test_the_memory_of_a_mac_is_what_metal_may_wire(monkeypatch: pytest.MonkeyPa
     check = doctor.check_memory()
     assert check.found == "16.0 GB; Metal's wired limit is 12.0 GB"
     assert check.data == {"memory_bytes": 16 * 10**9, "usable_bytes": 12 * 10**9}
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Card:
+    """A machine that computes on an NVIDIA card, as far as the checks can see."""
+    found = Card("NVIDIA L4", 24 * 10**9, 23 * 10**9, 300)
+    monkeypatch.setattr(doctor, "gpu_backend", lambda: "CUDA")
+    monkeypatch.setattr(doctor, "card", lambda: found)
+    monkeypatch.setattr(doctor, "device_name", lambda: "NVIDIA L4 (CUDA)")
+    monkeypatch.setattr(doctor, "physical_memory", lambda: 64 * 10**9)
+    return found
+
+
+def test_a_card_is_named_with_its_memory_and_bandwidth(cuda: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = doctor.check_device()
+    assert (check.status, check.found) == ("ok", "NVIDIA L4 (CUDA), 24.0 GB, 300 GB/s")
+    assert check.data["bandwidth_gb_per_s"] == 300
+    assert doctor.check_memory().found == "64.0 GB; the card has 24.0 GB, of which 23.0 GB are free"
+    monkeypatch.setattr(doctor, "card", lambda: replace(cuda, bandwidth=None))
+    assert doctor.check_device().found == "NVIDIA L4 (CUDA), 24.0 GB, bandwidth unknown"
+
+
+def test_cuda_without_a_card_is_a_failure(cuda: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "card", lambda: None)
+    check = doctor.check_device()
+    assert (check.status, check.found, check.hint) == ("failed", doctor.NO_CARD, doctor.NO_CARD_HINT)
+
+
+def test_first_runs_compile_and_the_folder_is_named(
+    cuda: Card, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path))
+    (check,) = doctor.check_compiled()
+    assert check.found == f"first runs compile, quantised models for minutes; MLX keeps what it compiles in {tmp_path}"
+    assert check.hint is None
+    monkeypatch.delenv("MLX_PTX_CACHE_DIR")
+    (check,) = doctor.check_compiled()
+    assert check.status == "ok"
+    assert "MLX_PTX_CACHE_DIR" in str(check.hint)
+    monkeypatch.setattr(doctor, "gpu_backend", lambda: "Metal")
+    assert doctor.check_compiled() == []
 
 
 def test_an_error_is_a_check_with_its_hint() -> None:

@@ -30,12 +30,12 @@ def own_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path
     launcher.forget()
 
 
-@pytest.fixture
-def metal(monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
-    """A machine with Metal, whose verdicts a test may change."""
+@pytest.fixture(params=["Metal", "CUDA"])
+def verdicts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
+    """Those of a machine with a GPU, which a test may change."""
     verdicts = list(GOOD)
     for module in (launcher, doctor):
-        monkeypatch.setattr(module, "has_metal", lambda: True)
+        monkeypatch.setattr(module, "gpu_backend", lambda: request.param)
     monkeypatch.setattr(doctor, "check_kernels", lambda: verdicts)
     return verdicts
 
@@ -43,15 +43,15 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
 def test_where_kernels_do_not_run_nothing_is_checked_or_saved(
     monkeypatch: pytest.MonkeyPatch, own_record: Path
 ) -> None:
-    monkeypatch.setattr(doctor, "has_metal", lambda: False)
+    monkeypatch.setattr(doctor, "gpu_backend", lambda: None)
     (check,) = check_all_kernels()
     assert check.status == "ok"
-    assert check.found == ("not used: MLX computes on the CPU" if mx.metal.is_available() else doctor.NO_METAL)
-    assert doctor.NO_METAL.startswith("not available: no Metal")
+    assert check.found == ("not used: MLX computes on the CPU" if doctor.has_gpu() else doctor.NO_GPU)
+    assert doctor.NO_GPU.startswith("not available: neither Metal nor CUDA")
     assert not own_record.exists()
 
 
-def test_each_kernel_has_a_line_and_those_that_pass_go_on_record(metal: list[Verdict]) -> None:
+def test_each_kernel_has_a_line_and_those_that_pass_go_on_record(verdicts: list[Verdict]) -> None:
     combine, lowrank = check_all_kernels()
     assert (lowrank.name, lowrank.status, combine.name) == ("kernel lowrank", "ok", "kernel combine")
     assert lowrank.found == (
@@ -62,17 +62,17 @@ def test_each_kernel_has_a_line_and_those_that_pass_go_on_record(metal: list[Ver
     assert not launcher.runs("logprob", mx.float32)
 
 
-def test_a_kernel_that_is_right_and_slow_is_not_used(metal: list[Verdict]) -> None:
-    metal[0] = Verdict("combine", "float32", "1 row", 1e-7, 1e-5, 0.8, typical=True)
+def test_a_kernel_that_is_right_and_slow_is_not_used(verdicts: list[Verdict]) -> None:
+    verdicts[0] = Verdict("combine", "float32", "1 row", 1e-7, 1e-5, 0.8, typical=True)
     combine, _ = check_all_kernels()
     assert combine.found == "float32 error 1e-07, 0.8 times its twin's speed, so it is not used"
     assert combine.status == "ok", "nothing is wrong: plain operations run in its place"
     assert not launcher.runs("combine", mx.float32)
 
 
-def test_a_kernel_that_is_wrong_is_named_and_not_on_record(metal: list[Verdict]) -> None:
-    metal.append(Verdict("lowrank", "float16", "odd", 0.25, 5e-4, 3.0))
-    metal.append(Verdict("combine", "bfloat16", "1 row", float("inf"), 4e-3, None, "it does not compile"))
+def test_a_kernel_that_is_wrong_is_named_and_not_on_record(verdicts: list[Verdict]) -> None:
+    verdicts.append(Verdict("lowrank", "float16", "odd", 0.25, 5e-4, 3.0))
+    verdicts.append(Verdict("combine", "bfloat16", "1 row", float("inf"), 4e-3, None, "it does not compile"))
     combine, lowrank = check_all_kernels()
     assert (lowrank.status, lowrank.found) == ("failed", "float16, odd: error 2.5e-01, and 5.0e-04 is allowed")
     assert (combine.status, combine.found) == ("failed", "bfloat16, 1 row: it does not compile")
@@ -88,7 +88,7 @@ def test_kernels_that_were_not_timed_show_no_speed() -> None:
 
 
 @pytest.mark.parametrize("content", ["{broken", "[]", '{"passed": []}', "\xff"])
-def test_a_broken_record_is_replaced_where_kernels_run(metal: list[Verdict], own_record: Path, content: str) -> None:
+def test_a_broken_record_is_replaced_where_kernels_run(verdicts: list[Verdict], own_record: Path, content: str) -> None:
     own_record.parent.mkdir()
     own_record.write_bytes(content.encode("latin-1"))
     *_, record = check_all_kernels()

@@ -21,8 +21,8 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-@pytest.fixture
-def metal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that computes on a Metal GPU, as far as the launcher can see."""
+@pytest.fixture(params=["Metal", "CUDA"])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that computes on a GPU, as far as the launcher can see."""
     for module in (launcher, check):
-        monkeypatch.setattr(module, "has_metal", lambda: True)
+        monkeypatch.setattr(module, "gpu_backend", lambda: request.param)

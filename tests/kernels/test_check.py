@@ -2,9 +2,9 @@ import mlx.core as mx
 import pytest
 
 from parm_mlx.errors import RunError
-from parm_mlx.kernels import launcher
+from parm_mlx.kernels import check, launcher
 from parm_mlx.kernels.check import Case, Verdict, all_cases, check_kernels, passed
-from parm_mlx.machine import has_metal
+from parm_mlx.machine import gpu_backend
 
 KERNELS = ("lowrank", "logprob", "combine")
 
@@ -82,13 +82,13 @@ def test_a_kernel_that_is_slower_where_it_matters_does_not_go_on_record() -> Non
     assert {case.kernel for case in all_cases() if case.typical} == set(KERNELS)
 
 
-def test_without_metal_there_is_nothing_to_check_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    with pytest.raises(RunError, match="Metal GPU"):
+def test_without_a_gpu_there_is_nothing_to_check_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    with pytest.raises(RunError, match="computes on a GPU, and here it does not"):
         check_kernels()
 
 
-def test_where_metal_is_kernel_and_twin_are_timed(metal: None) -> None:
+def test_where_a_gpu_is_kernel_and_twin_are_timed(gpu: None) -> None:
     (verdict,) = check_kernels([case()])
     assert verdict.passed
     assert verdict.ratio is not None
@@ -100,7 +100,21 @@ def test_every_kernel_is_checked_in_every_dtype() -> None:
     assert found == {(kernel, name) for kernel in KERNELS for name in launcher.DTYPES.values()}
 
 
-@pytest.mark.skipif(not has_metal(), reason="needs a Mac, and PARM_MLX_TEST_DEVICE=gpu")
-def test_the_check_passes_on_metal() -> None:
+@pytest.mark.parametrize(("backend", "few"), [("Metal", False), ("CUDA", True)])
+def test_with_cuda_few_sizes_are_checked_since_each_is_compiled(
+    backend: str, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Case] = []
+    monkeypatch.setattr(check, "gpu_backend", lambda: backend)
+    monkeypatch.setattr(check, "_judge", lambda case, execute: seen.append(case))
+    check_kernels()
+    kinds = {(case.kernel, launcher.DTYPES[case.dtype], case.typical) for case in seen}
+    names = launcher.DTYPES.values()
+    assert kinds == {(kernel, name, typical) for kernel in KERNELS for name in names for typical in (True, False)}
+    assert (len(seen) < 60) == few
+
+
+@pytest.mark.skipif(not gpu_backend(), reason="needs a Mac or an NVIDIA card, and PARM_MLX_TEST_DEVICE=gpu")
+def test_the_check_passes_on_this_gpu() -> None:
     verdicts = check_kernels()
     assert [verdict for verdict in verdicts if not verdict.passed] == []

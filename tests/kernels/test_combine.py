@@ -28,7 +28,7 @@ def test_values_are_those_of_float64_over_the_smaller_vocabulary(
     np.testing.assert_allclose(np.array(found), rows[0] + rows[1] / beta, rtol=1e-5, atol=1e-5)
 
 
-def test_shapes_around_the_kernel(metal: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_around_the_kernel(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launch, replaced by its twin, gets rows; the result has the leading axes of the logits."""
     seen = []
 

@@ -26,7 +26,7 @@ def softmax(logits: mx.array) -> np.ndarray:
 
 
 @pytest.fixture
-def twins_for_kernels(metal: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def twins_for_kernels(gpu: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Kernels are on, and their launches are replaced by their twins. Gives the launches, as they come."""
     launches: list[str] = []
 

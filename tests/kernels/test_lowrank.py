@@ -16,7 +16,7 @@ def arguments(dtype: mx.Dtype = mx.float32, cores: int = B) -> list[mx.array]:
 
 
 @pytest.fixture
-def launches(metal: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def launches(gpu: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Kernels are on, and their launches are replaced by their twins. Gives the launches, as they come."""
     found: list[str] = []
     monkeypatch.setenv("PARM_MLX_KERNELS", "on")

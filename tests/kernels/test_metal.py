@@ -88,32 +88,32 @@ def test_pointers_have_their_address_spaces(case: Case) -> None:
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n"
 FAULTS = [
-    ("lowrank", "lowrank", BARRIER + "\nif (t < R) {\n  float sum", "\nif (t < R) {\n  float sum"),
-    ("lowrank", "lowrank", BARRIER + "\nif (t < R) {\n  auto", "\nif (t < R) {\n  auto"),
-    ("lowrank", "lowrank", BARRIER + "\nconst int first", "\nconst int first"),
-    ("lowrank", "lowrank", "metal::min(first + TILE, OUT)", "first + TILE"),
-    ("lowrank", "lowrank", "ONE_CORE ? 0 : batch", "ONE_CORE ? batch : batch"),
-    ("lowrank_cores", "lowrank", "batch * (R * R)", "0"),
-    ("lowrank_cores", "lowrank", "batch * threadgroups_per_grid.y", "batch"),
-    ("lowrank", "lowrank", "o += THREADS", "o += 2 * THREADS"),
-    ("logprob", "softmax", BARRIER, "\n"),
-    ("logprob", "softmax", "total *= metal::exp(largest - above);", ""),
-    ("logprob", "softmax", "part * metal::exp(theirs - largest)", "part"),
-    ("logprob", "logprob", "start + k < V ?", "true ?"),
-    ("logprob", "logprob", "if (t == 0)", "if (t < 2)"),
-    ("logprob", "logprob", "z[targets[row]]", "logits[targets[row]]"),
-    ("logprob_grad", "logprob_grad", "metal::min(start + STRIP, V)", "start + STRIP"),
-    ("logprob_grad", "logprob_grad", "i == target ?", "i == start ?"),
-    ("combine", "softmax", BARRIER, "\n"),
-    ("combine", "combine", "i < V ?", "i <= V ?"),
-    ("combine", "combine", "guide + row * GUIDE_V", "guide + row * V"),
-    ("combine", "combine", "i += THREADS) {", "i += 2 * THREADS) {"),
+    ("lowrank", "lowrank.metal", BARRIER + "\nif (t < R) {\n  float sum", "\nif (t < R) {\n  float sum"),
+    ("lowrank", "lowrank.metal", BARRIER + "\nif (t < R) {\n  auto", "\nif (t < R) {\n  auto"),
+    ("lowrank", "lowrank.metal", BARRIER + "\nconst int first", "\nconst int first"),
+    ("lowrank", "lowrank.metal", "metal::min(first + TILE, OUT)", "first + TILE"),
+    ("lowrank", "lowrank.metal", "ONE_CORE ? 0 : batch", "ONE_CORE ? batch : batch"),
+    ("lowrank_cores", "lowrank.metal", "batch * (R * R)", "0"),
+    ("lowrank_cores", "lowrank.metal", "batch * threadgroups_per_grid.y", "batch"),
+    ("lowrank", "lowrank.metal", "o += THREADS", "o += 2 * THREADS"),
+    ("logprob", "softmax.metal", BARRIER, "\n"),
+    ("logprob", "softmax.metal", "total *= metal::exp(largest - above);", ""),
+    ("logprob", "softmax.metal", "part * metal::exp(theirs - largest)", "part"),
+    ("logprob", "logprob.metal", "start + k < V ?", "true ?"),
+    ("logprob", "logprob.metal", "if (t == 0)", "if (t < 2)"),
+    ("logprob", "logprob.metal", "z[targets[row]]", "logits[targets[row]]"),
+    ("logprob_grad", "logprob_grad.metal", "metal::min(start + STRIP, V)", "start + STRIP"),
+    ("logprob_grad", "logprob_grad.metal", "i == target ?", "i == start ?"),
+    ("combine", "softmax.metal", BARRIER, "\n"),
+    ("combine", "combine.metal", "i < V ?", "i <= V ?"),
+    ("combine", "combine.metal", "guide + row * GUIDE_V", "guide + row * V"),
+    ("combine", "combine.metal", "i += THREADS) {", "i += 2 * THREADS) {"),
 ]
 
 
-@pytest.mark.parametrize(("kernel", "text", "right", "wrong"), FAULTS)
+@pytest.mark.parametrize(("kernel", "file", "right", "wrong"), FAULTS)
 def test_a_fault_in_the_text_is_found(
-    kernel: str, text: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+    kernel: str, file: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tests above fail where a barrier, a bound or a factor is missing; without the fault they pass."""
 
@@ -125,10 +125,10 @@ def test_a_fault_in_the_text_is_found(
             return False
 
     genuine = launcher.text
-    assert genuine(text).count(right) == 1
+    assert genuine(file).count(right) == 1
     assert verdict()
     monkeypatch.setattr(
-        launcher, "text", lambda name: genuine(name).replace(right, wrong) if name == text else genuine(name)
+        launcher, "text", lambda name: genuine(name).replace(right, wrong) if name == file else genuine(name)
     )
     assert not verdict()
     monkeypatch.undo()

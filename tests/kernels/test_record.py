@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(monkeypatch: pytest.M
     assert read_record() == set()
 
 
-@pytest.mark.parametrize("name", ["combine.metal", "combine.py"])
+@pytest.mark.parametrize("name", ["combine.metal", "combine.py", "cuda.h"])
 def test_another_text_is_another_fingerprint(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for path in launcher._FOLDER.iterdir():
         if path.is_file():

@@ -112,6 +112,15 @@ def _compile(arguments: list[str], where: str) -> None:
         raise EmulatorError("the kernel does not compile\n" + "\n".join(errors)[:4000])
 
 
+def preprocessed(text: str) -> str:
+    """The text after the preprocessor, which leaves marks of files and lines in it.
+
+    Raises:
+        EmulatorError: A directive in it is wrong.
+    """
+    return _make(".ii", text.encode(), ["-std=c++17", "-E", "kernel.cpp", "-o", "made"]).read_text()
+
+
 def library(cpp: str, checked: bool) -> Path:
     """The shared library of a kernel and the runtime.
 

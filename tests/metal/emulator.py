@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from metal import build, lint
+from metal import build, cuda, lint
 from metal.graph import EmulatorError, Graph, Launch
 from metal.source import buffers, take_apart, to_cpp
 
@@ -40,6 +40,7 @@ def run(
     checked: bool = True,
     schedule: str = "forward",
     round_up: bool = False,
+    dialect: str = "metal",
 ) -> list[mx.array]:
     """``function(*arrays)`` with its Metal kernel emulated.
 
@@ -49,6 +50,7 @@ def run(
         checked: Watch every access. Without, only what faults between guard pages is noticed.
         schedule: In which order threads run up to their next barrier: ``forward``, ``reverse`` or ``rotated``.
         round_up: Launch whole threadgroups also at the end of the grid, as CUDA does.
+        dialect: ``metal``, or ``cuda`` for a kernel made within `cuda.cuda_kernels`, whose launches are rounded up.
 
     Returns:
         The outputs of the function.
@@ -56,7 +58,7 @@ def run(
     Raises:
         EmulatorError: The kernel does not compile, or a detector fired.
     """
-    return observe(function, *arrays, checked=checked, schedule=schedule, round_up=round_up)[0]
+    return observe(function, *arrays, checked=checked, schedule=schedule, round_up=round_up, dialect=dialect)[0]
 
 
 def observe(
@@ -65,6 +67,7 @@ def observe(
     checked: bool = True,
     schedule: str = "forward",
     round_up: bool = False,
+    dialect: str = "metal",
 ) -> tuple[list[mx.array], build.Report]:
     """As `run`, and what was watched: counts of accesses and the bytes of threadgroup memory."""
     if schedule not in SCHEDULES:
@@ -73,7 +76,8 @@ def observe(
         raise EmulatorError("the emulator needs g++ on Linux")
     graph = Graph(function, *arrays)
     launch = graph.launch()
-    library = build.library(to_cpp(launch, checked), checked)
+    cpp = {"metal": to_cpp, "cuda": cuda.to_cpp}[dialect](launch, checked)
+    library = build.library(cpp, checked)
     outputs = [_blank(launch, i) for i in range(len(launch.output_shapes))]
     names = [buffer.name.encode() for buffer in buffers(take_apart(launch.name, launch.text))]
     memory = [*_inputs(launch), *((output, 0) for output in outputs)]
@@ -95,7 +99,7 @@ def observe(
         launch.grid,
         launch.threadgroup,
         schedule=SCHEDULES.index(schedule),
-        round_up=round_up,
+        round_up=round_up or dialect == "cuda",
         seconds=SECONDS,
     )
     return graph.finish([_to_mlx(*output) for output in zip(outputs, launch.output_dtypes, strict=True)]), report

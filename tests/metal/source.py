@@ -148,8 +148,13 @@ def rewrite(text: str, file: str) -> str:
     text = THREADGROUP_POINTER.sub("", text)
     if file == "header" and THREADGROUP_VARIABLES.search(text):
         raise EmulatorError("the header has a threadgroup variable, which Metal allows in the body only")
-    gaps = (f"gap_{number}" for number in itertools.count())
+    gaps = numbered_gaps()
     return THREADGROUP_VARIABLES.sub(lambda match: in_section(match[1], gaps), text)
+
+
+def numbered_gaps() -> Iterator[str]:
+    """Names for the gaps between threadgroup variables."""
+    return (f"gap_{number}" for number in itertools.count())
 
 
 def in_section(declaration: str, gaps: Iterator[str]) -> str:
