@@ -19,7 +19,7 @@ class Refinement:
 
     candidates: int = 50
     rows: int = 16
-    rounds: int = 2
+    rounds: int = 4
     tolerance: float = 1e-2
     share: float = 1e-5
 
