@@ -1,6 +1,6 @@
 """Writes questions of the training side of the bundled world, which `data sample` and `refine` read.
 
-    python examples/bundled/questions.py 400 > questions.jsonl
+python examples/bundled/questions.py 400 > questions.jsonl
 """
 
 import json

@@ -24,6 +24,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
+from parm_mlx.errors import RunError
 from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.prompts import Prompter
@@ -152,14 +153,14 @@ def train(
     seed: int,
     progress: Progress = lambda message: None,
 ) -> Tensors:
-    """Returns the adapter's tensors after training; the guide itself stays as it is.
+    """Returns the adapter's tensors after training, in float32; the guide itself stays as it is.
 
     Half of the answers of a step have the α and β that they were generated under, the others any.
     """
     rng, before = np.random.default_rng(seed), tensors_of(guide)
     warmup = max(1, round(WARMUP * iters))
     adam = optim.Adam(peak, bias_correction=True)
-    tree: Any = {"layers": [dict(each) for each in before]}
+    tree: Any = {"layers": [{name: tensor.astype(mx.float32) for name, tensor in each.items()} for each in before]}
     adam.init(tree)
     descend = mx.value_and_grad(lambda tree, batch, target: _loss(guide, tree["layers"], batch, target))
     for step in range(iters):
@@ -175,6 +176,8 @@ def train(
         adam.learning_rate = optimizer.learning_rate(step + 1, peak=peak, warmup=warmup, steps=iters + 1)
         tree = adam.apply_gradients(grads, tree)
         mx.eval(tree, adam.state, loss)
+        if not math.isfinite(float(loss)):
+            raise RunError(f"the loss of step {step + 1} is not finite", hint="try a lower --learning-rate")
         if (step + 1) % 20 == 0 or step + 1 == iters:
             progress(f"step {step + 1} of {iters}: loss {float(loss):.4f}")
     found: Tensors = tree["layers"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import tiny_guide
 
+from parm_mlx.errors import RunError
 from parm_mlx.evaluation.fidelity import ReadAnswer as Compared
 from parm_mlx.evaluation.fidelity import compare_distributions
 from parm_mlx.guidance.guide import Guide
@@ -67,6 +68,20 @@ def test_training_changes_nothing_until_the_tensors_are_taken() -> None:
     assert mx.array_equal(guide(ids), before)
     assert tensors[0].keys() == own[0].keys() == {"a", "b", "w1", "w2"}
     assert not mx.array_equal(tensors[0]["b"], own[0]["b"])
+
+
+def test_an_adapter_in_16_bits_is_trained_in_32() -> None:
+    guide = tiny_guide()
+    for layer in guide.adapted:
+        layer.update({name: layer[name].astype(mx.float16) for name in layer.tensors})
+    tensors = train(guide, ANSWERS, 3, 2, 1e-2, 0)
+    assert {tensor.dtype for each in tensors for tensor in each.values()} == {mx.float32}
+    assert all(bool(mx.isfinite(tensor).all()) for each in tensors for tensor in each.values())
+
+
+def test_a_loss_that_is_not_finite_ends_it() -> None:
+    with pytest.raises(RunError, match=r"the loss of step \d is not finite"):
+        train(tiny_guide(), ANSWERS, 9, 2, 1e30, 0)
 
 
 def test_the_same_seed_gives_the_same_adapter() -> None:
