@@ -24,6 +24,15 @@ class Stop:
         self.signal = self.signal or number
 
 
+_current: list[Stop] = []  # the requests that Ctrl-C makes, the innermost last
+
+
+def request() -> None:
+    """Makes the request that Ctrl-C would make now, from any thread; nothing happens where there is none to make."""
+    if _current and not _current[-1]():
+        _current[-1].signal = signal.SIGINT
+
+
 @contextmanager
 def stop_on_interrupt(*signals: int) -> Iterator[Stop]:
     """Yields a request to stop that the signals make, by default Ctrl-C alone.
@@ -36,8 +45,10 @@ def stop_on_interrupt(*signals: int) -> Iterator[Stop]:
         yield stop
         return
     before = {number: signal.signal(number, stop.handle) for number in signals or (signal.SIGINT,)}
+    _current.append(stop)
     try:
         yield stop
     finally:
+        _current.remove(stop)
         for number, handler in before.items():
             signal.signal(number, handler)

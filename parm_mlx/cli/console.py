@@ -31,6 +31,16 @@ CUT = " …"  # after an answer that is cut off
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+_muted = False
+
+
+def mute() -> None:
+    """Prints nothing from now on but errors that end the program: another process prints the same."""
+    global _muted
+    _muted = True
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+
+
 def visible(text: str) -> str:
     """Returns a text with control characters other than newline and tab as escapes: ``\\x1b``."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
@@ -137,6 +147,8 @@ def program() -> str:
 
 def note(message: str) -> None:
     """Prints something beside the results."""
+    if _muted:
+        return
     stderr().print(message, style="dim", markup=False)
 
 
@@ -168,12 +180,13 @@ def progress(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     """Passes items on, with a progress bar on stderr if that is a terminal."""
     from rich.progress import track
 
-    yield from track(items, label, total, console=stderr(), transient=True) if stderr().is_terminal else items
+    shown = stderr().is_terminal and not _muted
+    yield from track(items, label, total, console=stderr(), transient=True) if shown else items
 
 
 def waiting(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """As :func:`progress`, for items that are printed: the bar is there while one is waited for, and only then."""
-    if not stderr().is_terminal:
+    if _muted or not stderr().is_terminal:
         yield from items
         return
     from rich.progress import Progress

@@ -11,7 +11,7 @@ from parm_mlx.evaluation import refinement
 from parm_mlx.evaluation.fidelity import ReadAnswer
 from parm_mlx.evaluation.refinement import fit_factors, refine
 from parm_mlx.guidance.guide import Guide
-from parm_mlx.guidance.loading import held_out_prompts
+from parm_mlx.guidance.named import held_out_prompts
 from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.shared import SharedModel
