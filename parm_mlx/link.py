@@ -90,8 +90,7 @@ class Link:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
-        self.close(0 if error is None else code)
+        self.close(0 if error is None else _exit_code(error))
 
     def _connect(self) -> None:
         group = self.group
@@ -159,6 +158,12 @@ class Link:
         """Passes Ctrl-C on to rank 0, which decides for all."""
         for peer in self._peers.values():
             self._send(peer, _Frame(_INTERRUPT, b""))
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    return 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
 
 
 def _own_host() -> str:
