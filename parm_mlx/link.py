@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -24,6 +25,7 @@ from parm_mlx.errors import LostError, QuietError, RunError
 
 SILENCE = 30.0  # seconds without a sign of life after which a process counts as lost
 BEATS = 10  # signs of life in that time
+NOTICED = 2.0  # seconds after which a process that was killed is noticed
 JOINING = 60.0  # seconds that the others have to connect
 _BEAT, _MESSAGE, _END, _BYE, _INTERRUPT = b"beat", b"mess", b"endd", b"byeb", b"intr"
 
@@ -84,12 +86,20 @@ class Link:
             with suppress(OSError):
                 peer.shutdown(socket.SHUT_WR)
 
+    def wait_for_loss(self) -> None:
+        """Waits a moment after an error of MLX, which may notice sooner than this link that a process is lost."""
+        self._closed.wait(NOTICED)
+        if self._closed.is_set() and self.group.size > 1:
+            time.sleep(NOTICED)  # the thread that has noticed ends this process
+
     def __enter__(self) -> "Link":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(error, RuntimeError | LostError):
+            self.wait_for_loss()
         self.close(0 if error is None else _exit_code(error))
 
     def _connect(self) -> None:

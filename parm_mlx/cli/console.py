@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,24 @@ def mute() -> None:
     global _muted
     _muted = True
     sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+
+
+def leave_out(prefix: bytes) -> None:
+    """Leaves out lines on stderr, from now on, that libraries print and that begin so; what Python prints stays."""
+    own, (source, sink) = os.dup(2), os.pipe()
+    sys.stderr.flush()
+    encoding = getattr(sys.stderr, "encoding", "utf-8")
+    sys.stderr = os.fdopen(own, "w", buffering=1, encoding=encoding, errors="backslashreplace")
+    os.dup2(sink, 2)
+    os.close(sink)
+
+    def pass_on() -> None:
+        with os.fdopen(source, "rb") as lines:
+            for line in lines:
+                if not line.startswith(prefix):
+                    os.write(own, line)
+
+    threading.Thread(target=pass_on, name="stderr", daemon=True).start()
 
 
 def visible(text: str) -> str:

@@ -37,6 +37,7 @@ def sharded(how: "How | None") -> "Iterator[Shard | None]":
     group = join()
     with group.reported_once():
         shard = Shard(group, how)
+        console.leave_out(b"[ring]")  # MLX tells each try to reach a process that is gone; the link tells it once
         if not shard.main:
             console.mute()
         with Link(group) as shard.link:

@@ -45,6 +45,10 @@ class LeadingEngine(Engine):
     def _work(self) -> None:
         try:
             super()._work()
+        except RuntimeError:
+            if self._shard is not None and self._shard.link is not None:
+                self._shard.link.wait_for_loss()
+            raise
         finally:
             if self._shard is not None and self._shard.link is not None:
                 self._shard.link.send(pickle.dumps(None))
