@@ -9,7 +9,6 @@ import json
 import os
 import queue
 import secrets
-import signal
 import socket
 import struct
 import threading
@@ -61,7 +60,7 @@ class Link:
             hint = "rank 0 must accept TCP connections from the other machines"
             raise RunError(f"rank {group.rank} cannot be connected beside the exchanges: {error}", hint=hint) from error
         if not group.main and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._pass_on)
+            interrupt.pass_on(self._pass_on)
         for rank, peer in self._peers.items():
             threading.Thread(target=self._listen, args=(rank, peer), name=f"link {rank}", daemon=True).start()
         threading.Thread(target=self._beat, name="link", daemon=True).start()

@@ -65,13 +65,13 @@ ALPHAS = ((1.0, 0.0), (0.5, 0.5), None, (0.0, 1.0))
 _NAMES = ("llama two", "llama shared", "llama one-pass", "qwen2 shared", "qwen3 two", "ministral3 two", "gemma two")
 CASES: dict[int, list[str]] = {  # of the test suite, by number of processes; more of them than cores wait long
     2: [f"{name} {how}" for name in (*_NAMES, "bundled shared") for how in HOWS],
-    3: ["llama two tensor", "llama two apart", "bundled shared tensor"],
-    4: ["llama two tensor", "qwen2 shared pipeline"],
+    3: ["llama two tensor", "llama two apart"],
+    4: ["qwen2 shared pipeline"],
 }
 QUESTIONS = ("How do I bake bread?", "What helps with walking a dog?", "Tell me about the sea.", "Why?")
 TOKENS = 4
 NOISY = ("llama two tensor", "llama two apart", "qwen2 shared pipeline")
-LIMIT = 0.02  # of the noise
+NOISE = 5.0  # far more than rounding: without the exchange of tokens, processes would go apart
 
 
 def write_models(folder: Path) -> None:
@@ -121,7 +121,7 @@ def noisy(part: Any) -> None:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> mx.array:
         logits: mx.array = kind.__call__(self, *args, **kwargs)
-        return logits + LIMIT * mx.random.normal(logits.shape)
+        return logits + NOISE * mx.random.normal(logits.shape)
 
     part.__class__ = type("Noisy", (kind,), {"__call__": call})
 
