@@ -107,8 +107,8 @@ def test_a_server_answers_from_all_processes_until_it_is_told_to_end(start: Star
 
 
 def test_an_interrupt_of_another_process_than_rank_0_ends_all_at_one_token(start: Start) -> None:
-    prompts = [part for i in range(40) for part in ("-p", f"How do I bake bread {i}?")]
-    processes = start("generate", *MODEL, *prompts, "--json", "--max-tokens", "200", "--alpha", "1,0")
+    prompts = [part for i in range(24) for part in ("-p", f"How do I bake bread {i}?")]
+    processes = start("generate", *MODEL, *prompts, "--json", "--max-tokens", "40", "--alpha", "1,0")
     assert processes[0].stdout is not None
     processes[0].stdout.readline()
     processes[1].send_signal(signal.SIGINT)
