@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parm_mlx.cli import console
 from parm_mlx.cli.defaults import variable
@@ -84,10 +84,24 @@ def open_session(
     settings = asdict(models) | asdict(drafts) | {"shard": shard}
     with nullcontext() if shard is None else shard.group.agreed():
         session = load_session(**settings, template=template, alone=alone, announce=console.note)
+    if shard is not None:
+        shard.group.check_same(_facts(session, settings))
     console.blas_hint()
     for line in session.notes:
         console.note(line)
     return session
+
+
+def _facts(session: "Session", settings: dict[str, Any]) -> dict[str, Any]:
+    """What all processes that hold the models must agree on; where their files lie may differ."""
+    from parm_mlx.machine import versions
+
+    own = {"model", "parm", "guide_model", "draft_model", "shard"}
+    return {
+        "the settings": {name: value for name, value in settings.items() if name not in own},
+        "objectives and beta of the adapters": [session.objectives, session.betas],
+        "the versions of MLX": [version for name, version in versions().items() if name.startswith("mlx")],
+    }
 
 
 def read_alpha(spec: str | None, objectives: Sequence[str]) -> Alpha | None:

@@ -77,7 +77,6 @@ class Shard:
 
         Raises:
             ModelError: The model cannot be divided so, or holds numbers that are not finite.
-            ConfigError: The processes do not have the same model.
         """
         members = self.group.members
         assert members is not None
