@@ -75,7 +75,7 @@ MODELS = """--model={base}|bundled --parm={parm}|bundled --guide-model={base} --
     --guidance=exact|one-pass --across=auto|off --across-candidates=1|100 --across-tolerance=0|0.1|1
     --dequantize=auto|off --kv-bits=4|8 --max-kv-size=16|1000 --enable-thinking=on|off
     --chat-template=hh|plain|alpaca|beaver --system-prompt=Short. --draft-model={base}
-    --speculation=auto|guide|base|off --num-draft-tokens=1|4 """
+    --speculation=auto|guide|base|off --num-draft-tokens=1|4 --shard=tensor|pipeline|apart """
 ALPHA = "--alpha=1,0|0.3,0.7|warmth=1|2,2 "
 NEEDS = {"--model": "--parm={parm}", "--guide-model": "--parm={parm}", "--num-draft-tokens": "!--speculation"}
 NEEDS |= {"--draft-model": "!--speculation"}
@@ -113,7 +113,7 @@ RECIPES = (
         --system-prompt=Short. --enable-thinking=on|off --host=192.0.2.1|192.0.2.2 --port=0|8080|65535 --api-key=k
         --allow-origin=http://localhost:3000 --allow-host=my.mac|* --batch-size=1|64 --max-queue=1|1000
         --prompt-cache-size=0|64 --max-prompt-tokens=16|1000 --timeout=1|600 --stall-timeout=1|600 --log=none|requests
-        --name=mine""",
+        --name=mine --shard=tensor|pipeline|apart""",
         {},
     ),
     Recipe(
@@ -182,6 +182,7 @@ RECIPES = (
         dict.fromkeys(("--model", "--parm", "--guide-model", "--draft-model", "--dequantize"), LOADED),
     ),
     Recipe("doctor"),
+    Recipe("doctor", "", "--shard=tensor", "--shard=pipeline|apart --model=bundled --parm=bundled"),
     Recipe(
         "data sample",
         "",

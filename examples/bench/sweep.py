@@ -25,7 +25,8 @@ from mlx_lm.generate import generate_step
 from parm_mlx.answers.sweep import GROUP, Job, Sweep
 from parm_mlx.diagnostics.plan import Size
 from parm_mlx.diagnostics.subjects import random_subjects
-from parm_mlx.guidance.loading import held_out_prompts, load_with_tokenizers
+from parm_mlx.guidance.loading import load_with_tokenizers
+from parm_mlx.guidance.named import held_out_prompts
 from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.templates import Content

@@ -11,7 +11,7 @@ import common
 from common import markdown
 
 from parm_mlx.evaluation.evaluate import evaluate
-from parm_mlx.guidance.loading import held_out_prompts
+from parm_mlx.guidance.named import held_out_prompts
 from parm_mlx.guidance.sampling import Sampling
 
 PAIRS = {

@@ -30,6 +30,7 @@ from parm_mlx.guidance.generate import generate_batch
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens
 from parm_mlx.guidance.sampling import Request, Sampling
+from parm_mlx.guidance.shard import Shard
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Content, as_messages
 from parm_mlx.mlxlm import TokenizerWrapper
@@ -155,7 +156,8 @@ def answer_all(
 ) -> tuple[list[Result], list[Result]]:
     """Generates the answers that are missing in a folder.
 
-    Several processes take groups in turn. Each appends to a file of its own; the main one, which holds the folder
+    Several processes take groups in turn; those that hold the model together answer all of them together, and the main
+    one alone reads and writes. Each appends to a file of its own; the main one, which holds the folder
     (:meth:`RunFolder.locked`), has all answers at the end.
 
     Args:
@@ -172,7 +174,19 @@ def answer_all(
     Raises:
         RunError: They cannot be written; what is written stays.
     """
-    group = group or Group()
+    if (shard := sweep.model.shard) is not None:
+        return _answer_together(folder, sweep, groups, shard, shard.watch(stopped), progress)
+    return _answer_all(folder, sweep, groups, group or Group(), stopped, progress)
+
+
+def _answer_all(
+    folder: RunFolder,
+    sweep: Sweep,
+    groups: Sequence[Sequence[Job]],
+    group: Group,
+    stopped: Callable[[], bool],
+    progress: Progress[Result],
+) -> tuple[list[Result], list[Result]]:
     with group.agreed():
         done = folder.results()
     order = [job.key for jobs in groups for job in jobs]
@@ -200,6 +214,30 @@ def answer_all(
         else:
             (folder.path / name).unlink(missing_ok=True)
     return results, list(new.values())
+
+
+def _answer_together(
+    folder: RunFolder,
+    sweep: Sweep,
+    groups: Sequence[Sequence[Job]],
+    shard: Shard,
+    stopped: Callable[[], bool],
+    progress: Progress[Result],
+) -> tuple[list[Result], list[Result]]:
+    """As :func:`answer_all`, where all processes hold the model together: the main one alone reads and writes.
+
+    The others compute the same answers, and return none.
+    """
+    done: Collection[Key] = ()
+    with shard.group.agreed():
+        if shard.main:
+            done = folder.results().keys()
+    unfinished = shard.decide([any(job.key not in done for job in jobs) for jobs in groups])
+    if shard.main:
+        return _answer_all(folder, sweep, groups, Group(), stopped, progress)
+    for _ in sweep([jobs for jobs, left in zip(groups, unfinished, strict=True) if left], (), stopped):
+        pass
+    return [], []
 
 
 def _of_all(group: Group, results: Iterable[Result]) -> dict[Key, Result]:

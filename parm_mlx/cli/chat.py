@@ -1,5 +1,6 @@
 """``parm-mlx chat``: a conversation whose preference can change at any turn."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -9,8 +10,8 @@ from parm_mlx.cli import console
 from parm_mlx.cli.lines import Lines, unechoed
 from parm_mlx.cli.options import BASE_ALONE, Alpha, DraftOptions, MaxTokens, ModelOptions, flag, grouped
 from parm_mlx.cli.reply import Reply, say
-from parm_mlx.cli.session import note_drafts, open_session, read_alpha
-from parm_mlx.errors import InputError, ParmError, PreferenceError
+from parm_mlx.cli.session import note_drafts, open_session, read_alpha, sharded
+from parm_mlx.errors import InputError, LostError, ParmError, PreferenceError
 from parm_mlx.files import decoded
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import check_beta, format_alpha, parse_alpha
@@ -64,22 +65,23 @@ def chat(
       parm-mlx chat --model base --alpha base
       echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
     """
-    session = open_session(models, drafts, alone=alpha == BASE_ALONE)
-    weights = read_alpha(alpha, session.objectives)
+    with sharded(models.shard) as shard:
+        session = open_session(models, drafts, alone=alpha == BASE_ALONE, shard=shard)
+        weights = read_alpha(alpha, session.objectives)
 
-    from parm_mlx.guidance.chat import Conversation
-    from parm_mlx.guidance.sampling import Sampling
+        from parm_mlx.guidance.chat import Conversation
+        from parm_mlx.guidance.sampling import Sampling
 
-    note = (lambda _: None) if quiet else console.note
-    drafting = session.drafting if weights is None else session.drafting_alone(note)
-    conversation = Conversation(
-        session.model, session.tokenizer, session.prompter, weights, models.system_prompt, drafting
-    )
-    if not quiet:
-        console.note(f"preference: {format_alpha(weights, session.objectives)}   /help lists the commands")
-    Chat(session, conversation, Sampling(**asdict(sampling)), max_tokens, quiet).run()
-    if not quiet:
-        note_drafts(conversation.drafts)
+        note = (lambda _: None) if quiet else console.note
+        drafting = session.drafting if weights is None else session.drafting_alone(note)
+        conversation = Conversation(
+            session.model, session.tokenizer, session.prompter, weights, models.system_prompt, drafting
+        )
+        if not quiet:
+            console.note(f"preference: {format_alpha(weights, session.objectives)}   /help lists the commands")
+        Chat(session, conversation, Sampling(**asdict(sampling)), max_tokens, quiet).run()
+        if not quiet:
+            note_drafts(conversation.drafts)
 
 
 class Chat:
@@ -106,14 +108,15 @@ class Chat:
         weights = [BASE_ALONE, *(f"{name}=" for name in session.objectives)]
         words: dict[str, Any] = dict.fromkeys((*self._commands, "/quit", "/bye"), list)
         words |= {"/alpha": lambda: weights, "/compare": lambda: weights, "/save": None, "/load": None}
-        self._lines = Lines("" if quiet else ">> ", words)
+        self._shard = session.model.shard
+        self._lines = Lines("" if quiet else ">> ", words) if self._shows else None
         self._forgotten, self._told = 0, False
 
     def run(self) -> None:
         """Reads messages until /quit or the end of the input."""
         while True:
             try:
-                line = self._lines.read()
+                line = self._read()
             except KeyboardInterrupt:
                 self._note("/quit or Ctrl-D leaves")
                 continue
@@ -127,8 +130,28 @@ class Chat:
                     self._command(line)
                 else:
                     self._answer(line)
+            except LostError:
+                raise
             except ParmError as error:
-                console.print_error(str(error), error.hint)
+                if self._shows:
+                    console.print_error(str(error), error.hint)
+
+    @property
+    def _shows(self) -> bool:
+        """True in the process that reads and prints: rank 0, where several hold the models."""
+        return self._shard is None or self._shard.main
+
+    def _read(self) -> str | None:
+        """Reads the next line; where several processes hold the models, the others follow the one that reads."""
+        link = None if self._shard is None else self._shard.link
+        if self._lines is None:
+            assert link is not None
+            followed: str | None = json.loads(link.receive())
+            return followed
+        line = self._lines.read()
+        if link:
+            link.send(json.dumps(line).encode())
+        return line
 
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
@@ -182,13 +205,15 @@ class Chat:
 
         beta = self._session.model.beta if self._steers_by_one else None
         settings = {"beta": beta, "temp": self._sampling.temp}
-        file = save_conversation(_named(name, "/save"), self._conversation, self._session.names, settings)
-        self._note(f"saved in {file}")
+        name = _named(name, "/save")
+        if self._shows:
+            file = save_conversation(name, self._conversation, self._session.names, settings)
+            self._note(f"saved in {file}")
 
     def _load(self, name: str) -> None:
         from parm_mlx.guidance.saved import load_conversation
 
-        settings = load_conversation(_named(name, "/load"), self._conversation, self._session.names)
+        settings = load_conversation(_named(name, "/load"), self._conversation, self._session.names, self._shard)
         self._forgotten = 0
         if settings is None:
             self._note("the conversation goes on, with other models than before")
@@ -201,13 +226,14 @@ class Chat:
 
     def _answer(self, question: str) -> None:
         reason, out = None, Reply()
-        with unechoed(), stop_on_interrupt() as stopped:
+        with unechoed(self._shows), stop_on_interrupt() as stop:
+            stopped: Callable[[], bool] = stop if self._shard is None else self._shard.watch(stop)
             answer = self._conversation.ask(question, self._sampling, self._max_tokens)
             try:
                 for chunk in answer:
                     self._note_forgotten()
                     out.feed(chunk)
-                    reason = chunk.finish_reason
+                    reason = None if stopped() else chunk.finish_reason
                     if stopped():
                         break
             finally:
@@ -245,7 +271,8 @@ class Chat:
             *(parse_alpha({name: 1}, session.objectives) for name in session.objectives),
         ]
         requests = [Request(question, alpha, self._sampling) for alpha in alphas]
-        with unechoed(), stop_on_interrupt() as stopped:
+        with unechoed(self._shows), stop_on_interrupt() as stop:
+            stopped: Callable[[], bool] = stop if self._shard is None else self._shard.watch(stop)
             answers = generate_batch(session.model, session.tokenizer, requests, self._max_tokens, stopped=stopped)
             for answer in in_order(console.waiting(answers, len(requests), "answers")):
                 console.echo(f"[{format_alpha(alphas[answer.index], session.objectives)}]")

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,34 @@ CUT = " …"  # after an answer that is cut off
 
 # C0 without tab and newline, DEL, C1, embeddings, overrides and isolates of bidirectional text, surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+_muted = False
+
+
+def mute() -> None:
+    """Prints nothing from now on but errors that end the program: another process prints the same."""
+    global _muted
+    _muted = True
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+
+
+def leave_out(prefix: bytes) -> None:
+    """Leaves out lines on stderr, from now on, that libraries print and that begin so; what Python prints stays."""
+    own, (source, sink) = os.dup(2), os.pipe()
+    sys.stderr.flush()
+    encoding = getattr(sys.stderr, "encoding", "utf-8")
+    sys.stderr = os.fdopen(own, "w", buffering=1, encoding=encoding, errors="backslashreplace")
+    os.dup2(sink, 2)
+    os.close(sink)
+
+    def pass_on() -> None:
+        with os.fdopen(source, "rb") as lines:
+            for line in lines:
+                if not line.startswith(prefix):
+                    os.write(own, line)
+
+    threading.Thread(target=pass_on, name="stderr", daemon=True).start()
 
 
 def visible(text: str) -> str:
@@ -137,6 +166,8 @@ def program() -> str:
 
 def note(message: str) -> None:
     """Prints something beside the results."""
+    if _muted:
+        return
     stderr().print(message, style="dim", markup=False)
 
 
@@ -168,12 +199,13 @@ def progress(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     """Passes items on, with a progress bar on stderr if that is a terminal."""
     from rich.progress import track
 
-    yield from track(items, label, total, console=stderr(), transient=True) if stderr().is_terminal else items
+    shown = stderr().is_terminal and not _muted
+    yield from track(items, label, total, console=stderr(), transient=True) if shown else items
 
 
 def waiting(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """As :func:`progress`, for items that are printed: the bar is there while one is waited for, and only then."""
-    if not stderr().is_terminal:
+    if _muted or not stderr().is_terminal:
         yield from items
         return
     from rich.progress import Progress

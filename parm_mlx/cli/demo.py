@@ -62,7 +62,7 @@ def demo(
       parm-mlx demo --model bundled
     """
     session = open_session(ModelOptions(model=model, beta=beta))
-    from parm_mlx.guidance.loading import held_out_prompts
+    from parm_mlx.guidance.named import held_out_prompts
 
     objectives, show = session.objectives, SHOWS[session.base]
     rewards = _rewards(objectives)

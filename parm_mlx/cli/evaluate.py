@@ -9,6 +9,7 @@ import typer
 
 from parm_mlx.cli import console
 from parm_mlx.cli.options import DraftOptions, MaxTokens, ModelOptions, flag, grouped, is_given
+from parm_mlx.cli.session import sharded
 from parm_mlx.errors import InputError
 from parm_mlx.preference import SMALLEST_STEP, check_beta
 from parm_mlx.ranges import ANSWERS, BATCH, COUNT, SAMPLES, Real
@@ -81,8 +82,8 @@ def evaluate(
 
     Every prompt is answered at every preference of the grid and by the base alone, in continuous batches. Answers and
     scores are kept in --out as they come: after Ctrl-C, a kill or a full disk the same command goes on. Under
-    mlx.launch several processes share the work. Several β with one adapter (--beta 0.5,1,2) are a sweep: a run for each
-    in a folder of --out, and their comparison.
+    mlx.launch several processes share the work or, with --shard, hold the models together. Several β with one adapter
+    (--beta 0.5,1,2) are a sweep: a run for each in a folder of --out, and their comparison.
 
     \b
     Examples:
@@ -120,24 +121,26 @@ def evaluate(
             del named["beta"]
             page = out / COMPARISON
         try:
-            summary = run(
-                out=out,
-                prompts=prompts,
-                limit=limit,
-                alphas=alphas,
-                grid=grid,
-                rewards=reward,
-                sampling=Sampling(**asdict(sampling)),
-                max_tokens=max_tokens,
-                num_samples=num_samples,
-                batch_size=batch_size,
-                fidelity=fidelity,
-                resume_anyway=resume_anyway,
-                progress=console.progress,
-                **how,
-                **named,
-                **asdict(drafts),
-            )
+            with sharded(models.shard) as shard:
+                named["shard"] = shard
+                summary = run(
+                    out=out,
+                    prompts=prompts,
+                    limit=limit,
+                    alphas=alphas,
+                    grid=grid,
+                    rewards=reward,
+                    sampling=Sampling(**asdict(sampling)),
+                    max_tokens=max_tokens,
+                    num_samples=num_samples,
+                    batch_size=batch_size,
+                    fidelity=fidelity,
+                    resume_anyway=resume_anyway,
+                    progress=console.progress,
+                    **how,
+                    **named,
+                    **asdict(drafts),
+                )
         except KeyboardInterrupt as reason:
             console.note(str(reason) or "interrupted")
             raise typer.Exit(console.INTERRUPTED) from None

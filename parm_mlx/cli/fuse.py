@@ -47,7 +47,8 @@ def fuse(
         raise InputError("--beta needs --guided: a PARM alone has no strength")
     check_new(out, force, [parm, guide_model])
     console.blas_hint()
-    from parm_mlx.guidance.loading import load_guide, proposed_betas, recorded_backbone
+    from parm_mlx.guidance.loading import load_guide
+    from parm_mlx.guidance.named import proposed_betas, recorded_backbone
     from parm_mlx.guidance.one_pass import fuse_guided
     from parm_mlx.mlxlm import save_like
     from parm_mlx.pblora.transform import fuse_model

@@ -11,7 +11,15 @@ from parm_mlx.cli import console
 from parm_mlx.cli.answers import Clock, Job, answers, requests, stream
 from parm_mlx.cli.options import BASE_ALONE, Alphas, DraftOptions, MaxTokens, ModelOptions, flag, grouped
 from parm_mlx.cli.reply import say
-from parm_mlx.cli.session import across_count, note_across, note_drafts, open_session, read_alpha
+from parm_mlx.cli.session import (
+    across_count,
+    note_across,
+    note_drafts,
+    open_session,
+    read_alpha,
+    sharded,
+    stopping_together,
+)
 from parm_mlx.errors import DataError, InputError
 from parm_mlx.files import decoded
 from parm_mlx.preference import format_alpha
@@ -63,7 +71,6 @@ def generate(
       parm-mlx generate --model base --parm parm --guide-model small < question.txt
       parm-mlx generate --model base-8b --parm parm --draft-model base-1b -p "How do I bake bread?"
     """
-    texts = _prompts([text] if text is not None and prompt is None else prompt, prompts)
     if text is not None and (prompt is not None or prompts is not None):
         raise InputError(f"unexpected argument {text!r}: the prompts are given by --prompt or --prompts")
     if ignore_chat_template and models.system_prompt:
@@ -77,18 +84,30 @@ def generate(
         raise InputError("--explain needs --json", hint="in a chat, /why shows it in colour")
     specs: list[str | None] = [*alpha] if alpha else [None]
     alone = all(spec == BASE_ALONE for spec in specs)
-    session = open_session(models, drafts, template=not ignore_chat_template, alone=alone)
-    alphas = [read_alpha(spec, session.objectives) for spec in specs]
-    jobs = [(number, text, weights) for number, text in enumerate(texts) for weights in alphas]
-    if len(jobs) == 1 and not as_json:
-        answer = stream(session, jobs[0], sampling, max_tokens)
-        answer.clock.note(answer.prompt, answer.tokens)
-        if answer.cut:
-            console.note(f"cut at {max_tokens} tokens (--max-tokens)")
-        note_drafts(answer.drafts)
-        note_across(session)
-    else:
-        _print_all(session, jobs, sampling, max_tokens, as_json, explain, explain_parts)
+    asked = [text] if text is not None and prompt is None else prompt
+    with sharded(models.shard) as shard:
+        texts = _prompts(asked, prompts) if shard is None or shard.main else []
+        texts = texts if shard is None else shard.decide(texts)
+        session = open_session(models, drafts, template=not ignore_chat_template, alone=alone, shard=shard)
+        alphas = [read_alpha(spec, session.objectives) for spec in specs]
+        jobs = [(number, text, weights) for number, text in enumerate(texts) for weights in alphas]
+        with stopping_together(shard):
+            if len(jobs) == 1 and not as_json:
+                _print_one(session, jobs[0], sampling, max_tokens)
+            else:
+                _print_all(session, jobs, sampling, max_tokens, as_json, explain, explain_parts)
+
+
+def _print_one(session: "Session", job: Job, sampling: SamplingSettings, max_tokens: int) -> None:
+    """Prints one answer as it comes."""
+    answer = stream(session, job, sampling, max_tokens)
+    if session.model.shard is not None and session.model.shard.stopped:
+        return
+    answer.clock.note(answer.prompt, answer.tokens)
+    if answer.cut:
+        console.note(f"cut at {max_tokens} tokens (--max-tokens)")
+    note_drafts(answer.drafts)
+    note_across(session)
 
 
 def _print_all(

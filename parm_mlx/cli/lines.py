@@ -54,9 +54,9 @@ class Lines:
 
 
 @contextmanager
-def unechoed() -> Iterator[None]:
-    """Keeps what is typed while the block prints out of its text; it goes into the next message."""
-    if not sys.stdin.isatty():
+def unechoed(shown: bool = True) -> Iterator[None]:
+    """Keeps what is typed while the block prints, if it is ``shown``, out of its text; the next message gets it."""
+    if not shown or not sys.stdin.isatty():
         yield
         return
     before = termios.tcgetattr(sys.stdin)

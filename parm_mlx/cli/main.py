@@ -8,9 +8,11 @@ import io
 import os
 import signal
 import sys
+import termios
 import threading
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 from parm_mlx.cards import problem
 from parm_mlx.cli import console
@@ -18,6 +20,8 @@ from parm_mlx.cli.defaults import apply_settings
 from parm_mlx.errors import LostError, ParmError, QuietError
 from parm_mlx.files import decoded
 from parm_mlx.machine import NO_BACKEND, lacks_backend
+
+_terminal: list[Any] | None = None  # its settings when the program began
 
 _WRONG_PATH = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -32,6 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _end)
     threading.excepthook = _end_lost
+    if sys.stdin.isatty():
+        global _terminal
+        _terminal = termios.tcgetattr(sys.stdin)
     code = run(sys.argv[1:] if arguments is None else arguments)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python shuts down shows no traceback
@@ -64,10 +71,20 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 def _end_lost(failure: threading.ExceptHookArgs) -> None:
     """Ends the program where other processes are lost and MLX waits for them in the main thread, forever."""
-    if isinstance(failure.exc_value, LostError):
-        console.print_error(str(failure.exc_value), failure.exc_value.hint)
+    if isinstance(failure.exc_value, LostError | QuietError):
+        if isinstance(failure.exc_value, LostError):
+            _restore_terminal()
+            console.print_error(str(failure.exc_value), failure.exc_value.hint)
         os._exit(failure.exc_value.exit_code)
     threading.__excepthook__(failure)
+
+
+def _restore_terminal() -> None:
+    """Leaves the terminal as it was: a chat that waits for a line has changed it."""
+    if _terminal is not None:
+        with suppress(OSError, termios.error):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, _terminal)
+        sys.stderr.write("\r\n")
 
 
 def run(arguments: list[str]) -> int:

@@ -256,6 +256,12 @@ class ServedModelOptions(GuideOptions):
         None, "Whether a model that thinks before it answers does so.", default_text="as its chat template has it"
     )
     steer_thinking: bool = setting(False, "The guide steers thoughts too, and not the answer alone.")
+    shard: Literal["tensor", "pipeline", "apart"] | None = setting(
+        None,
+        "Divide the models between the processes that mlx.launch starts: tensor cuts the base's layers, pipeline gives "
+        "each process some of them, apart puts the base in one and the guide in the other.",
+        default_text="not divided",
+    )
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,75 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parm_mlx.cli import console
 from parm_mlx.cli.defaults import variable
 from parm_mlx.cli.options import BASE_ALONE, DraftOptions, ModelOptions, ServedModelOptions
 from parm_mlx.errors import PreferenceError
+from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.preference import Alpha, format_alpha, parse_alpha
 from parm_mlx.settings import check_cache_limits, check_guidance, check_models
 
 if TYPE_CHECKING:
     from parm_mlx.guidance.session import Session
+    from parm_mlx.guidance.shard import How, Shard
     from parm_mlx.guidance.speculation import DraftCount
 
 
+@contextmanager
+def sharded(how: "How | None") -> "Iterator[Shard | None]":
+    """Yields the processes that hold the models together while the block runs; None where ``--shard`` is not given.
+
+    All of them run the block, and rank 0 alone prints. When one is lost, all end.
+    """
+    if how is None:
+        yield None
+        return
+    from parm_mlx.distributed import join
+    from parm_mlx.guidance.shard import Shard
+    from parm_mlx.link import Link
+
+    group = join()
+    with group.reported_once():
+        shard = Shard(group, how)
+        console.leave_out(b"[ring]")  # MLX tells each try to reach a process that is gone; the link tells it once
+        if not shard.main:
+            console.mute()
+        with Link(group) as shard.link:
+            yield shard
+            shard.settle()
+
+
+@contextmanager
+def stopping_together(shard: "Shard | None") -> Iterator[None]:
+    """Lets Ctrl-C in any of the processes end the block in all of them, at the same token.
+
+    Raises:
+        KeyboardInterrupt: It did.
+    """
+    if shard is None:
+        yield
+        return
+    with stop_on_interrupt() as stop:
+        stopped = shard.watch(stop)
+        yield
+    if stopped():
+        raise KeyboardInterrupt
+
+
 def open_session(
-    models: ServedModelOptions, drafts: DraftOptions = DraftOptions(), *, template: bool = True, alone: bool = False
+    models: ServedModelOptions,
+    drafts: DraftOptions = DraftOptions(),
+    *,
+    template: bool = True,
+    alone: bool = False,
+    shard: "Shard | None" = None,
 ) -> "Session":
-    """Loads the models that the flags name; ``alone`` takes a base without a PARM."""
+    """Loads the models that the flags name; ``alone`` takes a base without a PARM, ``shard`` divides them."""
     # load_session checks the same, but is imported with MLX: wrong usage is told at once
     check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
     check_guidance(models.guidance, models.share, drafts.speculation)
@@ -32,11 +81,27 @@ def open_session(
     from parm_mlx.machine import keep_freed_memory
 
     keep_freed_memory()
-    session = load_session(**asdict(models), **asdict(drafts), template=template, alone=alone, announce=console.note)
+    settings = asdict(models) | asdict(drafts) | {"shard": shard}
+    with nullcontext() if shard is None else shard.group.agreed():
+        session = load_session(**settings, template=template, alone=alone, announce=console.note)
+    if shard is not None:
+        shard.group.check_same(_facts(session, settings))
     console.blas_hint()
     for line in session.notes:
         console.note(line)
     return session
+
+
+def _facts(session: "Session", settings: dict[str, Any]) -> dict[str, Any]:
+    """What all processes that hold the models must agree on; where their files lie may differ."""
+    from parm_mlx.machine import versions
+
+    own = {"model", "parm", "guide_model", "draft_model", "shard"}
+    return {
+        "the settings": {name: value for name, value in settings.items() if name not in own},
+        "objectives and beta of the adapters": [session.objectives, session.betas],
+        "the versions of MLX": [version for name, version in versions().items() if name.startswith("mlx")],
+    }
 
 
 def read_alpha(spec: str | None, objectives: Sequence[str]) -> Alpha | None:

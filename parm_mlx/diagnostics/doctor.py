@@ -20,7 +20,8 @@ from parm_mlx.errors import ParmError
 from parm_mlx.guidance.costs import folder, known
 from parm_mlx.guidance.generate import Answer, generate_batch
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.loading import held_out_prompts, load
+from parm_mlx.guidance.loading import load
+from parm_mlx.guidance.named import held_out_prompts
 from parm_mlx.guidance.prompts import Prompter, PromptTokens
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.kernels import launcher

@@ -14,7 +14,8 @@ from parm_mlx.errors import InputError
 from parm_mlx.guidance.encoding import encode
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.loading import Dequantize, load_draft, load_with_tokenizers, recorded_backbone
+from parm_mlx.guidance.loading import Dequantize, load_draft, load_with_tokenizers
+from parm_mlx.guidance.named import recorded_backbone
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.machine import usable_memory

@@ -20,11 +20,13 @@ from parm_mlx.files import NAMED, expanded, read_json
 from parm_mlx.fingerprint import fingerprint
 from parm_mlx.guidance.across import AcrossModel
 from parm_mlx.guidance.guide import Guide
-from parm_mlx.guidance.loading import Across, Dequantize, Guidance, Share, held_out_prompts
+from parm_mlx.guidance.loading import Across, Dequantize, Guidance, Share
+from parm_mlx.guidance.named import held_out_prompts
 from parm_mlx.guidance.prompts import Prompt, content_id
 from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.session import load_session
+from parm_mlx.guidance.shard import Shard
 from parm_mlx.guidance.templates import Content
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
@@ -77,6 +79,7 @@ def evaluate(
     bootstrap: int = 1000,
     fidelity: bool = False,
     resume_anyway: bool = False,
+    shard: Shard | None = None,
     note: Callable[[str], None] = lambda message: None,
     progress: Progress[Any] = no_progress,
 ) -> dict[str, Any] | None:
@@ -127,6 +130,7 @@ def evaluate(
         fidelity: Measure on the answers how far one pass is from exact guidance, where base and guide share weights;
             see :func:`parm_mlx.evaluation.fidelity.compare_distributions`.
         resume_anyway: Go on also where models or rewards are not those that the run began with.
+        shard: The processes that hold the models together: all answer every prompt, and the main one writes.
         note: Receives notes for the user.
         progress: Shows progress: passes items on, given their number and a label.
 
@@ -144,7 +148,9 @@ def evaluate(
         raise InputError("a grid and a list of preferences exclude each other")
     check_claim(out, "run")
     keep_freed_memory()
-    group = join()
+    if shard is not None and fidelity:
+        raise InputError("fidelity is measured where one process holds the models", hint="leave out --shard")
+    group = shard.group if shard else join()
     session = load_session(
         model,
         parm,
@@ -166,6 +172,7 @@ def evaluate(
         across=across,
         across_candidates=across_candidates,
         across_tolerance=across_tolerance,
+        shard=shard,
         announce=note if group.main else lambda message: None,
     )
     prompter, objectives = session.prompter, session.objectives
@@ -243,8 +250,8 @@ def _answer_and_score(
     """Generates and scores what is missing; returns None in all processes but the main one."""
     total = sum(map(len, jobs))
     began = time.perf_counter()
-    with stop_on_interrupt() as stopped:
-        results, fresh = answer_all(folder, sweep, jobs, group, stopped, progress)
+    with stop_on_interrupt() as stop:
+        results, fresh = answer_all(folder, sweep, jobs, group, stop, progress)
     generating = time.perf_counter() - began
     if not group.main:
         return None
@@ -258,13 +265,14 @@ def _answer_and_score(
     timing = _earlier_timing(folder.path)
     if fresh:
         across = sweep.model.count.summary() if isinstance(sweep.model, AcrossModel) and sweep.model.count else {}
+        alone = sweep.model.shard is None  # the others have left
         prompt, alpha = next((result.prompt, result.alpha) for result in results if result.alpha is not None)
         timing = {
             "answers": len(fresh),
             "tokens": sum(result.tokens for result in fresh),
             "generating_s": generating,
             "scoring_s": time.perf_counter() - began,
-            **token_costs(sweep.model, sweep.prompter(prompt), alpha, sweep.drafting is not None),
+            **(token_costs(sweep.model, sweep.prompter(prompt), alpha, sweep.drafting is not None) if alone else {}),
             **across,
         }
     return Run(folder.path.name, sweep.model.objectives, folder.rewards, results, scores, timing)

@@ -9,12 +9,13 @@ import mlx.core as mx
 
 from parm_mlx.errors import InputError
 from parm_mlx.guidance.explain import TokenReasons, explain
-from parm_mlx.guidance.generate import Piece, not_finite, pieces, sampling_of
+from parm_mlx.guidance.generate import Piece, not_finite, note_stop, pieces, sampling_of
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, prefill, read
 from parm_mlx.guidance.prompts import Prompter, PromptTokens, TooLongError
 from parm_mlx.guidance.sampling import NOT_FINITE, Request, Sampling
+from parm_mlx.guidance.shard import STOPPED
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation
 from parm_mlx.mlxlm import TokenizerWrapper, generate_step, make_prompt_cache, wired_limit
 from parm_mlx.preference import Alpha
@@ -194,6 +195,9 @@ class Conversation:
         request = Request(prompt, self._alpha, sampling, seed_offset)
         with closing(self._thought_and_answer(request, answer)) as produced:
             for token in produced:
+                if token == STOPPED:
+                    note_stop(self._model)
+                    return
                 if token == NOT_FINITE:
                     raise not_finite(self._model, prompt, self._alpha, answer)
                 if token not in self._tokenizer.eos_token_ids:
@@ -213,7 +217,7 @@ class Conversation:
     def _generated(self, request: Request) -> Generator[int, None, None]:
         last, cache = self._read(request)
         model: Any = self._model.base_logits if request.alpha is None else self._model
-        sampler = sampling_of(self._model, request).sampler(request.seed_offset)
+        sampler = self._model.agreed(sampling_of(self._model, request).sampler(request.seed_offset))
         steps = generate_step(mx.array([last]), model, max_tokens=-1, sampler=sampler, prompt_cache=cache)
         generated: list[int] = []
         try:

@@ -31,6 +31,7 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill
 from parm_mlx.guidance.prompts import PromptTokens
+from parm_mlx.guidance.sampling import likeliest
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting, sharpness
 from parm_mlx.kernels import widened
@@ -116,6 +117,7 @@ def measure(
         plainly = {"off": model}
         if isinstance(model, SharedModel):
             plainly["apart"] = GuidedModel(model.base, model.guide, model.beta)
+            plainly["apart"].shard = model.shard
         seconds = pass_seconds(model, prompts[0], plainly)
         times = {name: [seconds[name, n] for n in LENGTHS] for name in ("base", "guide")}
         per_token = {name: seconds[name, 1] for name in plainly}
@@ -149,7 +151,8 @@ def _fates(
         inputs = mx.array([[token]])
         base, guide = model.base(inputs, cache=base_cache)[:, -1], model.guide(inputs, cache=guide_cache)[:, -1]
         token = _number(mx.argmax(combine_logits(base[None], guide[None], guide_cache[-1].strength)))
-        if token in ends or time.perf_counter() > until:
+        token, late = model.decide((token, time.perf_counter() > until))
+        if token in ends or late:
             return
         fate = {}
         for name, logits in (("base", base), ("guide", guide)):
@@ -181,7 +184,8 @@ def _plain(model: GuidedModel, prompt: PromptTokens) -> Callable[[], float]:
     """Plain greedy decoding, as mlx-lm's generator runs it: each call decodes a few tokens more."""
     cache = model.make_cache()
     last = prefill(model, cache, prompt.base, prompt.guide)
-    steps = generate_step(mx.array([last]), model, max_tokens=-1, prompt_cache=cache)
+    sampler = model.agreed(likeliest)
+    steps = generate_step(mx.array([last]), model, max_tokens=-1, prompt_cache=cache, sampler=sampler)
 
     def run() -> float:
         next(steps)  # what the generator has computed ahead
@@ -190,6 +194,10 @@ def _plain(model: GuidedModel, prompt: PromptTokens) -> Callable[[], float]:
         return (time.perf_counter() - began) / STEPS
 
     return run
+
+
+def _has_time(model: GuidedModel, until: float) -> bool:
+    return model.decide(time.perf_counter() < until)
 
 
 def pass_seconds(
@@ -215,9 +223,10 @@ def pass_seconds(
             run()  # what runs for the first time is compiled
     rounds: list[dict[tuple[str, int], float]] = []
     until = time.perf_counter() + ROUNDS_SECONDS
-    while len(rounds) < ROUNDS.start or (len(rounds) < ROUNDS.stop and time.perf_counter() < until):
+    while len(rounds) < ROUNDS.start or (len(rounds) < ROUNDS.stop and _has_time(model, until)):
         rounds.append({key: run() for key, run in passes.items()})
-    return {key: median(times[key] for times in rounds) for key in passes}
+    medians = model.decide([median(times[key] for times in rounds) for key in passes])
+    return dict(zip(passes, medians, strict=True))
 
 
 def _timed(model: nn.Module, cache: Cache, tokens: Sequence[int]) -> Callable[[], float]:

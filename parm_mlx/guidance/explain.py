@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from parm_mlx.errors import InputError
+from parm_mlx.guidance.apart import ApartModel
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, read
 from parm_mlx.guidance.sampling import Request
@@ -71,6 +72,8 @@ def explaining(
     """
     if request.alpha is None:
         raise InputError("the base answers alone: no guide has moved its answer")
+    if isinstance(model, ApartModel):
+        raise InputError("base and guide are apart: what each gave a token is not told", hint="--shard tensor tells it")
     readers = _readers(model, request, parts, kept)
     for reader in readers:
         for start in range(len(reader.cached.tokens), len(reader.prompt) - 1, READ):

@@ -15,9 +15,18 @@ from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import PrefixCaches, prefill, read
 from parm_mlx.guidance.prompts import PromptTokens
 from parm_mlx.guidance.sampling import NOT_FINITE, Request, Sampling
+from parm_mlx.guidance.shard import STOPPED
 from parm_mlx.guidance.speculation import DraftCount, Drafting, Speculation
 from parm_mlx.kernels import widened
-from parm_mlx.mlxlm import BatchGenerator, TokenizerWrapper, can_batch, generate_step, make_prompt_cache, wired_limit
+from parm_mlx.mlxlm import (
+    AgreedBatchGenerator,
+    BatchGenerator,
+    TokenizerWrapper,
+    can_batch,
+    generate_step,
+    make_prompt_cache,
+    wired_limit,
+)
 from parm_mlx.preference import Alpha
 
 BROKEN = "broken"  # the finish reason of an answer whose logits are not finite; it leaves this module as an error
@@ -163,9 +172,12 @@ def in_order(answers: Iterable[Answer]) -> Iterator[Answer]:
         raise
 
 
-def _model_for(model: GuidedModel, request: Request) -> Any:
-    """The model that answers a request, with float32 logits."""
-    return model.base_logits if request.alpha is None else model
+def batch_generator(model: GuidedModel, guided: bool = True, **settings: Any) -> BatchGenerator:
+    """Makes mlx-lm's generator of a batch of guided answers, or of the base's; ``settings`` are the generator's."""
+    runs: Any = model if guided else model.base_logits
+    if model.shard is None:
+        return BatchGenerator(runs, **settings)
+    return AgreedBatchGenerator(runs, model.shard.agree, **settings)
 
 
 def sampling_of(model: GuidedModel, request: Request) -> Sampling:
@@ -188,8 +200,9 @@ def _together(
     at_once = min(JOIN, batch_size)
     waiting, running = deque(requests), dict[int, tuple[int, list[int]]]()
     prefix_caches = PrefixCaches(model, list(requests.values()))
-    generator = BatchGenerator(
-        _model_for(model, requests[waiting[0]]),
+    generator = batch_generator(
+        model,
+        guided=requests[waiting[0]].alpha is not None,
         max_tokens=max_tokens,
         stop_tokens=[[token] for token in tokenizer.eos_token_ids],
         completion_batch_size=batch_size,
@@ -208,6 +221,9 @@ def _together(
             for response in generator.next_generated():
                 index, tokens = running[response.uid]
                 reason = response.finish_reason
+                if response.token == STOPPED:
+                    note_stop(model)
+                    return
                 if response.token == NOT_FINITE:
                     if reason is None:
                         generator.remove([response.uid])
@@ -240,7 +256,9 @@ def _one_by_one(
         tokens: list[int] = []
         reason = None
         for token in islice(produced, max_tokens - len(request.thought)):
-            if stopped():
+            if token == STOPPED:
+                note_stop(model)
+            if token == STOPPED or stopped():
                 return
             if token == NOT_FINITE or token in tokenizer.eos_token_ids:
                 reason = BROKEN if token == NOT_FINITE else "stop"
@@ -251,6 +269,12 @@ def _one_by_one(
             if reason is not None:
                 break
         yield _answer(tokenizer, index, request, tokens, reason or "length", drafts)
+
+
+def note_stop(model: GuidedModel) -> None:
+    """Notes that rank 0 was asked to stop, as ``STOPPED`` has told in place of a token."""
+    if model.shard is not None:
+        model.shard.stopped = True
 
 
 def thought_is_over(request: Request, tokens: Sequence[int], stopped: bool) -> bool:
@@ -307,6 +331,9 @@ def stream(
 
     def checked() -> Iterator[int]:
         for token in produced():
+            if token == STOPPED:
+                note_stop(model)
+                return
             if token == NOT_FINITE:
                 raise not_finite(model, request.prompt, request.alpha, read)
             read.append(token)
@@ -332,7 +359,8 @@ def _tokens(model: GuidedModel, request: Request, drafting: Drafting | None) -> 
 
 def _plain_tokens(model: GuidedModel, request: Request) -> Iterator[int]:
     ((tokens, cache),) = PrefixCaches(model, [request])([request])
-    sampler, runs = sampling_of(model, request).sampler(request.seed_offset), _model_for(model, request)
+    sampler = model.agreed(sampling_of(model, request).sampler(request.seed_offset))
+    runs: Any = model.base_logits if request.alpha is None else model
     with wired_limit(model):
         for token, _ in generate_step(mx.array(tokens), runs, max_tokens=-1, sampler=sampler, prompt_cache=cache):
             yield int(token)

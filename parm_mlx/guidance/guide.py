@@ -69,7 +69,7 @@ class Guide(nn.Module):
         ``strength`` is 1/β for a guided model to read.
         """
         weights = self.alpha if alpha is None else parse_alpha(alpha, self.objectives)
-        return [*make_prompt_cache(self.model), _preference(weights, strength)]
+        return [*make_prompt_cache(self.model), preference_entry(weights, strength)]
 
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, *, alpha: AlphaSpec | mx.array | None = None
@@ -170,7 +170,10 @@ class Guides(nn.Module):
     def make_cache(self, alpha: AlphaSpec | None = None, strength: float = 1.0) -> Cache:
         """Makes a prompt cache for one sequence: the entries of each backbone, in order, then the preference."""
         weights = self.alpha if alpha is None else parse_alpha(alpha, self.objectives)
-        return [*(entry for guide in self.guides for entry in guide.make_cache()[:-1]), _preference(weights, strength)]
+        return [
+            *(entry for guide in self.guides for entry in guide.make_cache()[:-1]),
+            preference_entry(weights, strength),
+        ]
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None, *, alpha: AlphaSpec | None = None) -> mx.array:
         """The weighted logits of the reward models, (B, L) token ids → (B, L, V) float32.
@@ -202,7 +205,8 @@ class Guides(nn.Module):
         return [(weights[:, i, None, None], guide.bind(mx.ones((1, 1)))) for i, guide in enumerate(self.guides)]
 
 
-def _preference(alpha: Alpha, strength: float) -> PreferenceCache:
+def preference_entry(alpha: Alpha, strength: float) -> PreferenceCache:
+    """Makes the last entry of the prompt cache of one sequence."""
     return PreferenceCache(mx.array([alpha], dtype=mx.float32), mx.array([strength], dtype=mx.float32))
 
 

@@ -9,16 +9,20 @@ Base, guide and both together look like mlx-lm models, so its generators run the
 weights.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from parm_mlx.guidance.guide import Cache, Guide, Guides, layer_per_entry
+from parm_mlx.guidance.shard import Shard
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import context_length, embedding_rows, make_prompt_cache
 from parm_mlx.preference import Alpha, AlphaSpec, check_beta
+
+T = TypeVar("T")
 
 
 class GuidedModel(nn.Module):
@@ -32,6 +36,7 @@ class GuidedModel(nn.Module):
     Attributes:
         shift: Added to a token of the base where the sequence that the guide reads holds it; not 0 where their
             vocabularies differ.
+        shard: The processes that hold the model; None where this one has all of it.
 
     Raises:
         PreferenceError: β is not a number from 1e-6 to 1e6.
@@ -39,6 +44,7 @@ class GuidedModel(nn.Module):
 
     reads_once = False  # True where guided sequences are read by one network alone, ``steered``; False: by the base too
     shift = 0
+    shard: Shard | None = None
 
     def __init__(self, base: nn.Module, guide: Guide | Guides, beta: float = 1.0) -> None:
         super().__init__()
@@ -92,6 +98,14 @@ class GuidedModel(nn.Module):
     def sharpness(self, alpha: Alpha, beta: float | None = None) -> float:
         """The factor between guided and base log-probabilities where base and guide agree: 1 + 1/β."""
         return 1 + self.guide.weight(alpha) * self.strength(beta)
+
+    def decide(self, value: T) -> T:
+        """Returns rank 0's value, which JSON can hold, in every process that holds the model."""
+        return value if self.shard is None else self.shard.decide(value)
+
+    def agreed(self, sampler: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
+        """Returns a sampler for all processes that hold the model, whose tokens are rank 0's."""
+        return sampler if self.shard is None else self.shard.sampler(sampler)
 
     def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
         """The base's and the guide's entries of a prompt cache; both may be read into."""

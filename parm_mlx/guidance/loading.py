@@ -1,6 +1,6 @@
 """Loading base, guide and tokenizers, and checking that they fit each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,27 +10,31 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from parm_mlx.errors import AdapterError, ModelError, RunError
-from parm_mlx.files import NAMED, resolve
+from parm_mlx.errors import ModelError
+from parm_mlx.files import resolve
 from parm_mlx.guidance.across import AcrossGuide, AcrossModel
+from parm_mlx.guidance.apart import ApartModel
 from parm_mlx.guidance.guide import Guide, Guides
 from parm_mlx.guidance.guided import GuidedModel
+from parm_mlx.guidance.named import backbone_of, named_models, proposed_betas
 from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.renumbered import RenumberedGuide, base_order
+from parm_mlx.guidance.shard import How, Shard
 from parm_mlx.guidance.shared import SharedModel, weights_differ
 from parm_mlx.guidance.token_bytes import TokenBytes
+from parm_mlx.guidance.vocabularies import check_vocabularies, vocabularies_differ
 from parm_mlx.guidance.vocabulary_pair import Pair
 from parm_mlx.machine import usable_memory
 from parm_mlx.mlxlm import (
     TokenizerWrapper,
     dequantize_model,
     limit_caches,
+    load_tokenizer_alone,
     load_weights_and_tokenizer,
     quantized_numbers,
 )
-from parm_mlx.pblora.adapter import find_backbone, load_into, read_adapter, read_config
-from parm_mlx.pblora.config import PBLoRAConfig
+from parm_mlx.pblora.adapter import load_into, read_adapter, read_config
 from parm_mlx.preference import AlphaSpec, parse_betas
 from parm_mlx.settings import check_cache_limits, check_guidance
 
@@ -38,20 +42,29 @@ Across = Literal["auto", "off"]
 Share = Literal["auto", "on", "off"]
 Dequantize = Literal["auto", "off"]
 Guidance = Literal["exact", "one-pass"]
-_MODELS = Path(__file__).parents[1] / "models"
 
 
 def load_base(
-    source: str | Path, dequantize: Dequantize = "auto", kv_bits: int | None = None, max_kv_size: int | None = None
+    source: str | Path,
+    dequantize: Dequantize = "auto",
+    kv_bits: int | None = None,
+    max_kv_size: int | None = None,
+    shard: Shard | None = None,
 ) -> tuple[nn.Module, TokenizerWrapper]:
     """Loads a base model and its tokenizer from a directory or hub id, as :func:`suit_to_cpu` makes it.
 
+    Of a ``shard``, each process has its part.
+
     Raises:
-        ModelError: There is no such model, or it cannot be loaded; or its caches cannot be limited.
+        ModelError: There is no such model, or it cannot be loaded or divided; or its caches cannot be limited.
     """
-    model, tokenizer = load_weights_and_tokenizer(resolve(source))
+    path = resolve(source)
+    model, tokenizer = load_weights_and_tokenizer(path, lazy=shard is not None)
     suit_to_cpu(model, dequantize)
-    _evaluate(model)
+    if shard is None:
+        _evaluate(model)
+    else:
+        shard.cut(model, path)
     limit_caches(model, kv_bits, max_kv_size)
     return model, tokenizer
 
@@ -92,6 +105,7 @@ def load(
     across: Across = "auto",
     across_candidates: int = Refinement.candidates,
     across_tolerance: float = Refinement.tolerance,
+    shard: Shard | None = None,
 ) -> tuple[GuidedModel, TokenizerWrapper]:
     """Loads a base model guided by a PARM, or by several reward models of one objective each.
 
@@ -116,6 +130,8 @@ def load(
             ``"auto"`` where the vocabularies differ, ``"off"`` never.
         across_candidates: Most tokens of the base that the guide is asked on about, where they take several of its own.
         across_tolerance: Share of the guided distribution that may be left open.
+        shard: The processes that hold the model together (:mod:`parm_mlx.guidance.shard`); all of them call this. The
+            samplers of mlx-lm's functions must be ``shard.sampler(…)`` then.
 
     Returns:
         The guided model, which any mlx-lm function runs, and the base's tokenizer. The end-of-sequence tokens of a
@@ -145,6 +161,7 @@ def load(
         across,
         across_candidates,
         across_tolerance,
+        shard,
     )
     return guided, tokenizer
 
@@ -163,17 +180,28 @@ def load_with_tokenizers(
     across: Across = "auto",
     across_candidates: int = Refinement.candidates,
     across_tolerance: float = Refinement.tolerance,
+    shard: Shard | None = None,
 ) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
     """As :func:`load`, with the guide's own tokenizer as well: base and guide may need different prompt templates."""
     check_cache_limits(kv_bits, max_kv_size)
     check_guidance(guidance, share)
     base_path = resolve(model)
-    base, tokenizer = load_base(base_path, dequantize, kv_bits, max_kv_size)
-    held = {base_path.resolve(): base.parameters()}
     adapters = [parm] if isinstance(parm, (str, Path)) else list(parm)
     betas = parse_betas(beta, len(adapters))
     alone = alpha if len(adapters) == 1 else None
     limits = kv_bits, max_kv_size
+    how = None if shard is None else shard.how
+    if how in ("pipeline", "apart") and (share == "on" or guidance == "one-pass"):
+        asked = "--share on" if share == "on" else "--guidance one-pass"
+        raise ModelError(
+            f"--shard {how} and {asked} exclude each other: base and guide are not cut together",
+            hint="--shard tensor cuts a shared backbone",
+        )
+    if shard is not None and how == "apart":
+        return _load_apart(base_path, adapters, guide_model, alpha, betas, share, dequantize, limits, shard)
+    base, tokenizer = load_base(base_path, dequantize, kv_bits, max_kv_size, shard)
+    # Weights that are in memory serve every guide that has the same; in a pipeline, guides are whole.
+    held = {} if how == "pipeline" else {base_path.resolve(): (base.parameters(), shard)}
     loaded = (_load_guide(each, guide_model, alone, held, dequantize, limits) for each in adapters)
     guides, tokenizers, paths = zip(*loaded, strict=True)
     differ = across == "auto" and any(vocabularies_differ(tokenizer, each) for each in tokenizers)
@@ -203,31 +231,88 @@ def load_with_tokenizers(
             raise ModelError(
                 "one pass cannot stand for several adapters that guide together", hint="leave out --guidance one-pass"
             )
-        if guides[0].chat_template is None and len({str(each.chat_template) for each in tokenizers}) > 1:
-            raise ModelError("the backbones of adapters that guide together have different chat templates")
-        own = len(betas) > 1  # one β for each, which is part of the guide then
-        guide = Guides(guides, alpha, betas if own else None)
-        beta = 1.0 if own else betas[0]
+        guide, beta = _together(guides, tokenizers, alpha, betas)
         made = AcrossModel(base, bases(guide), beta) if differ else GuidedModel(base, guide, beta)
-        return made, tokenizer, tokenizers[0]
-    if differ:
-        return AcrossModel(base, bases(guides[0]), betas[0]), tokenizer, tokenizers[0]
-    difference = None if share == "off" else weights_differ(base, guides[0].model)
+    elif differ:
+        made = AcrossModel(base, bases(guides[0]), betas[0])
+    else:
+        made = _of_one_vocabulary(base, guides[0], betas[0], share, guidance, how, (base_path, paths[0]))
+    made.shard = shard
+    return made, tokenizer, tokenizers[0]
+
+
+def _together(
+    guides: Sequence[Guide], tokenizers: Sequence[TokenizerWrapper], alpha: AlphaSpec | None, betas: Sequence[float]
+) -> tuple[Guides, float]:
+    """Several adapters as one guide, and the β beside it."""
+    if guides[0].chat_template is None and len({str(each.chat_template) for each in tokenizers}) > 1:
+        raise ModelError("the backbones of adapters that guide together have different chat templates")
+    own = len(betas) > 1  # one β for each, which is part of the guide then
+    return Guides(guides, alpha, betas if own else None), 1.0 if own else betas[0]
+
+
+def _of_one_vocabulary(
+    base: nn.Module,
+    guide: Guide,
+    beta: float,
+    share: Share,
+    guidance: Guidance,
+    how: How | None,
+    paths: tuple[Path, Path],
+) -> GuidedModel:
+    """The guided model of a base and one guide, in one forward pass where they share weights."""
+    difference = None if share == "off" else weights_differ(base, guide.model)
+    if how == "pipeline":
+        difference = difference or "in a pipeline the guide is whole in every process"
     if share == "on" and difference:
         raise ModelError(
-            f"base {base_path} and guide model {paths[0]} cannot share one forward pass: {difference}",
+            f"base {paths[0]} and guide model {paths[1]} cannot share one forward pass: {difference}",
             hint="leave out --share on, or name one model for both",
         )
     if guidance == "one-pass":
         if difference:
             raise ModelError(
-                f"one pass cannot stand for base {base_path} and guide model {paths[0]}: {difference}",
+                f"one pass cannot stand for base {paths[0]} and guide model {paths[1]}: {difference}",
                 hint="leave out --guidance one-pass, or name one model for both",
             )
-        return OnePassModel(guides[0], betas[0]), tokenizer, tokenizers[0]
-    if difference or share == "off":
-        return GuidedModel(base, guides[0], betas[0]), tokenizer, tokenizers[0]
-    return SharedModel(guides[0], betas[0]), tokenizer, tokenizers[0]
+        return OnePassModel(guide, beta)
+    return GuidedModel(base, guide, beta) if difference or share == "off" else SharedModel(guide, beta)
+
+
+def _load_apart(
+    base_path: Path,
+    adapters: Sequence[str | Path],
+    guide_model: str | Path | None,
+    alpha: AlphaSpec | None,
+    betas: Sequence[float],
+    share: Share,
+    dequantize: Dequantize,
+    limits: tuple[int | None, int | None],
+    shard: Shard,
+) -> tuple[GuidedModel, TokenizerWrapper, TokenizerWrapper]:
+    """Loads the base in rank 0 and the guide in rank 1; both have both tokenizers."""
+    paths = [backbone_of(each, read_config(each), guide_model) for each in (resolve(a, "adapter") for a in adapters)]
+    if share != "off" and any(path.resolve() == base_path.resolve() for path in paths):
+        raise ModelError(
+            f"base and guide are {base_path}: --shard apart would load it twice, where they share its weights",
+            hint="--shard tensor divides it; --share off insists on two copies",
+        )
+    part: Any
+    beta = 1.0 if len(adapters) > 1 and len(betas) > 1 else betas[0]
+    with shard.group.agreed():
+        tokenizer, tokenizers = load_tokenizer_alone(base_path), [load_tokenizer_alone(path) for path in paths]
+        for path, guide_tokenizer in zip(paths, tokenizers, strict=True):
+            hint = "--shard apart adds the logits of base and guide, so both need one vocabulary"
+            check_vocabularies(tokenizer, guide_tokenizer, base_path, path, hint=hint)
+            tokenizer.eos_token_ids = tokenizer.eos_token_ids | guide_tokenizer.eos_token_ids
+        if shard.main:
+            part, _ = load_base(base_path, dequantize, *limits)
+        else:
+            held: dict[Path, tuple[Any, Shard | None]] = {}
+            alone = alpha if len(adapters) == 1 else None
+            guides = [_load_guide(each, guide_model, alone, held, dequantize, limits)[0] for each in adapters]
+            part = guides[0] if len(guides) == 1 else _together(guides, tokenizers, alpha, betas)[0]
+    return ApartModel(part, beta, shard), tokenizer, tokenizers[0]
 
 
 def _seen_by(
@@ -255,91 +340,30 @@ def _load_guide(
     parm: str | Path,
     model: str | Path | None,
     alpha: AlphaSpec | None,
-    held: dict[Path, Any],
+    held: dict[Path, tuple[Any, Shard | None]],
     dequantize: Dequantize,
     limits: tuple[int | None, int | None] = (None, None),
 ) -> tuple[Guide, TokenizerWrapper, Path]:
-    """Loads one guide; the weights of ``held``, by path, are in memory and not loaded again.
+    """Loads one guide; the weights of ``held``, by path, are in memory and not loaded again, cut by a shard or whole.
 
     ``limits`` are those of :func:`parm_mlx.mlxlm.limit_caches`.
     """
     adapter = resolve(parm, "adapter")
     config, tensors = read_adapter(adapter)
-    path = _backbone(adapter, config, model)
-    weights = held.get(path.resolve())
+    path = backbone_of(adapter, config, model)
+    weights, shard = held.get(path.resolve(), (None, None))
     backbone, tokenizer = load_weights_and_tokenizer(path, lazy=weights is not None)
     suit_to_cpu(backbone, dequantize)
+    if shard is not None:
+        shard.cut(backbone, path, evaluate=False)
     if weights is not None:
         backbone.update(weights)
     else:
-        held[path.resolve()] = backbone.parameters()
+        held[path.resolve()] = backbone.parameters(), None
     limit_caches(backbone, *limits)
     load_into(backbone, config, tensors)
     _evaluate(backbone)
     return Guide(backbone, config, alpha), tokenizer, path
-
-
-def proposed_betas(adapters: Sequence[str | Path]) -> tuple[float, ...]:
-    """The β for each adapter that its training proposes, 1 where it does not; one number if they are the same."""
-    betas = tuple(read_config(resolve(adapter, "adapter")).beta or 1.0 for adapter in adapters)
-    return betas if len(set(betas)) > 1 else betas[:1] or (1.0,)
-
-
-def recorded_backbone(parm: str | Path) -> Path:
-    """The backbone that an adapter records."""
-    adapter = resolve(parm, "adapter")
-    return _backbone(adapter, read_config(adapter), None)
-
-
-def _backbone(adapter: Path, config: PBLoRAConfig, given: str | Path | None) -> Path:
-    if given is not None:
-        return resolve(given, "guide model")
-    recorded = find_backbone(adapter, config)
-    if recorded is None:
-        raise AdapterError(f"adapter {adapter} does not record its backbone", hint="name it with --guide-model")
-    try:
-        return resolve(recorded, "guide model")
-    except ModelError as error:
-        hint = f"adapter {adapter} was trained on this backbone; --guide-model DIR says where it is now"
-        raise ModelError(str(error), hint=hint) from None
-
-
-def held_out_prompts(name: str) -> list[str]:
-    """Returns the questions that the PARM of a name was not trained on."""
-    return (_MODELS / f"{name}_held_out.txt").read_text(encoding="utf-8").splitlines()
-
-
-def named_models(
-    model: str | Path | None,
-    parm: str | Path | Sequence[str | Path] | None,
-    guide_model: str | Path | None = None,
-    note: Callable[[str], None] = lambda message: None,
-) -> tuple[str, list[str]]:
-    """Returns base and adapters, directories or hub ids, where some or all of them are left out.
-
-    Where none is given they are ``smollm2``; ``bundled`` and a note where that is neither here nor can be fetched. The
-    adapter of a model with a name is that of the name. The base of an adapter is its backbone. There are no adapters
-    where a model has none.
-
-    Raises:
-        AdapterError: The adapter cannot be read or records no backbone.
-    """
-    adapters = [str(each) for each in ([parm] if isinstance(parm, str | Path) else parm or [])]
-    if model is None and guide_model is None:
-        model = str(recorded_backbone(adapters[0])) if adapters else _default(note)
-    model = str(model or guide_model)
-    return model, adapters or [model] * (model in NAMED)
-
-
-def _default(note: Callable[[str], None]) -> str:
-    *preferred, last = NAMED
-    for name in preferred:
-        try:
-            resolve(name)
-            return name
-        except RunError as error:
-            note(f"{error}; the model {last} answers in its place")
-    return last
 
 
 def suit_to_cpu(model: nn.Module, dequantize: Dequantize = "auto") -> None:
@@ -360,39 +384,3 @@ def suit_to_cpu(model: nn.Module, dequantize: Dequantize = "auto") -> None:
 def _evaluate(model: nn.Module) -> None:
     """Computes all arrays of a model, also those that are not parameters: the thread that generates may be another."""
     mx.eval([[value for value in module.values() if isinstance(value, mx.array)] for module in model.modules()])
-
-
-def check_vocabularies(
-    base: TokenizerWrapper,
-    other: TokenizerWrapper,
-    base_path: Path,
-    other_path: Path,
-    role: str = "guide",
-    of: str = "base",
-    hint: str = "their token log-probabilities are combined, so both models need the same vocabulary",
-) -> None:
-    """Checks that two tokenizers give every token the same id, special tokens in one of them aside."""
-    if reasons := vocabularies_differ(base, other):
-        raise ModelError(
-            f"{of} {base_path} and {role} {other_path} have different tokenizers: {'; '.join(reasons)}",
-            hint=hint,
-        )
-
-
-def vocabularies_differ(base: TokenizerWrapper, other: TokenizerWrapper) -> list[str]:
-    """Returns the reasons why two tokenizers cannot stand for each other; none where they can."""
-    a, b = base.get_vocab(), other.get_vocab()
-    by_id_a, by_id_b = ({i: token for token, i in vocab.items()} for vocab in (a, b))
-    clash = sorted(i for i in by_id_a.keys() & by_id_b.keys() if by_id_a[i] != by_id_b[i])
-    special = {**base.get_added_vocab(), **other.get_added_vocab()}
-    unmatched = sorted(token for token in a.keys() ^ b.keys() if token not in special)
-    reasons = []
-    if clash:
-        shown = ", ".join(f"{i} is {by_id_a[i]!r} and {by_id_b[i]!r}" for i in clash[:3])
-        reasons.append(f"{len(clash)} ids stand for different tokens ({shown})")
-    if unmatched:
-        named = ", ".join(map(repr, unmatched[:3]))
-        reasons.append(f"{len(unmatched)} tokens exist in only one of them ({named})")
-    if not (base.eos_token_ids | other.eos_token_ids) & by_id_a.keys() & by_id_b.keys():
-        reasons.append("they have no end-of-sequence token in common")
-    return reasons

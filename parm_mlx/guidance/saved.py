@@ -1,12 +1,14 @@
 """A conversation in a file: what was said, token for token, and the settings it was said with."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from parm_mlx.errors import DataError
 from parm_mlx.files import disk_errors, expanded, read_json
 from parm_mlx.guidance.chat import Conversation
+from parm_mlx.guidance.shard import Shard
 from parm_mlx.outputs import check_new_file, new_file
 from parm_mlx.ranges import BETA, TEMP
 
@@ -37,17 +39,23 @@ def save_conversation(
 
 
 def load_conversation(
-    path: str | Path, conversation: Conversation, models: dict[str, Any]
+    path: str | Path, conversation: Conversation, models: dict[str, Any], shard: Shard | None = None
 ) -> dict[str, float | None] | None:
     """Goes on with a conversation from a file, also under its preference, and returns the settings it was saved with.
 
-    It is read again as text where it was held with other models: None is returned then, and the preference stays.
+    Of a ``shard``, rank 0 reads the file. The conversation is read again as text where it was held with other models:
+    None is returned then, and the preference stays.
 
     Raises:
         DataError: The file is not a conversation.
     """
     file = expanded(path)
-    content = read_json(file, "conversation", DataError)
+    content: dict[str, Any] = {}
+    with nullcontext() if shard is None else shard.group.agreed():
+        if shard is None or shard.main:
+            content = read_json(file, "conversation", DataError)
+    if shard is not None:
+        content = shard.decide(content)
     if content.get("format") != FORMAT:
         raise DataError(f"{file} is not a conversation that /save wrote")
     alpha, same = content.get("alpha"), content.get("models") == models

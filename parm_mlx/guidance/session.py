@@ -1,7 +1,7 @@
 """Models that are loaded and ready to answer, as the commands and an evaluation ask for them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,23 +11,15 @@ from mlx.utils import tree_flatten
 from parm_mlx.errors import InputError
 from parm_mlx.files import resolve
 from parm_mlx.fingerprint import directory_digest
+from parm_mlx.guidance.apart import ApartModel
 from parm_mlx.guidance.costs import QUESTIONS, Costs, key, measure, recall, remember
 from parm_mlx.guidance.fit import fetching, misfit
 from parm_mlx.guidance.guided import GuidedModel, Unguided
-from parm_mlx.guidance.loading import (
-    Across,
-    Dequantize,
-    Guidance,
-    Share,
-    load_base,
-    load_draft,
-    load_with_tokenizers,
-    named_models,
-    proposed_betas,
-    recorded_backbone,
-)
+from parm_mlx.guidance.loading import Across, Dequantize, Guidance, Share, load_base, load_draft, load_with_tokenizers
+from parm_mlx.guidance.named import named_models, proposed_betas, recorded_backbone
 from parm_mlx.guidance.prompts import Prompter
 from parm_mlx.guidance.refinement import Refinement
+from parm_mlx.guidance.shard import Shard
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.guidance.speculation import Drafting
 from parm_mlx.guidance.templates import Message
@@ -94,16 +86,20 @@ class Session:
         size = sum(value.nbytes for value in weights.values())
         settings = {"betas": self.betas, "bytes": size, "shared": isinstance(self.model, SharedModel)}
         settings |= {"tokens": self.automatic.tokens, "kv_bits": self.automatic.kv_bits}
+        shard = self.model.shard
+        settings |= {} if shard is None else {"shard": [shard.how, shard.group.size]}
         name = key(digests, settings)
-        costs = recall(name)
-        if costs is None:
+        known = recall(name)
+        found: Any = self.model.decide(None if known is None else asdict(known))
+        if found is None:
             announce("measuring once how fast these models are here, for some seconds (--speculation off does without)")
             prompts = [self.prompter([{"role": "user", "content": question}]) for question in QUESTIONS]
             ends = frozenset(self.tokenizer.eos_token_ids)
-            costs = measure(self.model, prompts, ends, self.automatic.tokens)
-            remember(name, " + ".join([self.base, *self.adapters]), costs)
-        self.automatic.costs = costs
-        return costs
+            found = self.model.decide(asdict(measure(self.model, prompts, ends, self.automatic.tokens)))
+            if shard is None or shard.main:
+                remember(name, " + ".join([self.base, *self.adapters]), Costs(**found))
+        self.automatic.costs = Costs(**found)
+        return self.automatic.costs
 
     def paths(self) -> dict[str, Path]:
         """Returns the directories of the models by their roles."""
@@ -141,13 +137,14 @@ def load_session(
     across_candidates: int = Refinement.candidates,
     across_tolerance: float = Refinement.tolerance,
     alone: bool = False,
+    shard: Shard | None = None,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Session:
     """Loads models and makes them ready to answer; :func:`named_models` says which, where some are left out.
 
     ``template`` renders prompts with chat templates. ``alone`` takes a model without a PARM, which then answers
-    unguided. ``announce`` is told at once what a user should know before models are loaded. Other arguments are those
-    of :func:`parm_mlx.evaluate`.
+    unguided. ``shard`` are the processes that hold the models together and all call this. ``announce`` is told at once
+    what a user should know before models are loaded. Other arguments are those of :func:`parm_mlx.evaluate`.
 
     Raises:
         InputError: The arguments contradict each other, β is wrong, or something cannot be loaded.
@@ -156,6 +153,11 @@ def load_session(
     drafts = draft_model is not None or speculation in ("guide", "base")
     check_cache_limits(kv_bits, max_kv_size, drafts)
     check_guidance(guidance, share, speculation)
+    if shard is not None and shard.how == "apart" and drafts:
+        raise InputError(
+            "--shard apart and drafting exclude each other: base and guide read every token at the same time",
+            hint="leave out --draft-model and --speculation",
+        )
     given = 1 if parm is None or isinstance(parm, str | Path) else max(len(parm), 1)
     betas = None if beta is None else parse_betas(beta, given)
     notes: list[str] = []
@@ -170,7 +172,7 @@ def load_session(
     }
     guided: GuidedModel
     paths = [resolve(base), *(_backbone(adapter, guide_model) for adapter in adapters if guidance == "exact")]
-    if problem := misfit(paths, kv_bits=kv_bits, max_kv_size=max_kv_size):
+    if shard is None and (problem := misfit(paths, kv_bits=kv_bits, max_kv_size=max_kv_size)):
         announce(f"warning: {problem}")
     if betas is None:
         betas = proposed_betas(adapters)
@@ -190,6 +192,7 @@ def load_session(
             across=across,
             across_candidates=across_candidates,
             across_tolerance=across_tolerance,
+            shard=shard,
         )
         if guided.shift:
             notes.append("the PARM has another vocabulary: it guides by what it would write (docs/vocabularies.md)")
@@ -199,8 +202,11 @@ def load_session(
                 hint="leave out --speculation guide; --speculation base drafts with the base",
             )
     else:
-        model_alone, tokenizer = load_base(base, dequantize, kv_bits, max_kv_size)
+        if shard is not None and shard.how == "apart":
+            raise InputError("--shard apart divides base and guide, and there is no guide", hint="add --parm")
+        model_alone, tokenizer = load_base(base, dequantize, kv_bits, max_kv_size, shard)
         guided, guide_tokenizer = Unguided(model_alone), tokenizer
+        guided.shard = shard
     drafting = None
     if drafts:
         drafter = None if draft_model is None else load_draft(draft_model, tokenizer, base, dequantize)
@@ -225,7 +231,8 @@ def load_session(
     if is_quantized(resolve(base)) and not any(map(quantized_numbers, guided.modules())):
         notes.append(f"{base} is computed in float32, which is faster on a CPU (--dequantize off keeps its bits)")
     automatic = None
-    if speculation == "auto" and not (drafts or guided.reads_once or guided.shift) and max_kv_size is None:
+    measured = not (drafts or guided.reads_once or guided.shift or isinstance(guided, ApartModel))
+    if speculation == "auto" and measured and max_kv_size is None:
         automatic = Automatic(num_draft_tokens or Drafting.tokens, share, kv_bits)
     return Session(names, base, adapters, betas, guided, tokenizer, prompter, drafting, automatic, system, notes)
 

@@ -22,6 +22,7 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, read
 from parm_mlx.guidance.sampling import NOT_FINITE, Sampler, Sampling, checked, normalised
+from parm_mlx.guidance.shard import STOPPED, Shard
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import PreferenceCache, Snapshot, embedding_rows, generation_stream, make_prompt_cache, wired_limit
@@ -88,9 +89,10 @@ class DraftCount:
 
 
 class Chooser:
-    """Draws drafts and the tokens of one answer, over V tokens (``vocabulary``)."""
+    """Draws drafts and the tokens of one answer, over V tokens (``vocabulary``); rank 0's for all of a ``shard``."""
 
-    def __init__(self, sampling: Sampling, seed_offset: int, vocabulary: int) -> None:
+    def __init__(self, sampling: Sampling, seed_offset: int, vocabulary: int, shard: Shard | None = None) -> None:
+        self._shard = shard
         self._sampling = sampling
         self._sampler = Sampler(sampling, seed_offset)
         self._vocabulary = vocabulary
@@ -107,7 +109,8 @@ class Chooser:
         if missing:
             logits = mx.pad(logits, [(0, 0), (0, missing)], constant_values=-mx.inf)
         logprobs = self._sampling.distribution(logits)
-        return self._draw(logprobs, ahead), mx.max(logprobs, axis=-1)
+        draft, highest = self._draw(logprobs, ahead), mx.max(logprobs, axis=-1)
+        return (draft, highest) if self._shard is None else self._shard.agree_with(draft, highest)
 
     def judge(self, target: mx.array, drafts: mx.array) -> tuple[int, list[int]]:
         """Decides which of n drafts (n,) are kept.
@@ -121,7 +124,10 @@ class Chooser:
         logprobs = normalised(target)
         scores = self._sampling.scores(logprobs)
         drawn = mx.concatenate([self._draw(scores[i : i + 1], i) for i in range(target.shape[0])])
-        values: list[Any] = [array.tolist() for array in (checked(drawn[:, None], logprobs), drafts)]
+        verdict = checked(drawn[:, None], logprobs)
+        if self._shard is not None:
+            verdict = self._shard.agree(verdict)
+        values: list[Any] = [array.tolist() for array in (verdict, drafts)]
         tokens, drafted = values
         kept = [*(a == b for a, b in zip(drafted, tokens, strict=False)), False].index(False)
         tokens = tokens[: kept + 1]
@@ -163,7 +169,7 @@ class Speculation:
         self._generated: list[int] = []
         self._model = model
         self._drafting = drafting
-        self._chooser = Chooser(sampling, seed_offset, model.vocabulary)
+        self._chooser = Chooser(sampling, seed_offset, model.vocabulary, model.shard)
         self._last = token
         self._draft = draft or drafting.make_cache()
         self._unread_by_draft = mx.array(drafting.readable([token]), mx.uint32)
@@ -175,7 +181,7 @@ class Speculation:
         return self._generated[:-1]
 
     def __iter__(self) -> Iterator[int]:
-        """Yields tokens, without end; where logits are not finite, ``NOT_FINITE`` is the last one."""
+        """Yields tokens, without end; where logits are not finite, ``NOT_FINITE`` is the last one, else ``STOPPED``."""
         advance = self._draft_by_part if self._drafting.model is None else self._draft_by_model
         with wired_limit(self._model):
             while True:
@@ -184,7 +190,7 @@ class Speculation:
                 self._generated += tokens
                 self._last = tokens[-1]
                 yield from tokens
-                if self._last == NOT_FINITE:
+                if self._last in (NOT_FINITE, STOPPED):
                     return
 
     def _draft_by_part(self, last: mx.array) -> list[int]:
@@ -221,7 +227,7 @@ class Speculation:
         _, drafts = self._drafts(drafter, draft.cache, unread, self._sharpness["base"])
         n, tokens_read = drafts.size, mx.concatenate([last, drafts])
         kept, tokens = self._chooser.judge(self._model(tokens_read[None], cache=self.cache)[0], drafts)
-        if tokens[-1] == NOT_FINITE:
+        if tokens[-1] in (NOT_FINITE, STOPPED):
             self.count.add(DraftCount(n, kept, 1, len(tokens), 1, 1))
             return tokens
         passes = 1 + _take_back(before, self._model, self.cache, tokens_read, kept + 1)

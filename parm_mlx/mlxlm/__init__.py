@@ -9,7 +9,13 @@ from mlx_lm.utils import dequantize_model
 
 from parm_mlx.mlxlm.across import AcrossCache, ForkedEntry, ReadSequence, are_plain
 from parm_mlx.mlxlm.caches import Snapshot, bears_padding, can_batch, joined, limit_caches, only_grows, rewind, row_of
-from parm_mlx.mlxlm.generation import filter_logprobs, penalty_processors, reporting_callback, wired_limit
+from parm_mlx.mlxlm.generation import (
+    AgreedBatchGenerator,
+    filter_logprobs,
+    penalty_processors,
+    reporting_callback,
+    wired_limit,
+)
 from parm_mlx.mlxlm.logits import scale_logits
 from parm_mlx.mlxlm.models import (
     Layer,
@@ -30,6 +36,13 @@ from parm_mlx.mlxlm.prefix import PrefixCache
 from parm_mlx.mlxlm.saving import save_converted, save_like
 from parm_mlx.mlxlm.settings import config_dtype, read_config
 from parm_mlx.mlxlm.settings import levels as config_levels
+from parm_mlx.mlxlm.sharding import (
+    cut_blocks,
+    cut_layers,
+    evaluate_one_by_one,
+    run_before,
+    shard_modes,
+)
 from parm_mlx.mlxlm.weights import check_finite, check_finite_files, weight_files
 
 # mlx-lm's load_prompt_cache finds the kinds of entries by name in this module.
@@ -38,6 +51,7 @@ for _entry in (AcrossCache, PairCache, PreferenceCache):
 
 __all__ = [
     "AcrossCache",
+    "AgreedBatchGenerator",
     "BatchGenerator",
     "ForkedEntry",
     "LRUPromptCache",
@@ -59,8 +73,11 @@ __all__ = [
     "config_levels",
     "config_rows",
     "context_length",
+    "cut_blocks",
+    "cut_layers",
     "dequantize_model",
     "embedding_rows",
+    "evaluate_one_by_one",
     "filter_logprobs",
     "generate_step",
     "generation_stream",
@@ -79,9 +96,11 @@ __all__ = [
     "reporting_callback",
     "rewind",
     "row_of",
+    "run_before",
     "save_converted",
     "save_like",
     "scale_logits",
+    "shard_modes",
     "trunk_and_output_layer",
     "weight_files",
     "wired_limit",

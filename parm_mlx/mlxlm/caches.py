@@ -61,7 +61,7 @@ def limit_caches(model: nn.Module, kv_bits: int | None = None, max_kv_size: int 
 
 def rewind(cache: list[Any], tokens: int) -> bool:
     """Removes the last tokens from a prompt cache, in place; returns False and leaves one that cannot be trimmed."""
-    if tokens == 0:
+    if tokens == 0 or not cache:
         return True
     if any(isinstance(entry, ChunkedKVCache) and entry.start_position > 0 for entry in leaves(cache)):
         return False  # earlier positions would need tokens that were dropped

@@ -6,9 +6,42 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import generation_stream
+from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch, generation_stream
 from mlx_lm.generate import wired_limit as mlx_wired_limit
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
+
+
+class AgreedBatchGenerator(BatchGenerator):
+    """mlx-lm's generator of a batch, with a last word on the tokens of all its rows at each step.
+
+    Args:
+        model: The model.
+        agree: Given the tokens (B,) that the rows have drawn, returns those to go on with.
+        settings: Those of mlx-lm's generator.
+    """
+
+    def __init__(self, model: Any, agree: Callable[[mx.array], mx.array], **settings: Any) -> None:
+        super().__init__(model, **settings)
+
+        def settle(batch: Any) -> None:
+            batch._next_tokens = agree(batch._next_tokens)
+            mx.async_eval(batch._next_tokens)
+
+        class Rows(GenerationBatch):
+            def _step(self) -> Any:
+                found = super()._step()
+                settle(self)
+                return found
+
+        class Prompts(PromptProcessingBatch):
+            def generate(self, tokens: list[list[int]]) -> Any:
+                rows = super().generate(tokens)  # has taken its first step
+                settle(rows)
+                return rows
+
+        fallback = self.sampler
+        self._generation_batch = Rows.empty(model, fallback)
+        self._prompt_batch = Prompts.empty(model, fallback, prefill_step_size=self.prefill_step_size)
 
 
 def wired_limit(model: nn.Module) -> AbstractContextManager[None]:

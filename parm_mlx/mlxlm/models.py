@@ -44,6 +44,10 @@ _EMBEDDINGS = (
     *("embed_tokens", "wte", "word_embeddings", "embeddings", "tok_embeddings", "token_embeddings", "embedding"),
     *("embed_in", "embed"),
 )
+_QUANTIZED = (
+    *(nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear),
+    *(nn.QuantizedAllToShardedLinear, nn.QuantizedShardedToAllLinear),
+)
 _TEMPLATE_FILE = "chat_template.json"
 _CONFIG = "_parm_mlx_config"
 _LOADING = (Exception, SystemExit)  # what mlx-lm and transformers raise where a directory is not as they expect
@@ -315,6 +319,6 @@ def trunk_and_output_layer(model: nn.Module) -> tuple[Layer, Layer] | None:
 
 def quantized_numbers(module: nn.Module) -> int:
     """Returns how many numbers the quantised weight of one layer stands for; 0 for other layers."""
-    if not isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)):
+    if not isinstance(module, _QUANTIZED):
         return 0
     return int(module.weight.size) * 32 // int(module.bits)

@@ -19,6 +19,7 @@ from parm_mlx.errors import AdapterError, ModelError, first_line
 from parm_mlx.files import NAMED, expanded, is_dir, is_file, pickled_weights, read_json
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import PBLoRALinear, core_shapes, tensor_shapes
+from parm_mlx.pblora.shard import cut_tensors
 from parm_mlx.pblora.targets import find_targets
 
 CONFIG_FILE = "adapter_config.json"
@@ -63,14 +64,16 @@ def adapter_tensors(model: nn.Module) -> Tensors:
 
 
 def load_into(model: nn.Module, config: PBLoRAConfig, tensors: Mapping[str, mx.array]) -> None:
-    """Attaches a stored adapter to a model, in place.
+    """Attaches a stored adapter to a model, in place; of an adapter for cut layers, each process takes its part.
 
     Raises:
         AdapterError: It does not fit the model: every problem is listed, and the model is left as it was.
     """
+    targets = find_targets(model, config.target_modules)
+    tensors = cut_tensors(tensors, targets)
     shapes = {
         f"{target.name}.{key}": shape
-        for target in find_targets(model, config.target_modules)
+        for target in targets
         for key, shape in tensor_shapes(target.linear, config).items()
         if 0 not in shape
     }

@@ -25,7 +25,8 @@ import mlx.nn as nn
 from parm_mlx.errors import InputError, PreferenceError
 from parm_mlx.kernels.lowrank import lowrank_update
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.targets import linear_dims
+from parm_mlx.pblora.shard import part_of_product
+from parm_mlx.pblora.targets import CUT_ALONG_INPUTS, linear_dims
 
 Shape = tuple[int, ...]
 
@@ -118,7 +119,12 @@ class PBLoRALinear(nn.Module):
         conditioning = _active.get()
         if conditioning is None:
             raise PreferenceError("a model with a PARM adapter was run without a preference vector")
-        return conditioning.add_update(self, x, self.linear(x))
+        linear = self.linear
+        if not isinstance(linear, CUT_ALONG_INPUTS):
+            return conditioning.add_update(self, x, linear(x))
+        # x is this process's part of the input: what W and the adapter make of the parts is summed together, once.
+        y = mx.distributed.all_sum(conditioning.add_update(self, x, part_of_product(linear, x)), group=linear.group)
+        return y + linear.bias if "bias" in linear else y
 
     def core(self, alpha: mx.array) -> mx.array:
         """Computes M(α) for α (B, k): (B, r1 + r2, r1 + r2). For inspection only."""

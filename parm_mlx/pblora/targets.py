@@ -10,7 +10,9 @@ from parm_mlx.pblora.config import DEFAULT_TARGETS, PBLoRAConfig
 
 FUSED_ATTENTION = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "att_proj", "in_proj_qkv", "c_qkv")
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-LINEAR = (nn.Linear, nn.QuantizedLinear)
+CUT_ALONG_OUTPUTS = (nn.AllToShardedLinear, nn.QuantizedAllToShardedLinear)
+CUT_ALONG_INPUTS = (nn.ShardedToAllLinear, nn.QuantizedShardedToAllLinear)
+LINEAR = (nn.Linear, nn.QuantizedLinear, *CUT_ALONG_OUTPUTS, *CUT_ALONG_INPUTS)
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Target:
 
 
 def linear_dims(linear: nn.Module) -> tuple[int, int]:
-    """Returns (out, in) of a plain or quantised linear layer."""
+    """Returns (out, in) of a plain or quantised linear layer; of a cut one, those of this process's part."""
     out_dims, in_dims = linear.weight.shape
-    if isinstance(linear, nn.QuantizedLinear):
+    if "scales" in linear:
         in_dims = in_dims * 32 // linear.bits
     return out_dims, in_dims
 

@@ -31,6 +31,7 @@ class Answering:
 
     def __init__(self, ask: Ask, tokenizer: TokenizerWrapper, deadline: float) -> None:
         self.ask, self.deadline = ask, deadline
+        self.number = 0  # among all that were begun
         self.request = ask.request.of_thought() if ask.request.thinks_alone else ask.request
         self.thinking = ask.request.thinks_alone
         self.tokens: list[int] = []  # of thought and answer

@@ -15,13 +15,14 @@ import mlx.core as mx
 
 from parm_mlx.errors import first_line
 from parm_mlx.guidance.explain import explaining
-from parm_mlx.guidance.generate import not_finite, sampling_of
+from parm_mlx.guidance.generate import batch_generator, not_finite, sampling_of
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.prefill import CachedTokens, evaluate
 from parm_mlx.guidance.sampling import NOT_FINITE
 from parm_mlx.guidance.session import Session
-from parm_mlx.mlxlm import BatchGenerator
+from parm_mlx.guidance.shard import Shard
 from parm_mlx.serving.answering import Answering
+from parm_mlx.serving.errors import BusyError, ClosedError
 from parm_mlx.serving.events import Ask, Kind
 from parm_mlx.serving.kept import KeptPrompts
 from parm_mlx.serving.reader import PromptReader
@@ -30,14 +31,6 @@ from parm_mlx.serving.settings import MIB, ServerOptions
 FAILURES = 3  # of the whole batch, one after the other, after which the engine gives up
 LATELY = 5.0  # seconds
 IDLE = 5.0  # seconds without work after which spare memory is given back
-
-
-class BusyError(Exception):
-    """The queue is full."""
-
-
-class ClosedError(Exception):
-    """The engine takes no more requests."""
 
 
 class Engine:
@@ -58,7 +51,8 @@ class Engine:
         self._explaining: deque[Answering] = deque()
         self._closing, self._draining = False, True
         self._dead: str | None = None
-        self._failures = 0
+        self._failures = self._numbered = 0
+        self._shard: Shard | None = None
         self._progressed = monotonic()
         self.counts = {"requests": 0, "failed": 0, "cancelled": 0, "prompt_tokens": 0, "cached_tokens": 0, "tokens": 0}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -177,6 +171,8 @@ class Engine:
         try:
             self._serve()
         except Exception as error:
+            if self._shard is not None:
+                raise  # the processes are not at the same place any more
             self._failures += 1
             self._fail_all(f"the engine failed: {type(error).__name__}: {first_line(error)}")
             if self._failures >= FAILURES:
@@ -187,27 +183,24 @@ class Engine:
 
     def _prepare(self) -> None:
         self.session = self._load()
+        self._shard = self.session.model.shard
         self._guided = bool(self.session.objectives)
         self._reset()
 
     def _reset(self) -> None:
         self._kept = KeptPrompts(self._options.prompt_cache_size * MIB, self.session.model)
         self._reader = PromptReader(self.session.model, self._kept)
-        model: Any = self.session.model if self._guided else self.session.model.base_logits
-        self._generator = BatchGenerator(
-            model,
+        self._generator = batch_generator(
+            self.session.model,
+            self._guided,
             stop_tokens=[[token] for token in self.session.tokenizer.eos_token_ids],
             completion_batch_size=self._options.batch_size,
             prefill_batch_size=self._options.batch_size,
         )
 
     def _fail_all(self, message: str) -> None:
-        failed = [
-            *self._reader.answers,
-            *self._running.values(),
-            *self._explaining,
-            *(self._waiting if self._dead else ()),
-        ]
+        failed = [*self._reader.answers, *self._running.values(), *self._explaining]
+        failed += self._waiting if self._dead else ()
         self._reader.answers.clear()
         self._explaining.clear()
         self._running.clear()
@@ -234,17 +227,23 @@ class Engine:
                     self._progressed = monotonic()
                 if self._closing and not self._draining:
                     break
-            self._drop()
-            self._admit()
-            self._read()
-            self._step()
-            self._explain()
+            self._begin_turn()
+            self._take_turn()
             self._progressed = monotonic()
         self._dead = "the server is shutting down"
         self._fail_all(self._dead)
 
-    def _drop(self) -> None:
-        """Ends what nobody waits for, and what has taken too long."""
+    def _begin_turn(self) -> None:
+        self._drop()
+        self._admit()
+
+    def _take_turn(self) -> None:
+        self._read()
+        self._step()
+        self._explain()
+
+    def _drop(self) -> set[int]:
+        """Ends what nobody waits for, and what has taken too long; returns the numbers of those under way."""
         now = monotonic()
 
         def leaves(answering: Answering) -> bool:
@@ -259,6 +258,11 @@ class Engine:
 
         with self._changed:
             self._waiting = deque(each for each in self._waiting if not leaves(each))
+        return self._remove(leaves)
+
+    def _remove(self, leaves: Callable[[Answering], bool]) -> set[int]:
+        """Removes answers under way; returns their numbers."""
+        before = self._under_way()
         self._reader.answers = deque(each for each in self._reader.answers if not leaves(each))
         self._explaining = deque(each for each in self._explaining if not leaves(each))
         uids = [uid for uid, answering in self._running.items() if leaves(answering)]
@@ -266,13 +270,23 @@ class Engine:
             self._generator.remove(uids)
             for uid in uids:
                 del self._running[uid]
+        return before - self._under_way()
 
-    def _admit(self) -> None:
+    def _under_way(self) -> set[int]:
+        return {each.number for each in (*self._reader.answers, *self._explaining, *self._running.values())}
+
+    def _admit(self) -> list[Answering]:
+        """Begins with the answers that there is room for, and numbers them."""
+        admitted = []
         while self._waiting and self.active < self._options.batch_size:
             with self._changed:
                 answering = self._waiting.popleft()
                 self._reader.answers.append(answering)
+            self._numbered += 1
+            answering.number = self._numbered
+            admitted.append(answering)
             self.counts["prompt_tokens"] += len(answering.ask.request.prompt.base)
+        return admitted
 
     def _read(self) -> None:
         """Reads a piece of one prompt, or short ones together; answers whose prompts are read join the batch."""
@@ -285,6 +299,8 @@ class Engine:
                     continue
                 self._join(answering, reader.hand_over(answering, whole))
             except Exception as error:
+                if self._shard is not None:
+                    raise  # the other processes may have succeeded
                 self._fail(answering, f"the answer could not begin: {type(error).__name__}: {first_line(error)}")
             reader.answers.remove(answering)
 
@@ -312,10 +328,13 @@ class Engine:
                 request = answering.request
                 error = not_finite(self.session.model, request.prompt, request.alpha, answering.tokens)
                 self._fail(answering, str(error))
-            elif answering.failure is not None:
+            elif answering.failure is not None and self._shard is None:
                 self._leave(response)
                 self._fail(answering, first_line(answering.failure), "request")
             else:
+                if answering.failure is not None and not answering.ended:  # the others learn of it at the next turn
+                    self._fail(answering, first_line(answering.failure), "request")
+                    answering.cancel()
                 self.counts["tokens"] += 1
                 if reason != "stop" and answering.take(token, response.logprobs):
                     reason = "stop"

@@ -47,3 +47,11 @@ def content(message: str, status: int, param: str | None = None, code: str | Non
     """The body of an error: OpenAI's shape, with the ``type`` beside it that Anthropic's has."""
     kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"type": "error", "error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class BusyError(Exception):
+    """The queue of the engine is full."""
+
+
+class ClosedError(Exception):
+    """The engine takes no more requests."""

@@ -9,9 +9,10 @@ from typing import Any
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens
 from parm_mlx.guidance.sampling import Request
-from parm_mlx.mlxlm import LRUPromptCache, rewind
+from parm_mlx.mlxlm import LRUPromptCache, only_grows, rewind
 
 ENTRIES = 1000  # at most, whatever their size
+UNLIMITED = 1 << 62
 
 Key = tuple[Any, ...]
 BASE: Key = ("base",)
@@ -26,12 +27,26 @@ class KeptPrompts:
     """
 
     def __init__(self, limit: int, model: GuidedModel) -> None:
-        self._caches, self._model = LRUPromptCache(ENTRIES, limit), model
+        shard, self._limit, self._model = model.shard, limit, model
+        # Processes hold parts of different sizes, and must drop the same ones: :meth:`shrink` does, between turns.
+        self._caches = LRUPromptCache(ENTRIES, limit if shard is None else UNLIMITED)
+        self._keeps = shard is None or all(shard.union(only_grows(model.make_cache() if model.objectives else [])))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
         return int(self._caches.nbytes)
+
+    def shrink(self, left: int | None = None) -> int:
+        """Drops the least recently used until the bytes are within the limit, or so many are left; returns that many.
+
+        Rank 0 counts bytes, and the other processes that hold the model follow.
+        """
+        if left is None:
+            self._caches.trim_to(n_bytes=self._limit)
+        else:
+            self._caches.trim_to(n_sequences=left)
+        return len(self._caches)
 
     def before(self, request: Request) -> tuple[CachedTokens | None, CachedTokens | None]:
         """Copies of what base and guide have read of a prompt, but for its last token; None where there is nothing."""
@@ -41,7 +56,7 @@ class KeptPrompts:
     def keep(self, base: CachedTokens, guide: CachedTokens | None, request: Request) -> None:
         """Keeps what base and guide have read for a request; their caches must not be read into any more."""
         for key, cached in zip(self._keys(request), (base, guide), strict=True):
-            if key is not None and cached is not None and cached.tokens:
+            if self._keeps and key is not None and cached is not None and cached.tokens:
                 self._caches.insert_cache(key, cached.tokens, cached.cache)
 
     def clear(self) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -124,5 +125,5 @@ def _watch(engine: Engine, server: Server, ended: threading.Event) -> None:
 
 def _end(message: str) -> None:
     """Ends the process, which a thread that hangs in MLX would keep alive."""
-    os.write(2, f"error: {message}\n".encode())
+    os.write(sys.stderr.fileno(), f"error: {message}\n".encode())
     os._exit(1)

@@ -13,8 +13,8 @@ from parm_mlx.guidance.prompts import PromptTokens, TooLongError
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.serving.answering import Answering
-from parm_mlx.serving.engine import BusyError, ClosedError, Engine
-from parm_mlx.serving.errors import RequestError
+from parm_mlx.serving.engine import Engine
+from parm_mlx.serving.errors import BusyError, ClosedError, RequestError
 from parm_mlx.serving.events import AnswerOptions, Ask, Done, Event, Failed, Kind, Text
 from parm_mlx.serving.grammar import Grammars
 from parm_mlx.serving.settings import ServerOptions

@@ -80,6 +80,7 @@ class Broken:
     """Answers so many, then stops, as a process that is killed."""
 
     def __init__(self, sweep: Sweep, count: int) -> None:
+        self.model = sweep.model
         self.sweep, self.count = sweep, count
 
     def __call__(self, *args: object) -> Iterator[Result]:

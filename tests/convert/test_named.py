@@ -16,7 +16,7 @@ import parm_mlx
 from parm_mlx import named
 from parm_mlx.errors import ModelError, RunError
 from parm_mlx.files import NAMED, resolve
-from parm_mlx.guidance.loading import held_out_prompts, named_models
+from parm_mlx.guidance.named import held_out_prompts, named_models
 from parm_mlx.guidance.session import load_session
 from parm_mlx.mlxlm import load_weights_and_tokenizer
 from parm_mlx.named import BUNDLED_BASE, BUNDLED_PARM

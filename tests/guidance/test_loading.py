@@ -12,7 +12,8 @@ import parm_mlx
 from parm_mlx.errors import AdapterError, ModelError
 from parm_mlx.guidance import loading
 from parm_mlx.guidance.generate import generate_batch
-from parm_mlx.guidance.loading import load_base, load_draft, recorded_backbone
+from parm_mlx.guidance.loading import load_base, load_draft
+from parm_mlx.guidance.named import recorded_backbone
 from parm_mlx.guidance.prompts import Prompter
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.session import load_session

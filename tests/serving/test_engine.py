@@ -13,7 +13,8 @@ from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.guidance.session import Session
 from parm_mlx.serving import engine as engine_module
 from parm_mlx.serving.answering import Answering
-from parm_mlx.serving.engine import BusyError, ClosedError, Engine
+from parm_mlx.serving.engine import Engine
+from parm_mlx.serving.errors import BusyError, ClosedError
 from parm_mlx.serving.events import Ask, Done, Event, Failed, Text
 from tests.serving.asking import GREEDY, Asked, alone, engine_of
 from tests.serving.running import QUESTION

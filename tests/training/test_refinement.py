@@ -12,7 +12,7 @@ from parm_mlx.evaluation.fidelity import ReadAnswer as Compared
 from parm_mlx.evaluation.fidelity import compare_distributions
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.guided import GuidedModel
-from parm_mlx.guidance.loading import held_out_prompts
+from parm_mlx.guidance.named import held_out_prompts
 from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.shared import SharedModel
