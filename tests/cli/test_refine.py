@@ -20,7 +20,7 @@ def test_a_refined_adapter_has_other_tensors_and_says_how_they_came(run_cli: Run
         "".join(f"How do I {what}?\n" for what in ("bake bread", "plant a tree", "sleep", "sing", "swim"))
     )
     given = ("refine", "--parm", "bundled", "--prompts", prompts, "--out", out, "--seed", 3)
-    code, printed, err = run_cli(*given, "--max-tokens", 12, "--iters", 3)
+    code, printed, err = run_cli(*given, "--max-tokens", 12, "--iters", 3, "--learning-rate", 1e-4)
     assert (code, printed) == (0, f"{out}\n"), err
     assert "step 3 of 3: loss 0." in err
     assert len(re.findall(r"beta \S+: total variation of one pass 0\.\d+, now 0\.\d+", err)) == 3
