@@ -382,5 +382,9 @@ def suit_to_cpu(model: nn.Module, dequantize: Dequantize = "auto") -> None:
 
 
 def _evaluate(model: nn.Module) -> None:
-    """Computes all arrays of a model, also those that are not parameters: the thread that generates may be another."""
-    mx.eval([[value for value in module.values() if isinstance(value, mx.array)] for module in model.modules()])
+    """Computes all arrays of a model, also those that are not parameters: the thread that generates may be another.
+
+    One after the other, so that memory holds no more than one array beside what it was converted from.
+    """
+    for value in (value for module in model.modules() for value in module.values() if isinstance(value, mx.array)):
+        mx.eval(value)
