@@ -31,9 +31,9 @@ from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import prefill
 from parm_mlx.guidance.prompts import PromptTokens
-from parm_mlx.guidance.sampling import likeliest
+from parm_mlx.guidance.sampling import Sampling, likeliest
 from parm_mlx.guidance.shared import SharedModel
-from parm_mlx.guidance.speculation import Drafting, sharpness
+from parm_mlx.guidance.speculation import Drafting, Speculation, sharpness
 from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.machine import device_name, versions
@@ -50,7 +50,9 @@ ROUNDS = range(2, 20)  # of each pass, fewer where they take longer than ROUNDS_
 ROUNDS_SECONDS = 0.7
 STEPS = 4  # decoded plainly in a turn
 TOKENS = 16  # decoded after each question, as long as there is time
-SECONDS = 10.0  # after which no more tokens are decoded
+SECONDS = 10.0  # after which no more tokens are decoded, plainly or drafted
+DRAFTED = 32  # tokens decoded with drafts after each question, as long as there is time
+PROMISING = 1.3  # times plain decoding, or the other drafter, up to which a prediction is tried out
 GAIN = 1.1  # by which another way must be faster than plain decoding
 WAYS = ("off", "apart", "guide", "base")
 
@@ -102,7 +104,7 @@ def measure(
     ends: frozenset[int] = frozenset(),
     tokens: int = Drafting.tokens,
 ) -> Costs:
-    """Measures passes, and answers prompts greedily to see which drafts would be kept.
+    """Measures passes, answers prompts greedily to see which drafts would be kept, and tries out what promises to pay.
 
     Drafts are not considered where they could not pay even if all were kept, nor where prompt caches cannot give tokens
     back without reading again (recurrent states, sliding windows).
@@ -136,7 +138,35 @@ def measure(
             check = sum(checks[checker](ahead) for ahead, _, _ in rounds)
             per_token[drafter] = (drafted * times[drafter][0] + check) / gained
             costs.kept[drafter] = accepted / drafted
+    predicted = {name: per_token[name] for name in costs.kept}
+    limit = PROMISING * min(plain, *predicted.values(), float("inf"))
+    promising = [name for name, seconds in predicted.items() if seconds < limit]
+    per_token |= _drafted_seconds(model, prompts, ends, {n: Drafting(None, tokens, n == "guide") for n in promising})
     return costs
+
+
+def _drafted_seconds(
+    model: GuidedModel, prompts: Sequence[PromptTokens], ends: frozenset[int], ways: Mapping[str, Drafting]
+) -> dict[str, float]:
+    """Seconds per token of greedy answers with drafts, by name; each prompt is answered in every way, in turns."""
+    totals = {name: [0.0, 0] for name in ways}
+    until = time.perf_counter() + SECONDS
+    for prompt in prompts if ways else ():
+        for name, drafting in ways.items():
+            cache = model.make_cache()
+            last = prefill(model, cache, prompt.base, prompt.guide)
+            speculation = Speculation(model, cache, last, drafting, Sampling())
+            began, count = time.perf_counter(), 0
+            for token in speculation:
+                count += 1
+                if token in ends or (count >= DRAFTED and count > len(speculation.read)):
+                    break
+            totals[name][0] += time.perf_counter() - began
+            totals[name][1] += count
+        if not _has_time(model, until):
+            break
+    found = [seconds / count for seconds, count in totals.values()]
+    return dict(zip(ways, model.decide(found), strict=True))
 
 
 def _fates(

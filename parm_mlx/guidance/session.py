@@ -92,7 +92,9 @@ class Session:
         known = recall(name)
         found: Any = self.model.decide(None if known is None else asdict(known))
         if found is None:
-            announce("measuring once how fast these models are here, for some seconds (--speculation off does without)")
+            announce(
+                "measuring once how fast these models are here, for up to half a minute (--speculation off does without)"
+            )
             prompts = [self.prompter([{"role": "user", "content": question}]) for question in QUESTIONS]
             ends = frozenset(self.tokenizer.eos_token_ids)
             found = self.model.decide(asdict(measure(self.model, prompts, ends, self.automatic.tokens)))

@@ -83,12 +83,50 @@ def test_the_price_of_drafts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {(name, n): t for name in ("base", "guide") for n, t in zip(LENGTHS, PASSES, strict=True)}
     monkeypatch.setattr(costs, "pass_seconds", lambda *_: seconds | {("off", 1): 10.0})
     monkeypatch.setattr(costs, "_fates", lambda *_: [{"guide": (True, 1.0), "base": (False, 1.0)}] * 4)
+    monkeypatch.setattr(costs, "_drafted_seconds", lambda *_: {})
     found = measure(tiny_guided("llama"), [PromptTokens([5], [5])], tokens=1)
     assert found.per_token == {"off": 10.0, "guide": 2.0, "base": 2.0}
     assert found.kept == {"guide": 1.0, "base": 0.0}
     found = measure(tiny_guided("llama"), [PromptTokens([5], [5])], tokens=2)
     assert found.per_token["guide"] == (4 * 1 + 2 * 1.1) / 4
     assert found.per_token["base"] == pytest.approx((7 * 1 + 3 * 1.1 + 1) / 4), "drafted 2, 2, 2 and 1, one token each"
+
+
+@pytest.mark.parametrize(
+    ("plain", "kept", "tried"),
+    [(10.0, 1, ["guide", "base"]), (10.0, 2, ["guide"]), (1.4, 1, ["guide", "base"]), (1.2, 1, [])],
+)
+def test_what_promises_to_pay_is_tried_out(
+    plain: float, kept: int, tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve drafts of the guide, all kept, cost 1 + 2.1 / 12 = 1.175 a token. The base drafts four at a time.
+
+    If all of these are kept they cost (4 + 1.3) / 4 = 1.33, less than 1.3 times as much; if one in two is, they do not.
+    """
+    seconds = {(name, n): t for name in ("base", "guide") for n, t in zip(LENGTHS, PASSES, strict=True)}
+    monkeypatch.setattr(costs, "pass_seconds", lambda *_: seconds | {("off", 1): plain})
+    fates = [{"guide": (True, 1.0), "base": (i % kept == 0, 0.8)} for i in range(24)]
+    monkeypatch.setattr(costs, "_fates", lambda *_: fates)
+    asked = []
+
+    def try_out(_model: Any, _prompts: Any, _ends: Any, ways: dict[str, Drafting]) -> dict[str, float]:
+        asked.extend(ways)
+        assert all(drafting.by_guide == (name == "guide") for name, drafting in ways.items())
+        return dict.fromkeys(ways, 0.5)
+
+    monkeypatch.setattr(costs, "_drafted_seconds", try_out)
+    found = measure(tiny_guided("llama"), [PromptTokens([5], [5])])
+    assert asked == tried
+    assert [name for name in ("guide", "base") if found.per_token.get(name) == 0.5] == tried
+
+
+def test_drafts_are_tried_out_by_speculation() -> None:
+    model, prompt = tiny_guided("llama"), PromptTokens([5, 6, 7], [5, 6, 7])
+    ways = {"guide": Drafting(None, 3, by_guide=True), "base": Drafting(None, 3)}
+    found = costs._drafted_seconds(model, [prompt, prompt], frozenset(), ways)
+    assert found.keys() == ways.keys()
+    assert all(0 < seconds < 1 for seconds in found.values())
+    assert costs._drafted_seconds(model, [prompt], frozenset(), {}) == {}
 
 
 def test_no_more_tokens_are_decoded_than_there_is_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
