@@ -93,7 +93,7 @@ class Session:
         found: Any = self.model.decide(None if known is None else asdict(known))
         if found is None:
             announce(
-                "measuring once how fast these models are here, for up to half a minute (--speculation off does without)"
+                "measuring once how fast these models are here, up to half a minute (--speculation off does without)"
             )
             prompts = [self.prompter([{"role": "user", "content": question}]) for question in QUESTIONS]
             ends = frozenset(self.tokenizer.eos_token_ids)
