@@ -72,10 +72,8 @@ class Peer:
         return tokens
 
 
-class PeerRun:
+class PeerRun(Generation):
     """A generation of the peer, which has one at a time."""
-
-    acceptance: float | None = None
 
     def __init__(self, peer: Peer, prompt: Sequence[int], alpha: Alpha) -> None:
         self._peer = peer
