@@ -1,5 +1,6 @@
 """Adapters as something else: fused into a plain model, with more objectives, or another kind of the same size."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -56,17 +57,22 @@ def trainable_numbers(config: PBLoRAConfig, linears: Sequence[nn.Module]) -> int
 def matched(config: PBLoRAConfig, kind: Kind, lora_alpha: float, linears: Sequence[nn.Module]) -> PBLoRAConfig:
     """Returns an adapter of another kind with nearly as many trainable numbers, for a fair comparison.
 
-    Its rank is r1 + r2, unless the cores of the PBLoRA adapter, r1² + k · r2² numbers in each layer, are worth another.
+    Its rank is r1 + r2, unless the cores, of the PBLoRA adapter r1² + k · r2² numbers in each layer, are worth another.
     Its update is scaled by lora_alpha / rank.
     """
     if kind == "pblora":
         return config
-    r2 = {"lora": 0, "svd-lora": config.k}[kind]
+    lowest = config.k if kind == "svd-lora" else 1
 
     def of_rank(rank: int) -> PBLoRAConfig:
+        r2 = {"lora": 0, "svd-lora": config.k, "moslora": rank}[kind]
         return replace(config, kind=kind, r1=rank - r2, r2=r2, scale=lora_alpha / rank)
 
-    lowest = max(1, r2)
-    smallest, next_one = (trainable_numbers(of_rank(rank), linears) for rank in (lowest, lowest + 1))
-    missing = trainable_numbers(config, linears) - smallest
-    return of_rank(lowest + max(0, round(missing / (next_one - smallest))))
+    def numbers(rank: int) -> int:
+        return trainable_numbers(of_rank(rank), linears)
+
+    wanted = trainable_numbers(config, linears)
+    above = lowest + bisect_left(
+        range(lowest, lowest + wanted), wanted, key=numbers
+    )  # a rank is worth a number or more
+    return of_rank(min(above, max(lowest, above - 1), key=lambda rank: abs(numbers(rank) - wanted)))

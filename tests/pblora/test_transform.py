@@ -26,9 +26,10 @@ def deltas(config: PBLoRAConfig, tensors: Tensors, alpha: list[float]) -> list[n
     return [np.array(layer.delta(mx.array(alpha))) for layer in adapted_layers(model).values()]
 
 
-def test_new_objectives_begin_as_the_balanced_answer() -> None:
+@pytest.mark.parametrize("kind", ["pblora", "moslora"])
+def test_new_objectives_begin_as_the_balanced_answer(kind: str) -> None:
     """ΔW at the new corner is ΔW at equal weights of the old objectives, and every old α gives what it gave."""
-    config, tensors = adapter(r1=2, r2=3)
+    config, tensors = adapter(kind=kind, r1=2 if kind == "pblora" else 0, r2=3)
     wide, more = extend_objectives(config, tensors, ["humour", "brevity"])
     assert wide.objectives == (*OBJECTIVES, "humour", "brevity")
     assert wide.objective_betas is None
@@ -66,14 +67,15 @@ def test_matched_numbers_by_hand() -> None:
 
     LoRA of rank 2 has 32; SVD-LoRA of rank 2 has 32 + 0 + 1 = 33. With r1 = r2 = 4 the cores have 16 + 32 = 48 numbers,
     three more ranks: LoRA of rank 11 has 176 = 8 · 16 + 48, and SVD-LoRA of rank 11 has 176 + 9 + 1 = 186, of rank 10
-    169, which is nearer.
+    169, which is nearer. MoSLoRA has 16 r + 3 r² numbers: 19 of rank 1 and 44 of rank 2, nearer to 35; of
+    rank 5 155, nearer to 176 than the 204 of rank 6.
     """
     linears = [nn.Linear(10, 6)]
     small, large = (PBLoRAConfig(objectives=OBJECTIVES, r1=r, r2=r) for r in (1, 4))
     found = {
         (config.r1, kind): matched(config, kind, 8.0, linears)  # type: ignore[arg-type]
         for config in (small, large)
-        for kind in ("pblora", "lora", "svd-lora")
+        for kind in ("pblora", "lora", "svd-lora", "moslora")
     }
     assert found[1, "pblora"] is small
     ranks = {key: (c.r1, c.r2, trainable_numbers(c, linears)) for key, c in found.items()}
@@ -81,8 +83,10 @@ def test_matched_numbers_by_hand() -> None:
         (1, "pblora"): (1, 1, 35),
         (1, "lora"): (2, 0, 32),
         (1, "svd-lora"): (0, 2, 33),
+        (1, "moslora"): (0, 2, 44),
         (4, "pblora"): (4, 4, 176),
         (4, "lora"): (11, 0, 176),
         (4, "svd-lora"): (8, 2, 169),
+        (4, "moslora"): (0, 5, 155),
     }
     assert found[4, "lora"].scale == 8 / 11
