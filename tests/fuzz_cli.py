@@ -122,7 +122,7 @@ RECIPES = (
         EVALUATE + "out",
         SAMPLING
         + MODELS
-        + """--out=deep/out --prompts={prompts} --limit=1|2 --grid=1|0.5 --alphas={alphas} --num-samples=1|2
+        + """--out=deep/out --prompts={prompts} --limit=1|2 --grid=1|0.5|even --alphas={alphas} --num-samples=1|2
         --bootstrap=1|20 --reward=warmth=warmth --batch-size=1|64 --normalize=none|unguided --reference=-2,-2""",
         NEEDS | {"--alphas": "!--grid", "--num-samples": "--temp=1"},
     ),
