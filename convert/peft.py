@@ -242,8 +242,8 @@ def write(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_model: s
     origin = origin if isinstance(origin, dict) else {}
     original: Any = origin.get("peft_config")
     original = original if isinstance(original, dict) else {}
-    if config.kind == "svd-lora":
-        raise AdapterError("PEFT has no format for svd-lora adapters; only pblora and lora can be written")
+    if config.kind not in ("pblora", "lora"):
+        raise AdapterError(f"PEFT has no format for {config.kind} adapters; only pblora and lora can be written")
     fresh: dict[str, Any]
     if config.kind == "lora":
         leaves, fresh = _LORA, {"use_rslora": False}

@@ -37,7 +37,7 @@ def number(found: Mapping[str, float], digits: int = 2) -> str:
 
 
 def adapters(results: Any) -> str:
-    """PBLoRA against the others."""
+    """Systems against each other."""
     return "; ".join(f"{name} {number(r['hv'])} / {number(r['mip'])}" for name, r in results["systems"].items())
 
 
@@ -92,6 +92,7 @@ def nonconvex(results: Any) -> str:
 
 ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adapters": ("Which adapter, at equal size? (HV / MIP)", adapters),
+    "baselines": ("A PARM or the paper's baselines? (HV / MIP)", adapters),
     "weak_to_strong": ("Does a small PARM guide a larger base?", weak_to_strong),
     "interpolation": ("Do answers move evenly with α?", interpolation),
     "initialisation": ("Do start and tying of A, B, W1, W2 matter?", initialisation),
@@ -102,9 +103,10 @@ ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def table(prefix: str = "") -> str:
-    """One line per experiment, with links that begin with ``prefix``."""
+    """One line per experiment that was measured, with links that begin with ``prefix``."""
     lines = ["| question | measured |", "|---|---|"]
-    for name, (question, row) in ROWS.items():
+    measured = {name: row for name, row in ROWS.items() if (EXPERIMENTS / f"{name}.json").exists()}
+    for name, (question, row) in measured.items():
         results = json.loads((EXPERIMENTS / f"{name}.json").read_text(encoding="utf-8"))
         lines.append(f"| [{question}]({prefix}{name}.md) | {row(results)} |")
     return "\n".join(lines)

@@ -87,6 +87,21 @@ class OrAuto:
 
 
 @dataclass(frozen=True)
+class OrWord:
+    """What ``each`` allows, or a word, which stays as it is."""
+
+    each: Limits
+    word: str
+
+    def read(self, value: Any) -> Any:
+        """Returns the value."""
+        try:
+            return value if value == self.word else self.each.read(value)
+        except ValueError as reason:
+            raise ValueError(str(reason).replace("must be ", f"must be {self.word!r} or ", 1)) from None
+
+
+@dataclass(frozen=True)
 class Items:
     """One or more values, as a list or with commas between."""
 

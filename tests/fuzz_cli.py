@@ -122,7 +122,7 @@ RECIPES = (
         EVALUATE + "out",
         SAMPLING
         + MODELS
-        + """--out=deep/out --prompts={prompts} --limit=1|2 --grid=1|0.5 --alphas={alphas} --num-samples=1|2
+        + """--out=deep/out --prompts={prompts} --limit=1|2 --grid=1|0.5|even --alphas={alphas} --num-samples=1|2
         --bootstrap=1|20 --reward=warmth=warmth --batch-size=1|64 --normalize=none|unguided --reference=-2,-2""",
         NEEDS | {"--alphas": "!--grid", "--num-samples": "--temp=1"},
     ),
@@ -138,7 +138,7 @@ RECIPES = (
         --weight-decay=0|1 --max-seq-length=64|1024 --chat-template=hh|plain --objectives=warmth,focus|focus,warmth
         --beta-objective=0.1|0.1,0.2 --nll-weight=0|0.2 --w2-learning-rate=1e-3
         --gamma=0|1 --dirichlet=0.5|1 --alpha-per=batch|example --seed=0|7
-        --scalarization=linear|tchebycheff --smoothing=0.1 --adapter=pblora|lora|svd-lora --r1=0|2 --r2=1|3
+        --scalarization=linear|tchebycheff --smoothing=0.1 --adapter=pblora|lora|svd-lora|moslora --r1=0|2 --r2=1|3
         --lora-alpha=1|16 --dropout=0|0.5 --target-modules=q_proj,v_proj --steps-per-report=1 --steps-per-eval=1
         --steps-per-save=1 --keep-checkpoints=1 --save=last|best --val-batches=0|-1|1 --project-name=x
         --reward=warmth=warmth""",

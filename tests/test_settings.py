@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parm_mlx.errors import ConfigError
 from parm_mlx.ranges import Real, Whole
-from parm_mlx.settings import PATH, TEXT, Choice, Items, SamplingSettings, Switch, check, read_settings, setting
+from parm_mlx.settings import PATH, TEXT, Choice, Items, OrWord, SamplingSettings, Switch, check, read_settings, setting
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -69,6 +69,14 @@ def test_all_problems_of_settings_are_listed() -> None:
     tea = Tea("mine", "3")  # type: ignore[arg-type]
     assert check(tea) == []
     assert tea == Tea("mine", 3)
+
+
+def test_a_word_beside_numbers() -> None:
+    either = OrWord(Whole(1, 9), "even")
+    assert [either.read(value) for value in ("even", "3", 9)] == ["even", 3, 9]
+    for wrong in ("odd", 10, None):
+        with pytest.raises(ValueError, match=r"^must be 'even' or a whole number from 1 to 9, got "):
+            either.read(wrong)
 
 
 def test_numbers_of_sampling() -> None:

@@ -33,6 +33,7 @@ from parm_mlx.evaluation.report.plots import draw
 from parm_mlx.evaluation.summary import Run
 from parm_mlx.fingerprint import directory_digest
 from parm_mlx.guidance.loading import load_with_tokenizers
+from parm_mlx.guidance.policy import PolicyModel
 from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.machine import keep_freed_memory
@@ -108,6 +109,7 @@ class Experiment:
         alphas: Sequence[Alpha] | None = None,
         rewards: Mapping[str, str] | None = None,
         timed: bool = False,
+        alone: bool = False,
     ) -> Run:
         """The answers of a guided model to held-out questions at every α, with their scores.
 
@@ -118,16 +120,20 @@ class Experiment:
             alphas: Preferences; the grid of the settings by default.
             rewards: SPEC by name; built-in scorers with the names of the objectives by default.
             timed: Whether the time of a token is measured: base, guide and guided decoding, in turns.
+            alone: Whether the guide answers by itself, without the base.
         """
         sweep = self.settings["sweep"]
         backbone = BASE if base != BASE else None
         model, tokenizer, guide_tokenizer = load_with_tokenizers(base, list(parms), backbone)
+        if alone:
+            model = PolicyModel(model.base, model.guide)
         prompter = Prompter(tokenizer, guide_tokenizer)
         questions = measure.held_out_questions(sweep["questions"])
         prompts = [Prompt(content_id(question.text), question.text) for question in questions]
         alphas = alphas or simplex_grid(len(model.objectives), sweep["grid"])
         specs = dict(rewards or {objective: f"builtin:{objective}" for objective in model.objectives})
         settings = {**sweep, "alphas": alphas, "adapter": [directory_digest(parm) for parm in parms], "base": base.name}
+        settings |= {"alone": True} if alone else {}
         folder = RunFolder(self.work / "runs" / name, {"objectives": model.objectives, "settings": settings})
         answers = Sweep(model, tokenizer, prompter, Sampling(temp=sweep["temp"]), sweep["max_tokens"])
         began = time.perf_counter()

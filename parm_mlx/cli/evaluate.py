@@ -13,7 +13,7 @@ from parm_mlx.cli.session import sharded
 from parm_mlx.errors import InputError
 from parm_mlx.preference import SMALLEST_STEP, check_beta
 from parm_mlx.ranges import ANSWERS, BATCH, COUNT, SAMPLES, Real
-from parm_mlx.settings import Items, SamplingSettings
+from parm_mlx.settings import Items, OrWord, SamplingSettings
 
 
 @grouped
@@ -33,11 +33,13 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, flag("Ask the first so many prompts.", COUNT, default_text="all")] = None,
     grid: Annotated[
-        float | None,
+        Any,
         flag(
-            "Step of the grid of preferences.",
-            Real(SMALLEST_STEP, 1),
+            "Step of the grid of preferences, from 0.0001 to 1; or, for two objectives, even: eleven that cover the "
+            "front evenly, each further one where the scores are farthest apart.",
+            OrWord(Real(SMALLEST_STEP, 1), "even"),
             default_text="0.1 for two objectives, 0.25 for three, 0.5 for more",
+            metavar="<float|even>",
         ),
     ] = None,
     alphas: Annotated[Path | None, flag("File of preferences, one per line, in place of a grid.")] = None,

@@ -1,28 +1,29 @@
 """Evaluation: prompts × preferences → answers, scores, metrics, pictures and a page, in the folder of a run."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from parm_mlx.answers.store import Result, RunFolder, differences, read_run, read_settings
+from parm_mlx.answers.store import Key, Result, RunFolder, Scores, differences, read_run, read_settings
 from parm_mlx.answers.sweep import Job, Progress, Sweep, answer_all, no_progress, plan, score_all
-from parm_mlx.data.prompts import check_distinct, read_alphas, read_prompts
 from parm_mlx.distributed import Group, join
 from parm_mlx.errors import InputError
 from parm_mlx.evaluation.cost import token_costs
+from parm_mlx.evaluation.even import EVEN, EvenGrid
 from parm_mlx.evaluation.fidelity import ReadAnswer, compare_distributions, guide_of
+from parm_mlx.evaluation.inputs import Grid, Rewards, alphas_of, prompts_of, rewards_of, seeds_of
 from parm_mlx.evaluation.report.page import METRICS_FILE, write_report
 from parm_mlx.evaluation.summary import Normalize, Run, compare, summarise
-from parm_mlx.files import NAMED, expanded, read_json
+from parm_mlx.files import expanded, read_json
 from parm_mlx.fingerprint import fingerprint
 from parm_mlx.guidance.across import AcrossModel
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.loading import Across, Dequantize, Guidance, Share
-from parm_mlx.guidance.named import held_out_prompts
-from parm_mlx.guidance.prompts import Prompt, content_id
+from parm_mlx.guidance.prompts import content_id
 from parm_mlx.guidance.refinement import Refinement
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.guidance.session import load_session
@@ -31,15 +32,9 @@ from parm_mlx.guidance.templates import Content
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.outputs import check_claim, check_new, new_directory, update
-from parm_mlx.preference import Alpha, AlphaSpec, parse_alpha, simplex_grid
-from parm_mlx.ranges import SEED
-from parm_mlx.rewards.registry import SCORERS, Function, Reward, load_rewards
+from parm_mlx.preference import AlphaSpec
+from parm_mlx.rewards.registry import Reward
 from parm_mlx.settings import DraftedBy
-
-GRID_STEPS = {1: 1.0, 2: 0.1, 3: 0.25}  # by number of objectives
-COARSE = 0.5
-
-Rewards = Sequence[str] | Mapping[str, str | Function]
 
 
 def evaluate(
@@ -51,7 +46,7 @@ def evaluate(
     prompts: str | Path | Sequence[Content] | None = None,
     limit: int | None = None,
     alphas: str | Path | Sequence[AlphaSpec] | None = None,
-    grid: float | None = None,
+    grid: Grid | None = None,
     rewards: Rewards | None = None,
     beta: float | str | Sequence[float] | None = None,
     sampling: Sampling | None = None,
@@ -100,7 +95,8 @@ def evaluate(
         limit: Number of prompts to take; None takes all.
         alphas: The path of a file of preferences, or a list of them.
         grid: Step of a grid of preferences, in place of ``alphas``; by default 0.1 for two objectives, 0.25 for three,
-            0.5 for more.
+            0.5 for more. ``"even"`` chooses 11 for two objectives that cover the front evenly; see
+            :mod:`parm_mlx.evaluation.even`.
         rewards: A reward for each objective, by its name, and others to report; see
             :func:`parm_mlx.rewards.registry.load_rewards`. By default the built-in scorers of the objectives' names.
         beta: β, or one for each adapter; by default what they propose, else 1.
@@ -143,13 +139,17 @@ def evaluate(
         KeyboardInterrupt: Ctrl-C; the message says how many answers are kept.
     """
     out, sampling = expanded(out), sampling or Sampling()
-    seeds = _seeds(sampling, num_samples)
+    seeds = seeds_of(sampling, num_samples)
     if grid is not None and alphas is not None:
         raise InputError("a grid and a list of preferences exclude each other")
     check_claim(out, "run")
     keep_freed_memory()
     if shard is not None and fidelity:
         raise InputError("fidelity is measured where one process holds the models", hint="leave out --shard")
+    if shard is not None and grid == EVEN:
+        raise InputError(
+            "an even grid is chosen by scores, which rank 0 alone has", hint="leave out --shard, or --grid even"
+        )
     group = shard.group if shard else join()
     session = load_session(
         model,
@@ -179,8 +179,8 @@ def evaluate(
     guide = guide_of(session.model) if fidelity else None
     if reference is not None and len(reference) != len(objectives):
         raise InputError(f"the reference point has {len(reference)} numbers for {len(objectives)} objectives")
-    asked = _prompts(prompts, session.adapters[0])[:limit]
-    weights = _alphas(alphas, grid, objectives)
+    asked = prompts_of(prompts, session.adapters[0])[:limit]
+    weights = alphas_of(alphas, grid, objectives)
 
     for line in session.notes if group.main else ():
         note(line)
@@ -189,7 +189,7 @@ def evaluate(
     )
     with group.reported_once(), group.agreed():
         sweep.check(asked)
-        loaded = _rewards(rewards, objectives)
+        loaded = rewards_of(rewards, objectives)
         settings = {
             **session.names,
             "share": share,
@@ -208,7 +208,8 @@ def evaluate(
             **({"kv_bits": kv_bits} if kv_bits else {}),
             **({"max_kv_size": max_kv_size} if max_kv_size else {}),
             **({"across": [across_candidates, across_tolerance]} if session.model.shift else {}),
-            "alphas": [list(alpha) for alpha in weights],
+            "alphas": EVEN if grid == EVEN else [list(alpha) for alpha in weights],
+            **({"even_by": {name: loaded[name].spec for name in objectives}} if grid == EVEN else {}),
             "prompts": {prompt.id: content_id(prompt.content) for prompt in asked},
         }
         identity = {
@@ -226,7 +227,8 @@ def evaluate(
         with group.agreed():
             if group.main:
                 held.enter_context(folder.locked(group.size))
-        run = _answer_and_score(folder, sweep, plan(asked, weights, seeds), loaded, group, note, progress)
+        chosen = EvenGrid(asked, seeds, objectives) if grid == EVEN else plan(asked, weights, seeds)
+        run = _answer_and_score(folder, sweep, chosen, loaded, group, note, progress)
         if run is None:
             return None
         if guide is not None:
@@ -241,27 +243,40 @@ def evaluate(
 def _answer_and_score(
     folder: RunFolder,
     sweep: Sweep,
-    jobs: Sequence[Sequence[Job]],
+    grid: EvenGrid | Sequence[Sequence[Job]],
     rewards: Mapping[str, Reward],
     group: Group,
     note: Callable[[str], None],
     progress: Progress[Any],
 ) -> Run | None:
     """Generates and scores what is missing; returns None in all processes but the main one."""
-    total = sum(map(len, jobs))
-    began = time.perf_counter()
-    with stop_on_interrupt() as stop:
-        results, fresh = answer_all(folder, sweep, jobs, group, stop, progress)
-    generating = time.perf_counter() - began
+    even = isinstance(grid, EvenGrid)
+    jobs: Sequence[Sequence[Job]] = []
+    results, fresh, scores = list[Result](), list[Result](), dict[Key, Scores]()
+    generating, scoring = 0.0, 0.0
+    with group.agreed():
+        if group.main:
+            folder.set_rewards({name: reward.spec for name, reward in rewards.items()})
+    while (planned := _planned(grid, folder, group)) != jobs:
+        jobs, began = planned, time.perf_counter()
+        with stop_on_interrupt() as stopped:
+            results, new = answer_all(folder, sweep, jobs, group, stopped, progress)
+        fresh += new
+        generating += time.perf_counter() - began
+        total, began = sum(map(len, jobs)), time.perf_counter()
+        if not group.main and (len(results) < total or not even):
+            return None
+        if len(results) < total:
+            kept = f"{len(results)} of {total} answers are kept"
+            raise KeyboardInterrupt(f"interrupted: {kept}; the same command goes on")
+        with group.agreed() if even else nullcontext():  # on a fixed grid the others are done
+            if group.main:
+                scores = score_all(folder, results, rewards, progress)
+        scoring += time.perf_counter() - began
     if not group.main:
         return None
-    if len(results) < total:
-        raise KeyboardInterrupt(f"interrupted: {len(results)} of {total} answers are kept; the same command goes on")
-    if len(fresh) < total:
-        note(f"{total - len(fresh)} of {total} answers were there already")
-    folder.set_rewards({name: reward.spec for name, reward in rewards.items()})
-    began = time.perf_counter()
-    scores = score_all(folder, results, rewards, progress)
+    if len(fresh) < len(results):
+        note(f"{len(results) - len(fresh)} of {len(results)} answers were there already")
     timing = _earlier_timing(folder.path)
     if fresh:
         across = sweep.model.count.summary() if isinstance(sweep.model, AcrossModel) and sweep.model.count else {}
@@ -271,11 +286,19 @@ def _answer_and_score(
             "answers": len(fresh),
             "tokens": sum(result.tokens for result in fresh),
             "generating_s": generating,
-            "scoring_s": time.perf_counter() - began,
+            "scoring_s": scoring,
             **(token_costs(sweep.model, sweep.prompter(prompt), alpha, sweep.drafting is not None) if alone else {}),
             **across,
         }
     return Run(folder.path.name, sweep.model.objectives, folder.rewards, results, scores, timing)
+
+
+def _planned(grid: EvenGrid | Sequence[Sequence[Job]], folder: RunFolder, group: Group) -> Sequence[Sequence[Job]]:
+    """Returns the jobs that are known by now, the same in every process; the main one has the scores."""
+    if not isinstance(grid, EvenGrid):
+        return grid
+    own = json.dumps(grid.alphas(folder.scores())).encode() if group.main else b""
+    return grid.jobs([tuple(alpha) for alpha in json.loads(group.broadcast(own))])
 
 
 def _fidelity(guide: Guide, sweep: Sweep, results: Sequence[Result], progress: Progress[Any]) -> dict[str, Any]:
@@ -329,58 +352,6 @@ def compare_runs(
     with new_directory(out, force) as partial:
         write_report(summary, [], {}, partial, note)
     return summary
-
-
-def _seeds(sampling: Sampling, count: int) -> list[int]:
-    if count > 1 and sampling.temp == 0:
-        raise InputError("several samples need a temperature above 0: without, all answers to a prompt are the same")
-    try:
-        SEED.read(sampling.seed + count - 1)
-    except ValueError as reason:
-        raise InputError(f"the seed of the last sample {reason}") from None
-    return list(range(sampling.seed, sampling.seed + count))
-
-
-def _prompts(given: str | Path | Sequence[Content] | None, adapter: str) -> list[Prompt]:
-    """Returns prompts; by default those that an adapter with a name was not trained on."""
-    if isinstance(given, (str, Path)):
-        file = expanded(given)
-        found = read_prompts(file)
-        check_distinct(found, file)
-        return found
-    contents: Sequence[Content] = given or []
-    if given is None and adapter in NAMED:
-        contents = held_out_prompts(adapter)
-    if not contents:
-        raise InputError("prompts are missing", hint="for instance a file of them: --prompts questions.txt")
-    return list({content_id(content): Prompt(content_id(content), content) for content in contents}.values())
-
-
-def _alphas(
-    given: str | Path | Sequence[AlphaSpec] | None, step: float | None, objectives: Sequence[str]
-) -> list[Alpha]:
-    if given is None:
-        k = len(objectives)
-        return simplex_grid(k, GRID_STEPS.get(k, COARSE) if step is None else step)
-    if isinstance(given, (str, Path)):
-        return read_alphas(expanded(given), objectives)
-    found = list(dict.fromkeys(parse_alpha(spec, objectives) for spec in given))
-    if not found:
-        raise InputError("preferences are missing")
-    return found
-
-
-def _rewards(given: Rewards | None, objectives: Sequence[str]) -> dict[str, Reward]:
-    """Returns the rewards by name, those of the objectives first and in their order."""
-    given = given or {name: f"builtin:{name}" for name in objectives if name in SCORERS}
-    names = list(given) if isinstance(given, Mapping) else [spec.partition("=")[0].strip() for spec in given]
-    if missing := [name for name in objectives if name not in names]:
-        raise InputError(
-            f"no --reward for {', '.join(missing)}; the objectives are {', '.join(objectives)}",
-            hint=f"add --reward {missing[0]}=SPEC",
-        )
-    rewards = load_rewards(given)
-    return {name: rewards[name] for name in dict.fromkeys([*objectives, *rewards])}
 
 
 def _earlier_timing(folder: Path) -> dict[str, float]:

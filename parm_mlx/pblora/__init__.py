@@ -3,7 +3,7 @@
 from parm_mlx.pblora.adapter import adapter_tensors, attach, load_into, read_adapter, save_adapter
 from parm_mlx.pblora.config import PBLoRAConfig
 from parm_mlx.pblora.layer import PBLoRALinear
-from parm_mlx.pblora.transform import extend_objectives
+from parm_mlx.pblora.transform import extend_objectives, soup
 
 __all__ = [
     "PBLoRAConfig",
@@ -14,4 +14,5 @@ __all__ = [
     "load_into",
     "read_adapter",
     "save_adapter",
+    "soup",
 ]

@@ -2,7 +2,7 @@
 
 A directory holds ``adapter_config.json`` and ``adapters.safetensors``. Tensors are named
 ``layers.{number}.{path inside the block}.{a|b|w1|w2}``; other kinds of adapter than PBLoRA have other tensors in place
-of w1 and w2. Tensors without elements are not stored.
+of w1 and w2 (:func:`parm_mlx.pblora.layer.core_shapes`). Tensors without elements are not stored.
 """
 
 import json

@@ -8,10 +8,15 @@ from parm_mlx.errors import AdapterError, PreferenceError
 from parm_mlx.preference import parse_objectives
 from parm_mlx.ranges import BETA, DROPOUT, RANK, SCALE, Real, Whole, as_float, shown
 
-Kind = Literal["pblora", "lora", "svd-lora"]
+Kind = Literal["pblora", "lora", "svd-lora", "moslora"]
 
 # mlx-lm writes "lora" for adapters of its own, which have other tensors and no objectives.
-FINE_TUNE_TYPES: dict[Kind, str] = {"pblora": "pblora", "lora": "parm-lora", "svd-lora": "parm-svd-lora"}
+FINE_TUNE_TYPES: dict[Kind, str] = {
+    "pblora": "pblora",
+    "lora": "parm-lora",
+    "svd-lora": "parm-svd-lora",
+    "moslora": "parm-moslora",
+}
 FORMAT_VERSION = 1
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj")
 
@@ -21,7 +26,7 @@ class PBLoRAConfig:
     """Settings of an adapter: PBLoRA, or one of the kinds that it is compared with."""
 
     objectives: tuple[str, ...]  # k of them, in the order of α
-    r1: int = 4  # rank of the part that does not depend on α
+    r1: int = 4  # rank of the part that does not depend on α; 0 for moslora
     r2: int = 4  # rank of the part that depends on α; 0 for lora, k for svd-lora
     scale: float = 2.0  # s, the factor of the whole update: lora_alpha / r2 in the paper's code
     dropout: float = 0.0  # share of the adapter's input that is dropped in training
@@ -48,12 +53,13 @@ class PBLoRAConfig:
                 parse_objectives(self.objectives)
             except PreferenceError as error:
                 yield str(error)
-            fixed = {"lora": 0, "svd-lora": len(self.objectives)}.get(self.kind, self.r2)
+            fixed = {"lora": {"r2": 0}, "svd-lora": {"r2": len(self.objectives)}, "moslora": {"r1": 0}}
             ranks_are_known = not wrong.keys() & {"r1", "r2"}
             if ranks_are_known and self.r1 + self.r2 < 1:
                 yield "r1 + r2 must be at least 1"
-            if ranks_are_known and self.r2 != fixed:
-                yield f"r2 of {self.kind} must be {fixed}, got {self.r2}"
+            for name, rank in fixed.get(self.kind, {}).items() if ranks_are_known else ():
+                if getattr(self, name) != rank:
+                    yield f"{name} of {self.kind} must be {rank}, got {getattr(self, name)}"
         if not self.target_modules or not _are_names(self.target_modules):
             yield f"target_modules must be a list that names at least one layer, got {shown(self.target_modules)}"
         if not isinstance(self.base_model, str | None):

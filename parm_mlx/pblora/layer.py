@@ -9,9 +9,16 @@ The line of code is in :func:`parm_mlx.kernels.lowrank.lowrank_update_ops`. The 
     pblora      M(α) = blockdiag(W1, W2(α)),  W2(α) = reshape(αᵀ W2, (r2, r2))       PARM
     lora        M = I, whatever α is; r2 = 0                                          plain LoRA, GenARM
     svd-lora    M(α) = diag(σ_1, …, σ_r1, c · α_1, …, c · α_k), r2 = k                Panacea (arXiv 2402.02030)
+    moslora     M(α) = M0 + W2(α),  W2(α) = reshape(αᵀ W2, (r2, r2)),  r1 = 0         after MoSLoRA and UniARM
 
 σ and c, a factor that brings α to the size of σ, are learned in every layer; they start at 1. ΔW = s · B · M(α) · A is
 never built while the model runs. A row whose core is zero is a row of the plain model.
+
+moslora shares all of A and B between the preferences. Its mixer M0 between A and B is that of MoSLoRA (arXiv
+2406.11909, ΔW = B · W · A), and W2(α) makes the mixer an affine function of α, the most general one. It stands for
+UniARM (arXiv 2602.09538), which modulates features that preferences share by affine transformations. Only the abstract
+and reviews of that paper were at hand: by them, it computes the modulation from embeddings of what the objectives mean,
+which is not done here. So it is not a reproduction of UniARM.
 """
 
 import math
@@ -40,6 +47,8 @@ def core_shapes(config: PBLoRAConfig) -> dict[str, Shape]:
             return {}
         case "svd-lora":
             return {"sigma": (config.r1,), "factor": (1,)}
+        case "moslora":
+            return {"mixer": (config.r2, config.r2), "w2": (config.k, config.r2**2)}
 
 
 def core_matrix(tensors: Mapping[str, mx.array], config: PBLoRAConfig, alpha: mx.array) -> mx.array:
@@ -49,8 +58,7 @@ def core_matrix(tensors: Mapping[str, mx.array], config: PBLoRAConfig, alpha: mx
     """
     match config.kind:
         case "pblora":
-            w2 = alpha.astype(tensors["w2"].dtype) @ tensors["w2"]
-            return _block_diagonal(tensors["w1"][..., None, :, :], w2.reshape(*w2.shape[:-1], config.r2, config.r2))
+            return _block_diagonal(tensors["w1"][..., None, :, :], _weighted(tensors["w2"], config, alpha))
         case "lora":
             return mx.broadcast_to(mx.eye(config.r1), (alpha.shape[0], config.r1, config.r1))
         case "svd-lora":
@@ -58,11 +66,19 @@ def core_matrix(tensors: Mapping[str, mx.array], config: PBLoRAConfig, alpha: mx
             scaled = factor * alpha.astype(factor.dtype)
             diagonal = mx.concatenate([mx.broadcast_to(sigma, (*scaled.shape[:-1], config.r1)), scaled], axis=-1)
             return diagonal[..., None, :] * mx.eye(config.rank, dtype=diagonal.dtype)
+        case "moslora":
+            return tensors["mixer"][..., None, :, :] + _weighted(tensors["w2"], config, alpha)
 
 
 def scaled_core(tensors: Mapping[str, mx.array], config: PBLoRAConfig, alpha: mx.array) -> mx.array:
     """Computes core = s · M(α)ᵀ, which the update takes; arguments and shape as of :func:`core_matrix`."""
     return config.scale * core_matrix(tensors, config, alpha).swapaxes(-1, -2)
+
+
+def _weighted(w2: mx.array, config: PBLoRAConfig, alpha: mx.array) -> mx.array:
+    """Computes W2(α), (…, B, r2, r2), of W2 (…, k, r2²) and α (B, k)."""
+    weighted = alpha.astype(w2.dtype) @ w2
+    return weighted.reshape(*weighted.shape[:-1], config.r2, config.r2)
 
 
 def _block_diagonal(upper: mx.array, lower: mx.array) -> mx.array:
@@ -79,7 +95,7 @@ def tensor_shapes(linear: nn.Module, config: PBLoRAConfig) -> dict[str, Shape]:
 
 
 def _initial(name: str, shape: Shape) -> mx.array:
-    """B is zero, σ and c are one; A, W1 and W2 are uniform in ± 1/√(length of their rows)."""
+    """B is zero, σ and c are one; A, W1, W2 and M0 are uniform in ± 1/√(length of their rows)."""
     if name in ("sigma", "factor"):
         return mx.ones(shape)
     if name == "b" or 0 in shape:

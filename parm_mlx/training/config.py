@@ -58,7 +58,8 @@ class TrainConfig:
     )
     w2_learning_rate: float | None = setting(
         None,
-        "Highest learning rate of W2, the part of pblora that alpha reaches; a higher one separates the corners.",
+        "Highest learning rate of W2, the part of pblora and moslora that alpha reaches; a higher one separates the "
+        "corners.",
         Real(1e-12, 1e3),
         default_text="as --learning-rate",
     )
@@ -106,12 +107,12 @@ class TrainConfig:
         Real(1e-6, 1e6),
         default_text=str(SMOOTHING),
     )
-    adapter: Literal["pblora", "lora", "svd-lora"] = setting(
+    adapter: Literal["pblora", "lora", "svd-lora", "moslora"] = setting(
         "pblora", "Kind of adapter; the others have as many trainable numbers as pblora with these ranks."
     )
     r1: int = setting(4, "Rank that does not depend on alpha.", RANK)
     r2: int = setting(4, "Rank that depends on alpha.", Whole(1, RANK.high))
-    lora_alpha: float = setting(8.0, "The update is scaled by this over r2; over the rank for lora.", SCALE)
+    lora_alpha: float = setting(8.0, "The update is scaled by this over r2; over the rank for the other kinds.", SCALE)
     dropout: float = setting(0.05, "Share of the adapter's input that is dropped.", DROPOUT)
     target_modules: tuple[str, ...] | None = setting(
         None,
@@ -163,8 +164,8 @@ class TrainConfig:
             return f"batch_size times grad_accumulation_steps must be at most {STEP.high}, got {self.pairs_per_step}"
         if self.scalarization == "tchebycheff" and self.alpha_per == "example":
             return "scalarization is 'tchebycheff', which needs one alpha per step, but alpha_per is 'example'"
-        if self.adapter != "pblora" and self.w2_learning_rate is not None:
-            return f"w2_learning_rate is for adapter 'pblora', and that is '{self.adapter}'"
+        if self.adapter not in ("pblora", "moslora") and self.w2_learning_rate is not None:
+            return f"w2_learning_rate is for adapter 'pblora' or 'moslora', and that is '{self.adapter}'"
         if self.scalarization == "linear" and self.smoothing is not None:
             return "smoothing is for scalarization 'tchebycheff', and that is 'linear'"
         return None

@@ -75,11 +75,12 @@ def test_there_and_back(lora: Path, tmp_path: Path, edit: Callable[..., Path], r
     assert configs[0] == configs[1]
 
 
-def test_a_kind_that_peft_does_not_know_is_refused(tmp_path: Path) -> None:
-    guide = tiny_guide(kind="svd-lora", r1=2, r2=2)
+@pytest.mark.parametrize(("kind", "r1"), [("svd-lora", 2), ("moslora", 0)])
+def test_a_kind_that_peft_does_not_know_is_refused(tmp_path: Path, kind: str, r1: int) -> None:
+    guide = tiny_guide(kind=kind, r1=r1, r2=2)
     (tmp_path / "ours").mkdir()
     save_adapter(tmp_path / "ours", guide.config, adapter_tensors(guide.model))
-    with pytest.raises(AdapterError, match="PEFT has no format for svd-lora adapters; only pblora and lora"):
+    with pytest.raises(AdapterError, match=f"PEFT has no format for {kind} adapters; only pblora and lora"):
         convert(Request(str(tmp_path / "ours"), tmp_path / "theirs", to_peft=True), lambda _: None)
     assert not (tmp_path / "theirs").exists()
 

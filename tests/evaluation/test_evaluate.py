@@ -57,6 +57,8 @@ def test_a_run_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     [
         ({"alphas": None, "grid": 0.3}, "the grid step must divide 1"),
         ({"grid": 0.5}, "exclude each other"),
+        ({"grid": "even"}, "exclude each other"),
+        ({"alphas": None, "grid": "odd"}, "grid must be a step or 'even', got 'odd'"),
         ({"alphas": []}, "preferences are missing"),
         ({"prompts": []}, "prompts are missing"),
         ({"prompts": "missing.txt"}, "missing.txt: no such file"),

@@ -29,7 +29,7 @@ def scripts(repository: Path) -> Iterator[SimpleNamespace]:
     """The modules of examples/experiments, which are scripts and not a package."""
     path, known = list(sys.path), set(sys.modules)
     sys.path[:0] = [str(repository / "examples" / folder) for folder in FOLDERS]
-    names = ("common", "objectives", *NAMES)
+    names = ("baselines", "common", "comparison", "objectives", *NAMES)
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     sys.path[:] = path
     folders = [repository / "examples" / folder for folder in FOLDERS]
@@ -104,6 +104,27 @@ def test_an_adapter_is_trained_and_swept_once(experiment: Any, capsys: pytest.Ca
     assert again.results == run.results
     other = read_adapter(experiment.adapter("tiny", 1))[1]
     assert any(not mx.array_equal(other[name], tensor) for name, tensor in tensors.items())
+
+
+def test_baselines_are_made_of_the_adapters_of_one_objective(scripts: SimpleNamespace, experiment: Any) -> None:
+    """At a corner a soup and MOD are one model, alone and beside the base; no adapter is trained twice."""
+    baselines = scripts.baselines
+    experiment.settings["seeds"], experiment.settings["train"]["iters"] = [0], 4
+    experiment.settings["sweep"] |= {"grid": 0.5, "max_tokens": 12, "temp": 0.0}
+    runs, numbers = scripts.comparison.sweep_all(
+        experiment, baselines.SYSTEMS, baselines.parms, baselines.ALONE, baselines.LABELS
+    )
+    names = {folder.name for folder in (experiment.work / "adapters").iterdir() if folder.suffix != ".checkpoints"}
+    assert names == {"pblora-0", "soup-0", "genarm-warmth-0", "genarm-focus-0"}
+    experts = numbers[baselines.MOD]
+    assert [numbers[system] for system in baselines.SYSTEMS[1:]] == [experts] * 4
+    assert 0.9 < experts / numbers["PARM"] < 1.1
+
+    def texts(system: str, *weights: float) -> list[str]:
+        return [result.text for result in runs[system][0].results if result.alpha in {(w, 1 - w) for w in weights}]
+
+    for soup, mod in ((baselines.SOUP, baselines.MOD), (baselines.GUIDING_SOUP, baselines.GUIDING_MOD)):
+        assert texts(soup, 0.0, 1.0) == texts(mod, 0.0, 1.0) != []
 
 
 def test_a_page_is_its_template_with_the_parts_filled_in(experiment: Any) -> None:

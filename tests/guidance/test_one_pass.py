@@ -101,6 +101,30 @@ def test_rows_of_a_batch_have_their_own_alpha_and_beta(family: str) -> None:
         np.testing.assert_allclose(row, expected, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"kind": "lora", "r2": 0}, {"kind": "svd-lora", "r2": 2}, {"kind": "moslora", "r1": 0}]
+)
+def test_rows_of_every_kind_of_adapter(settings: dict[str, Any]) -> None:
+    """One pass and two rows of a shared pass, with α and β of each row."""
+    from mlx_lm.generate import _merge_caches
+
+    from parm_mlx.guidance.shared import SharedModel
+
+    guide = tiny_guide(**settings)
+    model, shared, two = OnePassModel(guide), SharedModel(guide), GuidedModel(tiny_model("llama", 1), guide)
+    ids = mx.array([PROMPT] * len(MIXED))
+    alone = [two(ids[:1], cache=two.make_cache(alpha, 1 / beta))[0] for alpha, beta in MIXED]
+
+    def together(each: GuidedModel) -> mx.array:
+        return each(ids, cache=_merge_caches([each.make_cache(alpha, 1 / beta) for alpha, beta in MIXED]))
+
+    once, both = together(model), together(shared)
+    for row, (alpha, beta) in enumerate(MIXED):
+        expected = by_hand(guide, "llama", PROMPT, alpha, beta)
+        np.testing.assert_allclose(once[row], expected, rtol=1e-3, atol=2e-3)
+        np.testing.assert_allclose(both[row], alone[row], rtol=1e-3, atol=2e-3)
+
+
 def test_its_cache_is_half_of_the_exact_one() -> None:
     """The backbone's entries, and a preference of k + 1 numbers."""
     from parm_mlx.guidance.shared import SharedModel

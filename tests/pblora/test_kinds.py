@@ -19,8 +19,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "pblora": {"kind": "pblora", "r1": 2, "r2": 3},
     "lora": {"kind": "lora", "r1": 3, "r2": 0},
     "svd-lora": {"kind": "svd-lora", "r1": 2, "r2": 2},
+    "moslora": {"kind": "moslora", "r1": 0, "r2": 3},
 }
-TENSORS = {"pblora": ["a", "b", "w1", "w2"], "lora": ["a", "b"], "svd-lora": ["a", "b", "factor", "sigma"]}
+TENSORS = {
+    "pblora": ["a", "b", "w1", "w2"],
+    "lora": ["a", "b"],
+    "svd-lora": ["a", "b", "factor", "sigma"],
+    "moslora": ["a", "b", "mixer", "w2"],
+}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -51,6 +57,30 @@ def test_svd_lora_by_hand() -> None:
     alpha = mx.array([0.25, 0.75])
     assert layer.core(alpha[None])[0].tolist() == [[11, 0, 0], [0, 1, 0], [0, 0, 3]]
     assert layer.delta(alpha).item() == 322
+
+
+def test_moslora_by_hand() -> None:
+    """M0 = [1 2; 3 4], W2 = [[8 0 0 4], [0 4 8 0]], α = (1/4, 3/4): M = [1 2; 3 4] + [2 3; 6 1] = [3 5; 9 5].
+
+    A = [2; 3], B = [5 7], s = 2: M A = [6 + 15; 18 + 15] = [21; 33], ΔW = 2 · (5 · 21 + 7 · 33) = 672.
+    """
+    layer = layer_of({"kind": "moslora", "r1": 0, "r2": 2})
+    layer.a, layer.b = mx.array([[2.0], [3.0]]), mx.array([[5.0, 7.0]])
+    layer.mixer, layer.w2 = mx.array([[1.0, 2], [3, 4]]), mx.array([[8.0, 0, 0, 4], [0, 4, 8, 0]])
+    alpha = mx.array([0.25, 0.75])
+    assert layer.core(alpha[None])[0].tolist() == [[3, 5], [9, 5]]
+    assert layer.delta(alpha).item() == 672
+    with conditioned(Preferences(alpha)):
+        assert layer(mx.array([[[2.0]]])).item() == 673 * 2
+
+
+def test_moslora_starts_in_its_ranges() -> None:
+    """r2 = 4, k = 2: M0 in ± 1/√4, W2 in ± 1/√16, A in ± 1/√in; B is zero."""
+    layer = layer_of({"kind": "moslora", "r1": 0, "r2": 4}, in_dims=16, out_dims=8)
+    assert [layer[key].shape for key in ("a", "b", "mixer", "w2")] == [(4, 16), (8, 4), (4, 4), (2, 16)]
+    for key, limit in (("a", 1 / 4), ("mixer", 1 / 2), ("w2", 1 / 4)):
+        assert 0.5 * limit < mx.abs(layer[key]).max().item() <= limit
+    assert not mx.any(layer.b).item()
 
 
 @every_kind
@@ -107,6 +137,7 @@ def test_an_adapter_comes_back_as_it_was_and_loading_is_strict(kind: str, tmp_pa
     [
         ({"kind": "lora", "r1": 2, "r2": 1}, "r2 of lora must be 0, got 1"),
         ({"kind": "svd-lora", "r1": 2, "r2": 3}, "r2 of svd-lora must be 2, got 3"),
+        ({"kind": "moslora", "r1": 2, "r2": 3}, "r1 of moslora must be 0, got 2"),
     ],
 )
 def test_ranks_that_a_kind_does_not_have(settings: dict[str, Any], reason: str) -> None:

@@ -61,7 +61,10 @@ def test_text_is_read_as_what_it_means() -> None:
         ({"smoothing": 0}, "smoothing must be a number from"),
         ({"save": "best", "val_batches": 0}, "save is 'best', but val_batches is 0"),
         ({"nll_weight": -1}, "nll_weight must be a number from 0"),
-        ({"adapter": "lora", "w2_learning_rate": 1e-3}, "w2_learning_rate is for adapter 'pblora', and that is 'lora'"),
+        (
+            {"adapter": "lora", "w2_learning_rate": 1e-3},
+            "w2_learning_rate is for adapter 'pblora' or 'moslora', and that is 'lora'",
+        ),
         ({"smoothing": 0.1}, "smoothing is for scalarization 'tchebycheff', and that is 'linear'"),
         ({"scalarization": "tchebycheff", "alpha_per": "example"}, "one alpha per step, but alpha_per is 'example'"),
         ({"objectives": "a,a"}, "objective 'a' is named twice"),

@@ -48,6 +48,7 @@ def settings(official: Path, tmp_path: Path, write_rows: Callable[..., Path], ro
     [
         ("lora", (4, 0), "lora of rank 4, 2,560 trainable numbers"),
         ("svd-lora", (2, 2), "svd-lora of rank 4, 2,578 trainable numbers"),
+        ("moslora", (0, 4), "moslora of rank 4, 2,848 trainable numbers"),
     ],
 )
 def test_a_run_trains_every_tensor_and_resumes_bit_for_bit(
@@ -55,7 +56,7 @@ def test_a_run_trains_every_tensor_and_resumes_bit_for_bit(
 ) -> None:
     """q, k and v of two layers, hidden 64, keys and values 32: 2 · 4 · (128 + 96 + 96) = 2,560 numbers in A and B.
 
-    The cores add 6 · 3 for SVD-LoRA and 6 · (4 + 2 · 4) = 72 for PBLoRA.
+    The cores add 6 · 3 for SVD-LoRA, 6 · (16 + 2 · 16) = 288 for MoSLoRA and 6 · (4 + 2 · 4) = 72 for PBLoRA.
     """
     listener = Listener()
     whole = train(settings("whole", adapter=kind), progress=listener)

@@ -42,7 +42,7 @@ def root_divergences(guide: Guide) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("settings", [{}, {"kind": "svd-lora", "r2": 2}])
+@pytest.mark.parametrize("settings", [{}, {"kind": "svd-lora", "r2": 2}, {"kind": "moslora", "r1": 0}])
 def test_the_loss_is_that_of_the_models(settings: dict[str, Any]) -> None:
     """Answers of different lengths in one batch, each at its own α and β; the guide has not moved yet."""
     guide = tiny_guide(**settings)

@@ -1,0 +1,101 @@
+"""A page that compares systems at several seeds, the first one against each of the others with the same seed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+from common import interval, markdown, shown, spread
+
+from parm_mlx.evaluation.summary import Run, compare
+from parm_mlx.pblora import read_adapter
+
+OBJECTIVES = common.make_parm.OBJECTIVES
+METRICS = ("hv", "mip", "mip_gain")
+Runs = Mapping[str, Sequence[Run]]
+
+
+def sweep_all(
+    experiment: common.Experiment,
+    systems: Sequence[str],
+    parms: Callable[[common.Experiment, str, int], Sequence[Path]],
+    alone: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+) -> tuple[dict[str, list[Run]], dict[str, int]] | None:
+    """Trains and sweeps systems at every seed; None if only training is asked for.
+
+    Args:
+        experiment: The experiment.
+        systems: Their names.
+        parms: Gives the adapters of a system at a seed, and trains them unless they are there.
+        alone: Systems that answer without the base.
+        labels: What their sweeps are called, if not by their names in lower case.
+
+    Returns:
+        The runs of each, by seed; and how many numbers it has trained.
+    """
+    trained = {(system, seed): parms(experiment, system, seed) for seed in experiment.seeds for system in systems}
+    if experiment.quick:
+        return None
+    runs: dict[str, list[Run]] = {system: [] for system in systems}
+    for (system, seed), adapters in trained.items():
+        name = f"{(labels or {}).get(system, system.lower())}-{seed}"
+        first = seed == experiment.seeds[0]
+        runs[system].append(experiment.run(name, adapters, timed=first, alone=system in alone))
+    numbers = {system: sum(map(size, trained[system, experiment.seeds[0]])) for system in systems}
+    return runs, numbers
+
+
+def size(parm: Path) -> int:
+    """The numbers that an adapter has trained; a soup has trained those that it was mixed of."""
+    config, tensors = read_adapter(parm)
+    return int(config.training.get("mixed_of") or sum(tensor.size for tensor in tensors.values()))
+
+
+def paired(runs: Runs, found: Mapping[str, Any], system: str, metric: str) -> dict[str, float]:
+    """By how much the first system is above another one that trained with the same seed."""
+    pairs = zip(next(iter(runs.values())), runs[system], strict=True)
+    return interval([found[ours.name][metric]["value"] - found[theirs.name][metric]["value"] for ours, theirs in pairs])
+
+
+def publish(experiment: common.Experiment, runs: Runs, numbers: Mapping[str, int], **parts: str) -> None:
+    """Measures all runs on one scale and writes the page: ``{table}``, ``{differences}`` and what else is given."""
+    samples = experiment.settings["sweep"]["bootstrap"]
+    summary = compare([run for several in runs.values() for run in several], samples=samples)
+    found = {run["name"]: run for run in summary["runs"]}
+    rows, results = [], {}
+    for system, several in runs.items():
+        of_system, time = [found[run.name] for run in several], several[0].timing
+        results[system] = r = {
+            **{metric: spread(of_system, metric) for metric in METRICS},
+            "spearman": {name: spread(of_system, "spearman", name) for name in OBJECTIVES},
+            "corner_difference": {name: spread(of_system, "corner_difference", name) for name in OBJECTIVES},
+            "time": time,
+            "trainable_numbers": numbers[system],
+            "points": [[[p["scores"][n]["mean"] for n in OBJECTIVES] for p in run["points"]] for run in of_system],
+        }
+        cost = f"{time['guided_token_ms']:.1f} ms ({time['guided_token_ms'] / time['base_token_ms']:.2f} × base)"
+        cells = [*(shown(r[metric]) for metric in METRICS), *(shown(r["spearman"][name]) for name in OBJECTIVES)]
+        rows.append([system, *cells, cost, f"{numbers[system]:,}"])
+    heads = ["hypervolume", "mean inner product", "its gain by α"]
+    spearman = [f"Spearman {name}" for name in OBJECTIVES]
+    first, *others = runs
+    differences = {system: {metric: paired(runs, found, system, metric) for metric in METRICS} for system in others}
+    less = [[f"{first} less {system}", *map(shown, metrics.values())] for system, metrics in differences.items()]
+    drawn = compare([several[0] for several in runs.values()], samples=samples)
+    for run, system in zip(drawn["runs"], runs, strict=True):
+        run["name"] = system
+    experiment.picture(drawn)
+    experiment.publish(
+        {
+            "systems": results,
+            "differences": differences,
+            "normalization": summary["normalization"],
+            "reference_point": summary["reference_point"],
+        },
+        table=markdown(["system", *heads, *spearman, "time per token", "trainable numbers"], rows),
+        differences=markdown(["same seed", *heads], less),
+        systems=", ".join(runs),
+        **common.fixed(summary),
+        **parts,
+    )
