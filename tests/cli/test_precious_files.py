@@ -27,12 +27,13 @@ def commands(world: Path, official: Path) -> dict[str, list[object]]:
     data, prompts = world / "inputs" / "pairs.jsonl", world / "inputs" / "questions.txt"
     base = world / "inputs" / "base"
     run = ["evaluate", "--model", base, "--parm", BUNDLED_PARM, "--grid", 1, "--max-tokens", 2, "--bootstrap", 5]
+    refine = ["refine", "--parm", BUNDLED_PARM, "--prompts"]
     short = ["--iters", 1, "--warmup", 0, "--val-batches", 0]
     return {
         "convert a model": ["convert", official / "arm_base"],
         "convert an adapter": ["convert", official / "parm_k2", "--guide-model", official / "arm_base"],
         "fuse": ["fuse", "--parm", world / "inputs" / "parm", "--guide-model", base, "--alpha", "1,0"],
-        "refine": [*("refine", "--parm", BUNDLED_PARM, "--prompts", world / "inputs" / "two.txt", "--max-tokens"), 1],
+        "refine": [*refine, world / "inputs" / "four.txt", "--max-tokens", 1, "--iters", 1],
         "prepare": ["data", "prepare", data, "--valid-share", 0, "--test-share", 0],
         "train": ["train", "--model", base, "--data", data, *short],
         "relabel": ["data", "relabel", data, "--reward", "brevity=brevity"],
@@ -71,7 +72,7 @@ def build(world: Path) -> None:
     put("new.checkpoints/step-00000001/adapters.safetensors")
     put("inputs/pairs.jsonl", json.dumps(ROW) + "\n")
     put("inputs/questions.txt", "How?\n")
-    put("inputs/two.txt", "How?\nWhy?\n")
+    put("inputs/four.txt", "How?\nWhy?\nWho?\nWhen?\n")
     put("inputs/config.json", "{}")
     shutil.copytree(BUNDLED_BASE, world / "inputs" / "base")
     shutil.copytree(BUNDLED_PARM, world / "inputs" / "parm")

@@ -23,10 +23,8 @@ from parm_mlx.guidance.shard import Shard
 LIMIT = 300
 REFUSED = {
     ("llama", "pipeline"): "mlx-lm's llama cannot be sharded as pipeline",
-    ("qwen3", "pipeline"): "mlx-lm's qwen3 cannot be sharded as pipeline",
     ("gemma", "pipeline"): "mlx-lm's gemma cannot be sharded as pipeline",
     ("gemma", "tensor"): "mlx-lm's gemma cannot be sharded as tensor",
-    ("bundled", "pipeline"): "mlx-lm's llama cannot be sharded as pipeline",
 }
 CASES = [(size, *case.rsplit(maxsplit=1)) for size, names in shard_cases.CASES.items() for case in names]
 

@@ -21,7 +21,7 @@ from parm_mlx.guidance.session import Session, load_session
 from parm_mlx.guidance.speculation import Drafting
 
 QUESTIONS = "How do I cook rice?", "My friend is sad. What can I say? 😀", "Write <|end|> and </s>, then f(x)."
-ALPHAS = (1.0, 0.0), (0.0, 1.0), (0.3, 0.7)
+ALPHAS = (1.0, 0.0), (0.3, 0.7)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_parm_of_another_vocabulary_guides_by_itself(session: Session) -> None
     assert any("another vocabulary" in note for note in session.notes)
     assert session.tokenizer.eos_token_ids == {1}
     answers = list(generate_batch(session.model, session.tokenizer, requests(session), 5))
-    assert len({tuple(answer.tokens) for answer in answers}) > 5
+    assert len({tuple(answer.tokens) for answer in answers}) > 3
     assert session.model.count is not None
     assert 0 < session.model.count.summary()["across_open"] < 0.1
 
