@@ -327,7 +327,8 @@ def test_killed_runs_end_with_the_same_answers(tmp_path: Path) -> None:
     assert len(kill_sweeps(tmp_path, 1, seed=1, settings=settings)) == 1
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("grid", ["0.25", "even"])
+def test_two_processes_give_what_one_gives(tmp_path: Path, grid: str) -> None:
     arguments = [
         "-m",
         "parm_mlx.cli.main",
@@ -339,7 +340,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
         "--limit",
         "4",
         "--grid",
-        "0.25",
+        grid,
     ]
     arguments += ["--temp", "1", "--max-tokens", "8", "--bootstrap", "10"]
 
