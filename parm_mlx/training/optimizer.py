@@ -1,6 +1,8 @@
 """AdamW with linear warm-up, cosine decay and a clipped gradient norm, as PyTorch with transformers' schedule.
 
 W2, the part of the core that α reaches, may have a learning rate of its own: W1 learns faster and moves all α alike.
+The rows of W2 of objectives that are added to a trained adapter learn faster still. Such a row begins as the mean of
+the others, so whatever A and B learn for its objective, they do for the others too, until the row has left their span.
 """
 
 import math
@@ -15,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from parm_mlx.errors import CheckpointError
 
 MAX_GRAD_NORM = 1.0
+ADDED_RATIO = 5.0  # of the learning rate of W2, for rows of objectives that are added
 
 
 def auto_learning_rate(width: int) -> float:
@@ -37,7 +40,8 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
 class Optimizer:
     """AdamW (0.9, 0.999, ε = 1e-8, bias-corrected) on the trainable tensors of a model, on :func:`learning_rate`.
 
-    ``peak`` is the highest learning rate, ``w2_peak`` that of every W2, by default the same.
+    ``peak`` is the highest learning rate, ``w2_peak`` that of every W2, by default the same. The last ``added`` rows of
+    W2 have ADDED_RATIO times that of the others.
     """
 
     def __init__(
@@ -49,9 +53,10 @@ class Optimizer:
         steps: int,
         weight_decay: float,
         w2_peak: float | None = None,
+        added: int = 0,
     ) -> None:
         self.model = model
-        self.w2_ratio = 1.0 if w2_peak is None else w2_peak / peak
+        self.w2_ratio, self.added = 1.0 if w2_peak is None else w2_peak / peak, added
         self.rate = partial(learning_rate, peak=peak, warmup=warmup, steps=steps)
         self.adamw = optim.AdamW(peak, betas=[0.9, 0.999], eps=1e-8, weight_decay=weight_decay, bias_correction=True)
         self.adamw.init(model.trainable_parameters())
@@ -73,11 +78,16 @@ class Optimizer:
         self.adamw.learning_rate = rate = self.rate(step)
         before = self.model.trainable_parameters()
         after = self.adamw.apply_gradients(clipped, before)
-        if self.w2_ratio != 1:
+        if self.w2_ratio != 1 or self.added:
             after = tree_map_with_path(self._faster_w2, before, after)
         self.model.update(after)
         return rate, norm
 
     def _faster_w2(self, name: str, before: mx.array, after: mx.array) -> mx.array:
         """The tensor after its update; steps of AdamW, weight decay included, are proportional to the learning rate."""
-        return before + self.w2_ratio * (after - before) if name.endswith(".w2") else after
+        if not name.endswith(".w2"):
+            return after
+        ratio = mx.full((before.shape[0], *[1] * (before.ndim - 1)), self.w2_ratio)
+        if self.added:
+            ratio[-self.added :] *= ADDED_RATIO
+        return before + ratio * (after - before)

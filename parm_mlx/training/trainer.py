@@ -96,8 +96,10 @@ class Trainer:
         data = load_pairs(config, earlier, progress)
         self.objectives, self.data = data.objectives, data_files(data)
         self.models = models_of(config)
+        self.added = len(self.objectives) - start[0].k if start else 0
         changed: tuple[Changes, ...] = ({}, {})
         if checkpoint:
+            self.added = checkpoint.state.get("added", 0)
             changed = changes_since(checkpoint.state, self.data, self.models)
             if not anyway:
                 refuse_changes(checkpoint.path, *changed)
@@ -146,14 +148,14 @@ class Trainer:
             steps=self.steps,
             weight_decay=config.weight_decay,
             w2_peak=config.w2_learning_rate,
+            added=self.added,
         )
         scorer, micro_batches = ResponseScorer(self.model, len(self.objectives)), config.grad_accumulation_steps
         self.train_step = TrainStep(
             scorer, beta, config.gamma, optimizer, micro_batches, group, config.smoothing, config.nll_weight
         )
         self.log = MetricsLog(folder.metrics if group.main else None)
-        self.meter = Meter(self.objectives)
-        self.done = 0
+        self.meter, self.done = Meter(self.objectives), 0
         self._resumed: list[dict[str, Any]] = []  # after which steps data or models had changed, and what of them
         self._before_step: dict[str, Any] | None = None
         if start:
@@ -287,6 +289,7 @@ class Trainer:
         state = {
             "steps": self.steps,
             **(self._before_step or self._position()),
+            "added": self.added,
             "meter": self.meter.state(),
             "settings": settings_of(self.config),
             "data": self.data,
@@ -307,8 +310,7 @@ class Trainer:
         Raises:
             AdapterError: It is of another kind, rank or scale, or on other layers.
         """
-        misfit = f"adapter {self.config.start_from} does not fit this run: "
-        new = self.adapter.objectives[own.k :]
+        misfit, new = f"adapter {self.config.start_from} does not fit this run: ", self.adapter.objectives[own.k :]
         own, tensors = extend_objectives(own, tensors, new)
         settings = [(name, getattr(own, name), getattr(self.adapter, name)) for name in ("kind", "r1", "r2", "scale")]
         if different := [f"{name} is {before}, not {now}" for name, before, now in settings if before != now]:

@@ -46,6 +46,17 @@ def test_w2_may_learn_faster() -> None:
     assert layer.inner.w2.item() == pytest.approx(0, abs=1e-5)
 
 
+def test_rows_of_added_objectives_learn_faster() -> None:
+    """Old rows as ever, 1.8; the last one five times that step: 2 - 5 · 0.2 = 1. With w2_peak twice as far: 1.6, 0."""
+    for w2_peak, expected in ((None, [1.8, 1.8, 1.0]), (0.2, [1.6, 1.6, 0.0])):
+        layer = nn.Module()
+        layer.inner = nn.Module()
+        layer.inner.w2 = mx.full((3, 2), 2.0)
+        optimizer = Optimizer(layer, peak=0.1, warmup=0, steps=10, weight_decay=0.5, w2_peak=w2_peak, added=1)
+        optimizer.update(0, {"inner": {"w2": mx.full((3, 2), 0.25)}})
+        assert layer.inner.w2[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
 def test_large_gradients_are_clipped_to_norm_one() -> None:
     """Adam forgets a constant scale, so the clipped norm is read off its first moment: (1 - 0.9) · 1."""
     layer = model(0.0)
