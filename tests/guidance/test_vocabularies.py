@@ -26,7 +26,7 @@ ALPHAS = (1.0, 0.0), (0.3, 0.7)
 
 @pytest.fixture(scope="module")
 def session(official_parm: Path) -> Session:
-    return load_session("bundled", official_parm)
+    return load_session("bundled", official_parm, across_candidates=10)
 
 
 def requests(session: Session, beta: float | None = None) -> list[Request]:

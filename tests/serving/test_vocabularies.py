@@ -14,7 +14,7 @@ from tests.serving.running import QUESTION
 
 @pytest.fixture(scope="module")
 def session(official_parm: Path) -> Session:
-    return load_session("bundled", official_parm)
+    return load_session("bundled", official_parm, across_candidates=10)
 
 
 @pytest.fixture
