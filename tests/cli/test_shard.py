@@ -157,3 +157,14 @@ def test_an_answer_by_other_weights_is_refused(start: Start, tmp_path: Path) -> 
     both = ended(start(*DIVIDED, *MODEL, "--parm", "bundled", other=("--model", str(tmp_path / "copy"))))
     assert [code for code, _, _ in both] == [2, 2]
     assert both[0][2].startswith("error: the models differ between rank 0 and rank 1\n")
+
+
+def test_rank_0_tells_that_another_process_was_ended(start: Start) -> None:
+    prompts = [part for i in range(24) for part in ("-p", f"How do I bake bread {i}?")]
+    processes = start("generate", *MODEL, *prompts, "--json", "--max-tokens", "40", "--alpha", "1,0")
+    assert processes[0].stdout is not None
+    processes[0].stdout.readline()
+    processes[1].send_signal(signal.SIGTERM)
+    (code, _, err), follower = ended(processes)
+    assert (code, err) == (1, "error: rank 1 has ended\nhint: start it again in all processes\n")
+    assert follower == (128 + signal.SIGTERM, "", "")
