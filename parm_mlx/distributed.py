@@ -79,6 +79,9 @@ class Group:
     def agreed(self) -> Iterator[None]:
         """Runs the block so that it fails in every process if it fails in one.
 
+        Blocks may be nested: where one process fails in the outer block and another is in the inner one, they agree
+        there, and the error leaves the outer block without another exchange, for which the other would not be there.
+
         Raises:
             ParmError: In the main process: what failed, with the rank if that was in another one.
             QuietError: In the others.
@@ -93,6 +96,8 @@ class Group:
         except LostError:
             raise
         except ParmError as caught:
+            if caught.agreed:
+                raise
             error = caught
         failed = self._gather([error is not None])[:, 0]
         if not failed.any():
@@ -101,12 +106,16 @@ class Group:
         report = json.dumps([error.exit_code, str(error), error.hint] if error else None).encode()
         code, message, hint = json.loads(self.broadcast(report, first))
         if not self.main:
-            raise QuietError(code) from error
-        if error and first == self.rank:
-            raise error
-        shown = ParmError(f"rank {first}: {message}", hint=hint)
-        shown.exit_code = code
-        raise shown
+            shown: ParmError = QuietError(code)
+        elif error and first == self.rank:
+            shown = error
+        else:
+            shown = ParmError(f"rank {first}: {message}", hint=hint)
+            shown.exit_code = code
+        shown.agreed = True
+        if shown is error:
+            raise shown
+        raise shown from error
 
     @contextmanager
     def reported_once(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ class ParmError(Exception):
     """Base of every error this package raises on purpose: what is wrong and where, and a hint at what to do."""
 
     exit_code = 1
+    agreed = False  # all processes of a distributed run have it, or an error in its place
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

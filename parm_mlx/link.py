@@ -26,6 +26,7 @@ SILENCE = 30.0  # seconds without a sign of life after which a process counts as
 BEATS = 10  # signs of life in that time
 NOTICED = 2.0  # seconds after which a process that was killed is noticed
 JOINING = 60.0  # seconds that the others have to connect
+HINT = "start it again in all processes"
 _BEAT, _MESSAGE, _END, _BYE, _INTERRUPT = b"beat", b"mess", b"endd", b"byeb", b"intr"
 
 
@@ -52,6 +53,7 @@ class Link:
         self._writing = threading.Lock()
         self._closed = threading.Event()
         self._peers: dict[int, socket.socket] = {}
+        self._failed: int | None = None  # a process that has left because of an error or a signal
         if group.size == 1:
             return
         try:
@@ -79,7 +81,7 @@ class Link:
         if self._closed.is_set():
             return
         self._closed.set()
-        last = _Frame(_END, json.dumps(exit_code).encode()) if self.group.main else _Frame(_BYE, b"")
+        last = _Frame(_END if self.group.main else _BYE, json.dumps(exit_code).encode())
         for peer in self._peers.values():
             self._send(peer, last)
             with suppress(OSError):
@@ -100,6 +102,8 @@ class Link:
         if isinstance(error, RuntimeError | LostError):
             self.wait_for_loss()
         self.close(0 if error is None else _exit_code(error))
+        if isinstance(error, RuntimeError) and self._failed is not None:
+            raise _lost(self._failed) from error
 
     def _connect(self) -> None:
         group = self.group
@@ -137,36 +141,41 @@ class Link:
             try:
                 frame = _frame(peer)
             except TimeoutError:
-                return self._lose(f"no sign of life from rank {rank} for {SILENCE:g} seconds")
+                return self._lose(LostError(f"no sign of life from rank {rank} for {SILENCE:g} seconds", hint=HINT))
             except OSError:
                 frame = None
             if self._closed.is_set():
                 return None
             if frame is None:
-                return self._lose(f"rank {rank} has ended")
+                return self._lose(_lost(rank))
             if frame.kind == _MESSAGE:
                 self._messages.put(frame.content)
             elif frame.kind == _INTERRUPT:
                 interrupt.request()
             elif frame.kind == _BYE:
+                self._failed = rank if json.loads(frame.content) else self._failed
                 return None
             elif frame.kind == _END:
                 self._closed.set()
                 raise QuietError(json.loads(frame.content))
 
-    def _lose(self, message: str) -> None:
+    def _lose(self, error: LostError) -> None:
         """Ends this process and, where it is rank 0, the others; where rank 0 is lost, rank 1 tells it."""
         self._closed.set()
         for peer in self._peers.values():
             self._send(peer, _Frame(_END, b"1"))
         if self.group.rank > 1:
             raise QuietError(1)
-        raise LostError(message, hint="start it again in all processes")
+        raise error
 
     def _pass_on(self, _number: int, _frame: FrameType | None) -> None:
         """Passes Ctrl-C on to rank 0, which decides for all."""
         for peer in self._peers.values():
             self._send(peer, _Frame(_INTERRUPT, b""))
+
+
+def _lost(rank: int) -> LostError:
+    return LostError(f"rank {rank} has ended", hint=HINT)
 
 
 def _exit_code(error: BaseException) -> int:

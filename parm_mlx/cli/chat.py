@@ -65,7 +65,7 @@ def chat(
       parm-mlx chat --model base --alpha base
       echo "hello" | parm-mlx chat --alpha 0.5,0.5 --quiet
     """
-    with sharded(models.shard) as shard:
+    with sharded(models.shard, alpha=alpha, max_tokens=max_tokens, **asdict(sampling)) as shard:
         session = open_session(models, drafts, alone=alpha == BASE_ALONE, shard=shard)
         weights = read_alpha(alpha, session.objectives)
 

@@ -85,7 +85,8 @@ def generate(
     specs: list[str | None] = [*alpha] if alpha else [None]
     alone = all(spec == BASE_ALONE for spec in specs)
     asked = [text] if text is not None and prompt is None else prompt
-    with sharded(models.shard) as shard:
+    same = {"alpha": specs, "max_tokens": max_tokens, "json": as_json, "explain": [explain, explain_parts]}
+    with sharded(models.shard, **same, **asdict(sampling), ignore_chat_template=ignore_chat_template) as shard:
         texts = _prompts(asked, prompts) if shard is None or shard.main else []
         texts = texts if shard is None else shard.decide(texts)
         session = open_session(models, drafts, template=not ignore_chat_template, alone=alone, shard=shard)

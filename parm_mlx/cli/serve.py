@@ -48,7 +48,8 @@ def serve(
     from parm_mlx.serving.together import FollowingEngine, LeadingEngine
 
     check_options(server)
-    with sharded(models.shard) as shard:
+    same = {"batch_size": server.batch_size, "prompt_cache_size": server.prompt_cache_size}
+    with sharded(models.shard, **same) as shard:
         load = partial(open_session, models, alone=alpha == BASE_ALONE, shard=shard)
         if shard is not None and not shard.main:
             FollowingEngine(load, server).follow()

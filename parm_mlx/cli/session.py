@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def sharded(how: "How | None") -> "Iterator[Shard | None]":
+def sharded(how: "How | None", **same: Any) -> "Iterator[Shard | None]":
     """Yields the processes that hold the models together while the block runs; None where ``--shard`` is not given.
 
-    All of them run the block, and rank 0 alone prints. When one is lost, all end.
+    All of them run the block, and rank 0 alone prints. When one is lost, all end. ``same`` are settings, by name, that
+    must be the same in all: with others, a process would answer something else, or leave the others alone.
     """
     if how is None:
         yield None
@@ -41,6 +42,7 @@ def sharded(how: "How | None") -> "Iterator[Shard | None]":
         if not shard.main:
             console.mute()
         with Link(group) as shard.link:
+            group.check_same({f"values of --{name.replace('_', '-')}": value for name, value in same.items()})
             yield shard
             shard.settle()
 
@@ -71,33 +73,40 @@ def open_session(
     shard: "Shard | None" = None,
 ) -> "Session":
     """Loads the models that the flags name; ``alone`` takes a base without a PARM, ``shard`` divides them."""
-    # load_session checks the same, but is imported with MLX: wrong usage is told at once
-    check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
-    check_guidance(models.guidance, models.share, drafts.speculation)
-    drafting = drafts.draft_model is not None or drafts.speculation in ("guide", "base")
-    if isinstance(models, ModelOptions):
-        check_cache_limits(models.kv_bits, models.max_kv_size, drafting)
-    from parm_mlx.guidance.session import load_session
-    from parm_mlx.machine import keep_freed_memory
-
-    keep_freed_memory()
-    settings = asdict(models) | asdict(drafts) | {"shard": shard}
     with nullcontext() if shard is None else shard.group.agreed():
+        # load_session checks the same, but is imported with MLX: wrong usage is told at once
+        check_models(models.model, models.parm, models.guide_model, **asdict(drafts), alone=alone)
+        check_guidance(models.guidance, models.share, drafts.speculation)
+        drafting = drafts.draft_model is not None or drafts.speculation in ("guide", "base")
+        if isinstance(models, ModelOptions):
+            check_cache_limits(models.kv_bits, models.max_kv_size, drafting)
+        from parm_mlx.guidance.session import load_session
+        from parm_mlx.machine import keep_freed_memory
+
+        keep_freed_memory()
+        settings = asdict(models) | asdict(drafts) | {"shard": shard}
         session = load_session(**settings, template=template, alone=alone, announce=console.note)
+        facts = {} if shard is None else _facts(session, settings, shard)
     if shard is not None:
-        shard.group.check_same(_facts(session, settings))
+        shard.group.check_same(facts)
     console.blas_hint()
     for line in session.notes:
         console.note(line)
     return session
 
 
-def _facts(session: "Session", settings: dict[str, Any]) -> dict[str, Any]:
+def _facts(session: "Session", settings: dict[str, Any], shard: "Shard") -> dict[str, Any]:
     """What all processes that hold the models must agree on; where their files lie may differ."""
+    from parm_mlx.fingerprint import fingerprint
     from parm_mlx.machine import versions
 
     own = {"model", "parm", "guide_model", "draft_model", "shard"}
+    models = {role: fingerprint(path) for role, path in session.paths().items()}
+    if shard.how == "apart":  # a process needs no weights of a model that the other has
+        for files in models.values():
+            del files["weights"]
     return {
+        "the models": models,
         "the settings": {name: value for name, value in settings.items() if name not in own},
         "objectives and beta of the adapters": [session.objectives, session.betas],
         "the versions of MLX": [version for name, version in versions().items() if name.startswith("mlx")],

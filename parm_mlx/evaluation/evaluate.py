@@ -151,36 +151,37 @@ def evaluate(
             "an even grid is chosen by scores, which rank 0 alone has", hint="leave out --shard, or --grid even"
         )
     group = shard.group if shard else join()
-    session = load_session(
-        model,
-        parm,
-        guide_model,
-        beta=beta,
-        share=share,
-        dequantize=dequantize,
-        guidance=guidance,
-        chat_template=chat_template,
-        allow_special=allow_special,
-        system_prompt=system_prompt,
-        draft_model=draft_model,
-        speculation=speculation,
-        num_draft_tokens=num_draft_tokens,
-        enable_thinking=enable_thinking,
-        steer_thinking=steer_thinking,
-        kv_bits=kv_bits,
-        max_kv_size=max_kv_size,
-        across=across,
-        across_candidates=across_candidates,
-        across_tolerance=across_tolerance,
-        shard=shard,
-        announce=note if group.main else lambda message: None,
-    )
-    prompter, objectives = session.prompter, session.objectives
-    guide = guide_of(session.model) if fidelity else None
-    if reference is not None and len(reference) != len(objectives):
-        raise InputError(f"the reference point has {len(reference)} numbers for {len(objectives)} objectives")
-    asked = prompts_of(prompts, session.adapters[0])[:limit]
-    weights = alphas_of(alphas, grid, objectives)
+    with group.reported_once(), group.agreed():
+        session = load_session(
+            model,
+            parm,
+            guide_model,
+            beta=beta,
+            share=share,
+            dequantize=dequantize,
+            guidance=guidance,
+            chat_template=chat_template,
+            allow_special=allow_special,
+            system_prompt=system_prompt,
+            draft_model=draft_model,
+            speculation=speculation,
+            num_draft_tokens=num_draft_tokens,
+            enable_thinking=enable_thinking,
+            steer_thinking=steer_thinking,
+            kv_bits=kv_bits,
+            max_kv_size=max_kv_size,
+            across=across,
+            across_candidates=across_candidates,
+            across_tolerance=across_tolerance,
+            shard=shard,
+            announce=note if group.main else lambda message: None,
+        )
+        prompter, objectives = session.prompter, session.objectives
+        guide = guide_of(session.model) if fidelity else None
+        if reference is not None and len(reference) != len(objectives):
+            raise InputError(f"the reference point has {len(reference)} numbers for {len(objectives)} objectives")
+        asked = prompts_of(prompts, session.adapters[0])[:limit]
+        weights = alphas_of(alphas, grid, objectives)
 
     for line in session.notes if group.main else ():
         note(line)

@@ -128,7 +128,14 @@ def sample_answers(
 ) -> list[ReadAnswer]:
     """Answers prompts with exact guidance, each at an α and a β of its own; returns the answers that are not empty."""
     template = guide.chat_template
-    prompter = Prompter(tokenizer, tokenizer, base_template=template, guide_template=template)
+    prompter = Prompter(
+        tokenizer,
+        tokenizer,
+        base_template=template,
+        guide_template=template,
+        limit=guide.context_length,
+        rows=(guide.rows, guide.rows),
+    )
     alphas, strengths = _preferences(np.random.default_rng(seed), len(guide.objectives), len(prompts))
     requests = [
         Request(prompter(prompt), tuple(alpha), Sampling(temp=1.0, seed=seed + i), beta=1 / strength)

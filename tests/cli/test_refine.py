@@ -40,3 +40,12 @@ def test_three_prompts_are_too_few(run_cli: Run, tmp_path: Path) -> None:
     assert code == 2
     assert "fewer than 4 prompts" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_beyond_the_context_is_refused(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("How?\nWhy?\nWho?\n" + "word " * 20000 + "\n")
+    given = ["refine", "--parm", "bundled", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out"]
+    code, _, err = run_cli(*given)
+    assert code == 2
+    assert "error: the prompt has 20006 tokens, and the model reads 1024 with its answer" in err
+    assert not (tmp_path / "out").exists()

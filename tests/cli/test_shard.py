@@ -2,16 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from ring import ring
+
+from parm_mlx.named import BUNDLED_BASE
 
 LIMIT = 120
 MODEL = ("--model", "bundled", "--shard", "tensor")
@@ -21,17 +25,17 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a command in two processes."""
+    """Starts a command in two processes, the other than rank 0 with more arguments, if there are any for it."""
     running: list[subprocess.Popen[str]] = []
 
-    def started(*arguments: str) -> list["subprocess.Popen[str]"]:
+    def started(*arguments: str, other: Sequence[str] = ()) -> list["subprocess.Popen[str]"]:
         environment = {**os.environ, **ring(tmp_path, 2), "OPENBLAS_NUM_THREADS": "1", "NO_COLOR": "1"}
         environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [sys.executable, "-P", "-m", "parm_mlx.cli.main", *arguments]
         running.extend(
-            subprocess.Popen(command, cwd=tmp_path, env={**environment, "MLX_RANK": str(rank)}, text=True, **pipes)
-            for rank in range(2)
+            subprocess.Popen(command + more, cwd=tmp_path, env={**environment, "MLX_RANK": rank}, text=True, **pipes)
+            for rank, more in (("0", []), ("1", list(other)))
         )
         return running
 
@@ -115,3 +119,52 @@ def test_an_interrupt_of_another_process_than_rank_0_ends_all_at_one_token(start
     (code, _, err), follower = ended(processes)
     assert (code, err) == (130, "interrupted\n")
     assert follower == (130, "", "")
+
+
+DIVIDED = ("generate", "Hi", "--max-tokens", "4", "--speculation", "off", "--share", "off")
+
+
+@pytest.mark.parametrize(
+    ("command", "other", "message"),
+    [
+        ((*DIVIDED, *MODEL), ("--max-tokens", "3"), "values of --max-tokens differ between rank 0 and rank 1"),
+        ((*DIVIDED, *MODEL), ("--beta", "0.5"), "the settings and objectives and beta of the adapters differ"),
+        ((*DIVIDED, *MODEL), ("--guidance", "one-pass"), "rank 1: "),
+        ((*DIVIDED, "--model", "bundled", "--shard", "apart"), ("--parm", "nosuch"), "rank 1: adapter nosuch: no such"),
+        (
+            ("evaluate", *MODEL, "--limit", "1", "--max-tokens", "2", "--out", "run"),
+            ("--prompts", "nosuch.txt"),
+            "rank 1: nosuch.txt: no such file",
+        ),
+    ],
+)
+def test_what_one_process_cannot_do_or_was_not_told_ends_both(
+    start: Start, command: Sequence[str], other: Sequence[str], message: str
+) -> None:
+    (code, out, err), follower = ended(start(*command, other=other))
+    assert (code, out) == (2, "")
+    assert f"error: {message}" in err
+    assert follower == (2, "", "")
+
+
+def test_an_answer_by_other_weights_is_refused(start: Start, tmp_path: Path) -> None:
+    """The processes would mix them in one sum, or wait for each other forever."""
+    shutil.copytree(BUNDLED_BASE, tmp_path / "copy")
+    weights = mx.load(str(tmp_path / "copy" / "model.safetensors"))
+    assert isinstance(weights, dict)
+    changed = {name: value * 1.5 if "q_proj" in name else value for name, value in weights.items()}
+    mx.save_safetensors(str(tmp_path / "copy" / "model.safetensors"), changed)
+    both = ended(start(*DIVIDED, *MODEL, "--parm", "bundled", other=("--model", str(tmp_path / "copy"))))
+    assert [code for code, _, _ in both] == [2, 2]
+    assert both[0][2].startswith("error: the models differ between rank 0 and rank 1\n")
+
+
+def test_rank_0_tells_that_another_process_was_ended(start: Start) -> None:
+    prompts = [part for i in range(24) for part in ("-p", f"How do I bake bread {i}?")]
+    processes = start("generate", *MODEL, *prompts, "--json", "--max-tokens", "40", "--alpha", "1,0")
+    assert processes[0].stdout is not None
+    processes[0].stdout.readline()
+    processes[1].send_signal(signal.SIGTERM)
+    (code, _, err), follower = ended(processes)
+    assert (code, err) == (1, "error: rank 1 has ended\nhint: start it again in all processes\n")
+    assert follower == (128 + signal.SIGTERM, "", "")
