@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from parm_mlx.interrupt import Stop
 # What mlx.launch sets for each backend (for MPI, what Open MPI sets).
 BACKENDS = {"MLX_HOSTFILE": "ring", "MLX_JACCL_COORDINATOR": "jaccl", "OMPI_COMM_WORLD_SIZE": "mpi"}
 PATIENCE = 600.0
+TOLD = 1.0  # seconds in which the main process tells of an error
 
 
 class Group:
@@ -127,6 +129,7 @@ class Group:
         except ParmError as error:
             if self.main:
                 raise
+            time.sleep(TOLD)  # mlx.launch ends all processes when one has failed, and the main one has yet to tell
             raise QuietError(error.exit_code) from error
 
     def broadcast(self, content: bytes, root: int = 0) -> bytes:
@@ -178,6 +181,17 @@ class Group:
         finally:
             watchdog.cancel()
         return total
+
+
+def refuse_several() -> None:
+    """Raises ConfigError in the main process, and QuietError in others, where ``mlx.launch`` has started several."""
+    group = join()
+    with group.reported_once():
+        if group.size > 1:
+            raise ConfigError(
+                f"{group.size} processes were started, and each would do the whole work",
+                hint="--shard divides the models between them, where a command has it; else leave out mlx.launch",
+            )
 
 
 def join() -> Group:

@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import NamedTuple
 
 from parm_mlx import interrupt
-from parm_mlx.distributed import Group
+from parm_mlx.distributed import TOLD, Group
 from parm_mlx.errors import LostError, QuietError, RunError
 
 SILENCE = 30.0  # seconds without a sign of life after which a process counts as lost
@@ -157,7 +157,9 @@ class Link:
                 return None
             elif frame.kind == _END:
                 self._closed.set()
-                raise QuietError(json.loads(frame.content))
+                if code := json.loads(frame.content):
+                    time.sleep(TOLD)
+                raise QuietError(code)
 
     def _lose(self, error: LostError) -> None:
         """Ends this process and, where it is rank 0, the others; where rank 0 is lost, rank 1 tells it."""

@@ -45,6 +45,9 @@ def arguments(line: str) -> list[str]:
 def refusal(words: list[str]) -> str:
     """Why parm-mlx would refuse the words before it looks at any file; nothing if it would not."""
     program: Any = get_command(app)
+    for option in program.params:
+        if "completion" in option.name:
+            option.callback = None  # it would be installed
     for command in program.commands.values():
         for inner in getattr(command, "commands", {"": command}).values():
             inner.callback = lambda **values: None

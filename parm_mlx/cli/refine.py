@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from parm_mlx.cli import console
 from parm_mlx.cli.options import GuideOptions, MaxTokens, declared, flag, grouped
 from parm_mlx.errors import InputError
-from parm_mlx.files import resolve
+from parm_mlx.files import NAMED, resolve
 from parm_mlx.outputs import check_new, new_directory
 from parm_mlx.ranges import BATCH, COUNT, Real
 from parm_mlx.settings import PATH, SamplingSettings
@@ -47,6 +47,9 @@ def refine(
     """
     check_new(out, force, [parm, guide_model])
     console.blas_hint()
+    from parm_mlx.distributed import refuse_several
+
+    refuse_several()
     from parm_mlx.data.prompts import read_prompts
     from parm_mlx.guidance.loading import load_guide
     from parm_mlx.pblora.adapter import adapter_tensors, backbone_reference, find_backbone, save_adapter
@@ -60,7 +63,7 @@ def refine(
     how |= {"max_tokens": max_tokens, "seed": seed}
     found = train_further(guide, tokenizer, [prompt.content for prompt in asked], **how, progress=console.note)
     adapter = resolve(parm, "adapter")
-    backbone = guide_model or find_backbone(adapter, guide.config)
+    backbone = guide_model or (parm if parm in NAMED else find_backbone(adapter, guide.config))
     reference = None if backbone is None else backbone_reference(str(backbone), out)
     training = guide.config.training | {"refinement": how | {"prompts": len(asked)}}
     config = replace(guide.config, training=training, base_model=reference)

@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def sharded(how: "How | None", **same: Any) -> "Iterator[Shard | None]":
+def sharded(how: "How | None", several: bool = False, /, **same: Any) -> "Iterator[Shard | None]":
     """Yields the processes that hold the models together while the block runs; None where ``--shard`` is not given.
 
     All of them run the block, and rank 0 alone prints. When one is lost, all end. ``same`` are settings, by name, that
-    must be the same in all: with others, a process would answer something else, or leave the others alone.
+    must be the same in all: with others, a process would answer something else, or leave the others alone. Without
+    ``--shard``, ``several`` processes may divide the work in another way.
     """
+    from parm_mlx.distributed import join, refuse_several
+
     if how is None:
+        if not several:
+            refuse_several()
         yield None
         return
-    from parm_mlx.distributed import join
     from parm_mlx.guidance.shard import Shard
     from parm_mlx.link import Link
 
