@@ -76,7 +76,7 @@ CASES: dict[int, list[str]] = {  # of the test suite, by number of processes; mo
     4: ["qwen2 shared pipeline"],
 }
 QUESTIONS = ("How do I bake bread?", "What helps with walking a dog?", "Tell me about the sea.", "Why?")
-TOKENS = 4
+TOKENS = 3
 NOISY = ("llama two tensor", "llama two apart", "qwen2 shared pipeline")
 NOISE = 5.0  # far more than rounding: without the exchange of tokens, processes would go apart
 

@@ -123,9 +123,7 @@ def evaluate(
             del named["beta"]
             page = out / COMPARISON
         try:
-            with sharded(
-                models.shard, several=True, batch_size=batch_size, max_tokens=max_tokens, **asdict(sampling)
-            ) as shard:
+            with sharded(models.shard, True, batch_size=batch_size, max_tokens=max_tokens, **asdict(sampling)) as shard:
                 named["shard"] = shard
                 summary = run(
                     out=out,
