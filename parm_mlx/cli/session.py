@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from parm_mlx.guidance.shard import How, Shard
     from parm_mlx.guidance.speculation import DraftCount
 
+LAUNCHED = {"MLX_RANK", "OMPI_COMM_WORLD_SIZE"}  # what mlx.launch and Open MPI set
+
 
 @contextmanager
 def sharded(how: "How | None", several: bool = False, /, **same: Any) -> "Iterator[Shard | None]":
@@ -29,13 +31,14 @@ def sharded(how: "How | None", several: bool = False, /, **same: Any) -> "Iterat
     must be the same in all: with others, a process would answer something else, or leave the others alone. Without
     ``--shard``, ``several`` processes may divide the work in another way.
     """
-    from parm_mlx.distributed import join, refuse_several
-
     if how is None:
-        if not several:
+        if not several and LAUNCHED & os.environ.keys():  # only then MLX is imported so early
+            from parm_mlx.distributed import refuse_several
+
             refuse_several()
         yield None
         return
+    from parm_mlx.distributed import join
     from parm_mlx.guidance.shard import Shard
     from parm_mlx.link import Link
 

@@ -49,7 +49,7 @@ Tensors = list[dict[str, mx.array]]  # those of each adapted layer, in the order
 
 
 @dataclass(frozen=True)
-class ReadAnswer:
+class SampledAnswer:
     """An answer of the backbone under exact guidance, to be read again.
 
     Attributes:
@@ -125,7 +125,7 @@ def refine(
 
 def sample_answers(
     guide: Guide, tokenizer: TokenizerWrapper, prompts: Sequence[Content], max_tokens: int, seed: int
-) -> list[ReadAnswer]:
+) -> list[SampledAnswer]:
     """Answers prompts with exact guidance, each at an α and a β of its own; returns the answers that are not empty."""
     template = guide.chat_template
     prompter = Prompter(
@@ -142,7 +142,7 @@ def sample_answers(
         for i, (prompt, alpha, strength) in enumerate(zip(prompts, alphas.tolist(), strengths.tolist(), strict=True))
     ]
     found = {
-        answer.index: ReadAnswer(
+        answer.index: SampledAnswer(
             requests[answer.index].prompt.base, answer.tokens, tuple(alphas[answer.index]), strengths[answer.index]
         )
         for answer in generate_batch(SharedModel(guide), tokenizer, requests, max_tokens)
@@ -153,7 +153,7 @@ def sample_answers(
 
 def train(
     guide: Guide,
-    answers: Sequence[ReadAnswer],
+    answers: Sequence[SampledAnswer],
     iters: int,
     batch_size: int,
     peak: float,
@@ -191,7 +191,7 @@ def train(
     return found
 
 
-def measure(guide: Guide, before: Tensors, answers: Sequence[ReadAnswer], strength: float) -> Distance:
+def measure(guide: Guide, before: Tensors, answers: Sequence[SampledAnswer], strength: float) -> Distance:
     """Measures a guide beside the tensors that its adapter had before, on answers under their α, at one 1/β."""
     now, sums, count = tensors_of(guide), np.zeros(4), 0
     for each in answers:
@@ -246,7 +246,7 @@ class _Batch:
     strength: mx.array  # (B,)
 
     @staticmethod
-    def of(answers: Sequence[ReadAnswer], alphas: np.ndarray, strengths: np.ndarray) -> "_Batch":
+    def of(answers: Sequence[SampledAnswer], alphas: np.ndarray, strengths: np.ndarray) -> "_Batch":
         rows = [[*each.prompt, *each.answer[:-1]] for each in answers]
         first = [len(each.prompt) - 1 for each in answers]
         longest = max(map(len, rows))

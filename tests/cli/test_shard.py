@@ -110,11 +110,17 @@ def test_a_server_answers_from_all_processes_until_it_is_told_to_end(start: Star
     assert (err, out, other) == ("", "", "")
 
 
-def test_an_interrupt_of_another_process_than_rank_0_ends_all_at_one_token(start: Start) -> None:
+def answering(start: Start) -> list["subprocess.Popen[str]"]:
+    """Two processes that have given the first of many answers."""
     prompts = [part for i in range(24) for part in ("-p", f"How do I bake bread {i}?")]
     processes = start("generate", *MODEL, *prompts, "--json", "--max-tokens", "40", "--alpha", "1,0")
     assert processes[0].stdout is not None
     processes[0].stdout.readline()
+    return processes
+
+
+def test_an_interrupt_of_another_process_than_rank_0_ends_all_at_one_token(start: Start) -> None:
+    processes = answering(start)
     processes[1].send_signal(signal.SIGINT)
     (code, _, err), follower = ended(processes)
     assert (code, err) == (130, "interrupted\n")
@@ -160,10 +166,7 @@ def test_an_answer_by_other_weights_is_refused(start: Start, tmp_path: Path) -> 
 
 
 def test_rank_0_tells_that_another_process_was_ended(start: Start) -> None:
-    prompts = [part for i in range(24) for part in ("-p", f"How do I bake bread {i}?")]
-    processes = start("generate", *MODEL, *prompts, "--json", "--max-tokens", "40", "--alpha", "1,0")
-    assert processes[0].stdout is not None
-    processes[0].stdout.readline()
+    processes = answering(start)
     processes[1].send_signal(signal.SIGTERM)
     (code, _, err), follower = ended(processes)
     assert (code, err) == (1, "error: rank 1 has ended\nhint: start it again in all processes\n")

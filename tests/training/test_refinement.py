@@ -8,8 +8,7 @@ import pytest
 from tiny import tiny_guide
 
 from parm_mlx.errors import RunError
-from parm_mlx.evaluation.fidelity import ReadAnswer as Compared
-from parm_mlx.evaluation.fidelity import compare_distributions
+from parm_mlx.evaluation.fidelity import ReadAnswer, compare_distributions
 from parm_mlx.guidance.guide import Guide
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.named import held_out_prompts
@@ -17,16 +16,16 @@ from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.training import refinement
-from parm_mlx.training.refinement import EPSILON, ReadAnswer, measure, refine, tensors_of, train
+from parm_mlx.training.refinement import EPSILON, SampledAnswer, measure, refine, tensors_of, train
 
 ANSWERS = [
-    ReadAnswer([3, 14, 15], [9, 26, 5, 40], (0.3, 0.7), 1.0),
-    ReadAnswer([7, 8], [41, 12, 13], (1.0, 0.0), 0.5),
-    ReadAnswer([20, 21, 22, 23], [24, 25], (0.0, 1.0), 2.0),
+    SampledAnswer([3, 14, 15], [9, 26, 5, 40], (0.3, 0.7), 1.0),
+    SampledAnswer([7, 8], [41, 12, 13], (1.0, 0.0), 0.5),
+    SampledAnswer([20, 21, 22, 23], [24, 25], (0.0, 1.0), 2.0),
 ]
 
 
-def logprobs(model: GuidedModel, each: ReadAnswer) -> np.ndarray:
+def logprobs(model: GuidedModel, each: SampledAnswer) -> np.ndarray:
     """Log-probabilities (n, V) before each token of an answer."""
     ids = mx.array([[*each.prompt, *each.answer[:-1]]])
     logits = model(ids, cache=model.make_cache(each.alpha, each.strength))[0, len(each.prompt) - 1 :]
@@ -55,7 +54,7 @@ def test_the_loss_is_that_of_the_models(settings: dict[str, Any]) -> None:
 def test_what_is_measured_is_what_fidelity_measures() -> None:
     guide = tiny_guide()
     found = measure(guide, tensors_of(guide), ANSWERS, 2.0)
-    expected = compare_distributions(guide, 0.5, [Compared(each.prompt, each.answer, each.alpha) for each in ANSWERS])
+    expected = compare_distributions(guide, 0.5, [ReadAnswer(each.prompt, each.answer, each.alpha) for each in ANSWERS])
     assert found.before == found.after == pytest.approx(expected["total_variation"], rel=1e-3)
     assert found.same == pytest.approx(expected["same_token"])
     assert found.moved == 0
