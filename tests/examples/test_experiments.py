@@ -116,9 +116,9 @@ def test_baselines_are_made_of_the_adapters_of_one_objective(scripts: SimpleName
     )
     names = {folder.name for folder in (experiment.work / "adapters").iterdir() if folder.suffix != ".checkpoints"}
     assert names == {"pblora-0", "soup-0", "genarm-warmth-0", "genarm-focus-0"}
-    experts = numbers[baselines.MOD]
-    assert [numbers[system] for system in baselines.SYSTEMS[1:]] == [experts] * 4
-    assert 0.9 < experts / numbers["PARM"] < 1.1
+    experts, whole = numbers[baselines.MOD], numbers[baselines.PARM]
+    assert [numbers[system] for system in baselines.SYSTEMS] == [whole] * 2 + [experts] * 4
+    assert 0.9 < experts / whole < 1.1
 
     def texts(system: str, *weights: float) -> list[str]:
         return [result.text for result in runs[system][0].results if result.alpha in {(w, 1 - w) for w in weights}]
