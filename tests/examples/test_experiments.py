@@ -139,7 +139,8 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
         parm = experiment.adapter("tiny", 0)
         return experiment.run("tiny-0", [parm]), experiment.fact("size", measure)
 
-    first = runs(experiment)
+    first, effort = runs(experiment), experiment.effort()
+    assert re.search(r"\nTraining took \d+ minutes and answering took \d+ minutes, beside other work \(.*\)\.\n", effort)
     archive = scripts.common.archive
     file = archive.of("interpolation", experiment.out)
     archive.pack(experiment.work, experiment.used, file)
@@ -150,7 +151,7 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
     stored = scripts.common.Experiment(
         "interpolation", experiment.settings, archive.unpack(file), experiment.out, stored=True
     )
-    assert runs(stored) == first
+    assert (runs(stored), stored.effort()) == (first, effort)
     assert made == ["fact"]
     assert not (stored.work / "adapters").exists()
     with pytest.raises(SystemExit, match="no fact 'other'"):
