@@ -116,9 +116,9 @@ def test_baselines_are_made_of_the_adapters_of_one_objective(scripts: SimpleName
     )
     names = {folder.name for folder in (experiment.work / "adapters").iterdir() if folder.suffix != ".checkpoints"}
     assert names == {"pblora-0", "soup-0", "genarm-warmth-0", "genarm-focus-0"}
-    experts = numbers[baselines.MOD]
-    assert [numbers[system] for system in baselines.SYSTEMS[1:]] == [experts] * 4
-    assert 0.9 < experts / numbers["PARM"] < 1.1
+    experts, whole = numbers[baselines.MOD], numbers[baselines.PARM]
+    assert [numbers[system] for system in baselines.SYSTEMS] == [whole] * 2 + [experts] * 4
+    assert 0.9 < experts / whole < 1.1
 
     def texts(system: str, *weights: float) -> list[str]:
         return [result.text for result in runs[system][0].results if result.alpha in {(w, 1 - w) for w in weights}]
@@ -139,7 +139,8 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
         parm = experiment.adapter("tiny", 0)
         return experiment.run("tiny-0", [parm]), experiment.fact("size", measure)
 
-    first = runs(experiment)
+    first, effort = runs(experiment), experiment.effort()
+    assert re.search(r"\nTraining took \d+ minutes and answering took \d+ minutes, beside other work \(.*\)\.\n", effort)
     archive = scripts.common.archive
     file = archive.of("interpolation", experiment.out)
     archive.pack(experiment.work, experiment.used, file)
@@ -150,7 +151,7 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
     stored = scripts.common.Experiment(
         "interpolation", experiment.settings, archive.unpack(file), experiment.out, stored=True
     )
-    assert runs(stored) == first
+    assert (runs(stored), stored.effort()) == (first, effort)
     assert made == ["fact"]
     assert not (stored.work / "adapters").exists()
     with pytest.raises(SystemExit, match="no fact 'other'"):
