@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.loss import smooth_tchebycheff
 
 FOLDERS = ("experiments", "bundled")
-NAMES = ("adapters", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
+NAMES = ("adapters", "baselines", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
 NAMES += ("weak_to_strong",)
 
 
@@ -29,7 +30,7 @@ def scripts(repository: Path) -> Iterator[SimpleNamespace]:
     """The modules of examples/experiments, which are scripts and not a package."""
     path, known = list(sys.path), set(sys.modules)
     sys.path[:0] = [str(repository / "examples" / folder) for folder in FOLDERS]
-    names = ("baselines", "common", "comparison", "objectives", *NAMES)
+    names = ("common", "comparison", "objectives", *NAMES)
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     sys.path[:] = path
     folders = [repository / "examples" / folder for folder in FOLDERS]
@@ -140,7 +141,9 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
         return experiment.run("tiny-0", [parm]), experiment.fact("size", measure)
 
     first, effort = runs(experiment), experiment.effort()
-    assert re.search(r"\nTraining took \d+ minutes and answering took \d+ minutes, beside other work \(.*\)\.\n", effort)
+    assert re.search(
+        r"\nTraining took \d+ minutes and answering took \d+ minutes, beside other work \(.*\)\.\n", effort
+    )
     archive = scripts.common.archive
     file = archive.of("interpolation", experiment.out)
     archive.pack(experiment.work, experiment.used, file)
@@ -281,6 +284,15 @@ def test_recovered_points_by_hand(scripts: SimpleNamespace) -> None:
     points = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     found = np.array([[0.1, 0.3], [2.0, 0.6]])
     assert scripts.nonconvex.recovered(found, points) == [True, False, False]
+
+
+def test_a_page_of_the_repository_is_that_of_its_kept_answers(repository: Path, tmp_path: Path) -> None:
+    folder = repository / "examples" / "experiments"
+    command = [sys.executable, str(folder / "interpolation.py"), "--stored", "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
+    assert {file.name for file in tmp_path.iterdir()} == {f"interpolation.{kind}" for kind in ("json", "md", "png")}
+    for name in ("interpolation.json", "interpolation.md"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (folder / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
