@@ -89,6 +89,7 @@ MEASURES = {
     "length": "length of the front",
     "middle": "place of the middle",
     "height": "above the chord",
+    "centre": "score at the middle",
     "step": "largest step",
 }
 
@@ -143,8 +144,8 @@ def shape(points: Sequence[Sequence[float]]) -> dict[str, float]:
 
     Returns:
         ``length`` of the chord, from corner to corner; ``middle``, where on the chord the middle point lies, 0.5
-        halfway; ``height``, how far it lies beyond the chord, larger is better; and ``step``, the share of the largest
-        step in the way along all points.
+        halfway; ``height``, how far it lies beyond the chord, larger is better; ``centre``, the mean of its scores; and
+        ``step``, the share of the largest step in the way along all points.
     """
     first, *_, last = front = np.array(points, float)
     chord, middle = last - first, front[len(front) // 2] - first
@@ -156,6 +157,7 @@ def shape(points: Sequence[Sequence[float]]) -> dict[str, float]:
         "length": length,
         "middle": float(middle @ chord) / length**2,
         "height": float(middle @ outwards),
+        "centre": float(front[len(front) // 2].mean()),
         "step": float(ways.max() / ways.sum()),
     }
 
@@ -269,7 +271,9 @@ def main() -> None:
     experiment.publish(
         {"variants": results, "smollm2": measured, "reference_point": summary["reference_point"]},
         **tables,
+        ended=f"{min(r['values']['ended']['value'] for r in results.values()):.0%}",
         smollm2=of_smollm2,
+        seeds=str(len(experiment.seeds)),
         real=f"{experiment.settings['real']['questions']}",
         real_tokens=f"{experiment.settings['real']['max_tokens']}",
         **common.fixed(summary),
@@ -278,15 +282,21 @@ def main() -> None:
 
 def table(group: Mapping[str, Variant], results: Mapping[str, Any]) -> str:
     """A row for each variant and, below it, its difference from the default with the same seed."""
+    sizes = {name: results[variant.label]["trainable_numbers"] for name, variant in group.items()}
+    sized = len(set(sizes.values())) > 1
+
+    def row(name: str, found: Mapping[str, Any], size: str) -> list[str]:
+        spearman = " / ".join(shown(found[f"spearman_{objective}"]) for objective in OBJECTIVES)
+        return [name, *([size] if sized else []), *(shown(found[measure]) for measure in MEASURES), spearman]
+
     rows = []
     for name, variant in group.items():
-        r, spearman = results[variant.label], [f"spearman_{objective}" for objective in OBJECTIVES]
-        cells = [shown(r["values"][measure]) for measure in (*MEASURES, *spearman)]
-        rows.append([name, f"{r['trainable_numbers']:,}", *cells, f"{r['values']['ended']['value']:.0%}"])
+        r = results[variant.label]
+        rows.append(row(name, r["values"], f"{sizes[name]:,}"))
         if variant != DEFAULT:
-            rows.append(["less the default", "", *(shown(r["less_default"][m]) for m in (*MEASURES, *spearman)), ""])
-    heads = ["", "trainable numbers", *MEASURES.values(), *(f"Spearman {name}" for name in OBJECTIVES)]
-    return markdown([*heads, "answers that end"], rows)
+            rows.append(row("less the default", r["less_default"], ""))
+    heads = ["", *(["trainable numbers"] if sized else []), *MEASURES.values()]
+    return markdown([*heads, f"Spearman {' / '.join(OBJECTIVES)}"], rows)
 
 
 if __name__ == "__main__":
