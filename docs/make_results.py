@@ -6,6 +6,7 @@ They are made of the JSON files that the experiments leave beside their pages.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ EXPERIMENTS = ROOT / "examples" / "experiments"
 BEGIN, END = "<!-- results: made by docs/make_results.py -->", "<!-- end of results -->"
 PAGE = """# Experiments
 
-What can be expected of a PARM, and which settings matter, measured on the bundled world with three seeds each. Every
-experiment is one command; it goes on where it was stopped, and shares what is expensive with the others in
-`build/experiments`.
+What can be expected of a PARM, and which settings matter. The first row is of a real model; where a page does not say
+otherwise, the others are of the bundled world, with three seeds each. Every experiment is one command; it goes on where
+it was stopped, and shares what is expensive with the others in `build/experiments`. Its answers and their scores are
+kept in `answers`, of which
+
+    python examples/experiments/rebuild.py
+
+makes all pages and both tables again in a minute, without training or generating.
 
 {table}
 
@@ -25,10 +31,21 @@ experiment is one command; it goes on where it was stopped, and shares what is e
 the unguided answers. Hypervolumes of different experiments have different reference points; the pages give them.
 
 `settings.yaml` holds what all share, the YAML file of an experiment what is its own; `--seeds`, `--iters` and
-`--questions` make a quick trial of any. All seven take about two hours on two cores, of which the larger base takes
-one core for an hour. Pages and pictures are made by the scripts from `templates/`; what was found is written
-there by hand, after reading the numbers.
+`--questions` make a quick trial of any. Pages and pictures are made by the scripts from `templates/`; what was found is
+written there by hand, after reading the numbers.
 """
+
+
+def real_model() -> str:
+    """The first row: what the card of SmolLM2's PARM says."""
+    found = json.loads((ROOT / "examples" / "smollm2" / "checks.json").read_text(encoding="utf-8"))
+    parts = []
+    for name in ("cheer", "formality"):
+        r = found["steering"][name]
+        low, high = r["corners"]["interval"]
+        corners = f"{r['corners']['distance']:.1f} sd [{low:.1f}, {high:.1f}]"
+        parts.append(f"{name} Spearman {r['spearman']:.2f}, corners {corners}")
+    return f"{'; '.join(parts)} ({found['questions']} questions × 11 preferences)"
 
 
 def number(found: Mapping[str, float], digits: int = 2) -> str:
@@ -102,13 +119,19 @@ ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def table(prefix: str = "") -> str:
-    """One line per experiment that was measured, with links that begin with ``prefix``."""
+def table(page: Path) -> str:
+    """One line for the real model and for each experiment that was measured, with links from the folder of a page."""
+
+    def line(question: str, target: Path, measured: str) -> str:
+        return f"| [{question}]({Path(os.path.relpath(target, page.parent)).as_posix()}) | {measured} |"
+
+    card = ROOT / "parm_mlx" / "models" / "smollm2-parm" / "README.md"
     lines = ["| question | measured |", "|---|---|"]
-    measured = {name: row for name, row in ROWS.items() if (EXPERIMENTS / f"{name}.json").exists()}
-    for name, (question, row) in measured.items():
-        results = json.loads((EXPERIMENTS / f"{name}.json").read_text(encoding="utf-8"))
-        lines.append(f"| [{question}]({prefix}{name}.md) | {row(results)} |")
+    lines.append(line("Does it steer a real model, SmolLM2-135M-Instruct?", card, real_model()))
+    for name, (question, row) in ROWS.items():
+        if (found := EXPERIMENTS / f"{name}.json").exists():
+            results = json.loads(found.read_text(encoding="utf-8"))
+            lines.append(line(question, EXPERIMENTS / f"{name}.md", row(results)))
     return "\n".join(lines)
 
 
@@ -116,8 +139,9 @@ def pages(readme: str) -> dict[Path, str]:
     """The two files, given README.md as it is."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    inside = f"{BEGIN}\n{table('examples/experiments/')}\n{END}"
-    return {ROOT / "README.md": before + inside + after, EXPERIMENTS / "README.md": PAGE.format(table=table())}
+    first, second = ROOT / "README.md", EXPERIMENTS / "README.md"
+    inside = f"{BEGIN}\n{table(first)}\n{END}"
+    return {first: before + inside + after, second: PAGE.format(table=table(second))}
 
 
 def main() -> None:

@@ -29,13 +29,15 @@ LABELS = {"PARM": "pblora", SOUP: "soup", GUIDING_SOUP: "guiding-soup", MOD: "mo
 def mixed(experiment: common.Experiment, seed: int) -> Path:
     """The soup of the adapters of one objective each."""
     out, several = experiment.work / "adapters" / f"soup-{seed}", experts(experiment, seed)
-    if not out.exists():
+
+    def make() -> None:
         adapters = [read_adapter(parm) for parm in several]
         config, tensors = soup(adapters)
         config.training["mixed_of"] = sum(tensor.size for _, own in adapters for tensor in own.values())
         with new_directory(out) as partial:
             save_adapter(partial, config, tensors)
-    return out
+
+    return experiment.made(out, make)
 
 
 def parms(experiment: common.Experiment, system: str, seed: int) -> list[Path]:

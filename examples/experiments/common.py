@@ -1,7 +1,8 @@
 """What the experiments share: adapters trained once, sweeps that go on where they were, and pages made of results.
 
 Everything that is expensive is kept in a work folder (``build/experiments``) and made once, whichever experiment
-needs it first: an experiment that was stopped goes on with the same command.
+needs it first: an experiment that was stopped goes on with the same command. What a page is made of, answers with
+their scores and other facts, goes into ``answers/NAME.tar.xz``; with ``--stored`` the page is made of that alone.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from typing import Any
 import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 
 # isort: split
+import archive
 import yaml
 from PIL import Image
 from rich.console import Console
 
-from parm_mlx.answers.store import RunFolder
+from parm_mlx.answers.store import RunFolder, read_run
 from parm_mlx.answers.sweep import Sweep, answer_all, plan, score_all
 from parm_mlx.drawing import STYLES
 from parm_mlx.evaluation.cost import token_costs
@@ -34,7 +36,7 @@ from parm_mlx.evaluation.summary import Run
 from parm_mlx.fingerprint import directory_digest
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.policy import PolicyModel
-from parm_mlx.guidance.prompts import Prompt, Prompter, PromptTokens, content_id
+from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
 from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.machine import keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
@@ -64,13 +66,18 @@ class Experiment:
         settings: Its YAML file over settings.yaml.
         work: Where adapters and sweeps are kept.
         out: Where the page goes.
+        quick: Only adapters are trained.
+        stored: Nothing is made: ``work`` holds what an earlier run of the experiment has kept.
+        used: What the page is made of, relative to ``work``.
     """
 
     name: str
     settings: dict[str, Any]
     work: Path
     out: Path
-    quick: bool = field(default=False)
+    quick: bool = False
+    stored: bool = False
+    used: set[Path] = field(default_factory=set)
 
     @property
     def seeds(self) -> list[int]:
@@ -94,11 +101,29 @@ class Experiment:
             others: Settings that differ from the shared ones.
         """
         out = self.work / "adapters" / f"{name}-{seed}"
-        config = make_parm.settings(
-            base, data or self.pairs(), out, **{**self.settings["train"], "seed": seed, **others}
-        )
-        train(config, resume=True, force=True, progress=ConsoleProgress(Console(stderr=True)))
+        if not self.stored:
+            settings = {**self.settings["train"], "seed": seed, **others}
+            config = make_parm.settings(base, data or self.pairs(), out, **settings)
+            train(config, resume=True, force=True, progress=ConsoleProgress(Console(stderr=True)))
         return out
+
+    def made(self, path: Path, make: Callable[[], object]) -> Path:
+        """A file or folder that ``make`` writes, unless it is there already."""
+        if not (self.stored or path.exists()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make()
+        return path
+
+    def fact(self, name: str, measure: Callable[[], Any]) -> Any:
+        """A JSON value that the page shows beside answers, measured once and kept with them."""
+        file = self.work / "facts" / f"{name}.json"
+        if not file.exists():
+            if self.stored:
+                raise SystemExit(f"error: the kept answers of {self.name} have no fact {name!r}; run it again")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(measure(), ensure_ascii=False) + "\n", encoding="utf-8")
+        self.used.add(file.relative_to(self.work))
+        return json.loads(file.read_text(encoding="utf-8"))
 
     def run(
         self,
@@ -122,19 +147,47 @@ class Experiment:
             timed: Whether the time of a token is measured: base, guide and guided decoding, in turns.
             alone: Whether the guide answers by itself, without the base.
         """
-        sweep = self.settings["sweep"]
+        folder = self.work / "runs" / name
+        if not self.stored:
+            self._answer(name, folder, parms, base, alphas, rewards, alone)
+        identity, results, scores = read_run(folder)
+        self.keep(folder)
+        timing = self.fact(f"time-{name}", lambda: self._timing(parms, base, alone)) if timed else {}
+        named = tuple(identity["objectives"])
+        return Run(name, named, identity["rewards"], list(results.values()), scores, timing)
+
+    def keep(self, folder: Path) -> None:
+        """Keeps the answers of a run with the page."""
+        self.used |= {folder.relative_to(self.work) / file for file in archive.RUN_FILES}
+
+    def _model(self, parms: Sequence[Path], base: Path, alone: bool) -> tuple[Any, Any, Prompter]:
+        """A guided model or the guide alone, the base's tokenizer, and what makes prompts of questions."""
         backbone = BASE if base != BASE else None
         model, tokenizer, guide_tokenizer = load_with_tokenizers(base, list(parms), backbone)
         if alone:
             model = PolicyModel(model.base, model.guide)
-        prompter = Prompter(tokenizer, guide_tokenizer)
+        return model, tokenizer, Prompter(tokenizer, guide_tokenizer)
+
+    def _answer(
+        self,
+        name: str,
+        path: Path,
+        parms: Sequence[Path],
+        base: Path,
+        alphas: Sequence[Alpha] | None,
+        rewards: Mapping[str, str] | None,
+        alone: bool,
+    ) -> None:
+        """Answers and scores what is missing in the folder of a sweep."""
+        sweep = self.settings["sweep"]
+        model, tokenizer, prompter = self._model(parms, base, alone)
         questions = measure.held_out_questions(sweep["questions"])
         prompts = [Prompt(content_id(question.text), question.text) for question in questions]
         alphas = alphas or simplex_grid(len(model.objectives), sweep["grid"])
         specs = dict(rewards or {objective: f"builtin:{objective}" for objective in model.objectives})
         settings = {**sweep, "alphas": alphas, "adapter": [directory_digest(parm) for parm in parms], "base": base.name}
         settings |= {"alone": True} if alone else {}
-        folder = RunFolder(self.work / "runs" / name, {"objectives": model.objectives, "settings": settings})
+        folder = RunFolder(path, {"objectives": model.objectives, "settings": settings})
         answers = Sweep(model, tokenizer, prompter, Sampling(temp=sweep["temp"]), sweep["max_tokens"])
         began = time.perf_counter()
         with folder.locked():
@@ -143,15 +196,13 @@ class Experiment:
                 print(f"{name}: {len(fresh)} answers in {time.perf_counter() - began:.0f} s", flush=True)
             folder.set_rewards(specs)
             loaded = load_rewards([f"{reward}={spec}" for reward, spec in specs.items()])
-            scores = score_all(folder, results, loaded)
-        timing = self.timing(folder.path / "timing.json", model, prompter(prompts[0].content)) if timed else {}
-        return Run(name, model.objectives, specs, results, scores, timing)
+            score_all(folder, results, loaded)
 
-    def timing(self, file: Path, model: Any, prompt: PromptTokens) -> dict[str, float]:
-        """Milliseconds per token of base, guide and guided decoding; measured once and kept."""
-        if not file.exists():
-            file.write_text(json.dumps(token_costs(model, prompt, model.guide.alpha)) + "\n", encoding="utf-8")
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+    def _timing(self, parms: Sequence[Path], base: Path, alone: bool) -> dict[str, float]:
+        """Milliseconds per token of base, guide and guided decoding."""
+        model, _, prompter = self._model(parms, base, alone)
+        (question,) = measure.held_out_questions(1)
+        return token_costs(model, prompter(question.text), model.guide.alpha)
 
     def picture(self, summary: Mapping[str, Any]) -> None:
         """Draws a run or a comparison as NAME.svg or, where that is a large file, as NAME.png."""
@@ -196,7 +247,7 @@ class Experiment:
         plt.close(figure)
 
     def publish(self, results: Mapping[str, Any], **parts: str) -> None:
-        """Writes NAME.json and NAME.md, which is templates/NAME.md with its {parts} filled in."""
+        """Writes NAME.json, NAME.md (templates/NAME.md with its {parts} filled in), and what they are made of."""
         self.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, ensure_ascii=False)
         (self.out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
@@ -206,6 +257,8 @@ class Experiment:
         parts |= {"command": f"python examples/experiments/{self.name}.py", "settings": self.described()}
         page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template)
         (self.out / f"{self.name}.md").write_text(page, encoding="utf-8")
+        if not self.stored:
+            archive.pack(self.work, self.used, archive.of(self.name, self.out))
 
     def described(self) -> str:
         """The settings in a sentence."""
@@ -235,6 +288,9 @@ def begin(name: str, doc: str | None) -> Experiment:
     parser.add_argument("--iters", type=int, help="steps of each training")
     parser.add_argument("--questions", type=int, help="questions of each sweep")
     parser.add_argument("--train-only", action="store_true", help="train the adapters, and leave the rest for later")
+    parser.add_argument(
+        "--stored", action="store_true", help="make the page of the answers kept in answers/NAME.tar.xz"
+    )
     args = parser.parse_args()
     settings = load_settings(name)
     if args.seeds:
@@ -244,10 +300,10 @@ def begin(name: str, doc: str | None) -> Experiment:
     if args.questions:
         settings["sweep"]["questions"] = args.questions
     keep_freed_memory()
+    if args.stored:
+        return Experiment(name, settings, archive.unpack(archive.of(name)), args.out, stored=True)
     args.work.mkdir(parents=True, exist_ok=True)
-    experiment = Experiment(name, settings, args.work, args.out)
-    experiment.quick = args.train_only
-    return experiment
+    return Experiment(name, settings, args.work, args.out, quick=args.train_only)
 
 
 def spread(runs: Sequence[Mapping[str, Any]], *path: str) -> dict[str, float]:

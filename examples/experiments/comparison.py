@@ -42,7 +42,10 @@ def sweep_all(
         name = f"{(labels or {}).get(system, system.lower())}-{seed}"
         first = seed == experiment.seeds[0]
         runs[system].append(experiment.run(name, adapters, timed=first, alone=system in alone))
-    numbers = {system: sum(map(size, trained[system, experiment.seeds[0]])) for system in systems}
+    first_trained = {system: trained[system, experiment.seeds[0]] for system in systems}
+    numbers = experiment.fact(
+        f"numbers-{experiment.name}", lambda: {system: sum(map(size, parms)) for system, parms in first_trained.items()}
+    )
     return runs, numbers
 
 

@@ -7,6 +7,8 @@ each other's size. The pairs of one vocabulary are beside them, with the same qu
 which is fetched at first use.
 """
 
+from typing import Any
+
 import common
 from common import markdown
 
@@ -22,25 +24,33 @@ PAIRS = {
 }
 
 
+def sweep(experiment: common.Experiment, base: str, parm: str) -> dict[str, Any]:
+    """Answers, scores and measures a pair."""
+    settings = experiment.settings["pairs"]
+    questions = held_out_prompts("bundled")[: settings["questions"]]
+    summary = evaluate(
+        out=experiment.work / f"{base}-{parm}",
+        model=base,
+        parm=parm,
+        prompts=[[{"role": "user", "content": question}] for question in questions],
+        grid=settings["grid"],
+        sampling=Sampling(temp=0),
+        max_tokens=settings["max_tokens"],
+        bootstrap=experiment.settings["sweep"]["bootstrap"],
+        note=print,
+    )
+    assert summary is not None
+    return summary
+
+
 def main() -> None:
     """Sweeps the four pairs and writes the page."""
     experiment = common.begin("vocabularies", __doc__)
     settings = experiment.settings["pairs"]
-    questions = held_out_prompts("bundled")[: settings["questions"]]
     rows, results = [], {}
     for name, (base, parm) in PAIRS.items():
-        summary = evaluate(
-            out=experiment.work / f"{base}-{parm}",
-            model=base,
-            parm=parm,
-            prompts=[[{"role": "user", "content": question}] for question in questions],
-            grid=settings["grid"],
-            sampling=Sampling(temp=0),
-            max_tokens=settings["max_tokens"],
-            bootstrap=experiment.settings["sweep"]["bootstrap"],
-            note=print,
-        )
-        assert summary is not None
+        summary = experiment.fact(f"{base}-{parm}", lambda base=base, parm=parm: sweep(experiment, base, parm))
+        experiment.keep(experiment.work / f"{base}-{parm}")
         run = summary
         time = run["time"]
         corners = run["corner_difference"]
@@ -65,7 +75,7 @@ def main() -> None:
     experiment.publish(
         results,
         table=markdown(heads, rows),
-        questions=str(len(questions)),
+        questions=str(settings["questions"]),
         tokens=str(settings["max_tokens"]),
         grid=f"{settings['grid']:g}",
     )

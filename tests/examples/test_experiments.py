@@ -127,6 +127,38 @@ def test_baselines_are_made_of_the_adapters_of_one_objective(scripts: SimpleName
         assert texts(soup, 0.0, 1.0) == texts(mod, 0.0, 1.0) != []
 
 
+def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experiment: Any) -> None:
+    """The same runs and facts from the archive alone, which has the same bytes when it is made twice."""
+    made: list[str] = []
+
+    def measure() -> dict[str, int]:
+        made.append("fact")
+        return {"numbers": 3}
+
+    def runs(experiment: Any) -> tuple[Any, Any]:
+        parm = experiment.adapter("tiny", 0)
+        return experiment.run("tiny-0", [parm]), experiment.fact("size", measure)
+
+    first = runs(experiment)
+    archive = scripts.common.archive
+    file = archive.of("interpolation", experiment.out)
+    archive.pack(experiment.work, experiment.used, file)
+    content = file.read_bytes()
+    archive.pack(experiment.work, experiment.used, file)
+    assert file.read_bytes() == content
+
+    stored = scripts.common.Experiment(
+        "interpolation", experiment.settings, archive.unpack(file), experiment.out, stored=True
+    )
+    assert runs(stored) == first
+    assert made == ["fact"]
+    assert not (stored.work / "adapters").exists()
+    with pytest.raises(SystemExit, match="no fact 'other'"):
+        stored.fact("other", measure)
+    with pytest.raises(SystemExit, match="without --stored"):
+        archive.unpack(experiment.out / "none.tar.xz")
+
+
 def test_a_page_is_its_template_with_the_parts_filled_in(experiment: Any) -> None:
     experiment.out.mkdir()
     (experiment.out / "interpolation.svg").write_text("")
