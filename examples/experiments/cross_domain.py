@@ -31,11 +31,13 @@ WAYS = ("frozen", *EXTRA, "whole")
 def frozen(experiment: common.Experiment, parm: Path, third: str, seed: int) -> Path:
     """The adapter with a third objective, not trained any further."""
     out = experiment.work / "adapters" / f"frozen-{third}-{seed}"
-    if not out.exists():
+
+    def make() -> None:
         config, tensors = extend_objectives(*read_adapter(parm), [third])
         with new_directory(out) as partial:
             save_adapter(partial, config, tensors)
-    return out
+
+    return experiment.made(out, make)
 
 
 def extended(experiment: common.Experiment, way: str, seed: int, **begin: Any) -> Path:
