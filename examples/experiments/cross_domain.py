@@ -2,14 +2,16 @@
 
     python examples/experiments/cross_domain.py
 
-The PARMs of adapters.py get a third objective in two ways: ``frozen``, a new row of W2 that is the mean of the others
-and is never trained; ``short`` and ``longer``, the same start and a fifth or half of the steps on pairs that all label
-(``--start-from``), in which the new row learns at five times the rate of W2, as ``parm-mlx train`` does it; both also
-``before`` that was so, with one rate for all rows.
-``whole`` is a PARM trained on all three from nothing, for comparison.
+The PARMs of adapters.py get a third objective. ``frozen`` is a new row of W2, the mean of the others, that is never
+trained. The others go on for a fifth or half of the steps on pairs that all label (``--start-from``): as it was
+``before``, from that row and with one learning rate for all rows; with a ``faster row``, five times that rate; with a
+``fresh row`` beside it, the random start of a new adapter added, as ``parm-mlx train`` does it now; and ``agreeing``,
+with ``--alpha-among agreeing`` beside both. ``whole`` is a PARM trained on all three from nothing, for comparison.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,10 +23,38 @@ from many_objectives import relabelled
 from parm_mlx.evaluation.summary import compare
 from parm_mlx.outputs import new_directory
 from parm_mlx.pblora import extend_objectives, read_adapter, save_adapter
-from parm_mlx.training import optimizer
+from parm_mlx.training import optimizer, trainer
 
-EXTRA = {"short, before": ("short", 1.0), "short": ("short", optimizer.ADDED_RATIO)}
-EXTRA |= {"longer, before": ("longer", 1.0), "longer": ("longer", optimizer.ADDED_RATIO)}
+AGREEING = {"dirichlet": 1.0, "alpha_among": "agreeing"}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An extra training.
+
+    Attributes:
+        label: Of its adapters.
+        length: Name of its steps in the settings.
+        ratio: By how much faster the new row of W2 learns.
+        fresh: Whether a fresh row is added to its start.
+        more: Further settings.
+    """
+
+    label: str
+    length: str = "longer"
+    ratio: float = optimizer.ADDED_RATIO
+    fresh: bool = True
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+EXTRA = {
+    "short, before": Extra("short-at-1", "short", ratio=1.0, fresh=False),
+    "short, agreeing": Extra("short-agreeing", "short", more=AGREEING),
+    "longer, before": Extra("longer-at-1", ratio=1.0, fresh=False),
+    "longer, faster row": Extra("longer-at-5", fresh=False),
+    "longer, fresh row": Extra("longer-fresh"),
+    "longer, agreeing": Extra("longer-agreeing", more=AGREEING),
+}
 WAYS = ("frozen", *EXTRA, "whole")
 
 
@@ -40,12 +70,14 @@ def frozen(experiment: common.Experiment, parm: Path, third: str, seed: int) -> 
     return experiment.made(out, make)
 
 
-def extended(experiment: common.Experiment, way: str, seed: int, **begin: Any) -> Path:
-    """The adapter after extra training, in which the new row of W2 has a rate of its own."""
-    settings, ratio = EXTRA[way]
-    name = f"{experiment.settings['third']}-{settings}-at-{ratio:g}"
-    with patch.object(optimizer, "ADDED_RATIO", ratio):
-        return experiment.adapter(name, seed, **begin, **experiment.settings[settings])
+def extended(experiment: common.Experiment, extra: Extra, seed: int, **begin: Any) -> Path:
+    """The adapter after extra training."""
+    name = f"{experiment.settings['third']}-{extra.label}"
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(optimizer, "ADDED_RATIO", extra.ratio))
+        if not extra.fresh:
+            patches.enter_context(patch.object(trainer, "with_fresh_rows", lambda tensors, *_: dict(tensors)))
+        return experiment.adapter(name, seed, **begin, **experiment.settings[extra.length], **extra.more)
 
 
 def against(runs: Mapping[str, Sequence[Any]], way: str, names: Sequence[str]) -> dict[str, Any]:
@@ -73,8 +105,8 @@ def main() -> None:
         parm = experiment.adapter("pblora", seed)
         trained["frozen", seed] = frozen(experiment, parm, third, seed)
         begin = {"objectives": names, "start_from": str(parm)}
-        for way in EXTRA:
-            trained[way, seed] = extended(experiment, way, seed, data=data, **begin)
+        for way, extra in EXTRA.items():
+            trained[way, seed] = extended(experiment, extra, seed, data=data, **begin)
         trained["whole", seed] = experiment.adapter(f"whole-{third}", seed, data=data, objectives=names)
     if experiment.quick:
         return
@@ -103,7 +135,7 @@ def main() -> None:
         *(f"corners {n}" for n in names),
     ]
     change_heads = ["way", f"corner of {third} moved by", "by seed", *(f"{name} kept, %" for name in names[:-1])]
-    experiment.picture(found[runs["longer", experiment.seeds[0]].name])
+    experiment.picture(found[runs["longer, agreeing", experiment.seeds[0]].name])
     parts = {"table": markdown(heads, rows), "changes": markdown(change_heads, changes), "third": third}
     experiment.publish(results, **parts, **common.fixed(summary))
 

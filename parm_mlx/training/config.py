@@ -37,7 +37,7 @@ class TrainConfig:
     start_from: str | None = setting(
         None,
         "PARM adapter to begin from, directory or hub id. Its objectives come first; those that are new begin as the "
-        "mean of its own, and their part of W2 learns five times as fast.",
+        "mean of its own with a fresh start added, and their part of W2 learns five times as fast.",
         PATH,
         default_text="a fresh adapter",
     )

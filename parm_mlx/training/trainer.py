@@ -29,7 +29,7 @@ from parm_mlx.pblora.adapter import (
     set_adapter_tensors,
 )
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.transform import extend_objectives
+from parm_mlx.pblora.transform import extend_objectives, with_fresh_rows
 from parm_mlx.training import memory
 from parm_mlx.training.alphas import draw_alpha
 from parm_mlx.training.batching import TrainingBatches, fixed_batches
@@ -315,12 +315,13 @@ class Trainer:
         if different := [f"{name} is {before}, not {now}" for name, before, now in settings if before != now]:
             hint = "--adapter, --r1, --r2, and --lora-alpha (scale times r2, or times the rank) must be those it has"
             raise AdapterError(misfit + "; ".join(different), hint=hint)
-        has, needs = _shapes(tensors), _shapes(adapter_tensors(self.model))
+        has, needs = _shapes(tensors), _shapes(fresh := adapter_tensors(self.model))
         for name in sorted({*has, *needs}):
             if has.get(name) != needs.get(name):
                 reason = f"{name} is {has.get(name, 'missing')} in the adapter, {needs.get(name, 'missing')} in the run"
                 raise AdapterError(misfit + reason, hint="see --target-modules; or is it for another backbone?")
-        set_adapter_tensors(self.model, {name: tensor.astype(mx.float32) for name, tensor in tensors.items()})
+        tensors = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
+        set_adapter_tensors(self.model, with_fresh_rows(tensors, fresh, len(new)))
         added = f", with {', '.join(new)} added" if new else ""
         self.progress.note(f"training begins from {self.config.start_from}{added}")
 
