@@ -6,6 +6,8 @@ Every process reads the model and the data, and computes its share. Rank 0, the 
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +25,16 @@ from parm_mlx.interrupt import Stop
 
 # What mlx.launch sets for each backend (for MPI, what Open MPI sets).
 BACKENDS = {"MLX_HOSTFILE": "ring", "MLX_JACCL_COORDINATOR": "jaccl", "OMPI_COMM_WORLD_SIZE": "mpi"}
+JOINING = 120.0  # seconds that all processes have to start
 PATIENCE = 600.0
 TOLD = 1.0  # seconds in which the main process tells of an error
+_WATCH = """
+import os, select, signal, sys
+pid, seconds, message = sys.argv[1:]
+if not select.select([sys.stdin], [], [], float(seconds))[0]:
+    print(message, file=sys.stderr)
+    os.kill(int(pid), signal.SIGKILL)
+"""
 
 
 class Group:
@@ -212,12 +222,25 @@ def join() -> Group:
     if backend is None or alone:  # mlx.launch -n 1 writes an empty file
         return Group()
     try:
-        return Group(mx.distributed.init(strict=True, backend=backend))
+        with _within(JOINING, f"error: the other processes did not join over {backend} within {JOINING:g} seconds"):
+            return Group(mx.distributed.init(strict=True, backend=backend))
     except RuntimeError as error:
         raise RunError(
             f"the other processes cannot be joined over {backend}: {error}",
             hint="are the addresses and ports right, and does every machine run the same command?",
         ) from error
+
+
+@contextmanager
+def _within(seconds: float, message: str) -> Iterator[None]:
+    """Ends this process, with a message, if the block takes longer; another process sees to that.
+
+    MLX waits for the others with Python's lock in its hands, so that neither a thread nor a signal handler would run.
+    """
+    command = [sys.executable, "-S", "-c", _WATCH, str(os.getpid()), str(seconds), message]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as watchdog:
+        yield
+        watchdog.communicate(b"joined")
 
 
 def _give_up() -> None:

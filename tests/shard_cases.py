@@ -3,7 +3,8 @@
     MLX_RANK=… MLX_HOSTFILE=… python tests/shard_cases.py FOLDER
 
 Every case is a family of models and a way to divide them. Without MLX_RANK it is the reference: the same models in one
-process. A process that is not rank 0 computes a part of the cases again with noise on its logits.
+process. A process that is not rank 0 computes a part of the cases again with noise on its logits. tests/shard_table.py
+runs all cases, with SmolLM2.
 """
 
 import importlib
@@ -120,6 +121,8 @@ def cases(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{family} twice", {**shared, "share": "off"}
     yield "bundled shared", {"model": BUNDLED_BASE, "parm": BUNDLED_PARM}
     yield "bundled two", {"model": BUNDLED_BASE, "parm": BUNDLED_PARM, "share": "off"}
+    yield "smollm2 shared", {"model": "smollm2", "parm": "smollm2"}
+    yield "smollm2 two", {"model": "smollm2", "parm": "smollm2", "share": "off"}
 
 
 def noisy(part: Any) -> None:
@@ -161,26 +164,36 @@ def results(model: GuidedModel, tokenizer: Any, drafts: bool, batches_only: bool
     return found | {"chat": chat}
 
 
-def every_case(group: Group, folder: Path) -> dict[str, Any]:
-    """The results of all cases of the suite for so many processes, by name; of one process those of two."""
+def every_case(group: Group, folder: Path, whole: bool = False) -> dict[str, Any]:
+    """The results of the suite's cases for so many processes, by name, of one process those of two; or of all cases."""
     found: dict[str, Any] = {}
     wanted = CASES.get(group.size) or [f"{name} alone" for name in (*_NAMES, "bundled shared")]
     for name, arguments in cases(folder):
         for how in HOWS if group.size > 1 else ("alone",):
-            if f"{name} {how}" in wanted:
-                found[f"{name} {how}"] = run(group, name, arguments, how)
+            if whole or f"{name} {how}" in wanted:
+                found[f"{name} {how}"] = run(group, name, arguments, how, whole)
     return found
 
 
-def run(group: Group, name: str, arguments: dict[str, Any], how: Any) -> dict[str, Any]:
-    """The results of one case, without and with noise; or how it is refused."""
+def run(group: Group, name: str, arguments: dict[str, Any], how: Any, whole: bool = False) -> dict[str, Any]:
+    """The results of one case, without and with noise; or how it is refused.
+
+    Args:
+        group: The processes.
+        name: Of the case.
+        arguments: Of ``load``.
+        how: The way to divide, or ``"alone"``.
+        whole: Whether drafts are tried with all models, and all parts by more processes than two.
+    """
     try:
         shard = Shard(group, how) if group.size > 1 else None
         model, tokenizer = load(**arguments, shard=shard)
     except ParmError as error:
         return {"refused": str(error)}
     drafts = how != "apart" and name in ("llama two", "qwen2 shared") and group.size < 3
-    found = results(model, tokenizer, drafts, group.size > 2)
+    if whole:
+        drafts = how != "apart" and not name.endswith("one-pass")
+    found = results(model, tokenizer, drafts, group.size > 2 and not whole)
     if f"{name} {how}" in NOISY and group.size == 2:
         if not group.main:
             noisy(model)
@@ -192,4 +205,4 @@ def run(group: Group, name: str, arguments: dict[str, Any], how: Any) -> dict[st
 
 if __name__ == "__main__":
     assert parm_mlx
-    print(json.dumps(every_case(join(), Path(sys.argv[1]))))
+    print(json.dumps(every_case(join(), Path(sys.argv[1]), sys.argv[2:] == ["whole"])))

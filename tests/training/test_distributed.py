@@ -199,6 +199,17 @@ def test_a_process_that_hangs_ends_the_others(processes: Processes, tmp_path: Pa
     assert (tmp_path / "rank0" / "out.checkpoints" / "step-00000002").is_dir()
 
 
+def test_a_process_that_nobody_joins_ends_with_one_line(tmp_path: Path) -> None:
+    """Rank 1 was never started, or ended before: rank 0 waits within MLX, where no thread of Python runs."""
+    script = "from parm_mlx import distributed; distributed.JOINING = 1; distributed.join()"
+    environment = {**os.environ, **ring(tmp_path, 2), "MLX_RANK": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert found.returncode != 0
+    assert found.stderr == "error: the other processes did not join over ring within 1 seconds\n"
+
+
 def test_an_error_of_one_process_ends_all(processes: Processes, tmp_path: Path) -> None:
     """An output that exists is known to process 0 only; it alone says so."""
     (processes.place(0) / "out").mkdir()
