@@ -11,6 +11,7 @@ rewards.
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +167,18 @@ def base_scores(experiment: common.Experiment, answers: int) -> list[list[list[f
     return found
 
 
-def chosen(scores: np.ndarray, alphas: Sequence[Alpha]) -> list[float]:
-    """Spearman of each objective where the answer with the largest α · scores is given: (Q, n, k), standardised."""
+def chosen(scores: np.ndarray, alphas: Sequence[Alpha]) -> tuple[list[float], float]:
+    """What giving the answer with the largest α · scores reaches: Spearman of each objective, and the gain by α.
+
+    Args:
+        scores: (Q, n, k), standardised.
+        alphas: Preferences.
+    """
     weights = np.array(alphas)
     best = (scores @ weights.T).argmax(axis=1)  # (Q, A)
     points = np.stack([np.take_along_axis(scores, at[:, None, None], axis=1)[:, 0].mean(axis=0) for at in best.T])
-    return [float(metrics.spearman(weights[:, i], points[:, i])) for i in range(weights.shape[1])]
+    spearman = [float(metrics.spearman(weights[:, i], points[:, i])) for i in range(weights.shape[1])]
+    return spearman, float(metrics.mip_gain(weights, points))
 
 
 def main() -> None:
@@ -202,13 +209,12 @@ def main() -> None:
     answers = experiment.settings["answers"]
     scores = np.array(experiment.fact("many-base-scores", lambda: base_scores(experiment, max(answers))))
     scores = (scores - scores.mean(axis=(0, 1))) / scores.std(axis=(0, 1))
-    ks = sorted({k for _, k in trained})
-    choosing = {
-        n: {k: dict(zip(ALL, chosen(scores[:, :n, :k], preferences(k, draws)), strict=False)) for k in ks}
-        for n in answers
-    }
+    choosing: dict[int, dict[int, Any]] = {n: {} for n in answers}
+    for n, k in product(answers, experiment.settings["choose"]):
+        spearman, gain = chosen(scores[:, :n, :k], preferences(k, draws))
+        choosing[n][k] = {"spearman": dict(zip(ALL, spearman, strict=False)), "gain": gain}
     last = {recipe: of[largest] for recipe, of in results.items() if largest in of}
-    bound = choosing[max(answers)][largest]
+    bound = choosing[max(answers)][largest]["spearman"]
     each = [
         [name, f"{bound[name]:.2f}"]
         + [shown(r[what][name]) for r in last.values() for what in ("per_objective", "corners")]
@@ -229,11 +235,18 @@ def main() -> None:
         table=markdown(HEADS, rows),
         each=markdown(each_heads, each),
         parts=markdown(*parts_table(parts)),
-        choosing=markdown(
-            ["answers to choose from", *(f"k = {k}" for k in ks)],
-            [[str(n), *(f"{statistics.mean(by.values()):.2f}" for by in of.values())] for n, of in choosing.items()],
-        ),
+        choosing=markdown(*choosing_table(choosing)),
     )
+
+
+def choosing_table(choosing: Mapping[int, Mapping[int, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The heads and lines of the table of answers that are chosen."""
+    lines = []
+    for n, of in choosing.items():
+        means = [f"{statistics.mean(found['spearman'].values()):.2f}" for found in of.values()]
+        lines.append([str(n), *means, f"{of[max(of)]['gain']:.2f}"])
+    ks = list(choosing[max(choosing)])
+    return ["answers", *(f"mean Spearman, k = {k}" for k in ks), f"gain, k = {max(ks)}"], lines
 
 
 def parts_table(parts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -216,9 +216,11 @@ def test_preferences_are_corners_centre_and_fixed_draws(scripts: SimpleNamespace
 def test_choosing_answers_by_hand(scripts: SimpleNamespace) -> None:
     """Two answers, one for each objective: the first is given where its objective has more weight."""
     scores = np.array([[[2.0, -1.0], [-2.0, 3.0]]])
-    assert scripts.many_objectives.chosen(scores, [(1.0, 0.0), (0.0, 1.0)]) == pytest.approx([1.0, 1.0])
+    spearman, gain = scripts.many_objectives.chosen(scores, [(1.0, 0.0), (0.0, 1.0)])
+    assert spearman == pytest.approx([1.0, 1.0])
+    assert gain == pytest.approx(2.0)  # (2 + 3) / 2, less ½, what their mean (0, 1) has at both
     ranks = [(1.0, 0.0), (0.9, 0.1), (0.1, 0.9), (0.0, 1.0)]
-    assert scripts.many_objectives.chosen(scores, ranks) == pytest.approx([0.894427, 0.894427], abs=1e-6)
+    assert scripts.many_objectives.chosen(scores, ranks)[0] == pytest.approx([0.894427, 0.894427], abs=1e-6)
 
 
 def test_recipes_say_what_depends_on_the_number_of_objectives(scripts: SimpleNamespace) -> None:
@@ -231,6 +233,16 @@ def test_gains_of_parts_are_means_over_objectives(scripts: SimpleNamespace) -> N
     found = {"steps": 7, "own": {"x": 0.75, "y": 0.65}, "others": {"x": 0.5, "y": 0.6}}
     _, (line,) = scripts.many_objectives.parts_table({"plain": found})
     assert line == ["plain", "7", "70.0%", "55.0%", "+15.0", "+5.0"]
+
+
+def test_pairs_lean_towards_the_corner_that_makes_them_likelier(scripts: SimpleNamespace) -> None:
+    """Own corner less the mean of the others is +3, −1.5, −1.5 for the first pair, −3, 0, +3 for the second."""
+    margins = np.array([[2.0, -1.0, -1.0], [-1.0, 1.0, 3.0]])
+    labels = np.array([[1, 0, 0], [1, -1, -1]])
+    assert scripts.many_objectives.leaning(margins, labels) == [0.5, 0.0, 0.0]
+    assert scripts.many_objectives.leaning(-margins, -labels) == [0.5, 0.0, 0.0]
+    labels[1] = [-1, 0, 1]
+    assert scripts.many_objectives.leaning(margins, labels) == [1.0, 1.0]
 
 
 def test_what_an_added_objective_costs_by_hand(scripts: SimpleNamespace) -> None:
