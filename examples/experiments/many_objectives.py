@@ -11,7 +11,7 @@ rewards.
 
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,13 @@ def chosen(scores: np.ndarray, alphas: Sequence[Alpha]) -> tuple[list[float], fl
     return spearman, float(metrics.mip_gain(weights, points))
 
 
+def correlated(scores: np.ndarray, count: int) -> str:
+    """The pairs of objectives whose scores correlate most, over all answers."""
+    r = np.corrcoef(scores.reshape(-1, scores.shape[-1]).T)
+    pairs = sorted(combinations(range(len(r)), 2), key=lambda pair: -abs(r[pair]))[:count]
+    return ", ".join(f"{ALL[i]} and {ALL[j]} {r[i, j]:.2f}" for i, j in pairs)
+
+
 def main() -> None:
     """Labels, trains, sweeps and writes the page."""
     experiment = common.begin("many_objectives", __doc__)
@@ -213,7 +220,7 @@ def main() -> None:
     for n, k in product(answers, experiment.settings["choose"]):
         spearman, gain = chosen(scores[:, :n, :k], preferences(k, draws))
         choosing[n][k] = {"spearman": dict(zip(ALL, spearman, strict=False)), "gain": gain}
-    last = {recipe: of[largest] for recipe, of in results.items() if largest in of}
+    last = {recipe: of[largest] for recipe, of in results.items() if recipes[recipe]["seeds"].get(largest, 0) > 1}
     bound = choosing[max(answers)][largest]["spearman"]
     each = [
         [name, f"{bound[name]:.2f}"]
@@ -236,6 +243,7 @@ def main() -> None:
         each=markdown(each_heads, each),
         parts=markdown(*parts_table(parts)),
         choosing=markdown(*choosing_table(choosing)),
+        correlated=correlated(scores, 5),
     )
 
 

@@ -228,11 +228,10 @@ def test_recipes_say_what_depends_on_the_number_of_objectives(scripts: SimpleNam
     assert settings == {"dirichlet": 0.25, "r2": 8}
 
 
-def test_gains_of_parts_are_means_over_objectives(scripts: SimpleNamespace) -> None:
-    """Own corners 0.75 and 0.65, others 0.5 and 0.6: 25 and 5 points."""
-    found = {"steps": 7, "own": {"x": 0.75, "y": 0.65}, "others": {"x": 0.5, "y": 0.6}}
+def test_parts_are_means_over_objectives(scripts: SimpleNamespace) -> None:
+    found = {"leaning": {"x": 0.75, "y": 0.45}, "apart": 2.04}
     _, (line,) = scripts.many_objectives.parts_table({"plain": found})
-    assert line == ["plain", "7", "70.0%", "55.0%", "+15.0", "+5.0"]
+    assert line == ["plain", "60.0%", "45%", "1 of 2", "2.0"]
 
 
 def test_pairs_lean_towards_the_corner_that_makes_them_likelier(scripts: SimpleNamespace) -> None:
