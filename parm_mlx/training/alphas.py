@@ -6,19 +6,17 @@ the probability of its weight, and all weight goes to that side. Where α ~ Diri
 on the objectives of the side. All that have weight then want the same, and the pair teaches every one of them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parm_mlx.preference import sample_dirichlet
 from parm_mlx.training.batching import Batch
 from parm_mlx.training.config import TrainConfig
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-
-def draw_alpha(config: TrainConfig, rng: np.random.Generator, batch: Batch, k: int) -> "NDArray[np.float32]":
+def draw_alpha(config: TrainConfig, rng: np.random.Generator, batch: Batch, k: int) -> NDArray[np.float32]:
     """Draws α for a batch as the settings say: (k,) for all pairs, or (B, k)."""
     if config.alpha_per == "batch":
         drawn: NDArray[np.float32] = sample_dirichlet(rng, config.dirichlet, k, 1)[0]
@@ -30,8 +28,8 @@ def draw_alpha(config: TrainConfig, rng: np.random.Generator, batch: Batch, k: i
 
 
 def among_agreeing(
-    rng: np.random.Generator, alpha: "NDArray[Any]", preferred: "NDArray[Any]", labelled: "NDArray[Any]"
-) -> "NDArray[np.float32]":
+    rng: np.random.Generator, alpha: NDArray[Any], preferred: NDArray[Any], labelled: NDArray[Any]
+) -> NDArray[np.float32]:
     """Moves the weight of each α to objectives that agree on its pair; an α without weight on a label stays.
 
     Args:
