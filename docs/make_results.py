@@ -49,8 +49,9 @@ def real_model() -> str:
 
 
 def number(found: Mapping[str, float], digits: int = 2) -> str:
-    """``mean ± half``."""
-    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
+    """``mean ± half``; of one seed the number alone."""
+    half = found["high"] - found["value"]
+    return f"{found['value']:.{digits}f}" + (f" ± {half:.{digits}f}" if half else "")
 
 
 def adapters(results: Any) -> str:
