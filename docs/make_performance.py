@@ -33,6 +33,7 @@ from mlx.utils import tree_unflatten  # isort: skip
 
 FOLDER = Path(__file__).parent
 OUTPUT, RECORD = FOLDER / "performance.md", FOLDER / "performance.json"
+COSTS = FOLDER.parent / "examples" / "experiments" / "costs.json"
 
 # Gigabytes a second, as Apple gives them; an M3 Max with 30 GPU cores has 300.
 CHIPS = {"M1": 68, "M2 Pro": 200, "M3 Max (40 GPU cores)": 400, "M2 Ultra": 800}
@@ -357,6 +358,7 @@ def page(record: dict[str, Any]) -> str:
         **{f"{name}_machine": record[name]["machine"] for name in ("auto", "rows")},
         "auto": "\n".join(auto_table(record["auto"])),
         "rows": "\n".join(rows_table(record["rows"])),
+        **{f"costs_{name}": value for name, value in json.loads(COSTS.read_text(encoding="utf-8"))["page"].items()},
         "peers_rounds": str(peers["settings"]["rounds"]),
         "same_answers": f"{peers['sweep']['same_answers']} of {peers['sweep']['answers']}",
         "operations": "\n".join(operations_table(record["operations"])),

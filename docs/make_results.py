@@ -49,8 +49,9 @@ def real_model() -> str:
 
 
 def number(found: Mapping[str, float], digits: int = 2) -> str:
-    """``mean ± half``."""
-    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
+    """``mean ± half``; of one seed the number alone."""
+    half = found["high"] - found["value"]
+    return f"{found['value']:.{digits}f}" + (f" ± {half:.{digits}f}" if half else "")
 
 
 def adapters(results: Any) -> str:
@@ -110,15 +111,35 @@ def nonconvex(results: Any) -> str:
     )
 
 
+def design(results: Any) -> str:
+    """What each change of the default adds to the hypervolume."""
+    changed = {label: r for label, r in results["variants"].items() if label != "default"}
+    return "HV less the default's: " + "; ".join(
+        f"{r['name']}: {number(r['less_default']['hv'])}" for r in changed.values()
+    )
+
+
+def costs(results: Any) -> str:
+    """Time for a token with the most objectives, on each base."""
+    parts = []
+    for base, systems in results["bases"].items():
+        most = max(row["k"] for row in systems)
+        times = ", ".join(f"{row['system']} {row['of_base']['value']:.1f}" for row in systems if row["k"] == most)
+        parts.append(f"{base}, k = {most}: {times}")
+    return f"time per token, times the base's: {'; '.join(parts)}"
+
+
 ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adapters": ("Which adapter, at equal size? (HV / MIP)", adapters),
     "baselines": ("A PARM or the paper's baselines? (HV / MIP)", adapters),
     "weak_to_strong": ("Does a small PARM guide a larger base?", weak_to_strong),
     "interpolation": ("Do answers move evenly with α?", interpolation),
     "initialisation": ("Do start and tying of A, B, W1, W2 matter?", initialisation),
+    "design": ("Do r1 : r2, β, depth and Dirichlet p matter?", design),
     "cross_domain": ("Can a trained PARM learn a further objective?", cross_domain),
     "many_objectives": ("Up to how many objectives?", many_objectives),
     "nonconvex": ("A front that is not convex?", nonconvex),
+    "costs": ("What do k objectives cost? (one PARM, k ARMs)", costs),
 }
 
 
