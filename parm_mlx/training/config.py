@@ -98,7 +98,7 @@ class TrainConfig:
     alpha_among: Literal["all", "agreeing"] | None = setting(
         None,
         "Draw the alpha of a pair among all objectives, or among those that agree on it: of the two responses one is "
-        "chosen, and only objectives that prefer it have weight. For four objectives and more.",
+        "chosen, and only objectives that prefer it have weight. For many objectives, or one that is added.",
         default_text="all",
     )
     scalarization: Literal["linear", "tchebycheff"] = setting(
