@@ -49,8 +49,9 @@ def real_model() -> str:
 
 
 def number(found: Mapping[str, float], digits: int = 2) -> str:
-    """``mean ± half``."""
-    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
+    """``mean ± half``; of one seed the number alone."""
+    half = found["high"] - found["value"]
+    return f"{found['value']:.{digits}f}" + (f" ± {half:.{digits}f}" if half else "")
 
 
 def adapters(results: Any) -> str:
@@ -85,16 +86,19 @@ def initialisation(results: Any) -> str:
 
 
 def cross_domain(results: Any) -> str:
-    """The third objective."""
-    ways = ("frozen", "short", "longer", "whole")
-    third = list(results["frozen"]["spearman"])[-1]
-    spearman = ", ".join(f"{way} {number(results[way]['spearman'][third])}" for way in ways)
-    return f"Spearman of the third: {spearman}"
+    """How far the corner of the third objective moved, and what is left of the others."""
+    ways = ("longer, before", "longer, agreeing")
+    kept = {way: min(found["value"] for found in results[way]["kept"].values()) for way in ways}
+    found = "; ".join(f"{way} {number(results[way]['moved'])} sd, the others keep {kept[way]:.0f} %" for way in ways)
+    return f"its corner moves in 50 steps: {found}"
 
 
 def many_objectives(results: Any) -> str:
-    """Spearman by k."""
-    return "mean Spearman " + "; ".join(f"k = {k}: {number(r['spearman'])}" for k, r in results["k"].items())
+    """Recipes at the largest k, beside a choice among answers."""
+    last = {name: of[max(of, key=int)] for name, of in results["recipes"].items()}
+    k = max(int(k) for of in results["recipes"].values() for k in of)
+    found = "; ".join(f"{name} {number(r['spearman'])} (gain by α {number(r['gain'])})" for name, r in last.items())
+    return f"mean Spearman at k = {k}: {found}"
 
 
 def nonconvex(results: Any) -> str:
@@ -132,7 +136,7 @@ ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "interpolation": ("Do answers move evenly with α?", interpolation),
     "initialisation": ("Do start and tying of A, B, W1, W2 matter?", initialisation),
     "design": ("Do r1 : r2, β, depth and Dirichlet p matter?", design),
-    "cross_domain": ("A third objective, never trained on?", cross_domain),
+    "cross_domain": ("Can a trained PARM learn a further objective?", cross_domain),
     "many_objectives": ("Up to how many objectives?", many_objectives),
     "nonconvex": ("A front that is not convex?", nonconvex),
     "costs": ("What do k objectives cost? (one PARM, k ARMs)", costs),

@@ -137,7 +137,7 @@ RECIPES = (
         --epochs=0.1 --batch-size=1|2 --grad-accumulation-steps=1|2 --learning-rate=1e-12|5e-4|auto --warmup=0|5
         --weight-decay=0|1 --max-seq-length=64|1024 --chat-template=hh|plain --objectives=warmth,focus|focus,warmth
         --beta-objective=0.1|0.1,0.2 --nll-weight=0|0.2 --w2-learning-rate=1e-3
-        --gamma=0|1 --dirichlet=0.5|1 --alpha-per=batch|example --seed=0|7
+        --gamma=0|1 --dirichlet=0.5|1 --alpha-per=batch|example --alpha-among=all|agreeing --seed=0|7
         --scalarization=linear|tchebycheff --smoothing=0.1 --adapter=pblora|lora|svd-lora|moslora --r1=0|2 --r2=1|3
         --lora-alpha=1|16 --dropout=0|0.5 --target-modules=q_proj,v_proj --steps-per-report=1 --steps-per-eval=1
         --steps-per-save=1 --keep-checkpoints=1 --save=last|best --val-batches=0|-1|1 --project-name=x

@@ -2,33 +2,96 @@
 
     python examples/experiments/cross_domain.py
 
-The PARMs of adapters.py get a third objective in two ways: ``frozen``, a new row of W2 that is the mean of the others
-and is never trained; ``short`` and ``longer``, the same start and a fifth or half of the steps on pairs that all label
-(``--start-from``).
-``whole`` is a PARM trained on all three from nothing, for comparison.
+The PARMs of adapters.py get a third objective. ``frozen`` is a new row of W2, the mean of the others, that is never
+trained. The others go on for a fifth or half of the steps on pairs that all label (``--start-from``): as it was
+``before``, from that row and with one learning rate for all rows; with a ``faster row``, five times that rate; with a
+``fresh row`` beside it, the random start of a new adapter added, as ``parm-mlx train`` does it now; and ``agreeing``,
+with ``--alpha-among agreeing`` beside both. ``whole`` is a PARM trained on all three from nothing, for comparison.
 """
 
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import common
-from common import markdown, shown, spread
+from common import interval, markdown, shown, spread
 from many_objectives import relabelled
 
 from parm_mlx.evaluation.summary import compare
 from parm_mlx.outputs import new_directory
 from parm_mlx.pblora import extend_objectives, read_adapter, save_adapter
+from parm_mlx.training import optimizer, trainer
 
-WAYS = ("frozen", "short", "longer", "whole")
+AGREEING = {"dirichlet": 1.0, "alpha_among": "agreeing"}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An extra training.
+
+    Attributes:
+        label: Of its adapters.
+        length: Name of its steps in the settings.
+        ratio: By how much faster the new row of W2 learns.
+        fresh: Whether a fresh row is added to its start.
+        more: Further settings.
+    """
+
+    label: str
+    length: str = "longer"
+    ratio: float = optimizer.ADDED_RATIO
+    fresh: bool = True
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+EXTRA = {
+    "short, before": Extra("short-at-1", "short", ratio=1.0, fresh=False),
+    "short, agreeing": Extra("short-agreeing", "short", more=AGREEING),
+    "longer, before": Extra("longer-at-1", ratio=1.0, fresh=False),
+    "longer, faster row": Extra("longer-at-5", fresh=False),
+    "longer, fresh row": Extra("longer-fresh"),
+    "longer, agreeing": Extra("longer-agreeing", more=AGREEING),
+}
+WAYS = ("frozen", *EXTRA, "whole")
 
 
 def frozen(experiment: common.Experiment, parm: Path, third: str, seed: int) -> Path:
     """The adapter with a third objective, not trained any further."""
     out = experiment.work / "adapters" / f"frozen-{third}-{seed}"
-    if not out.exists():
+
+    def make() -> None:
         config, tensors = extend_objectives(*read_adapter(parm), [third])
         with new_directory(out) as partial:
             save_adapter(partial, config, tensors)
-    return out
+
+    return experiment.made(out, make)
+
+
+def extended(experiment: common.Experiment, extra: Extra, seed: int, **begin: Any) -> Path:
+    """The adapter after extra training."""
+    name = f"{experiment.settings['third']}-{extra.label}"
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(optimizer, "ADDED_RATIO", extra.ratio))
+        if not extra.fresh:
+            patches.enter_context(patch.object(trainer, "with_fresh_rows", lambda tensors, *_: dict(tensors)))
+        return experiment.adapter(name, seed, **begin, **experiment.settings[extra.length], **extra.more)
+
+
+def against(runs: Mapping[str, Sequence[Any]], way: str, names: Sequence[str]) -> dict[str, Any]:
+    """By how much the corner of the new objective moved, and which share of the others is left, seed by seed."""
+    corners = [[run["corner_difference"][name]["value"] for name in names] for run in runs[way]]
+    frozen = [[run["corner_difference"][name]["value"] for name in names] for run in runs["frozen"]]
+    pairs = list(zip(corners, frozen, strict=True))
+    kept = {name: [100 * now[i] / was[i] for now, was in pairs] for i, name in enumerate(names[:-1])}
+    return {
+        "moved": interval([now[-1] - was[-1] for now, was in pairs]),
+        "moved_by_seed": [now[-1] - was[-1] for now, was in pairs],
+        "kept": {name: interval(shares) for name, shares in kept.items()},
+        "kept_by_seed": kept,
+    }
 
 
 def main() -> None:
@@ -42,22 +105,26 @@ def main() -> None:
         parm = experiment.adapter("pblora", seed)
         trained["frozen", seed] = frozen(experiment, parm, third, seed)
         begin = {"objectives": names, "start_from": str(parm)}
-        for way in ("short", "longer"):
-            extra = experiment.settings[way]
-            trained[way, seed] = experiment.adapter(f"{way}-{third}", seed, data=data, **begin, **extra)
+        for way, extra in EXTRA.items():
+            trained[way, seed] = extended(experiment, extra, seed, data=data, **begin)
         trained["whole", seed] = experiment.adapter(f"whole-{third}", seed, data=data, objectives=names)
     if experiment.quick:
         return
-    runs = {(way, seed): experiment.run(f"{way}-{third}-{seed}", [parm]) for (way, seed), parm in trained.items()}
+    runs = {(way, seed): experiment.run(parm.name, [parm]) for (way, seed), parm in trained.items()}
     summary = compare(list(runs.values()), samples=experiment.settings["sweep"]["bootstrap"])
     found = {run["name"]: run for run in summary["runs"]}
-    rows, results = [], {}
-    for way in WAYS:
-        several = [found[runs[way, seed].name] for seed in experiment.seeds]
+    by_way = {way: [found[runs[way, seed].name] for seed in experiment.seeds] for way in WAYS}
+    rows, changes, results = [], [], {}
+    for way, several in by_way.items():
         r = {"hv": spread(several, "hv"), "mip": spread(several, "mip"), "mip_gain": spread(several, "mip_gain")}
         r["spearman"] = {name: spread(several, "spearman", name) for name in names}
         r["corner_difference"] = {name: spread(several, "corner_difference", name) for name in names}
-        results[way] = r
+        results[way] = r | against(by_way, way, names)
+        if way != "frozen":
+            r = results[way]
+            left = [shown(r["kept"][name], 0) for name in names[:-1]]
+            by_seed = ", ".join(f"{moved:.1f}" for moved in r["moved_by_seed"])
+            changes.append([way, shown(r["moved"]), by_seed, *left])
         cells = [shown(r["hv"]), shown(r["mip"]), *(shown(r["spearman"][name]) for name in names)]
         rows.append([way, *cells, *(shown(r["corner_difference"][name]) for name in names)])
     heads = [
@@ -67,8 +134,10 @@ def main() -> None:
         *(f"Spearman {n}" for n in names),
         *(f"corners {n}" for n in names),
     ]
-    experiment.picture(found[runs["longer", experiment.seeds[0]].name])
-    experiment.publish(results, table=markdown(heads, rows), third=third, **common.fixed(summary))
+    change_heads = ["way", f"corner of {third} moved by", "by seed", *(f"{name} kept, %" for name in names[:-1])]
+    experiment.picture(found[runs["longer, agreeing", experiment.seeds[0]].name])
+    parts = {"table": markdown(heads, rows), "changes": markdown(change_heads, changes), "third": third}
+    experiment.publish(results, **parts, **common.fixed(summary))
 
 
 if __name__ == "__main__":

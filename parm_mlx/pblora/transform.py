@@ -50,6 +50,21 @@ def extend_objectives(
     return more, {name: extended(tensor) if name.endswith(".w2") else tensor for name, tensor in tensors.items()}
 
 
+def with_fresh_rows(tensors: Mapping[str, mx.array], fresh: Mapping[str, mx.array], added: int) -> Tensors:
+    """Adds to the last ``added`` rows of W2 those of a fresh adapter: what training more objectives begins from.
+
+    A row that is a mean of others is in their span, and all that A and B learn for it they learn for the others too.
+    The random part of a fresh row is its own.
+    """
+
+    def begun(name: str, tensor: mx.array) -> mx.array:
+        if not (added and name.endswith(".w2")):
+            return tensor
+        return mx.concatenate([tensor[:-added], tensor[-added:] + fresh[name][-added:]])
+
+    return {name: begun(name, tensor) for name, tensor in tensors.items()}
+
+
 def soup(adapters: Sequence[tuple[PBLoRAConfig, Mapping[str, mx.array]]]) -> tuple[PBLoRAConfig, Tensors]:
     """Mixes adapters of one objective each into one whose weights α interpolates: ΔW(α) = Σ_i α_i · ΔW_i.
 

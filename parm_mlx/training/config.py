@@ -37,7 +37,7 @@ class TrainConfig:
     start_from: str | None = setting(
         None,
         "PARM adapter to begin from, directory or hub id. Its objectives come first; those that are new begin as the "
-        "mean of its own, and their part of W2 learns five times as fast.",
+        "mean of its own with a fresh start added, and their part of W2 learns five times as fast.",
         PATH,
         default_text="a fresh adapter",
     )
@@ -94,6 +94,12 @@ class TrainConfig:
     )
     alpha_per: Literal["example", "batch"] | None = setting(
         None, "Draw one alpha per pair, or one per step.", default_text="example; batch for tchebycheff"
+    )
+    alpha_among: Literal["all", "agreeing"] | None = setting(
+        None,
+        "Draw the alpha of a pair among all objectives, or among those that agree on it: of the two responses one is "
+        "chosen, and only objectives that prefer it have weight. For many objectives, or one that is added.",
+        default_text="all",
     )
     scalarization: Literal["linear", "tchebycheff"] = setting(
         "linear",
@@ -164,6 +170,8 @@ class TrainConfig:
             return f"batch_size times grad_accumulation_steps must be at most {STEP.high}, got {self.pairs_per_step}"
         if self.scalarization == "tchebycheff" and self.alpha_per == "example":
             return "scalarization is 'tchebycheff', which needs one alpha per step, but alpha_per is 'example'"
+        if self.alpha_among == "agreeing" and self.alpha_per == "batch":
+            return "alpha_among is 'agreeing', which needs one alpha per pair, but alpha_per is 'batch'"
         if self.adapter not in ("pblora", "moslora") and self.w2_learning_rate is not None:
             return f"w2_learning_rate is for adapter 'pblora' or 'moslora', and that is '{self.adapter}'"
         if self.scalarization == "linear" and self.smoothing is not None:

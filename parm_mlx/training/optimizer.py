@@ -1,8 +1,9 @@
 """AdamW with linear warm-up, cosine decay and a clipped gradient norm, as PyTorch with transformers' schedule.
 
 W2, the part of the core that α reaches, may have a learning rate of its own: W1 learns faster and moves all α alike.
-The rows of W2 of objectives that are added to a trained adapter learn faster still. Such a row begins as the mean of
-the others, so whatever A and B learn for its objective, they do for the others too, until the row has left their span.
+The rows of W2 of objectives that are added to a trained adapter learn faster still. Such a row begins near the mean of
+the others, so much of what A and B learn for its objective, they do for the others too, until the row has left their
+span.
 """
 
 import math

@@ -29,9 +29,9 @@ from parm_mlx.pblora.adapter import (
     set_adapter_tensors,
 )
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.transform import extend_objectives
-from parm_mlx.preference import sample_dirichlet
+from parm_mlx.pblora.transform import extend_objectives, with_fresh_rows
 from parm_mlx.training import memory
+from parm_mlx.training.alphas import draw_alpha
 from parm_mlx.training.batching import TrainingBatches, fixed_batches
 from parm_mlx.training.checkpoint import (
     AGAIN,
@@ -198,10 +198,9 @@ class Trainer:
         if self.group.size > 1:
             self._before_step = self._position()
         batch = next(self.batches)
-        draws = 1 if self.config.alpha_per == "batch" else len(batch.pairs)
-        alpha = sample_dirichlet(self.alpha_rng, self.config.dirichlet, len(self.objectives), draws)
+        alpha = draw_alpha(self.config, self.alpha_rng, batch, len(self.objectives))
         mx.random.seed((int(self.dropout_rng.integers(2**32)) + self.group.rank) % 2**32)
-        result = self.train_step(self.done, batch, mx.array(alpha[0] if draws == 1 else alpha))
+        result = self.train_step(self.done, batch, mx.array(alpha))
         if not np.isfinite([result.loss, result.grad_norm]).all():
             numbers = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}"
             raise self._diverged(f"step {self.done + 1}: {numbers}. Rows of this step: {', '.join(batch.where)}")
@@ -316,12 +315,13 @@ class Trainer:
         if different := [f"{name} is {before}, not {now}" for name, before, now in settings if before != now]:
             hint = "--adapter, --r1, --r2, and --lora-alpha (scale times r2, or times the rank) must be those it has"
             raise AdapterError(misfit + "; ".join(different), hint=hint)
-        has, needs = _shapes(tensors), _shapes(adapter_tensors(self.model))
+        has, needs = _shapes(tensors), _shapes(fresh := adapter_tensors(self.model))
         for name in sorted({*has, *needs}):
             if has.get(name) != needs.get(name):
                 reason = f"{name} is {has.get(name, 'missing')} in the adapter, {needs.get(name, 'missing')} in the run"
                 raise AdapterError(misfit + reason, hint="see --target-modules; or is it for another backbone?")
-        set_adapter_tensors(self.model, {name: tensor.astype(mx.float32) for name, tensor in tensors.items()})
+        tensors = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
+        set_adapter_tensors(self.model, with_fresh_rows(tensors, fresh, len(new)))
         added = f", with {', '.join(new)} added" if new else ""
         self.progress.note(f"training begins from {self.config.start_from}{added}")
 

@@ -213,6 +213,49 @@ def test_preferences_are_corners_centre_and_fixed_draws(scripts: SimpleNamespace
     assert scripts.many_objectives.preferences(3, 4) == alphas
 
 
+def test_choosing_answers_by_hand(scripts: SimpleNamespace) -> None:
+    """Two answers, one for each objective: the first is given where its objective has more weight."""
+    scores = np.array([[[2.0, -1.0], [-2.0, 3.0]]])
+    spearman, gain = scripts.many_objectives.chosen(scores, [(1.0, 0.0), (0.0, 1.0)])
+    assert spearman == pytest.approx([1.0, 1.0])
+    assert gain == pytest.approx(2.0)  # (2 + 3) / 2, less ½, what their mean (0, 1) has at both
+    ranks = [(1.0, 0.0), (0.9, 0.1), (0.1, 0.9), (0.0, 1.0)]
+    assert scripts.many_objectives.chosen(scores, ranks)[0] == pytest.approx([0.894427, 0.894427], abs=1e-6)
+
+
+def test_recipes_say_what_depends_on_the_number_of_objectives(scripts: SimpleNamespace) -> None:
+    settings = scripts.many_objectives.train_settings({"dirichlet": "1/k", "r2": 8}, 4)
+    assert settings == {"dirichlet": 0.25, "r2": 8}
+
+
+def test_parts_are_means_over_objectives(scripts: SimpleNamespace) -> None:
+    found = {"leaning": {"x": 0.75, "y": 0.45}, "apart": 2.04}
+    _, (line,) = scripts.many_objectives.parts_table({"plain": found})
+    assert line == ["plain", "60.0%", "45%", "1 of 2", "2.0"]
+
+
+def test_pairs_lean_towards_the_corner_that_makes_them_likelier(scripts: SimpleNamespace) -> None:
+    """Own corner less the mean of the others is +3, −1.5, −1.5 for the first pair, −3, 0, +3 for the second."""
+    margins = np.array([[2.0, -1.0, -1.0], [-1.0, 1.0, 3.0]])
+    labels = np.array([[1, 0, 0], [1, -1, -1]])
+    assert scripts.many_objectives.leaning(margins, labels) == [0.5, 0.0, 0.0]
+    assert scripts.many_objectives.leaning(-margins, -labels) == [0.5, 0.0, 0.0]
+    labels[1] = [-1, 0, 1]
+    assert scripts.many_objectives.leaning(margins, labels) == [1.0, 1.0]
+
+
+def test_what_an_added_objective_costs_by_hand(scripts: SimpleNamespace) -> None:
+    def run(*corners: float) -> dict[str, Any]:
+        values = zip("xyz", corners, strict=True)
+        return {"corner_difference": {name: {"value": value} for name, value in values}}
+
+    runs = {"frozen": [run(4.0, 2.0, 0.1), run(5.0, 1.0, -0.1)], "short": [run(3.0, 2.0, 1.1), run(5.0, 0.5, 0.5)]}
+    found = scripts.cross_domain.against(runs, "short", ("x", "y", "z"))
+    assert found["moved_by_seed"] == pytest.approx([1.0, 0.6])
+    assert found["moved"]["value"] == pytest.approx(0.8)
+    assert found["kept_by_seed"] == {"x": pytest.approx([75, 100]), "y": pytest.approx([100, 50])}
+
+
 def test_starts_change_a_layer_and_only_within_the_block(scripts: SimpleNamespace) -> None:
     init = scripts.initialisation
 

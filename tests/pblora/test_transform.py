@@ -10,7 +10,7 @@ from parm_mlx.errors import AdapterError
 from parm_mlx.pblora import PBLoRAConfig, adapter_tensors, attach, extend_objectives, load_into, soup
 from parm_mlx.pblora.adapter import Tensors, adapted_layers
 from parm_mlx.pblora.config import Kind
-from parm_mlx.pblora.transform import matched, trainable_numbers
+from parm_mlx.pblora.transform import matched, trainable_numbers, with_fresh_rows
 
 
 def adapter(**settings: Any) -> tuple[PBLoRAConfig, Tensors]:
@@ -48,6 +48,17 @@ def test_new_objectives_begin_as_the_balanced_answer(kind: str) -> None:
 def test_no_new_objective_changes_nothing() -> None:
     config, tensors = adapter()
     assert extend_objectives(config, tensors, []) == (config, tensors)
+    assert with_fresh_rows(tensors, {}, 0) == tensors
+
+
+def test_training_adds_fresh_rows_to_the_new_ones_alone() -> None:
+    _, more = extend_objectives(*adapter(), ["humour"])
+    fresh = {name: mx.ones(tensor.shape) for name, tensor in more.items()}
+    for name, tensor in with_fresh_rows(more, fresh, 1).items():
+        expected = np.array(more[name])
+        if name.endswith(".w2"):
+            expected[2] += 1
+        np.testing.assert_array_equal(tensor, expected)
 
 
 def test_a_plain_lora_keeps_its_tensors() -> None:
