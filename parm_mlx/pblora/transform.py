@@ -13,6 +13,7 @@ from parm_mlx.errors import AdapterError
 from parm_mlx.pblora.adapter import Tensors
 from parm_mlx.pblora.config import Kind, PBLoRAConfig
 from parm_mlx.pblora.layer import PBLoRALinear, core_matrix, core_shapes, tensor_shapes
+from parm_mlx.pblora.targets import linear_dims
 from parm_mlx.preference import Alpha
 
 
@@ -126,7 +127,6 @@ def matched(config: PBLoRAConfig, kind: Kind, lora_alpha: float, linears: Sequen
         return trainable_numbers(of_rank(rank), linears)
 
     wanted = trainable_numbers(config, linears)
-    above = lowest + bisect_left(
-        range(lowest, lowest + wanted), wanted, key=numbers
-    )  # a rank is worth a number or more
+    a_rank = sum(map(sum, map(linear_dims, linears)))  # the least that one more of rank adds
+    above = lowest + bisect_left(range(lowest, lowest + wanted // a_rank + 1), wanted, key=numbers)
     return of_rank(min(above, max(lowest, above - 1), key=lambda rank: abs(numbers(rank) - wanted)))

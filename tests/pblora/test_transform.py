@@ -9,6 +9,7 @@ from tiny import OBJECTIVES, randomise, tiny_model
 from parm_mlx.errors import AdapterError
 from parm_mlx.pblora import PBLoRAConfig, adapter_tensors, attach, extend_objectives, load_into, soup
 from parm_mlx.pblora.adapter import Tensors, adapted_layers
+from parm_mlx.pblora.config import Kind
 from parm_mlx.pblora.transform import matched, trainable_numbers
 
 
@@ -158,3 +159,16 @@ def test_matched_numbers_by_hand() -> None:
         (4, "moslora"): (0, 5, 155),
     }
     assert found[4, "lora"].scale == 8 / 11
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("lora", 8), ("svd-lora", 8), ("moslora", 7)])
+def test_as_many_numbers_as_a_large_adapter(kind: Kind, rank: int) -> None:
+    """More numbers in all than the highest rank that settings allow: no such rank is tried on the way.
+
+    A layer of PBLoRA has 128 · 8 + 16 + 32 = 1,072; of MoSLoRA 1,043 of rank 7 and 1,216 of rank 8.
+    """
+    linears = [nn.Linear(64, 64)] * 1000
+    config = PBLoRAConfig(objectives=OBJECTIVES, r1=4, r2=4)
+    found = matched(config, kind, 8.0, linears)
+    assert found.rank == rank
+    assert trainable_numbers(found, linears) == pytest.approx(trainable_numbers(config, linears), rel=0.06)
