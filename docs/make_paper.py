@@ -120,7 +120,9 @@ def hours_table() -> list[str]:
 
 def hours(found: list[float]) -> str:
     """A cell."""
-    return " / ".join(f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in found)
+    return " / ".join(
+        f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in found
+    )
 
 
 def quantised() -> float:
