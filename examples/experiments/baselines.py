@@ -5,7 +5,7 @@
 All are made of the same adapters of one objective each, those of GenARM in adapters.py. A soup interpolates their
 weights by α, MOD mixes their log-probabilities. Alone, what comes out answers by itself, as in the papers of these
 methods; beside the base it guides, as a PARM does: MOD beside the base is MOD-w2s where the base is the larger model,
-and it is GenARM.
+and it is GenARM. A PARM can answer alone, too, where it is as large as its base, as here.
 """
 
 from pathlib import Path
@@ -20,10 +20,12 @@ from parm_mlx.pblora import read_adapter, save_adapter, soup
 
 SOUP, GUIDING_SOUP = "rewarded soup", "rewarded soup beside the base"
 MOD, GUIDING_MOD = "MOD", "MOD beside the base"
-SYSTEMS = ("PARM", SOUP, GUIDING_SOUP, MOD, GUIDING_MOD)
-ALONE = (SOUP, MOD)
+PARM, PARM_ALONE = "PARM beside the base", "PARM"
+SYSTEMS = (PARM, PARM_ALONE, SOUP, GUIDING_SOUP, MOD, GUIDING_MOD)
+ALONE = (PARM_ALONE, SOUP, MOD)
 # The same sweeps as in adapters.py, where they are the same systems.
-LABELS = {"PARM": "pblora", SOUP: "soup", GUIDING_SOUP: "guiding-soup", MOD: "mod", GUIDING_MOD: "genarm"}
+LABELS = {PARM: "pblora", PARM_ALONE: "alone", SOUP: "soup", GUIDING_SOUP: "guiding-soup"}
+LABELS |= {MOD: "mod", GUIDING_MOD: "genarm"}
 
 
 def mixed(experiment: common.Experiment, seed: int) -> Path:
@@ -42,7 +44,7 @@ def mixed(experiment: common.Experiment, seed: int) -> Path:
 
 def parms(experiment: common.Experiment, system: str, seed: int) -> list[Path]:
     """The adapters of a system, trained and mixed unless they are there."""
-    if system == "PARM":
+    if system in (PARM, PARM_ALONE):
         return adapters_of(experiment, "PBLoRA", seed)
     return [mixed(experiment, seed)] if system in (SOUP, GUIDING_SOUP) else experts(experiment, seed)
 

@@ -14,7 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.policy import PolicyModel
 from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
 from parm_mlx.guidance.sampling import Sampling
-from parm_mlx.machine import keep_freed_memory
+from parm_mlx.machine import describe_machine, keep_freed_memory
 from parm_mlx.preference import Alpha, simplex_grid
 from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.progress import ConsoleProgress
@@ -54,6 +55,7 @@ import measure  # noqa: E402
 BASE = make_parm.MODELS / "base"
 LARGEST_PICTURE = 100_000  # bytes
 WIDTH = 1100  # of pictures in pixels
+TRAINING, ANSWERING = "training-", "answering-"  # kept times, by adapter and by sweep
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by number of seeds
 
 
@@ -104,8 +106,23 @@ class Experiment:
         if not self.stored:
             settings = {**self.settings["train"], "seed": seed, **others}
             config = make_parm.settings(base, data or self.pairs(), out, **settings)
-            train(config, resume=True, force=True, progress=ConsoleProgress(Console(stderr=True)))
+            with self.clock(TRAINING + out.name, fresh=not out.exists()):
+                train(config, resume=True, force=True, progress=ConsoleProgress(Console(stderr=True)))
+        self.used |= self.times(TRAINING + out.name)
         return out
+
+    @contextmanager
+    def clock(self, name: str, fresh: bool) -> Iterator[None]:
+        """Keeps how long the block takes, where it makes something afresh."""
+        began = time.perf_counter()
+        yield
+        if fresh:
+            found = {"seconds": time.perf_counter() - began, "machine": describe_machine()}
+            self._write_fact(name, found)
+
+    def times(self, name: str) -> set[Path]:
+        """The file of a time that was kept, if there is one."""
+        return {Path("facts", f"{name}.json")} if (self.work / "facts" / f"{name}.json").exists() else set()
 
     def made(self, path: Path, make: Callable[[], object]) -> Path:
         """A file or folder that ``make`` writes, unless it is there already."""
@@ -120,10 +137,14 @@ class Experiment:
         if not file.exists():
             if self.stored:
                 raise SystemExit(f"error: the kept answers of {self.name} have no fact {name!r}; run it again")
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(measure(), ensure_ascii=False) + "\n", encoding="utf-8")
+            self._write_fact(name, measure())
         self.used.add(file.relative_to(self.work))
         return json.loads(file.read_text(encoding="utf-8"))
+
+    def _write_fact(self, name: str, value: Any) -> None:
+        file = self.work / "facts" / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def run(
         self,
@@ -152,6 +173,7 @@ class Experiment:
             self._answer(name, folder, parms, base, alphas, rewards, alone)
         identity, results, scores = read_run(folder)
         self.keep(folder)
+        self.used |= self.times(ANSWERING + name)
         timing = self.fact(f"time-{name}", lambda: self._timing(parms, base, alone)) if timed else {}
         named = tuple(identity["objectives"])
         return Run(name, named, identity["rewards"], list(results.values()), scores, timing)
@@ -189,9 +211,10 @@ class Experiment:
         settings |= {"alone": True} if alone else {}
         folder = RunFolder(path, {"objectives": model.objectives, "settings": settings})
         answers = Sweep(model, tokenizer, prompter, Sampling(temp=sweep["temp"]), sweep["max_tokens"])
-        began = time.perf_counter()
         with folder.locked():
-            results, fresh = answer_all(folder, answers, plan(prompts, alphas, [0]))
+            began = time.perf_counter()
+            with self.clock(ANSWERING + name, fresh=not folder.results()):
+                results, fresh = answer_all(folder, answers, plan(prompts, alphas, [0]))
             if fresh:
                 print(f"{name}: {len(fresh)} answers in {time.perf_counter() - began:.0f} s", flush=True)
             folder.set_rewards(specs)
@@ -255,10 +278,25 @@ class Experiment:
         (picture,) = (file for kind in ("svg", "png") if (file := self.out / f"{self.name}.{kind}").exists())
         parts |= {"picture": picture.name}
         parts |= {"command": f"python examples/experiments/{self.name}.py", "settings": self.described()}
-        page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template)
+        page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template) + self.effort()
         (self.out / f"{self.name}.md").write_text(page, encoding="utf-8")
         if not self.stored:
             archive.pack(self.work, self.used, archive.of(self.name, self.out))
+
+    def effort(self) -> str:
+        """How long training and answering took, and where, as far as it was kept; a line of its own."""
+        sentence, machines = [], set()
+        for kind, verb in ((TRAINING, "Training"), (ANSWERING, "answering")):
+            files = [self.work / file for file in sorted(self.used) if file.name.startswith(kind)]
+            found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            machines |= {each["machine"] for each in found}
+            if found:
+                sentence.append(f"{verb} took {sum(each['seconds'] for each in found) / 60:.0f} minutes")
+        if not sentence:
+            return ""
+        where = "; ".join(sorted(machines))
+        text = f"{' and '.join(sentence)}, beside other work ({where})."
+        return f"\n{text[0].upper()}{text[1:]}\n"
 
     def described(self) -> str:
         """The settings in a sentence."""

@@ -40,8 +40,7 @@ def sweep_all(
     runs: dict[str, list[Run]] = {system: [] for system in systems}
     for (system, seed), adapters in trained.items():
         name = f"{(labels or {}).get(system, system.lower())}-{seed}"
-        first = seed == experiment.seeds[0]
-        runs[system].append(experiment.run(name, adapters, timed=first, alone=system in alone))
+        runs[system].append(experiment.run(name, adapters, alone=system in alone))
     first_trained = {system: trained[system, experiment.seeds[0]] for system in systems}
     numbers = experiment.fact(
         f"numbers-{experiment.name}", lambda: {system: sum(map(size, parms)) for system, parms in first_trained.items()}
@@ -68,18 +67,16 @@ def publish(experiment: common.Experiment, runs: Runs, numbers: Mapping[str, int
     found = {run["name"]: run for run in summary["runs"]}
     rows, results = [], {}
     for system, several in runs.items():
-        of_system, time = [found[run.name] for run in several], several[0].timing
+        of_system = [found[run.name] for run in several]
         results[system] = r = {
             **{metric: spread(of_system, metric) for metric in METRICS},
             "spearman": {name: spread(of_system, "spearman", name) for name in OBJECTIVES},
             "corner_difference": {name: spread(of_system, "corner_difference", name) for name in OBJECTIVES},
-            "time": time,
             "trainable_numbers": numbers[system],
             "points": [[[p["scores"][n]["mean"] for n in OBJECTIVES] for p in run["points"]] for run in of_system],
         }
-        cost = f"{time['guided_token_ms']:.1f} ms ({time['guided_token_ms'] / time['base_token_ms']:.2f} × base)"
         cells = [*(shown(r[metric]) for metric in METRICS), *(shown(r["spearman"][name]) for name in OBJECTIVES)]
-        rows.append([system, *cells, cost, f"{numbers[system]:,}"])
+        rows.append([system, *cells, f"{numbers[system]:,}"])
     heads = ["hypervolume", "mean inner product", "its gain by α"]
     spearman = [f"Spearman {name}" for name in OBJECTIVES]
     first, *others = runs
@@ -96,7 +93,7 @@ def publish(experiment: common.Experiment, runs: Runs, numbers: Mapping[str, int
             "normalization": summary["normalization"],
             "reference_point": summary["reference_point"],
         },
-        table=markdown(["system", *heads, *spearman, "time per token", "trainable numbers"], rows),
+        table=markdown(["system", *heads, *spearman, "trainable numbers"], rows),
         differences=markdown(["same seed", *heads], less),
         systems=", ".join(runs),
         **common.fixed(summary),

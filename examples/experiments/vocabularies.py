@@ -60,16 +60,13 @@ def main() -> None:
             "mip_gain": run["mip_gain"],
             "corner_difference": corners,
             "reference_point": summary["reference_point"],
-            "time": time,
         }
-        parts = time["base_token_ms"] + time["guide_token_ms"]
         moved = ", ".join(f"{objective} {corners[objective]['value']:+.2f}" for objective in summary["objectives"])
         cells = [f"{run[metric]['value']:.2f}" for metric in ("hv", "mip", "mip_gain")]
         passes = f"{time['across_passes_per_token']:.2f}" if "across_passes_per_token" in time else "1"
         left = f"{100 * time['across_open']:.2f} %" if "across_open" in time else "–"
-        rows.append([name, *cells, moved, passes, left, f"{time['guided_token_ms'] / parts:.2f}"])
-    heads = ["base and PARM", "HV", "MIP", "gain by α", "corners"]
-    heads += ["guide passes per token", "left open", "time / (base + guide)"]
+        rows.append([name, *cells, moved, passes, left])
+    heads = ["base and PARM", "HV", "MIP", "gain by α", "corners", "guide passes per token", "left open"]
     moves = {name: [each["value"] for each in found["corner_difference"].values()] for name, found in results.items()}
     experiment.dots(moves, "difference between the corners, in standard deviations of the unguided answers")
     experiment.publish(

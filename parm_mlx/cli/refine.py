@@ -1,6 +1,6 @@
 """``parm-mlx refine``: trains an adapter until one pass stands for base and guide."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +65,11 @@ def refine(
     adapter = resolve(parm, "adapter")
     backbone = guide_model or (parm if parm in NAMED else find_backbone(adapter, guide.config))
     reference = None if backbone is None else backbone_reference(str(backbone), out)
-    training = guide.config.training | {"refinement": how | {"prompts": len(asked)}}
+    measured = {
+        f"{beta:g}": {name: round(value, 5) for name, value in asdict(each).items()} for beta, each in found.items()
+    }
+    record = how | {"prompts": len(asked), "measured_by_beta": measured}
+    training = guide.config.training | {"refinement": record}
     config = replace(guide.config, training=training, base_model=reference)
     with new_directory(out, force, [adapter]) as partial:
         save_adapter(partial, config, adapter_tensors(guide.model))

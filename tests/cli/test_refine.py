@@ -26,6 +26,11 @@ def test_a_refined_adapter_has_other_tensors_and_says_how_they_came(run_cli: Run
     config = json.loads((out / "adapter_config.json").read_text())
     refinement = config["training"]["refinement"]
     assert (refinement["iters"], refinement["seed"], refinement["prompts"]) == (3, 3, 5)
+    assert set(refinement["measured_by_beta"]) == {"0.5", "1", "2"}
+    said = re.search(r"beta 1: total variation of one pass (0\.\d+), now (0\.\d+)", err)
+    assert said is not None
+    kept = refinement["measured_by_beta"]["1"]
+    assert [f"{kept[when]:.4f}" for when in ("before", "after")] == list(said.groups())
     assert config["base_model"] == "bundled"
     exact = [parm_mlx.load("bundled", parm)[0](IDS) for parm in ("bundled", out)]
     assert not mx.array_equal(*exact)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.loss import smooth_tchebycheff
 
 FOLDERS = ("experiments", "bundled")
-NAMES = ("adapters", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
+NAMES = ("adapters", "baselines", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
 NAMES += ("weak_to_strong",)
 
 
@@ -29,7 +30,7 @@ def scripts(repository: Path) -> Iterator[SimpleNamespace]:
     """The modules of examples/experiments, which are scripts and not a package."""
     path, known = list(sys.path), set(sys.modules)
     sys.path[:0] = [str(repository / "examples" / folder) for folder in FOLDERS]
-    names = ("baselines", "common", "comparison", "objectives", *NAMES)
+    names = ("common", "comparison", "objectives", *NAMES)
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     sys.path[:] = path
     folders = [repository / "examples" / folder for folder in FOLDERS]
@@ -116,9 +117,9 @@ def test_baselines_are_made_of_the_adapters_of_one_objective(scripts: SimpleName
     )
     names = {folder.name for folder in (experiment.work / "adapters").iterdir() if folder.suffix != ".checkpoints"}
     assert names == {"pblora-0", "soup-0", "genarm-warmth-0", "genarm-focus-0"}
-    experts = numbers[baselines.MOD]
-    assert [numbers[system] for system in baselines.SYSTEMS[1:]] == [experts] * 4
-    assert 0.9 < experts / numbers["PARM"] < 1.1
+    experts, whole = numbers[baselines.MOD], numbers[baselines.PARM]
+    assert [numbers[system] for system in baselines.SYSTEMS] == [whole] * 2 + [experts] * 4
+    assert 0.9 < experts / whole < 1.1
 
     def texts(system: str, *weights: float) -> list[str]:
         return [result.text for result in runs[system][0].results if result.alpha in {(w, 1 - w) for w in weights}]
@@ -139,7 +140,10 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
         parm = experiment.adapter("tiny", 0)
         return experiment.run("tiny-0", [parm]), experiment.fact("size", measure)
 
-    first = runs(experiment)
+    first, effort = runs(experiment), experiment.effort()
+    assert re.search(
+        r"\nTraining took \d+ minutes and answering took \d+ minutes, beside other work \(.*\)\.\n", effort
+    )
     archive = scripts.common.archive
     file = archive.of("interpolation", experiment.out)
     archive.pack(experiment.work, experiment.used, file)
@@ -150,7 +154,7 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
     stored = scripts.common.Experiment(
         "interpolation", experiment.settings, archive.unpack(file), experiment.out, stored=True
     )
-    assert runs(stored) == first
+    assert (runs(stored), stored.effort()) == (first, effort)
     assert made == ["fact"]
     assert not (stored.work / "adapters").exists()
     with pytest.raises(SystemExit, match="no fact 'other'"):
@@ -280,6 +284,15 @@ def test_recovered_points_by_hand(scripts: SimpleNamespace) -> None:
     points = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     found = np.array([[0.1, 0.3], [2.0, 0.6]])
     assert scripts.nonconvex.recovered(found, points) == [True, False, False]
+
+
+def test_a_page_of_the_repository_is_that_of_its_kept_answers(repository: Path, tmp_path: Path) -> None:
+    folder = repository / "examples" / "experiments"
+    command = [sys.executable, str(folder / "interpolation.py"), "--stored", "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
+    assert {file.name for file in tmp_path.iterdir()} == {f"interpolation.{kind}" for kind in ("json", "md", "png")}
+    for name in ("interpolation.json", "interpolation.md"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (folder / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
