@@ -64,7 +64,12 @@ def weak_to_strong(results: Any) -> str:
     def kept(found: Any) -> str:
         return f"{found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
 
-    cases = {"SmolLM2 by a guide of 1/43 of its size": "vocabulary", "in 3 bits by its own": "bits"}
+    words = results["vocabulary"]["wording"]["guided"]["of_the_guide"]
+    cases = {
+        f"SmolLM2 by a guide of 1/43 of its size, with {words:.0%} of the words the guide's": "vocabulary",
+        "the same at β = 4": "gentle",
+        "SmolLM2 in 3 bits by its own": "bits",
+    }
     return "gain by α kept: " + "; ".join(f"{name} {kept(results[key]['kept']['gain'])}" for name, key in cases.items())
 
 
