@@ -52,6 +52,7 @@ docs: $(DEV)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_performance.py
 	$(BIN)/python docs/make_large.py
+	$(BIN)/python docs/make_paper.py
 	$(BIN)/python docs/make_results.py
 
 clean:

@@ -60,10 +60,28 @@ def adapters(results: Any) -> str:
 
 
 def weak_to_strong(results: Any) -> str:
-    """What is kept on the larger base."""
-    kept = results["kept"]
-    share = {name: f"{found['value']:.0%} ± {found['high'] - found['value']:.0%}" for name, found in kept.items()}
-    return f"{share['hv']} of the HV and {share['mip_gain']} of the gain by α kept"
+    """What is kept on another base than the guide's own."""
+
+    def kept(found: Any) -> str:
+        return f"{found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
+
+    words = results["vocabulary"]["wording"]["guided"]["of_the_guide"]
+    cases = {
+        f"SmolLM2 by a guide of 1/43 of its size, with {words:.0%} of the words the guide's": "vocabulary",
+        "the same at β = 4": "gentle",
+        "SmolLM2 in 3 bits by its own": "bits",
+    }
+    return "gain by α kept: " + "; ".join(f"{name} {kept(results[key]['kept']['gain'])}" for name, key in cases.items())
+
+
+def real_preferences(results: Any) -> str:
+    """Accuracy on held-out pairs: of each objective at its own corner, beside the base."""
+    parts = []
+    for name, corner in zip(results["data"]["objectives"], (-1, 0), strict=True):
+        r = results[name]
+        own, base = r["alphas"][corner], r["base"]["value"]
+        parts.append(f"{name} {own['value']:.0%} [{own['low']:.0%}, {own['high']:.0%}], base alone {base:.0%}")
+    return "right at the own corner: " + "; ".join(parts)
 
 
 def interpolation(results: Any) -> str:
@@ -132,7 +150,8 @@ def costs(results: Any) -> str:
 ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adapters": ("Which adapter, at equal size? (HV / MIP)", adapters),
     "baselines": ("A PARM or the paper's baselines? (HV / MIP)", adapters),
-    "weak_to_strong": ("Does a small PARM guide a larger base?", weak_to_strong),
+    "real_preferences": ("Does it learn what people prefer (HH-RLHF)?", real_preferences),
+    "weak_to_strong": ("Does a PARM guide a base that it was not trained on?", weak_to_strong),
     "interpolation": ("Do answers move evenly with α?", interpolation),
     "initialisation": ("Do start and tying of A, B, W1, W2 matter?", initialisation),
     "design": ("Do r1 : r2, β, depth and Dirichlet p matter?", design),

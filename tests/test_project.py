@@ -190,6 +190,11 @@ def test_the_page_of_large_models_is_current() -> None:
     assert (ROOT / "docs" / "large.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
+def test_the_page_of_the_papers_set_up_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_paper.py"))["page"]()
+    assert (ROOT / "docs" / "paper.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
 def test_the_tables_of_experiments_are_current() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path, text in runpy.run_path(str(ROOT / "docs" / "make_results.py"))["pages"](readme).items():

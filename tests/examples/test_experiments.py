@@ -22,7 +22,7 @@ from parm_mlx.training.loss import smooth_tchebycheff
 
 FOLDERS = ("experiments", "bundled")
 NAMES = ("adapters", "baselines", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
-NAMES += ("weak_to_strong",)
+NAMES += ("real_preferences", "weak_to_strong")
 
 
 @pytest.fixture(scope="module")
