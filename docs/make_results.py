@@ -130,21 +130,26 @@ def nonconvex(results: Any) -> str:
 
 
 def design(results: Any) -> str:
-    """What each change of the default adds to the hypervolume."""
-    changed = {label: r for label, r in results["variants"].items() if label != "default"}
-    return "HV less the default's: " + "; ".join(
-        f"{r['name']}: {number(r['less_default']['hv'])}" for r in changed.values()
-    )
+    """Changes of the default that make a difference of which 0 is not in the interval."""
+    changed = [r for label, r in results["variants"].items() if label != "default"]
+    parts = []
+    for metric, shown in (("hv", "HV"), ("mip_gain", "gain by α")):
+        less = {r["name"]: r["less_default"][metric] for r in changed}
+        told = [f"{name}: {number(d)}" for name, d in less.items() if d["low"] > 0 or d["high"] < 0]
+        parts.append(f"{shown} less the default's: {', '.join(told)} ({len(less) - len(told)} others not told apart)")
+    return "; ".join(parts)
 
 
 def costs(results: Any) -> str:
     """Time for a token with the most objectives, on each base."""
-    parts = []
-    for base, systems in results["bases"].items():
-        most = max(row["k"] for row in systems)
-        times = ", ".join(f"{row['system']} {row['of_base']['value']:.1f}" for row in systems if row["k"] == most)
-        parts.append(f"{base}, k = {most}: {times}")
-    return f"time per token, times the base's: {'; '.join(parts)}"
+    k = max(row["k"] for systems in results["bases"].values() for row in systems)
+    times = {
+        base: {row["system"]: f"{row['of_base']['value']:.1f}" for row in systems if row["k"] == k}
+        for base, systems in results["bases"].items()
+    }
+    systems = " / ".join(name.replace("PARM, ", "PARM with ") for name in next(iter(times.values())))
+    each = "; ".join(f"{base} {' / '.join(found.values())}" for base, found in times.items())
+    return f"time per token at k = {k}, times the base's, {systems}: {each}"
 
 
 ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
