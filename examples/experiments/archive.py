@@ -11,6 +11,7 @@ from pathlib import Path
 from parm_mlx.answers.store import RESULTS_FILE, RUN_FILE, SCORES_FILE
 
 HERE = Path(__file__).parent
+WORK = b"build/experiments"  # the name of the work folder in paths that a run has recorded
 RUN_FILES = (RUN_FILE, RESULTS_FILE, SCORES_FILE)
 
 
@@ -20,11 +21,11 @@ def of(name: str, out: Path = HERE) -> Path:
 
 
 def pack(work: Path, files: Iterable[Path], out: Path) -> None:
-    """Writes files, given relative to ``work``; the same bytes for the same content."""
+    """Writes files, given relative to ``work``; the same bytes for the same content, wherever ``work`` is."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(out, "w:xz") as packed:
         for file in sorted(files):
-            content = (work / file).read_bytes()
+            content = (work / file).read_bytes().replace(str(work.resolve()).encode(), WORK)
             entry = tarfile.TarInfo(file.as_posix())
             entry.size = len(content)
             packed.addfile(entry, io.BytesIO(content))

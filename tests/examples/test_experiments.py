@@ -141,6 +141,8 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
         return experiment.run("tiny-0", [parm]), experiment.fact("size", measure)
 
     first, effort = runs(experiment), experiment.effort()
+    folder = experiment.work / "bases"
+    assert experiment.fact("base", lambda: str(folder)) == str(folder)
     assert re.search(
         r"\nTraining took \d+ minutes and answering took \d+ minutes, beside other work \(.*\)\.\n", effort
     )
@@ -156,6 +158,7 @@ def test_a_page_is_made_again_of_what_was_kept(scripts: SimpleNamespace, experim
     )
     assert (runs(stored), stored.effort()) == (first, effort)
     assert made == ["fact"]
+    assert stored.fact("base", measure) == "build/experiments/bases"
     assert not (stored.work / "adapters").exists()
     with pytest.raises(SystemExit, match="no fact 'other'"):
         stored.fact("other", measure)
