@@ -31,7 +31,6 @@ from rich.console import Console
 from parm_mlx.answers.store import RunFolder, read_run
 from parm_mlx.answers.sweep import Sweep, answer_all, plan, score_all
 from parm_mlx.drawing import STYLES
-from parm_mlx.evaluation.cost import token_costs
 from parm_mlx.evaluation.report.plots import draw
 from parm_mlx.evaluation.summary import Run
 from parm_mlx.fingerprint import directory_digest
@@ -154,7 +153,7 @@ class Experiment:
         base: Path = BASE,
         alphas: Sequence[Alpha] | None = None,
         rewards: Mapping[str, str] | None = None,
-        timed: bool = False,
+        beta: float = 1.0,
         alone: bool = False,
     ) -> Run:
         """The answers of a guided model to held-out questions at every α, with their scores.
@@ -165,30 +164,21 @@ class Experiment:
             base: The base.
             alphas: Preferences; the grid of the settings by default.
             rewards: SPEC by name; built-in scorers with the names of the objectives by default.
-            timed: Whether the time of a token is measured: base, guide and guided decoding, in turns.
+            beta: β of guided decoding.
             alone: Whether the guide answers by itself, without the base.
         """
         folder = self.work / "runs" / name
         if not self.stored:
-            self._answer(name, folder, parms, base, alphas, rewards, alone)
+            self._answer(name, folder, parms, base, alphas, rewards, beta, alone)
         identity, results, scores = read_run(folder)
         self.keep(folder)
         self.used |= self.times(ANSWERING + name)
-        timing = self.fact(f"time-{name}", lambda: self._timing(parms, base, alone)) if timed else {}
         named = tuple(identity["objectives"])
-        return Run(name, named, identity["rewards"], list(results.values()), scores, timing)
+        return Run(name, named, identity["rewards"], list(results.values()), scores)
 
     def keep(self, folder: Path) -> None:
         """Keeps the answers of a run with the page."""
         self.used |= {folder.relative_to(self.work) / file for file in archive.RUN_FILES}
-
-    def _model(self, parms: Sequence[Path], base: Path, alone: bool) -> tuple[Any, Any, Prompter]:
-        """A guided model or the guide alone, the base's tokenizer, and what makes prompts of questions."""
-        backbone = BASE if base != BASE else None
-        model, tokenizer, guide_tokenizer = load_with_tokenizers(base, list(parms), backbone)
-        if alone:
-            model = PolicyModel(model.base, model.guide)
-        return model, tokenizer, Prompter(tokenizer, guide_tokenizer)
 
     def _answer(
         self,
@@ -198,17 +188,22 @@ class Experiment:
         base: Path,
         alphas: Sequence[Alpha] | None,
         rewards: Mapping[str, str] | None,
+        beta: float,
         alone: bool,
     ) -> None:
         """Answers and scores what is missing in the folder of a sweep."""
         sweep = self.settings["sweep"]
-        model, tokenizer, prompter = self._model(parms, base, alone)
+        backbone = BASE if base != BASE else None
+        model, tokenizer, guide_tokenizer = load_with_tokenizers(base, list(parms), backbone, beta=beta)
+        if alone:
+            model = PolicyModel(model.base, model.guide)
+        prompter = Prompter(tokenizer, guide_tokenizer)
         questions = measure.held_out_questions(sweep["questions"])
         prompts = [Prompt(content_id(question.text), question.text) for question in questions]
         alphas = alphas or simplex_grid(len(model.objectives), sweep["grid"])
         specs = dict(rewards or {objective: f"builtin:{objective}" for objective in model.objectives})
         settings = {**sweep, "alphas": alphas, "adapter": [directory_digest(parm) for parm in parms], "base": base.name}
-        settings |= {"alone": True} if alone else {}
+        settings |= ({"alone": True} if alone else {}) | ({"beta": beta} if beta != 1 else {})
         folder = RunFolder(path, {"objectives": model.objectives, "settings": settings})
         answers = Sweep(model, tokenizer, prompter, Sampling(temp=sweep["temp"]), sweep["max_tokens"])
         with folder.locked():
@@ -220,12 +215,6 @@ class Experiment:
             folder.set_rewards(specs)
             loaded = load_rewards([f"{reward}={spec}" for reward, spec in specs.items()])
             score_all(folder, results, loaded)
-
-    def _timing(self, parms: Sequence[Path], base: Path, alone: bool) -> dict[str, float]:
-        """Milliseconds per token of base, guide and guided decoding."""
-        model, _, prompter = self._model(parms, base, alone)
-        (question,) = measure.held_out_questions(1)
-        return token_costs(model, prompter(question.text), model.guide.alpha)
 
     def picture(self, summary: Mapping[str, Any]) -> None:
         """Draws a run or a comparison as NAME.svg or, where that is a large file, as NAME.png."""

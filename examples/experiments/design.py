@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -111,14 +110,6 @@ def learning(blocks: range) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def guided_at(experiment: common.Experiment, beta: float) -> Iterator[None]:
-    """Within the block, sweeps are guided with this β, and record it."""
-    load, sweep = partial(common.load_with_tokenizers, beta=beta), experiment.settings["sweep"] | {"beta": beta}
-    with patch.object(common, "load_with_tokenizers", load), patch.dict(experiment.settings, sweep=sweep):
-        yield
-
-
 def adapter(experiment: common.Experiment, variant: Variant, seed: int) -> Any:
     """The adapter of a variant, trained unless it is there; β changes nothing in it."""
     if not variant.train:
@@ -129,8 +120,7 @@ def adapter(experiment: common.Experiment, variant: Variant, seed: int) -> Any:
 
 def run(experiment: common.Experiment, variant: Variant, seed: int) -> Run:
     """The sweep of a variant."""
-    with guided_at(experiment, variant.beta) if variant.beta != 1 else nullcontext():
-        return experiment.run(f"design-{variant.label}-{seed}", [adapter(experiment, variant, seed)])
+    return experiment.run(f"design-{variant.label}-{seed}", [adapter(experiment, variant, seed)], beta=variant.beta)
 
 
 def numbers(experiment: common.Experiment, variant: Variant) -> int:

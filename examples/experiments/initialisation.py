@@ -118,7 +118,7 @@ def main() -> None:
                 trained[name, seed] = experiment.adapter(label, seed), f"{label}-{seed}"
     if experiment.quick:
         return
-    runs = {key: experiment.run(label, [parm], timed=False) for key, (parm, label) in trained.items()}
+    runs = {key: experiment.run(label, [parm]) for key, (parm, label) in trained.items()}
     summary = compare(list(runs.values()), samples=experiment.settings["sweep"]["bootstrap"])
     found = {run["name"]: run for run in summary["runs"]}
     values = {name: [found[runs[name, seed].name]["hv"]["value"] for seed in experiment.seeds] for name in VARIANTS}
