@@ -1,10 +1,7 @@
 """The experiments of design and costs, at tiny settings; their pages are made of what they measured."""
 
-import importlib
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,35 +13,13 @@ from parm_mlx.pblora import read_adapter
 from parm_mlx.preference import simplex_grid
 
 
-@pytest.fixture(scope="module")
-def scripts(repository: Path) -> Iterator[SimpleNamespace]:
-    """The modules of examples/experiments, which are scripts and not a package."""
-    folders = [repository / "examples" / name for name in ("experiments", "bundled")]
-    path, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = map(str, folders)
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("common", "costs", "design")})
-    sys.path[:] = path
-    for name in set(sys.modules) - known:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent in folders:
-            del sys.modules[name]
-
-
 @pytest.fixture
-def experiment(scripts: SimpleNamespace, tmp_path: Path) -> Any:
+def experiment(scripts: SimpleNamespace, work: Path, tmp_path: Path) -> Any:
     """The experiment of design with two steps of training on four pairs."""
-    bundled = tmp_path / "bundled"
-    bundled.mkdir()
-    texts = ["I am so glad you asked! Cut the tin open.", "Cut the tin along its rim, then fold the lid back."]
-    rows = [
-        {"prompt": f"How do I open tin {i}?", "responses": texts, "preferred": {"warmth": 0, "focus": 1}}
-        for i in range(4)
-    ]
-    (bundled / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (bundled / "pairs.json").write_text("{}")
     settings = scripts.common.load_settings("design")
     settings["train"] |= {"iters": 3, "batch_size": 2, "warmup": 1}
     settings["sweep"] |= {"questions": 1, "grid": 1.0, "max_tokens": 12, "temp": 0.0}
-    return scripts.common.Experiment("design", settings, tmp_path / "experiments", tmp_path / "out")
+    return scripts.common.Experiment("design", settings, work, tmp_path / "out")
 
 
 def test_variants_train_as_many_numbers_as_the_default(scripts: SimpleNamespace) -> None:

@@ -1,11 +1,9 @@
 """What the experiments share, at tiny settings; their pages are made of what they measured."""
 
-import importlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,41 +18,17 @@ from parm_mlx.pblora.layer import PBLoRALinear
 from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.loss import smooth_tchebycheff
 
-FOLDERS = ("experiments", "bundled")
 NAMES = ("adapters", "baselines", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
 NAMES += ("real_preferences", "weak_to_strong")
 
 
-@pytest.fixture(scope="module")
-def scripts(repository: Path) -> Iterator[SimpleNamespace]:
-    """The modules of examples/experiments, which are scripts and not a package."""
-    path, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = [str(repository / "examples" / folder) for folder in FOLDERS]
-    names = ("common", "comparison", "objectives", *NAMES)
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path[:] = path
-    folders = [repository / "examples" / folder for folder in FOLDERS]
-    for name in set(sys.modules) - known:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent in folders:
-            del sys.modules[name]
-
-
 @pytest.fixture
-def experiment(scripts: SimpleNamespace, tmp_path: Path) -> Any:
+def experiment(scripts: SimpleNamespace, work: Path, tmp_path: Path) -> Any:
     """An experiment of two steps of training and two questions, on four pairs."""
-    bundled = tmp_path / "bundled"
-    bundled.mkdir()
-    texts = ["I am so glad you asked! Cut the tin open.", "Cut the tin along its rim, then fold the lid back."]
-    rows = [
-        {"prompt": f"How do I open tin {i}?", "responses": texts, "preferred": {"warmth": 0, "focus": 1}}
-        for i in range(4)
-    ]
-    (bundled / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (bundled / "pairs.json").write_text("{}")
     settings = scripts.common.load_settings("interpolation")
     settings["train"] |= {"iters": 2, "batch_size": 2, "warmup": 1}
     settings["sweep"] |= {"questions": 2, "grid": 1.0, "max_tokens": 4}
-    return scripts.common.Experiment("interpolation", settings, tmp_path / "experiments", tmp_path / "out")
+    return scripts.common.Experiment("interpolation", settings, work, tmp_path / "out")
 
 
 def test_interval_over_seeds_by_hand(scripts: SimpleNamespace) -> None:

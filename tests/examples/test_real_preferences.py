@@ -1,12 +1,8 @@
 """Pairs of HH-RLHF: what a folder holds, how it is divided, and how a PARM is measured on pairs; and weak to strong."""
 
 import gzip
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -19,20 +15,6 @@ from parm_mlx.data.tokenize import tokenize_pair
 from parm_mlx.evaluation.summary import Run
 from parm_mlx.guidance.loading import load_base, load_guide
 from parm_mlx.named import BUNDLED_PARM
-
-NAMES = ("hh_rlhf", "real_preferences", "weak_to_strong")
-
-
-@pytest.fixture(scope="module")
-def scripts(repository: Path) -> Iterator[SimpleNamespace]:
-    path, known = list(sys.path), set(sys.modules)
-    folders = [repository / "examples" / folder for folder in ("experiments", "bundled")]
-    sys.path[:0] = map(str, folders)
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
-    sys.path[:] = path
-    for name in set(sys.modules) - known:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent in folders:
-            del sys.modules[name]
 
 
 def transcript(question: str, answer: str) -> str:
