@@ -30,6 +30,7 @@ PATIENCE = 600.0
 TOLD = 1.0  # seconds in which the main process tells of an error
 _WATCH = """
 import os, select, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 pid, seconds, message = sys.argv[1:]
 if not select.select([sys.stdin], [], [], float(seconds))[0]:
     print(message, file=sys.stderr)
