@@ -1,7 +1,6 @@
 """The experiments of design and costs, at tiny settings; their pages are made of what they measured."""
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,17 +120,3 @@ def test_medians_with_the_lowest_and_the_highest(scripts: SimpleNamespace) -> No
 def test_grid_has_a_middle(scripts: SimpleNamespace) -> None:
     grid = simplex_grid(2, scripts.common.load_settings("design")["sweep"]["grid"])
     assert grid[len(grid) // 2] == (0.5, 0.5)
-
-
-@pytest.mark.parametrize("name", ["costs", "design"])
-def test_pages_are_whole(scripts: SimpleNamespace, repository: Path, name: str) -> None:
-    folder = repository / "examples" / "experiments"
-    template = (folder / "templates" / f"{name}.md").read_text(encoding="utf-8")
-    page = (folder / f"{name}.md").read_text(encoding="utf-8")
-    assert "FOUND" not in page
-    assert "MEANS" not in page
-    assert not re.search(r"\{\w+\}", page)
-    assert [piece for piece in re.split(r"\{\w+\}", template) if piece.strip() not in page] == []
-    assert f"({name}.svg)" in page
-    assert (folder / f"{name}.svg").stat().st_size <= scripts.common.LARGEST_PICTURE
-    assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

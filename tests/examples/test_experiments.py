@@ -18,8 +18,8 @@ from parm_mlx.pblora.layer import PBLoRALinear
 from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.loss import smooth_tchebycheff
 
-NAMES = ("adapters", "baselines", "cross_domain", "initialisation", "interpolation", "many_objectives", "nonconvex")
-NAMES += ("real_preferences", "weak_to_strong")
+NAMES = ("adapters", "baselines", "costs", "cross_domain", "design", "initialisation", "interpolation")
+NAMES += ("many_objectives", "nonconvex", "real_preferences", "vocabularies", "weak_to_strong")
 
 
 @pytest.fixture
