@@ -53,6 +53,7 @@ def refine(
     from parm_mlx.data.prompts import read_prompts
     from parm_mlx.guidance.loading import load_guide
     from parm_mlx.pblora.adapter import adapter_tensors, backbone_reference, find_backbone, save_adapter
+    from parm_mlx.training.card import CARD_FILE, card
     from parm_mlx.training.refinement import refine as train_further
 
     asked = read_prompts(prompts)[:limit]
@@ -73,6 +74,7 @@ def refine(
     config = replace(guide.config, training=training, base_model=reference)
     with new_directory(out, force, [adapter]) as partial:
         save_adapter(partial, config, adapter_tensors(guide.model))
+        (partial / CARD_FILE).write_text(card(out.name, config, [], None), encoding="utf-8")
     console.echo(out)
     for beta, distance in found.items():
         console.note(

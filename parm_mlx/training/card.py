@@ -57,4 +57,13 @@ def card(name: str, config: PBLoRAConfig, records: Sequence[Record], distance: f
     if judged := [record for record in records if isinstance(record, CornerRecord)]:
         apart = ", ".join(f"{name} {value:.2f}" for name, value in judged[-1].distance.items())
         lines.append(f"\nScores of generated answers between the corners, in sd of the base's: {apart}.")
+    if refinement := training.get("refinement"):
+        lines += [
+            f"\n## One pass\n\n`parm-mlx refine` trained it for {refinement['iters']} further steps, until one pass "
+            f"(`--guidance one-pass`) was nearer to exact guidance. Total variation between the two, on answers to "
+            f"prompts that were kept back, and of exact guidance from what it was before:\n",
+            "| β | before | after | exact guidance has moved |\n| --- | --- | --- | --- |",
+        ]
+        for beta, found in refinement["measured_by_beta"].items():
+            lines.append(f"| {beta} | {found['before']:.4f} | {found['after']:.4f} | {found['moved']:.4f} |")
     return "\n".join(lines) + "\n"

@@ -35,14 +35,16 @@ from parm_mlx.kernels import widened
 from parm_mlx.kernels.lowrank import lowrank_update_ops
 from parm_mlx.mlxlm import TokenizerWrapper
 from parm_mlx.pblora.config import PBLoRAConfig
-from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, conditioned, scaled_core, tensor_shapes
+from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, Preferences, conditioned, scaled_core, tensor_shapes
 from parm_mlx.preference import Alpha, sample_dirichlet
 from parm_mlx.training import optimizer
+from parm_mlx.training.response_logprobs import split_output_layer
 
 BETAS = (0.25, 4.0)  # that answers are drawn between
 MEASURED = (0.5, 1.0, 2.0)  # at which the result is measured
 EPSILON = 2e-4  # ε
 WARMUP = 0.1  # share of the steps
+REPORTED = 20  # steps whose mean loss is told
 SLOWER = 0.65  # of the learning rate of training
 Progress = Callable[[str], None]
 Tensors = list[dict[str, mx.array]]  # those of each adapted layer, in the order of their index
@@ -164,42 +166,45 @@ def train(
 
     Half of the answers of a step have the α and β that they were generated under, the others any.
     """
-    rng, before = np.random.default_rng(seed), tensors_of(guide)
+    rng, before, reader = np.random.default_rng(seed), tensors_of(guide), _Reader(guide)
     warmup = max(1, round(WARMUP * iters))
     adam = optim.Adam(peak, bias_correction=True)
     tree: Any = {"layers": [{name: tensor.astype(mx.float32) for name, tensor in each.items()} for each in before]}
     adam.init(tree)
-    descend = mx.value_and_grad(lambda tree, batch, target: _loss(guide, tree["layers"], batch, target))
+    descend = mx.value_and_grad(lambda tree, batch, target: _loss(reader, tree["layers"], batch, target))
+    losses: list[float] = []  # since the last report
     for step in range(iters):
         chosen = [answers[i] for i in rng.choice(len(answers), min(batch_size, len(answers)), replace=False)]
         alphas, strengths = _preferences(rng, len(guide.objectives), len(chosen))
         for i, each in list(enumerate(chosen))[::2]:
             alphas[i], strengths[i] = each.alpha, each.strength
         batch = _Batch.of(chosen, alphas, strengths)
-        target = _target(guide, before, batch)
+        target = _target(reader, before, batch)
         mx.eval(target)
         loss, grads = descend(tree, batch, target)
         grads, _ = optim.clip_grad_norm(grads, optimizer.MAX_GRAD_NORM)
         adam.learning_rate = optimizer.learning_rate(step + 1, peak=peak, warmup=warmup, steps=iters + 1)
         tree = adam.apply_gradients(grads, tree)
         mx.eval(tree, adam.state, loss)
-        if not math.isfinite(float(loss)):
+        losses.append(float(loss))
+        if not math.isfinite(losses[-1]):
             raise RunError(f"the loss of step {step + 1} is not finite", hint="try a lower --learning-rate")
-        if (step + 1) % 20 == 0 or step + 1 == iters:
-            progress(f"step {step + 1} of {iters}: loss {float(loss):.4f}")
+        if (step + 1) % REPORTED == 0 or step + 1 == iters:
+            progress(f"step {step + 1} of {iters}: loss {sum(losses) / len(losses):.4f}")
+            losses.clear()
     found: Tensors = tree["layers"]
     return found
 
 
 def measure(guide: Guide, before: Tensors, answers: Sequence[SampledAnswer], strength: float) -> Distance:
     """Measures a guide beside the tensors that its adapter had before, on answers under their α, at one 1/β."""
-    now, sums, count = tensors_of(guide), np.zeros(4), 0
+    now, reader, sums, count = tensors_of(guide), _Reader(guide), np.zeros(4), 0
     for each in answers:
         batch = _Batch.of([each], np.array([each.alpha]), np.array([strength]))
-        plain = _base(guide, batch)
-        (new, one_pass), (old, old_one) = (_guided(guide, tensors, batch) for tensors in (now, before))
+        plain = reader.base(batch)
+        (new, one_pass), (old, old_one) = (reader.guided(tensors, batch) for tensors in (now, before))
         p, q, t, u = (
-            mx.softmax(logits[0, len(each.prompt) - 1 :], axis=-1)
+            mx.softmax(logits, axis=-1)
             for logits in (plain + strength * new, one_pass, plain + strength * old, old_one)
         )
         same = (p.argmax(axis=-1) == q.argmax(axis=-1)).sum()
@@ -238,22 +243,69 @@ class Rows(Conditioning):
 
 @dataclass(frozen=True)
 class _Batch:
-    """Answers, padded on the right; the mask has ones where one of their tokens is predicted."""
+    """Answers of B rows, padded on the right to L tokens; N is the number of the answers' own tokens."""
 
     ids: mx.array  # (B, L)
-    mask: mx.array  # (B, L)
+    places: mx.array  # (N,) where an answer's token is predicted, of B · L
     alpha: mx.array  # (B, k)
     strength: mx.array  # (B,)
 
     @staticmethod
     def of(answers: Sequence[SampledAnswer], alphas: np.ndarray, strengths: np.ndarray) -> "_Batch":
         rows = [[*each.prompt, *each.answer[:-1]] for each in answers]
-        first = [len(each.prompt) - 1 for each in answers]
         longest = max(map(len, rows))
         ids = [row + [0] * (longest - len(row)) for row in rows]
-        mask = [[float(f <= i < len(row)) for i in range(longest)] for f, row in zip(first, rows, strict=True)]
+        places = [
+            i * longest + place
+            for i, (each, row) in enumerate(zip(answers, rows, strict=True))
+            for place in range(len(each.prompt) - 1, len(row))
+        ]
         alpha, strength = (mx.array(values.astype(np.float32)) for values in (alphas, strengths))
-        return _Batch(mx.array(ids), mx.array(mask), alpha, strength)
+        return _Batch(mx.array(ids), mx.array(places), alpha, strength)
+
+    @property
+    def token_strength(self) -> mx.array:
+        """1/β of every token, (N, 1)."""
+        return self.strength[self.places // self.ids.shape[1]][:, None]
+
+
+class _Reader:
+    """Logits of a guide's backbone where tokens of answers are predicted: with the update of any tensors, or without.
+
+    The output layer, the largest matrix of a small model, is computed there alone, where the model comes apart.
+    """
+
+    def __init__(self, guide: Guide):
+        self.guide = guide
+        with conditioned(Preferences(mx.full((len(guide.objectives),), 1 / len(guide.objectives)))):
+            self._trunk_and_head = split_output_layer(guide.model)
+
+    def base(self, batch: _Batch) -> mx.array:
+        """Logits (N, V) of the base."""
+        return self.alone(tensors_of(self.guide), batch, 0.0)
+
+    def alone(self, tensors: Sequence[Mapping[str, mx.array]], batch: _Batch, share: float = 1.0) -> mx.array:
+        """Logits (N, V) of the guide, or of the model with a share of its update."""
+        rows = Rows(self.guide.config, tensors, batch.alpha, mx.full(batch.strength.shape, share))
+        return self._logits(batch.ids, batch.places, rows)
+
+    def guided(self, tensors: Sequence[Mapping[str, mx.array]], batch: _Batch) -> tuple[mx.array, mx.array]:
+        """Logits (N, V) of the guide, and of one pass, as rows of one batch."""
+        alpha, strength = mx.concatenate([batch.alpha, batch.alpha]), batch.strength
+        share = mx.concatenate([mx.ones_like(strength), strength / (1 + strength)])
+        ids = mx.concatenate([batch.ids, batch.ids])
+        places = mx.concatenate([batch.places, batch.places + batch.ids.size])
+        guided, one_pass = mx.split(self._logits(ids, places, Rows(self.guide.config, tensors, alpha, share)), 2)
+        return guided, (1 + batch.token_strength) * one_pass
+
+    def _logits(self, ids: mx.array, places: mx.array, rows: Conditioning) -> mx.array:
+        with conditioned(rows):
+            if self._trunk_and_head is None:
+                whole: Any = self.guide.model(ids)
+                return widened(whole.reshape(-1, whole.shape[-1])[places])
+            trunk, head = self._trunk_and_head
+            hidden = trunk(ids)
+            return widened(head(hidden.reshape(-1, hidden.shape[-1])[places]))
 
 
 def _preferences(rng: np.random.Generator, k: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -262,40 +314,17 @@ def _preferences(rng: np.random.Generator, k: int, count: int) -> tuple[np.ndarr
     return sample_dirichlet(rng, 0.5, k, count), np.exp(-rng.uniform(low, high, count))
 
 
-def _run(guide: Guide, ids: mx.array, rows: Conditioning) -> mx.array:
-    with conditioned(rows):
-        logits: Any = guide.model(ids)
-    return widened(logits)
+def _target(reader: _Reader, before: Tensors, batch: _Batch) -> tuple[mx.array, mx.array]:
+    """The base's logits (N, V), and log t."""
+    plain = reader.base(batch)
+    return plain, _normalised(plain + batch.token_strength * reader.alone(before, batch))
 
 
-def _base(guide: Guide, batch: _Batch) -> mx.array:
-    nothing = mx.zeros_like(batch.strength)
-    return _run(guide, batch.ids, Rows(guide.config, tensors_of(guide), batch.alpha, nothing))
-
-
-def _guided(guide: Guide, tensors: Sequence[Mapping[str, mx.array]], batch: _Batch) -> tuple[mx.array, mx.array]:
-    """Logits (B, L, V) of the guide, and of one pass, as rows of one batch."""
-    alpha, strength = mx.concatenate([batch.alpha, batch.alpha]), batch.strength
-    share = mx.concatenate([mx.ones_like(strength), strength / (1 + strength)])
-    both = _run(guide, mx.concatenate([batch.ids, batch.ids]), Rows(guide.config, tensors, alpha, share))
-    guided, one_pass = mx.split(both, 2)
-    return guided, (1 + strength)[:, None, None] * one_pass
-
-
-def _target(guide: Guide, before: Tensors, batch: _Batch) -> tuple[mx.array, mx.array]:
-    """The base's logits (B, L, V), and log t."""
-    plain = _base(guide, batch)
-    ones = mx.ones_like(batch.strength)
-    guided = _run(guide, batch.ids, Rows(guide.config, before, batch.alpha, ones))
-    return plain, _normalised(plain + batch.strength[:, None, None] * guided)
-
-
-def _loss(guide: Guide, tensors: Tensors, batch: _Batch, target: tuple[mx.array, mx.array]) -> mx.array:
+def _loss(reader: _Reader, tensors: Tensors, batch: _Batch, target: tuple[mx.array, mx.array]) -> mx.array:
     plain, t = target
-    guided, one_pass = _guided(guide, tensors, batch)
-    p, q = _normalised(plain + batch.strength[:, None, None] * guided), _normalised(one_pass)
-    roots = _root_divergence(p, q) + _root_divergence(t, p)
-    return (roots * batch.mask).sum() / batch.mask.sum()
+    guided, one_pass = reader.guided(tensors, batch)
+    p, q = _normalised(plain + batch.token_strength * guided), _normalised(one_pass)
+    return (_root_divergence(p, q) + _root_divergence(t, p)).mean()
 
 
 def _normalised(logits: mx.array) -> mx.array:
@@ -303,7 +332,7 @@ def _normalised(logits: mx.array) -> mx.array:
 
 
 def _root_divergence(p: mx.array, q: mx.array) -> mx.array:
-    """√(D(p ‖ q) + ε) (B, L), for log-probabilities (B, L, V)."""
+    """√(D(p ‖ q) + ε) (N,), for log-probabilities (N, V)."""
     return mx.sqrt(mx.maximum((mx.exp(p) * (p - q)).sum(axis=-1), 0) + EPSILON)
 
 

@@ -32,6 +32,8 @@ def test_a_refined_adapter_has_other_tensors_and_says_how_they_came(run_cli: Run
     kept = refinement["measured_by_beta"]["1"]
     assert [f"{kept[when]:.4f}" for when in ("before", "after")] == list(said.groups())
     assert config["base_model"] == "bundled"
+    told = (out / "README.md").read_text(encoding="utf-8")
+    assert f"| 1 | {kept['before']:.4f} | {kept['after']:.4f} | {kept['moved']:.4f} |" in told
     exact = [parm_mlx.load("bundled", parm)[0](IDS) for parm in ("bundled", out)]
     assert not mx.array_equal(*exact)
     assert mx.allclose(*exact, atol=0.5)

@@ -47,7 +47,8 @@ def test_the_loss_is_that_of_the_models(settings: dict[str, Any]) -> None:
     guide = tiny_guide(**settings)
     alphas, strengths = np.array([each.alpha for each in ANSWERS]), np.array([each.strength for each in ANSWERS])
     batch, tensors = refinement._Batch.of(ANSWERS, alphas, strengths), tensors_of(guide)
-    loss = refinement._loss(guide, tensors, batch, refinement._target(guide, tensors, batch))
+    reader = refinement._Reader(guide)
+    loss = refinement._loss(reader, tensors, batch, refinement._target(reader, tensors, batch))
     assert float(loss) == pytest.approx(root_divergences(guide).mean() + EPSILON**0.5, rel=1e-3)
 
 
