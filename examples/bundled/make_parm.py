@@ -126,6 +126,7 @@ def ensure_pairs(base: Path, work: Path, prompts: int) -> None:
     work.mkdir(parents=True, exist_ok=True)
     pairs, summary = work / "pairs.jsonl", work / "pairs.json"
     if not summary.exists():
+        print(f"sampling 2 × {prompts} answers to make pairs of, once", flush=True)
         summary.write_text(json.dumps(make_pairs(base, pairs, prompts), indent=2) + "\n", encoding="utf-8")
     print(summary.read_text(encoding="utf-8").strip(), flush=True)
 

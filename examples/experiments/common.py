@@ -7,7 +7,6 @@ their scores and other facts, goes into ``answers/NAME.tar.xz``; with ``--stored
 
 import argparse
 import json
-import math
 import re
 import shutil
 import statistics
@@ -55,7 +54,6 @@ BASE = make_parm.MODELS / "base"
 LARGEST_PICTURE = 100_000  # bytes
 WIDTH = 1100  # of pictures in pixels
 TRAINING, ANSWERING = "training-", "answering-"  # kept times, by adapter and by sweep
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by number of seeds
 
 
 @dataclass
@@ -171,6 +169,9 @@ class Experiment:
         if not self.stored:
             self._answer(name, folder, parms, base, alphas, rewards, beta, alone)
         identity, results, scores = read_run(folder)
+        was, now = identity["settings"], self.settings["sweep"]
+        if changed := [key for key in now if key != "bootstrap" and was.get(key) != now[key]]:
+            raise SystemExit(f"error: {name} was made with other settings ({', '.join(changed)}); run it again")
         self.keep(folder)
         self.used |= self.times(ANSWERING + name)
         named = tuple(identity["objectives"])
@@ -311,9 +312,10 @@ def begin(name: str, doc: str | None) -> Experiment:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "experiments", help="adapters and sweeps")
     parser.add_argument("--out", type=Path, default=HERE, help="where the page goes")
-    parser.add_argument("--seeds", type=int, choices=range(1, 1 + max(T_95)), help="number of seeds")
+    parser.add_argument("--seeds", type=int, choices=range(1, 6), help="number of seeds")
     parser.add_argument("--iters", type=int, help="steps of each training")
     parser.add_argument("--questions", type=int, help="questions of each sweep")
+    parser.add_argument("--pairs", type=int, help="questions to sample pairs for, where there are none yet")
     parser.add_argument("--train-only", action="store_true", help="train the adapters, and leave the rest for later")
     parser.add_argument(
         "--stored", action="store_true", help="make the page of the answers kept in answers/NAME.tar.xz"
@@ -324,6 +326,8 @@ def begin(name: str, doc: str | None) -> Experiment:
         settings["seeds"] = list(range(args.seeds))
     if args.iters:
         settings["train"]["iters"] = args.iters
+    if args.pairs:
+        settings["pair_prompts"] = args.pairs
     if args.questions:
         settings["sweep"]["questions"] = args.questions
     keep_freed_memory()
@@ -333,33 +337,10 @@ def begin(name: str, doc: str | None) -> Experiment:
     return Experiment(name, settings, args.work, args.out, quick=args.train_only)
 
 
-def spread(runs: Sequence[Mapping[str, Any]], *path: str) -> dict[str, float]:
-    """A number of several seeds' runs, with its interval over the seeds."""
-    values = []
-    for run in runs:
-        found: Any = run
-        for key in path:
-            found = found[key]
-        values.append(found["value"] if isinstance(found, dict) else found)
-    return interval(values)
-
-
 def fixed(summary: Mapping[str, Any]) -> dict[str, str]:
     """What a page says of scale and reference point."""
     point = ", ".join(f"{value:g}" for value in summary["reference_point"].values())
     return {"normalization": summary["normalization"]["text"], "reference": f"({point})"}
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean over the seeds, with its 95 % interval by Student's t."""
-    mean = statistics.mean(values)
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"value": mean, "low": mean - half, "high": mean + half}
-
-
-def shown(found: Mapping[str, float], digits: int = 2) -> str:
-    """``mean ± half`` of an interval."""
-    return f"{found['value']:.{digits}f} ± {found['high'] - found['value']:.{digits}f}"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import common
-from common import interval, markdown, shown, spread
+from common import markdown
+from intervals import Sweeps, shown
 
 from parm_mlx.evaluation.summary import Run, compare
 from parm_mlx.pblora import read_adapter
@@ -54,33 +54,35 @@ def size(parm: Path) -> int:
     return int(config.training.get("mixed_of") or sum(tensor.size for tensor in tensors.values()))
 
 
-def paired(runs: Runs, found: Mapping[str, Any], system: str, metric: str) -> dict[str, float]:
+def paired(runs: Runs, sweeps: Sweeps, system: str, metric: str) -> dict[str, float]:
     """By how much the first system is above another one that trained with the same seed."""
-    pairs = zip(next(iter(runs.values())), runs[system], strict=True)
-    return interval([found[ours.name][metric]["value"] - found[theirs.name][metric]["value"] for ours, theirs in pairs])
+    pairs = list(zip(next(iter(runs.values())), runs[system], strict=True))
+    return sweeps.less(pairs, metric)
 
 
 def publish(experiment: common.Experiment, runs: Runs, numbers: Mapping[str, int], **parts: str) -> None:
     """Measures all runs on one scale and writes the page: ``{table}``, ``{differences}`` and what else is given."""
     samples = experiment.settings["sweep"]["bootstrap"]
-    summary = compare([run for several in runs.values() for run in several], samples=samples)
-    found = {run["name"]: run for run in summary["runs"]}
+    sweeps = Sweeps([run for several in runs.values() for run in several], samples)
+    summary = sweeps.summary
     rows, results = [], {}
     for system, several in runs.items():
-        of_system = [found[run.name] for run in several]
         results[system] = r = {
-            **{metric: spread(of_system, metric) for metric in METRICS},
-            "spearman": {name: spread(of_system, "spearman", name) for name in OBJECTIVES},
-            "corner_difference": {name: spread(of_system, "corner_difference", name) for name in OBJECTIVES},
+            **{metric: sweeps.spread(several, metric) for metric in METRICS},
+            "spearman": {name: sweeps.spread(several, "spearman", name) for name in OBJECTIVES},
+            "corner_difference": {name: sweeps.spread(several, "corner_difference", name) for name in OBJECTIVES},
             "trainable_numbers": numbers[system],
-            "points": [[[p["scores"][n]["mean"] for n in OBJECTIVES] for p in run["points"]] for run in of_system],
+            "points": [
+                [[p["scores"][n]["mean"] for n in OBJECTIVES] for p in sweeps.found[run.name]["points"]]
+                for run in several
+            ],
         }
         cells = [*(shown(r[metric]) for metric in METRICS), *(shown(r["spearman"][name]) for name in OBJECTIVES)]
         rows.append([system, *cells, f"{numbers[system]:,}"])
     heads = ["hypervolume", "mean inner product", "its gain by α"]
     spearman = [f"Spearman {name}" for name in OBJECTIVES]
     first, *others = runs
-    differences = {system: {metric: paired(runs, found, system, metric) for metric in METRICS} for system in others}
+    differences = {system: {metric: paired(runs, sweeps, system, metric) for metric in METRICS} for system in others}
     less = [[f"{first} less {system}", *map(shown, metrics.values())] for system, metrics in differences.items()]
     drawn = compare([several[0] for several in runs.values()], samples=samples)
     for run, system in zip(drawn["runs"], runs, strict=True):

@@ -17,10 +17,11 @@ from typing import Any
 from unittest.mock import patch
 
 import common
-from common import interval, markdown, shown, spread
+from common import markdown
+from intervals import Found, Sweeps, number, shown
 from many_objectives import relabelled
 
-from parm_mlx.evaluation.summary import compare
+from parm_mlx.evaluation.summary import Run
 from parm_mlx.outputs import new_directory
 from parm_mlx.pblora import extend_objectives, read_adapter, save_adapter
 from parm_mlx.training import optimizer, trainer
@@ -80,18 +81,27 @@ def extended(experiment: common.Experiment, extra: Extra, seed: int, **begin: An
         return experiment.adapter(name, seed, **begin, **experiment.settings[extra.length], **extra.more)
 
 
-def against(runs: Mapping[str, Sequence[Any]], way: str, names: Sequence[str]) -> dict[str, Any]:
-    """By how much the corner of the new objective moved, and which share of the others is left, seed by seed."""
-    corners = [[run["corner_difference"][name]["value"] for name in names] for run in runs[way]]
-    frozen = [[run["corner_difference"][name]["value"] for name in names] for run in runs["frozen"]]
-    pairs = list(zip(corners, frozen, strict=True))
-    kept = {name: [100 * now[i] / was[i] for now, was in pairs] for i, name in enumerate(names[:-1])}
+def against(sweeps: Sweeps, runs: Sequence[Run], frozen: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
+    """By how much the corner of the new objective moved, and which share of the others is left, in per cent."""
+    pairs = list(zip(runs, frozen, strict=True))
+
+    def kept(found: Found, name: str) -> list[float]:
+        return [100 * corner(found, now, name) / corner(found, was, name) for now, was in pairs]
+
+    def moved(found: Found) -> list[float]:
+        return [corner(found, now, names[-1]) - corner(found, was, names[-1]) for now, was in pairs]
+
     return {
-        "moved": interval([now[-1] - was[-1] for now, was in pairs]),
-        "moved_by_seed": [now[-1] - was[-1] for now, was in pairs],
-        "kept": {name: interval(shares) for name, shares in kept.items()},
-        "kept_by_seed": kept,
+        "moved": sweeps.interval(moved),
+        "moved_by_seed": moved(sweeps.found),
+        "kept": {name: sweeps.interval(lambda found, name=name: kept(found, name)) for name in names[:-1]},  # type: ignore[misc]
+        "kept_by_seed": {name: kept(sweeps.found, name) for name in names[:-1]},
     }
+
+
+def corner(found: Found, run: Run, name: str) -> float:
+    """How far the score of an objective moves from corner to corner."""
+    return number(found[run.name], "corner_difference", name)
 
 
 def main() -> None:
@@ -111,15 +121,14 @@ def main() -> None:
     if experiment.quick:
         return
     runs = {(way, seed): experiment.run(parm.name, [parm]) for (way, seed), parm in trained.items()}
-    summary = compare(list(runs.values()), samples=experiment.settings["sweep"]["bootstrap"])
-    found = {run["name"]: run for run in summary["runs"]}
-    by_way = {way: [found[runs[way, seed].name] for seed in experiment.seeds] for way in WAYS}
+    sweeps = Sweeps(list(runs.values()), experiment.settings["sweep"]["bootstrap"])
+    by_way = {way: [runs[way, seed] for seed in experiment.seeds] for way in WAYS}
     rows, changes, results = [], [], {}
     for way, several in by_way.items():
-        r = {"hv": spread(several, "hv"), "mip": spread(several, "mip"), "mip_gain": spread(several, "mip_gain")}
-        r["spearman"] = {name: spread(several, "spearman", name) for name in names}
-        r["corner_difference"] = {name: spread(several, "corner_difference", name) for name in names}
-        results[way] = r | against(by_way, way, names)
+        r: dict[str, Any] = {metric: sweeps.spread(several, metric) for metric in ("hv", "mip", "mip_gain")}
+        for metric in ("spearman", "corner_difference"):
+            r[metric] = {name: sweeps.spread(several, metric, name) for name in names}
+        results[way] = r | against(sweeps, several, by_way["frozen"], names)
         if way != "frozen":
             r = results[way]
             left = [shown(r["kept"][name], 0) for name in names[:-1]]
@@ -135,9 +144,9 @@ def main() -> None:
         *(f"corners {n}" for n in names),
     ]
     change_heads = ["way", f"corner of {third} moved by", "by seed", *(f"{name} kept, %" for name in names[:-1])]
-    experiment.picture(found[runs["longer, agreeing", experiment.seeds[0]].name])
+    experiment.picture(sweeps.found[runs["longer, agreeing", experiment.seeds[0]].name])
     parts = {"table": markdown(heads, rows), "changes": markdown(change_heads, changes), "third": third}
-    experiment.publish(results, **parts, **common.fixed(summary))
+    experiment.publish(results, **parts, **common.fixed(sweeps.summary))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from unittest.mock import patch
 import common
 import mlx.core as mx
 import numpy as np
-from common import interval, markdown, shown
+from common import markdown
 from comparison import OBJECTIVES
+from intervals import Found, Sweeps, bracketed, number, shown
 from mlx.utils import tree_map_with_path
 
 from parm_mlx.answers.store import read_run
@@ -120,7 +121,8 @@ def adapter(experiment: common.Experiment, variant: Variant, seed: int) -> Any:
 
 def run(experiment: common.Experiment, variant: Variant, seed: int) -> Run:
     """The sweep of a variant."""
-    return experiment.run(f"design-{variant.label}-{seed}", [adapter(experiment, variant, seed)], beta=variant.beta)
+    name = "pblora" if variant == DEFAULT else f"design-{variant.label}"
+    return experiment.run(f"{name}-{seed}", [adapter(experiment, variant, seed)], beta=variant.beta)
 
 
 def numbers(experiment: common.Experiment, variant: Variant) -> int:
@@ -152,11 +154,15 @@ def shape(points: Sequence[Sequence[float]]) -> dict[str, float]:
     }
 
 
+def front(summary: Mapping[str, Any]) -> list[list[float]]:
+    """The points of one run, in the order of α."""
+    return [[point["scores"][name]["mean"] for name in OBJECTIVES] for point in summary["points"]]
+
+
 def figures(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one run."""
-    points = [[point["scores"][name]["mean"] for name in OBJECTIVES] for point in summary["points"]]
-    found = {metric: summary[metric]["value"] for metric in ("hv", "mip", "mip_gain")} | shape(points)
-    found |= {f"spearman_{name}": summary["spearman"][name]["value"] for name in OBJECTIVES}
+    found = {metric: number(summary, metric) for metric in ("hv", "mip", "mip_gain")} | shape(front(summary))
+    found |= {f"spearman_{name}": number(summary, "spearman", name) for name in OBJECTIVES}
     return found | {"ended": float(np.mean([point["ended"] for point in summary["points"]]))}
 
 
@@ -199,11 +205,6 @@ def real(experiment: common.Experiment) -> tuple[dict[str, Any], str]:
     return found, markdown([*heads, "HV less that at β = 1", "MIP less that at β = 1"], rows)
 
 
-def bracketed(found: Mapping[str, float]) -> str:
-    """``value [low, high]``."""
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-
-
 def picture(experiment: common.Experiment, fronts: Mapping[str, np.ndarray]) -> None:
     """Draws the fronts, mean over the seeds, a panel for each group."""
     import matplotlib.pyplot as plt
@@ -237,37 +238,41 @@ def main() -> None:
         "numbers-design", lambda: {label: numbers(experiment, variant) for label, variant in VARIANTS.items()}
     )
     samples = experiment.settings["sweep"]["bootstrap"]
-    summary = compare([each for several in runs.values() for each in several], samples=samples)
-    by_name = {each["name"]: each for each in summary["runs"]}
-    found = {label: [by_name[each.name] for each in several] for label, several in runs.items()}
-    values = {label: [figures(each) for each in several] for label, several in found.items()}
-    fronts = {
-        label: np.mean([[[p["scores"][n]["mean"] for n in OBJECTIVES] for p in each["points"]] for each in several], 0)
-        for label, several in found.items()
-    }
+    sweeps = Sweeps([each for several in runs.values() for each in several], samples)
+    fronts = {label: np.mean([front(sweeps.found[r.name]) for r in several], 0) for label, several in runs.items()}
     results: dict[str, Any] = {}
-    for label, several in values.items():
-        pairs = list(zip(several, values["default"], strict=True))
+    for label, several in runs.items():
         results[label] = {
             "name": NAMES[label],
             "trainable_numbers": sizes[label],
-            "values": {name: interval([each[name] for each in several]) for name in several[0]},
-            "less_default": {name: interval([own[name] - plain[name] for own, plain in pairs]) for name in several[0]},
+            "values": of_each(sweeps, several),
+            "less_default": of_each(sweeps, several, runs["default"]),
             "front": fronts[label].tolist(),
         }
     measured, of_smollm2 = real(experiment)
     picture(experiment, fronts)
     tables = {name: table(group, results) for name, group in GROUPS.items()}
     experiment.publish(
-        {"variants": results, "smollm2": measured, "reference_point": summary["reference_point"]},
+        {"variants": results, "smollm2": measured, "reference_point": sweeps.summary["reference_point"]},
         **tables,
         ended=f"{min(r['values']['ended']['value'] for r in results.values()):.0%}",
         smollm2=of_smollm2,
         seeds=str(len(experiment.seeds)),
         real=f"{experiment.settings['real']['questions']}",
         real_tokens=f"{experiment.settings['real']['max_tokens']}",
-        **common.fixed(summary),
+        **common.fixed(sweeps.summary),
     )
+
+
+def of_each(sweeps: Sweeps, runs: Sequence[Run], less: Sequence[Run] = ()) -> dict[str, dict[str, float]]:
+    """Every number of the runs of a variant, or of them less those of another with the same seeds."""
+
+    def values(found: Found, name: str) -> list[float]:
+        own, others = ([figures(found[run.name])[name] for run in several] for several in (runs, less))
+        return [a - b for a, b in zip(own, others, strict=True)] if less else own
+
+    names = figures(sweeps.found[runs[0].name])
+    return {name: sweeps.interval(lambda found, name=name: values(found, name)) for name in names}  # type: ignore[misc]
 
 
 def table(group: Mapping[str, Variant], results: Mapping[str, Any]) -> str:

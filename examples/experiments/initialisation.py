@@ -13,9 +13,9 @@ from typing import Any
 import common
 import mlx.core as mx
 from adapters import OBJECTIVES
-from common import interval, markdown, shown, spread
+from common import markdown
+from intervals import Sweeps, number, shown
 
-from parm_mlx.evaluation.summary import compare
 from parm_mlx.pblora.layer import PBLoRALinear
 from parm_mlx.training.optimizer import Optimizer
 
@@ -111,27 +111,25 @@ def main() -> None:
     """Trains, sweeps, compares and writes the page."""
     experiment = common.begin("initialisation", __doc__)
     trained = {}
-    for number, (name, change) in enumerate(VARIANTS.items()):
+    for i, (name, change) in enumerate(VARIANTS.items()):
         for seed in experiment.seeds:
-            label = f"init{number}" if number else "pblora"
+            label = f"init{i}" if i else "pblora"
             with variant(*change):
                 trained[name, seed] = experiment.adapter(label, seed), f"{label}-{seed}"
     if experiment.quick:
         return
     runs = {key: experiment.run(label, [parm]) for key, (parm, label) in trained.items()}
-    summary = compare(list(runs.values()), samples=experiment.settings["sweep"]["bootstrap"])
-    found = {run["name"]: run for run in summary["runs"]}
-    values = {name: [found[runs[name, seed].name]["hv"]["value"] for seed in experiment.seeds] for name in VARIANTS}
+    sweeps = Sweeps(list(runs.values()), experiment.settings["sweep"]["bootstrap"])
+    by_variant = {name: [runs[name, seed] for seed in experiment.seeds] for name in VARIANTS}
+    values = {name: [number(sweeps.found[run.name], "hv") for run in several] for name, several in by_variant.items()}
     rows, results = [], {}
-    for name in VARIANTS:
-        of_variant = [found[runs[name, seed].name] for seed in experiment.seeds]
+    for name, several in by_variant.items():
+        pairs = list(zip(several, by_variant["default"], strict=True))
         results[name] = {
-            "hv": spread(of_variant, "hv"),
-            "hv_difference": interval(
-                [ours - plain for ours, plain in zip(values[name], values["default"], strict=True)]
-            ),
-            "mip": spread(of_variant, "mip"),
-            "spearman": {objective: spread(of_variant, "spearman", objective) for objective in OBJECTIVES},
+            "hv": sweeps.spread(several, "hv"),
+            "hv_difference": sweeps.less(pairs, "hv"),
+            "mip": sweeps.spread(several, "mip"),
+            "spearman": {objective: sweeps.spread(several, "spearman", objective) for objective in OBJECTIVES},
         }
         r = results[name]
         less = shown(r["hv_difference"]) if name != "default" else ""
@@ -140,7 +138,7 @@ def main() -> None:
     heads = ["variant", "hypervolume", "above the default, same seed", "mean inner product"]
     table = markdown([*heads, *(f"Spearman {n}" for n in OBJECTIVES)], rows)
     experiment.dots(values, "hypervolume")
-    experiment.publish({"variants": results, "hv_by_seed": values}, table=table, **common.fixed(summary))
+    experiment.publish({"variants": results, "hv_by_seed": values}, table=table, **common.fixed(sweeps.summary))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from math import dist
 
 import common
 from adapters import OBJECTIVES, parms
-from common import interval, markdown, shown, spread
-
-from parm_mlx.evaluation.summary import compare
+from common import markdown
+from intervals import Sweeps, shown
 
 
 def main() -> None:
@@ -24,7 +23,8 @@ def main() -> None:
     if experiment.quick:
         return
     runs = [experiment.run(f"fine-{seed}", adapters) for seed, adapters in trained.items()]
-    summary = compare(runs, samples=experiment.settings["sweep"]["bootstrap"])
+    sweeps = Sweeps(runs, experiment.settings["sweep"]["bootstrap"])
+    summary = sweeps.summary
     rows, results = [], []
     for seed, run in zip(experiment.seeds, summary["runs"], strict=True):
         front, points = run["front"], [[p["scores"][n]["mean"] for n in OBJECTIVES] for p in run["points"]]
@@ -65,8 +65,8 @@ def main() -> None:
     experiment.publish(
         {"runs": results},
         table=markdown(heads, rows),
-        jumps=shown(interval([float(len(r["jumps"])) for r in results]), 1),
-        hv=shown(spread(summary["runs"], "hv")),
+        jumps=", ".join(str(len(r["jumps"])) for r in results),
+        hv=shown(sweeps.spread(runs, "hv")),
         **common.fixed(summary),
     )
 

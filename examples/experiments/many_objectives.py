@@ -18,7 +18,8 @@ from typing import Any
 import common
 import mlx.core as mx
 import numpy as np
-from common import interval, markdown, shown, spread
+from common import markdown
+from intervals import Found, Sweeps, number, shown
 from mlx_lm.generate import batch_generate
 from objectives import ALL, specs
 
@@ -26,7 +27,6 @@ from parm_mlx.data.dataset import load_data
 from parm_mlx.data.relabel import relabel
 from parm_mlx.data.tokenize import tokenize_pairs
 from parm_mlx.evaluation import metrics
-from parm_mlx.evaluation.summary import summarise
 from parm_mlx.guidance.loading import load_base
 from parm_mlx.pblora.adapter import load_into, read_adapter
 from parm_mlx.preference import Alpha, sample_dirichlet
@@ -35,7 +35,17 @@ from parm_mlx.training.batching import fixed_batches
 from parm_mlx.training.response_logprobs import ResponseScorer
 
 MAX_TOKENS = 256  # of a prompt with its response, as in training
-HEADS = ["recipe", "k", "steps", "preferences", "mean Spearman", "worst objective", "mean inner product", "its gain"]
+HEADS = [
+    "recipe",
+    "k",
+    "steps",
+    "seeds",
+    "preferences",
+    "mean Spearman",
+    "worst objective",
+    "mean inner product",
+    "its gain",
+]
 
 
 def relabelled(experiment: common.Experiment, names: tuple[str, ...], label: str) -> Path:
@@ -66,32 +76,32 @@ def measured(
     experiment: common.Experiment, k: int, draws: int, parms: Mapping[int, Path], label: str
 ) -> dict[str, Any]:
     """What the PARMs of k objectives do, one for each seed."""
-    names, alphas, found = ALL[:k], preferences(k, draws), []
-    for seed, parm in parms.items():
-        run = experiment.run(f"{label}-{seed}", [parm], alphas=alphas, rewards=specs(names))
-        found.append(summarise(run, samples=10))
-    means = [statistics.mean(run["spearman"][n]["value"] for n in names) for run in found]
+    names, alphas = ALL[:k], preferences(k, draws)
+    runs = [
+        experiment.run(f"{label}-{seed}", [parm], alphas=alphas, rewards=specs(names)) for seed, parm in parms.items()
+    ]
+    sweeps = Sweeps(runs, samples=10)
+
+    def means(found: Found) -> list[float]:
+        return [statistics.mean(number(found[run.name], "spearman", name) for name in names) for run in runs]
+
+    spearman = {name: sweeps.spread(runs, "spearman", name) for name in names}
     return {
         "preferences": len(alphas),
-        "spearman": interval(means),
-        "spearman_by_seed": means,
-        "mip": spread(found, "mip"),
-        "gain": spread(found, "mip_gain"),
-        "per_objective": {name: spread(found, "spearman", name) for name in names},
-        "corners": {name: spread(found, "corner_difference", name) for name in names},
-        "worst": min(statistics.mean(run["spearman"][name]["value"] for run in found) for name in names),
+        "spearman": sweeps.interval(means),
+        "spearman_by_seed": means(sweeps.found),
+        "mip": sweeps.spread(runs, "mip"),
+        "gain": sweeps.spread(runs, "mip_gain"),
+        "per_objective": spearman,
+        "corners": {name: sweeps.spread(runs, "corner_difference", name) for name in names},
+        "worst": min(found["value"] for found in spearman.values()),
     }
 
 
 def row(recipe: str, k: int, steps: int, r: Mapping[str, Any]) -> list[str]:
-    """A line of the table; the figures of one seed have no interval."""
-    several = len(r["spearman_by_seed"]) > 1
-
-    def cell(found: Mapping[str, float]) -> str:
-        return shown(found) if several else f"{found['value']:.2f}"
-
-    numbers = [cell(r["spearman"]), f"{r['worst']:.2f}", cell(r["mip"]), cell(r["gain"])]
-    return [recipe, str(k), str(steps), str(r["preferences"]), *numbers]
+    """A line of the table."""
+    numbers = [shown(r["spearman"]), f"{r['worst']:.2f}", shown(r["mip"]), shown(r["gain"])]
+    return [recipe, str(k), str(steps), str(len(r["spearman_by_seed"])), str(r["preferences"]), *numbers]
 
 
 def halves(experiment: common.Experiment, data: Path, held: int) -> tuple[Path, Path]:

@@ -19,15 +19,16 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from adapters import OBJECTIVES
-from common import interval, markdown, shown, spread
+from common import markdown
+from intervals import Sweeps, over_seeds, shown
 
 from parm_mlx.drawing import STYLES
 from parm_mlx.evaluation.metrics import hypervolume
-from parm_mlx.evaluation.summary import compare
 from parm_mlx.training.loss import preference_loss, smooth_tchebycheff
 
 KINDS = ("linear", "tchebycheff")
 NAMES = {"linear": "linear", "tchebycheff": "smooth Tchebycheff"}
+METRICS = ("hv", "mip", "mip_gain")
 FLOOR = 1e-3  # losses of −log σ never reach 0, so the constructed ones begin here
 
 
@@ -116,8 +117,8 @@ def constructed(experiment: common.Experiment) -> tuple[dict[str, Any], str]:
         volumes = [hypervolume(-found, reference) / whole for found in several]
         results[kind] = {
             "recovered": marks,
-            "count": interval([float(sum(mark)) for mark in marks]),
-            "hv_share": interval(volumes),
+            "count": over_seeds([float(sum(mark)) for mark in marks]),
+            "hv_share": over_seeds(volumes),
         }
         which = "".join(
             "●" if all(m[i] for m in marks) else "◐" if any(m[i] for m in marks) else "○" for i in range(len(points))
@@ -160,17 +161,21 @@ def bundled(experiment: common.Experiment) -> tuple[dict[str, Any], str]:
     if experiment.quick:
         return {}, ""
     runs = {(way, seed): experiment.run(f"{ways[way][0]}-{seed}", [parm]) for (way, seed), parm in trained.items()}
-    summary = compare(list(runs.values()), samples=experiment.settings["sweep"]["bootstrap"])
-    found = {run["name"]: run for run in summary["runs"]}
+    sweeps = Sweeps(list(runs.values()), experiment.settings["sweep"]["bootstrap"])
     results, rows = {}, []
     for way in ways:
-        several = [found[runs[way, seed].name] for seed in experiment.seeds]
-        r = {"hv": spread(several, "hv"), "mip": spread(several, "mip"), "front": spread(several, "front", "size")}
-        r["spearman"] = {name: spread(several, "spearman", name) for name in OBJECTIVES}
+        several = [runs[way, seed] for seed in experiment.seeds]
+        r = {name: sweeps.spread(several, name) for name in METRICS}
+        r["front"] = sweeps.spread(several, "front", "size")
+        r["spearman"] = {name: sweeps.spread(several, "spearman", name) for name in OBJECTIVES}
         results[way] = r
-        rows.append([way, shown(r["hv"]), shown(r["mip"]), *(shown(r["spearman"][name]) for name in OBJECTIVES)])
-    heads = ["training", "hypervolume", "mean inner product", *(f"Spearman {name}" for name in OBJECTIVES)]
-    results["scale"] = common.fixed(summary)
+        rows.append([way, *(shown(r[name]) for name in METRICS), *(shown(r["spearman"][name]) for name in OBJECTIVES)])
+    *_, per_step, smooth = ways
+    pairs = [(runs[smooth, seed], runs[per_step, seed]) for seed in experiment.seeds]
+    results["difference"] = less = {name: sweeps.less(pairs, name) for name in METRICS}
+    rows.append(["Tchebycheff less linear, same seed", *(shown(less[name]) for name in METRICS), "", ""])
+    heads = ["training", "hypervolume", "mean inner product", "its gain by α", *(f"Spearman {n}" for n in OBJECTIVES)]
+    results["scale"] = common.fixed(sweeps.summary)
     return results, markdown(heads, rows)
 
 

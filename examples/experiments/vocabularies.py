@@ -2,7 +2,7 @@
 
     python examples/experiments/vocabularies.py
 
-Neither base has the tokens of its guide (49,152 and 2,048), and they are of other families of training and 1/45 of
+Neither base has the tokens of its guide (49,152 and 2,048), and they are of other families of training and 1/43 of
 each other's size. The pairs of one vocabulary are beside them, with the same questions and scorers. It needs SmolLM2,
 which is fetched at first use.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import common
 from common import markdown
+from intervals import bracketed
 
 from parm_mlx.evaluation.evaluate import evaluate
 from parm_mlx.guidance.named import held_out_prompts
@@ -61,12 +62,14 @@ def main() -> None:
             "corner_difference": corners,
             "reference_point": summary["reference_point"],
         }
-        moved = ", ".join(f"{objective} {corners[objective]['value']:+.2f}" for objective in summary["objectives"])
-        cells = [f"{run[metric]['value']:.2f}" for metric in ("hv", "mip", "mip_gain")]
+        moved = ", ".join(f"{objective} {bracketed(corners[objective])}" for objective in summary["objectives"])
+        cells = [bracketed(run[metric]) for metric in ("hv", "mip", "mip_gain")]
         passes = f"{time['across_passes_per_token']:.2f}" if "across_passes_per_token" in time else "1"
         left = f"{100 * time['across_open']:.2f} %" if "across_open" in time else "–"
-        rows.append([name, *cells, moved, passes, left])
-    heads = ["base and PARM", "HV", "MIP", "gain by α", "corners", "guide passes per token", "left open"]
+        slower = f"{time['guided_token_ms'] / time['base_token_ms']:.1f}"
+        rows.append([name, *cells, moved, slower, passes, left])
+    heads = ["base and PARM", "HV", "MIP", "gain by α", "corners", "time of a token, of the base's"]
+    heads += ["guide passes per token", "left open"]
     moves = {name: [each["value"] for each in found["corner_difference"].values()] for name, found in results.items()}
     experiment.dots(moves, "difference between the corners, in standard deviations of the unguided answers")
     experiment.publish(

@@ -1,8 +1,12 @@
-"""Writes the model card of the SmolLM2 PARM from its checks and the answers of its evaluation.
+"""Writes the model card of the SmolLM2 PARM, of the answers of its evaluation and checks.json.
 
-python examples/smollm2/card.py work/run work/checks.json parm_mlx/models/smollm2-parm/README.md
+    python examples/smollm2/card.py --run work/run
+    python examples/smollm2/card.py
+
+Answers are kept in answers.tar.xz; without ``--run`` the card is made of those.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,9 +16,16 @@ import parm_mlx  # noqa: F401  (loads the fast BLAS before mlx)
 from parm_mlx.answers.store import read_run
 
 # isort: split
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+
+import archive
 from checks import SHOWN, by_alpha
 
-TEMPLATE = Path(__file__).with_name("card_template.md")
+from parm_mlx.named import MODELS
+
+HERE = Path(__file__).parent
+CHECKS, KEPT, TEMPLATE = HERE / "checks.json", HERE / "answers.tar.xz", HERE / "card_template.md"
+CARD = MODELS / "smollm2-parm" / "README.md"
 QUALITIES = {
     "ended": "answers that ended",
     "words": "words",
@@ -72,18 +83,24 @@ def answers(run: Path) -> str:
     return "\n".join(lines).rstrip()
 
 
-def main(run: Path, checks: Path, out: Path) -> None:
-    """Writes the card."""
-    report = json.loads(checks.read_text(encoding="utf-8"))
+def main() -> None:
+    """Keeps the answers, and writes the card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="folder of the evaluation (default: the answers that are kept)")
+    parser.add_argument("--out", type=Path, default=CARD, help="file to write (default: the card of the package)")
+    options = parser.parse_args()
+    if options.run:
+        archive.pack(options.run, map(Path, archive.RUN_FILES), KEPT)
+    report = json.loads(CHECKS.read_text(encoding="utf-8"))
     text = TEMPLATE.read_text(encoding="utf-8").format(
         questions=report["questions"],
         correlation=report["steering"]["correlation_on_base_answers"],
         steering=steering(report),
         quality=quality(report),
-        answers=answers(run),
+        answers=answers(archive.unpack(KEPT)),
     )
-    out.write_text(text, encoding="utf-8")
+    options.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

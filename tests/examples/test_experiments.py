@@ -31,27 +31,6 @@ def experiment(scripts: SimpleNamespace, work: Path, tmp_path: Path) -> Any:
     return scripts.common.Experiment("interpolation", settings, work, tmp_path / "out")
 
 
-def test_interval_over_seeds_by_hand(scripts: SimpleNamespace) -> None:
-    """Mean 2, standard deviation 1: half the interval is t(2 degrees of freedom, 97.5 %) / √3 = 4.303 / 1.7321."""
-    found = scripts.common.interval([1.0, 2.0, 3.0])
-    assert found["value"] == 2.0
-    assert found["high"] - 2.0 == pytest.approx(2.4843, abs=1e-4)
-    assert found["low"] == pytest.approx(4.0 - found["high"])
-    assert scripts.common.shown(found) == "2.00 ± 2.48"
-    assert scripts.common.interval([5.0]) == {"value": 5.0, "low": 5.0, "high": 5.0}
-
-
-def test_student_t_is_that_of_the_tables(scripts: SimpleNamespace) -> None:
-    """P(|T| ≤ t) of Student's t with n − 1 degrees of freedom, integrated."""
-    from math import gamma, pi, sqrt
-
-    for count, t in scripts.common.T_95.items():
-        df = count - 1
-        x = np.linspace(-t, t, 200_001)
-        density = gamma((df + 1) / 2) / (sqrt(df * pi) * gamma(df / 2)) * (1 + x**2 / df) ** (-(df + 1) / 2)
-        assert float(np.trapezoid(density, x)) == pytest.approx(0.95, abs=1e-4), count
-
-
 def test_own_settings_override_the_shared_ones_key_by_key(scripts: SimpleNamespace) -> None:
     shared = scripts.common.load_settings("adapters")
     own = scripts.common.load_settings("interpolation")
@@ -222,12 +201,14 @@ def test_pairs_lean_towards_the_corner_that_makes_them_likelier(scripts: SimpleN
 
 
 def test_what_an_added_objective_costs_by_hand(scripts: SimpleNamespace) -> None:
-    def run(*corners: float) -> dict[str, Any]:
-        values = zip("xyz", corners, strict=True)
-        return {"corner_difference": {name: {"value": value} for name, value in values}}
-
-    runs = {"frozen": [run(4.0, 2.0, 0.1), run(5.0, 1.0, -0.1)], "short": [run(3.0, 2.0, 1.1), run(5.0, 0.5, 0.5)]}
-    found = scripts.cross_domain.against(runs, "short", ("x", "y", "z"))
+    corners = {"a": (4.0, 2.0, 0.1), "b": (5.0, 1.0, -0.1), "c": (3.0, 2.0, 1.1), "d": (5.0, 0.5, 0.5)}
+    summaries = {
+        name: {"corner_difference": {axis: {"value": value} for axis, value in zip("xyz", values, strict=True)}}
+        for name, values in corners.items()
+    }
+    sweeps = SimpleNamespace(found=summaries, interval=lambda by_seed: scripts.intervals.over_seeds(by_seed(summaries)))
+    frozen, short = ([SimpleNamespace(name=name) for name in names] for names in ("ab", "cd"))
+    found = scripts.cross_domain.against(sweeps, short, frozen, ("x", "y", "z"))
     assert found["moved_by_seed"] == pytest.approx([1.0, 0.6])
     assert found["moved"]["value"] == pytest.approx(0.8)
     assert found["kept_by_seed"] == {"x": pytest.approx([75, 100]), "y": pytest.approx([100, 50])}
