@@ -5,6 +5,7 @@ adapter that was trained for them.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,9 @@ def parse_alpha(spec: AlphaSpec, objectives: Sequence[str]) -> Alpha:
     """Reads and normalises a preference vector.
 
     Args:
-        spec: ``"0.7,0.3"`` (one weight per objective, in order), ``"helpful=0.7,harmless=0.3"`` (objectives left out
-            weigh 0), a sequence of k weights, or a mapping from objective to weight.
+        spec: ``"0.7,0.3"`` (one weight per objective, in order), ``"helpful=0.7,harmless=0.3"`` or
+            ``"helpful=0.7 harmless=0.3"`` (objectives left out weigh 0), a sequence of k weights, or a mapping from
+            objective to weight.
         objectives: The k objectives, in order.
 
     Returns:
@@ -67,6 +69,9 @@ def parse_alpha(spec: AlphaSpec, objectives: Sequence[str]) -> Alpha:
     if isinstance(spec, str) and "=" not in spec:
         if not spec.strip():
             raise PreferenceError(f"alpha is empty; {known}")
+        if spec.strip() == "base":
+            problem = f"alpha must be weights here, and 'base' is the base model without its guide; {known}"
+            raise PreferenceError(problem, hint="generate, evaluate, chat and serve answer with the base alone")
         weights = [_number(part.strip(), known) for part in spec.split(",")]
     elif isinstance(spec, str | Mapping):
         weights = _named(spec, objectives, known)
@@ -101,7 +106,8 @@ def _number(value: Any, known: str) -> float:
 def _named(spec: str | Mapping[str, Any], objectives: Sequence[str], known: str) -> list[float]:
     pairs: list[tuple[str, Any]]
     if isinstance(spec, str):
-        parts = [part.partition("=") for part in spec.split(",")]
+        beginnings = "|".join(map(re.escape, objectives))
+        parts = [part.partition("=") for part in re.split(rf"\s*,\s*|\s+(?=(?:{beginnings})\s*=)", spec.strip())]
         if bare := [name.strip() for name, equals, _ in parts if not equals]:
             raise PreferenceError(f"alpha mixes names and bare numbers at {bare[0]!r}; {known}")
         pairs = [(name.strip(), weight.strip()) for name, _, weight in parts]

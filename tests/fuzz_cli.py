@@ -163,7 +163,7 @@ RECIPES = (
         "",
         "--parm=bundled --prompts={pairs} --max-tokens=2 --iters=1 --out=out",
         """--parm=bundled --prompts={pairs} --limit=4|5 --max-tokens=1|3 --iters=1|2 --batch-size=1|3
-        --learning-rate=1e-4 --guide-model={base} --seed=0|7 --out=deep/out""",
+        --learning-rate=1e-4 --hold=0|2 --guide-model={base} --seed=0|7 --out=deep/out""",
     ),
     Recipe(
         "fuse",

@@ -66,4 +66,5 @@ def fuse(
     with new_directory(out, force, [resolve(parm, "adapter"), backbone]) as partial:
         save_like(partial, guide.model, backbone)
     console.note(f"{out}: {parm} at {format_alpha(weights, guide.objectives)}{strength}")
+    console.note(f"next: mlx_lm.chat --model {out}")
     console.echo(out)

@@ -14,6 +14,7 @@ from parm_mlx.settings import PATH, SamplingSettings
 
 FEWEST = 4
 RATE = Real(1e-12, 1)
+HOLD = Real(0, 1000)
 
 
 @grouped
@@ -31,6 +32,9 @@ def refine(
     learning_rate: Annotated[
         float | None, flag("Highest learning rate.", RATE, default_text="two thirds of that of train")
     ] = None,
+    hold: Annotated[
+        float, flag("Weight of holding exact guidance where it was; with a lower one, one pass comes nearer.", HOLD)
+    ] = 1.0,
     guide_model: Annotated[str | None, declared(GuideOptions, "guide_model")] = None,
     seed: Annotated[int, declared(SamplingSettings, "seed")] = 0,
     force: Annotated[bool, flag("Replace an existing adapter in --out.")] = False,
@@ -38,8 +42,8 @@ def refine(
     """Train an adapter further, so that its one-pass guidance is nearer to exact guidance.
 
     The backbone answers the prompts under exact guidance, at random α and β. On three quarters of the answers the
-    adapter learns to give the same in one pass as in two, while its exact guidance stays where it was; on the others
-    both are measured, before and after.
+    adapter learns to give the same in one pass as in two, while its exact guidance is held near where it was; on the
+    others both are measured, before and after. Compare the corners with parm-mlx evaluate before you use the result.
 
     \b
     Example:
@@ -61,18 +65,18 @@ def refine(
         raise InputError(f"--prompts holds fewer than {FEWEST} prompts: a quarter measures what the others are worth")
     guide, tokenizer = load_guide(parm, guide_model)
     how: Any = {"iters": iters, "batch_size": batch_size, "learning_rate": learning_rate}
-    how |= {"max_tokens": max_tokens, "seed": seed}
-    found = train_further(guide, tokenizer, [prompt.content for prompt in asked], **how, progress=console.note)
+    how |= {"hold": hold, "max_tokens": max_tokens, "seed": seed}
     adapter = resolve(parm, "adapter")
     backbone = guide_model or (parm if parm in NAMED else find_backbone(adapter, guide.config))
     reference = None if backbone is None else backbone_reference(str(backbone), out)
-    measured = {
-        f"{beta:g}": {name: round(value, 5) for name, value in asdict(each).items()} for beta, each in found.items()
-    }
-    record = how | {"prompts": len(asked), "measured_by_beta": measured}
-    training = guide.config.training | {"refinement": record}
-    config = replace(guide.config, training=training, base_model=reference)
     with new_directory(out, force, [adapter]) as partial:
+        found = train_further(guide, tokenizer, [prompt.content for prompt in asked], **how, progress=console.note)
+        measured = {
+            f"{beta:g}": {name: round(value, 5) for name, value in asdict(each).items()} for beta, each in found.items()
+        }
+        record = how | {"prompts": len(asked), "measured_by_beta": measured}
+        training = guide.config.training | {"refinement": record}
+        config = replace(guide.config, training=training, base_model=reference)
         save_adapter(partial, config, adapter_tensors(guide.model))
         (partial / CARD_FILE).write_text(card(out.name, config, [], None), encoding="utf-8")
     console.echo(out)

@@ -25,6 +25,7 @@ MAX_LINE = 16 * 2**20
 MAX_LIST = 2 * 2**30
 _SPLIT_OF = {**{name: name for name in SPLITS}, **dict.fromkeys(("validation", "val", "dev", "eval"), "valid")}
 _NOT_SPLITS = ("all", "train_prompt_only", "dev_prompt_only", "test_prompt_only")  # of the official release
+_TEXT = (".txt", ".md")
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _GZIP = b"\x1f\x8b"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -112,6 +113,11 @@ def find_files(source: str | Path, objectives: Sequence[str] | None = None) -> l
         return sorted(files, key=lambda file: SPLITS.index(file.split))
     if is_file(path, DataError):
         check_regular(path)
+        if path.suffix in _TEXT:
+            raise DataError(
+                f"data {source} is a text, and pairs are JSON lines (.jsonl) or a list (.json)",
+                hint="prompts alone go to `parm-mlx data sample --prompts`",
+            )
         name = _stem(path)
         return [LocalFile(path.name, "train", None if name in _SPLIT_OF else name, path)]
     if is_hub_id(str(source)) and not path.name.endswith(_SUFFIXES):

@@ -34,6 +34,7 @@ from parm_mlx.mlxlm import (
     load_weights_and_tokenizer,
     quantized_numbers,
 )
+from parm_mlx.mlxlm import read_config as read_model_config
 from parm_mlx.pblora.adapter import load_into, read_adapter, read_config
 from parm_mlx.preference import AlphaSpec, parse_betas
 from parm_mlx.settings import check_cache_limits, check_guidance
@@ -145,6 +146,7 @@ def load(
     """
     base, adapters = named_models(model, parm, guide_model, note=warn)
     if not adapters:
+        read_model_config(resolve(base))  # a wrong name is told first
         raise ModelError(f"{base} needs a PARM, the adapter that guides it", hint="name it with parm=")
     beta = proposed_betas(adapters) if beta is None else beta
     guided, tokenizer, _ = load_with_tokenizers(

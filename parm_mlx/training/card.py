@@ -20,7 +20,7 @@ def card(name: str, config: PBLoRAConfig, records: Sequence[Record], distance: f
         records: What the training reported.
         distance: How far apart the corners are, in nats per token; None with one objective.
     """
-    training, given = config.training, str(config.training.get("model"))
+    training, given = config.training, str(config.training.get("model") or config.base_model or "its backbone")
     public = is_hub_id(given) and not Path(given).is_dir()
     backbone = given if public or given in NAMED else Path(given).name
     alpha = ",".join(f"{objective}={1 / config.k:.2g}" for objective in config.objectives)
@@ -38,8 +38,9 @@ def card(name: str, config: PBLoRAConfig, records: Sequence[Record], distance: f
         f"| pairs to train on, to validate on | {training.get('train_pairs')}, {training.get('valid_pairs')} |",
         f"| steps | {training.get('steps_done')} |",
         f"| adapter | {config.kind}, rank {config.r1} + {config.r2}, scale {config.scale:g} |",
-        f"| learning rate at its peak | {training.get('peak_learning_rate', 0):.2g} |",
     ]
+    if rate := training.get("peak_learning_rate") or training.get("settings", {}).get("learning_rate"):
+        lines.append(f"| learning rate at its peak | {rate:.2g} |")
     if config.beta is not None:
         lines.append(f"| β proposed for decoding | {config.beta:g} |")
     if distance is not None:

@@ -2,7 +2,7 @@
 
 Over tokens of answers, at random α and β, the loss is the mean of
 
-    √(D(p ‖ q) + ε) + √(D(t ‖ p) + ε)
+    √(D(p ‖ q) + ε) + h √(D(t ‖ p) + ε)
 
 with the Kullback-Leibler divergence D and the distributions
 
@@ -10,9 +10,9 @@ with the Kullback-Leibler divergence D and the distributions
     q = softmax((1 + s) z(θ + c Δ))       one pass with it, c = s / (1 + s)
     t = softmax(z(θ) + s z(θ + Δ'))       exact guidance by the adapter as it came
 
-The first part straightens the way of the logits along the update Δ, the second holds the guide where it was. Total
-variation is at most √(D / 2), which is why the roots are summed: few tokens then do not outweigh all others. The
-backbone θ is never changed.
+The first part straightens the way of the logits along the update Δ, the second holds the guide where it was, with the
+weight h. Total variation is at most √(D / 2), which is why the roots are summed: few tokens then do not outweigh all
+others. The backbone θ is never changed.
 """
 
 import math
@@ -92,6 +92,7 @@ def refine(
     iters: int = 200,
     batch_size: int = 8,
     learning_rate: float | None = None,
+    hold: float = 1.0,
     max_tokens: int = 48,
     seed: int = 0,
     progress: Progress = lambda message: None,
@@ -105,6 +106,7 @@ def refine(
         iters: Steps.
         batch_size: Answers in a step.
         learning_rate: The highest; by default two thirds of that of training for this width.
+        hold: h, the weight of holding exact guidance where it was.
         max_tokens: Length of the answers.
         seed: Of α, β, the answers and their order.
         progress: Told what begins, and how it goes.
@@ -118,11 +120,12 @@ def refine(
     progress(f"training for {iters} steps on {sum(len(each.answer) for each in trained)} tokens")
     before = tensors_of(guide)
     peak = learning_rate or SLOWER * optimizer.auto_learning_rate(before[0]["a"].shape[1])
-    after = train(guide, trained, iters, batch_size, peak, seed, progress)
+    after = train(guide, trained, iters, batch_size, peak, seed, hold, progress)
     for layer, tensors in zip(guide.adapted, after, strict=True):
         layer.update(tensors)
     progress(f"measuring on {sum(len(each.answer) for each in held_back)} other tokens")
-    return {beta: measure(guide, before, held_back, 1 / beta) for beta in MEASURED}
+    found = measure(guide, before, held_back, [1 / beta for beta in MEASURED])
+    return dict(zip(MEASURED, found, strict=True))
 
 
 def sample_answers(
@@ -160,6 +163,7 @@ def train(
     batch_size: int,
     peak: float,
     seed: int,
+    hold: float = 1.0,
     progress: Progress = lambda message: None,
 ) -> Tensors:
     """Returns the adapter's tensors after training, in float32; the guide itself stays as it is.
@@ -171,7 +175,7 @@ def train(
     adam = optim.Adam(peak, bias_correction=True)
     tree: Any = {"layers": [{name: tensor.astype(mx.float32) for name, tensor in each.items()} for each in before]}
     adam.init(tree)
-    descend = mx.value_and_grad(lambda tree, batch, target: _loss(reader, tree["layers"], batch, target))
+    descend = mx.value_and_grad(lambda tree, batch, target: _loss(reader, tree["layers"], batch, target, hold))
     losses: list[float] = []  # since the last report
     for step in range(iters):
         chosen = [answers[i] for i in rng.choice(len(answers), min(batch_size, len(answers)), replace=False)]
@@ -196,21 +200,31 @@ def train(
     return found
 
 
-def measure(guide: Guide, before: Tensors, answers: Sequence[SampledAnswer], strength: float) -> Distance:
-    """Measures a guide beside the tensors that its adapter had before, on answers under their α, at one 1/β."""
-    now, reader, sums, count = tensors_of(guide), _Reader(guide), np.zeros(4), 0
+def measure(
+    guide: Guide, before: Tensors, answers: Sequence[SampledAnswer], strengths: Sequence[float]
+) -> list[Distance]:
+    """Measures a guide beside the tensors that its adapter had before, on answers under their α, at each 1/β."""
+    now, reader, count = tensors_of(guide), _Reader(guide), 0
+    sums = np.zeros((len(strengths), 4))
     for each in answers:
-        batch = _Batch.of([each], np.array([each.alpha]), np.array([strength]))
+        batch = _Batch.of([each], np.array([each.alpha]), np.array([1.0]))
         plain = reader.base(batch)
-        (new, one_pass), (old, old_one) = (reader.guided(tensors, batch) for tensors in (now, before))
-        p, q, t, u = (
-            mx.softmax(logits, axis=-1)
-            for logits in (plain + strength * new, one_pass, plain + strength * old, old_one)
-        )
-        same = (p.argmax(axis=-1) == q.argmax(axis=-1)).sum()
-        sums += np.array([float(value) for value in (_variation(t, u), _variation(p, q), same, _variation(p, t))])
+        new, old = (reader.alone(tensors, batch) for tensors in (now, before))
+        for row, strength in zip(sums, strengths, strict=True):
+            at = _Batch.of([each], np.array([each.alpha]), np.array([strength]))
+            p, q, t, u = (
+                mx.softmax(logits, axis=-1)
+                for logits in (
+                    plain + strength * new,
+                    reader.one_pass(now, at),
+                    plain + strength * old,
+                    reader.one_pass(before, at),
+                )
+            )
+            same = (p.argmax(axis=-1) == q.argmax(axis=-1)).sum()
+            row += [float(value) for value in (_variation(t, u), _variation(p, q), same, _variation(p, t))]
         count += len(each.answer)
-    return Distance(*(sums / count).tolist())
+    return [Distance(*row) for row in (sums / count).tolist()]
 
 
 def tensors_of(guide: Guide) -> Tensors:
@@ -286,26 +300,21 @@ class _Reader:
 
     def alone(self, tensors: Sequence[Mapping[str, mx.array]], batch: _Batch, share: float = 1.0) -> mx.array:
         """Logits (N, V) of the guide, or of the model with a share of its update."""
-        rows = Rows(self.guide.config, tensors, batch.alpha, mx.full(batch.strength.shape, share))
-        return self._logits(batch.ids, batch.places, rows)
+        return self._logits(tensors, batch, mx.full(batch.strength.shape, share))
 
-    def guided(self, tensors: Sequence[Mapping[str, mx.array]], batch: _Batch) -> tuple[mx.array, mx.array]:
-        """Logits (N, V) of the guide, and of one pass, as rows of one batch."""
-        alpha, strength = mx.concatenate([batch.alpha, batch.alpha]), batch.strength
-        share = mx.concatenate([mx.ones_like(strength), strength / (1 + strength)])
-        ids = mx.concatenate([batch.ids, batch.ids])
-        places = mx.concatenate([batch.places, batch.places + batch.ids.size])
-        guided, one_pass = mx.split(self._logits(ids, places, Rows(self.guide.config, tensors, alpha, share)), 2)
-        return guided, (1 + batch.token_strength) * one_pass
+    def one_pass(self, tensors: Sequence[Mapping[str, mx.array]], batch: _Batch) -> mx.array:
+        """Logits (N, V) of one pass."""
+        share = batch.strength / (1 + batch.strength)
+        return (1 + batch.token_strength) * self._logits(tensors, batch, share)
 
-    def _logits(self, ids: mx.array, places: mx.array, rows: Conditioning) -> mx.array:
-        with conditioned(rows):
+    def _logits(self, tensors: Sequence[Mapping[str, mx.array]], batch: _Batch, share: mx.array) -> mx.array:
+        with conditioned(Rows(self.guide.config, tensors, batch.alpha, share)):
             if self._trunk_and_head is None:
-                whole: Any = self.guide.model(ids)
-                return widened(whole.reshape(-1, whole.shape[-1])[places])
+                whole: Any = self.guide.model(batch.ids)
+                return widened(whole.reshape(-1, whole.shape[-1])[batch.places])
             trunk, head = self._trunk_and_head
-            hidden = trunk(ids)
-            return widened(head(hidden.reshape(-1, hidden.shape[-1])[places]))
+            hidden = trunk(batch.ids)
+            return widened(head(hidden.reshape(-1, hidden.shape[-1])[batch.places]))
 
 
 def _preferences(rng: np.random.Generator, k: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -320,11 +329,13 @@ def _target(reader: _Reader, before: Tensors, batch: _Batch) -> tuple[mx.array, 
     return plain, _normalised(plain + batch.token_strength * reader.alone(before, batch))
 
 
-def _loss(reader: _Reader, tensors: Tensors, batch: _Batch, target: tuple[mx.array, mx.array]) -> mx.array:
+def _loss(
+    reader: _Reader, tensors: Tensors, batch: _Batch, target: tuple[mx.array, mx.array], hold: float = 1.0
+) -> mx.array:
     plain, t = target
-    guided, one_pass = reader.guided(tensors, batch)
-    p, q = _normalised(plain + batch.token_strength * guided), _normalised(one_pass)
-    return (_root_divergence(p, q) + _root_divergence(t, p)).mean()
+    p = _normalised(plain + batch.token_strength * reader.alone(tensors, batch))
+    q = _normalised(reader.one_pass(tensors, batch))
+    return (_root_divergence(p, q) + hold * _root_divergence(t, p)).mean()
 
 
 def _normalised(logits: mx.array) -> mx.array:

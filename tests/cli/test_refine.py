@@ -55,3 +55,22 @@ def test_a_prompt_beyond_the_context_is_refused(run_cli: Run, tmp_path: Path) ->
     assert code == 2
     assert "error: the prompt has 20006 tokens, and the model reads 1024 with its answer" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("How?\nWhy?\nWho?\nWhat?\n")
+    given = ["refine", "--parm", "bundled", "--prompts", tmp_path / "prompts.txt", "--out", "/proc/refined"]
+    code, _, err = run_cli(*given)
+    assert code != 0
+    assert "/proc/refined" in err.splitlines()[-1]
+    assert "answering" not in err
+
+
+def test_the_card_of_a_shipped_adapter_names_its_backbone(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("How?\nWhy?\nWho?\nWhat?\n")
+    given = ["refine", "--parm", "bundled", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out"]
+    code, _, err = run_cli(*given, "--max-tokens", 4, "--iters", 1)
+    assert code == 0, err
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "for `bundled` and larger models" in card
+    assert "| learning rate at its peak | 0.003 |" in card

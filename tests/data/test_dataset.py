@@ -304,3 +304,10 @@ def test_folders_per_objective_with_splits(write_rows: Write) -> None:
     data = load_data(path.parent.parent)
     assert [(p.where, p.preferred) for p in data.valid] == [("helpful-base/valid.jsonl:2", {"helpful-base": 0})]
     assert data.notes[-1] == "no pair to validate is labelled for harmless-base"
+
+
+def test_a_text_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "questions.txt").write_text("How do I bake bread?\n" * 30)
+    with pytest.raises(DataError, match="is a text, and pairs are JSON lines") as caught:
+        load_data(str(tmp_path / "questions.txt"))
+    assert "\n" not in str(caught.value)

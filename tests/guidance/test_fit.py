@@ -50,6 +50,8 @@ def test_what_will_be_fetched_is_said_with_its_size(monkeypatch: pytest.MonkeyPa
             assert files_metadata
             if repo_id == "some-owner/hidden":
                 raise OSError("no such repository")
+            if repo_id == "some-owner/offline":
+                raise type("ConnectError", (Exception,), {})("Name or service not known")
             sizes = {"model.safetensors": 3 * 10**9, "config.json": 1000, "pytorch_model.bin": 9 * 10**9}
             return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in sizes.items()])
 
@@ -61,6 +63,7 @@ def test_what_will_be_fetched_is_said_with_its_size(monkeypatch: pytest.MonkeyPa
         "3.0 GB; warning: this machine has 2.0 GB for weights and caches"
     )
     assert [fit.fetching(source) for source in ("smollm2", str(tmp_path), tmp_path, "some-owner/hidden")] == [None] * 4
+    assert fit.fetching("some-owner/offline") is None
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "there")
     assert fit.fetching("some-owner/model") is None
 

@@ -50,11 +50,13 @@ def test_the_loss_is_that_of_the_models(settings: dict[str, Any]) -> None:
     reader = refinement._Reader(guide)
     loss = refinement._loss(reader, tensors, batch, refinement._target(reader, tensors, batch))
     assert float(loss) == pytest.approx(root_divergences(guide).mean() + EPSILON**0.5, rel=1e-3)
+    held = refinement._loss(reader, tensors, batch, refinement._target(reader, tensors, batch), 3.0)
+    assert float(held - loss) == pytest.approx(2 * EPSILON**0.5, rel=1e-3)
 
 
 def test_what_is_measured_is_what_fidelity_measures() -> None:
     guide = tiny_guide()
-    found = measure(guide, tensors_of(guide), ANSWERS, 2.0)
+    _, found = measure(guide, tensors_of(guide), ANSWERS, [1.0, 2.0])
     expected = compare_distributions(guide, 0.5, [ReadAnswer(each.prompt, each.answer, each.alpha) for each in ANSWERS])
     assert found.before == found.after == pytest.approx(expected["total_variation"], rel=1e-3)
     assert found.same == pytest.approx(expected["same_token"])
