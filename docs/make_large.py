@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).parent
+FILL = runpy.run_path(str(FOLDER / "template.py"))["fill"]
 OUTPUT = FOLDER / "large.md"
 PAPER = runpy.run_path(str(FOLDER / "make_performance.py"))
 ModelSize, LLAMA_7B = PAPER["ModelSize"], PAPER["LLAMA_7B"]
@@ -170,7 +171,6 @@ def prompt_seconds(link: Link) -> float:
 
 def page() -> str:
     """The whole page."""
-    text = (FOLDER / "large_template.md").read_text(encoding="utf-8")
     filled = {
         "speed": "\n".join(speed_table()),
         "memory": "\n".join(memory_table()),
@@ -185,9 +185,7 @@ def page() -> str:
         "prompt": ", ".join(f"{prompt_seconds(link):.1f} s over {link.name.partition(' (')[0]}" for link in LINKS),
         "steps": str(2 * LLAMA_70B.layers),
     }
-    for name, value in filled.items():
-        text = text.replace("{" + name + "}", value)
-    return text
+    return str(FILL("large", filled))
 
 
 def main() -> None:

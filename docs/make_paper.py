@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
+FILL = runpy.run_path(str(FOLDER / "template.py"))["fill"]
 OUTPUT = FOLDER / "paper.md"
 SIZES = runpy.run_path(str(FOLDER / "make_performance.py"))
 MODEL = SIZES["LLAMA_7B"]
@@ -156,7 +157,6 @@ def memory_table() -> list[str]:
 
 def page() -> str:
     """The whole page."""
-    text = (FOLDER / "paper_template.md").read_text(encoding="utf-8")
     machines = (
         f"{name} {m.bandwidth / 1e9:,.0f} GB/s and {m.arithmetic / 1e12:g} TFLOPS" for name, m in MACHINES.items()
     )
@@ -173,9 +173,7 @@ def page() -> str:
         "limits": f"{limits.prompt}, {limits.response} and {limits.answer}",
         "together": str(TOGETHER),
     }
-    for name, value in filled.items():
-        text = text.replace("{" + name + "}", value)
-    return text
+    return str(FILL("paper", filled))
 
 
 def main() -> None:

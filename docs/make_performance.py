@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import re
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ import mlx.nn as nn  # isort: skip
 from mlx.utils import tree_unflatten  # isort: skip
 
 FOLDER = Path(__file__).parent
+FILL = runpy.run_path(str(FOLDER / "template.py"))["fill"]
 OUTPUT, RECORD = FOLDER / "performance.md", FOLDER / "performance.json"
 COSTS = FOLDER.parent / "examples" / "experiments" / "costs.json"
 
@@ -346,7 +348,6 @@ def page(record: dict[str, Any]) -> str:
     machine = bench["machine"]
     named = [machine["platform"], *(f"{name} {machine[name]}" for name in ("mlx", "mlx-lm")), machine["device"]]
     named.append(f"load per core before the run {machine['load_per_core']:.2f}")
-    text = (FOLDER / "performance_template.md").read_text(encoding="utf-8")
     filled = {
         "budgets": "\n".join(budgets_table(bench, peers)),
         "bench": "\n".join(bench_table(bench)),
@@ -369,9 +370,7 @@ def page(record: dict[str, Any]) -> str:
         "check": str(CHECK[DRAFTED]),
         "check_more": str(CHECK[DRAFTED + 1]),
     }
-    for name, value in filled.items():
-        text = text.replace("{" + name + "}", value)
-    return text
+    return str(FILL("performance", filled))
 
 
 def main() -> None:

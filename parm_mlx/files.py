@@ -222,7 +222,7 @@ def fetched_size(source: str | Path) -> int | None:
         return None
     try:
         files = HfApi().model_info(text, files_metadata=True, timeout=10).siblings or []
-    except Exception:
+    except Exception:  # of the hub's HTTP library too: this only tells a size, and the download tells what is wrong
         return None
     return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, each) for each in _DOWNLOADED)) or None
 
