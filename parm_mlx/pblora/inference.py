@@ -27,8 +27,19 @@ class _Group:
     gate: mx.array | None  # (B, 1, 1), a factor of A x: a folded core cannot be zero in some rows
     core: mx.array | None  # (B, r, r) along the diagonal; None if folded
     b: mx.array  # (r, n) along the diagonal: Bᵀ, or core · Bᵀ if folded
-    ranks: list[slice]  # of each layer
+    places: dict[int, int]  # of each layer by its index
+    ranks: list[slice]  # of each layer by its place
     outputs: list[slice]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a group made of its input."""
+
+    x: mx.array
+    group: _Group
+    z: mx.array  # A x of all layers
+    updates: list[mx.array] | None  # of each layer, for few positions
 
 
 class BoundPreferences(Conditioning):
@@ -57,8 +68,8 @@ class BoundPreferences(Conditioning):
             else:
                 self._folded, self._gate = cores[:, 0], share[:, None, None]
         mx.eval(self._cores, self._folded, self._gate)  # here, for another thread cannot evaluate what this one built
-        self._by_dtype: dict[mx.Dtype, dict[int, tuple[_Group, int]]] = {}
-        self._last: tuple[mx.array, _Group, mx.array, list[mx.array] | None] | None = None
+        self._by_dtype: dict[mx.Dtype, dict[int, _Group]] = {}
+        self._last: _Read | None = None
 
     def begin(self) -> "BoundPreferences":
         """Returns a copy for one pass: what layers share (``_last``) belongs to the pass, and so to one thread."""
@@ -66,39 +77,29 @@ class BoundPreferences(Conditioning):
 
     def add_update(self, layer: PBLoRALinear, x: mx.array, y: mx.array) -> mx.array:
         """Adds s · B · M(α) · A · x for x (B, L, in) to y (B, L, out)."""
-        core = self._cores[layer.index]
-        if is_fused(y, x, layer.a, core, layer.b):
-            return fused_update(y, x, layer.a, core, layer.b)
-        group, place = self._groups(x.dtype)[layer.index]
-        z, updates = self._projected(x, group)
-        if updates is not None:
-            return y + updates[place]
+        read = self._last
+        if read is None or read.x is not x or layer.index not in read.group.places:
+            core = self._cores[layer.index]
+            if is_fused(y, x, layer.a, core, layer.b):
+                return fused_update(y, x, layer.a, core, layer.b)
+            read = self._last = _read(x, self._groups(x.dtype)[layer.index])
+        group = read.group
+        place = group.places[layer.index]
+        if read.updates is not None:
+            return y + read.updates[place]
         ranks = group.ranks[place]
         own = None if group.core is None else group.core[:, ranks, ranks]
-        return add_projection(y, z[..., ranks], own, group.b[ranks, group.outputs[place]])
+        return add_projection(y, read.z[..., ranks], own, group.b[ranks, group.outputs[place]])
 
-    def _projected(self, x: mx.array, group: _Group) -> tuple[mx.array, list[mx.array] | None]:
-        """A x, and for few positions all updates of the group; the first layer that reads x computes them."""
-        if self._last is None or self._last[0] is not x or self._last[1] is not group:
-            z, updates = x @ group.a, None
-            if group.gate is not None:
-                z = z * group.gate
-            if x.shape[1] <= FEW:
-                both = (z if group.core is None else z @ group.core) @ group.b
-                ends = [outputs.stop for outputs in group.outputs[:-1]]
-                updates = list(mx.split(both, ends, axis=-1)) if ends else [both]
-            self._last = x, group, z, updates
-        return self._last[2:]
-
-    def _groups(self, dtype: mx.Dtype) -> dict[int, tuple[_Group, int]]:
-        """For every layer by index its group, evaluated like the cores, and its place in it."""
+    def _groups(self, dtype: mx.Dtype) -> dict[int, _Group]:
+        """For every layer by index its group, evaluated like the cores."""
         if dtype in self._by_dtype:
             return self._by_dtype[dtype]
         groups: dict[object, list[PBLoRALinear]] = {}
         for layer in self._layers:
             groups.setdefault(layer.reads or layer.index, []).append(layer)
         gate = None if self._gate is None or self._folded is None else self._gate.astype(dtype)
-        found: dict[int, tuple[_Group, int]] = {}
+        found: dict[int, _Group] = {}
         for layers in groups.values():
             joined = join(layers, dtype)
             core, b = None, joined.b
@@ -107,11 +108,24 @@ class BoundPreferences(Conditioning):
             else:
                 b = _diagonal([self._folded[layer.index] @ layer.b.T for layer in layers]).astype(dtype)
             ranks, outputs = (_slices([layer.b.shape[axis] for layer in layers]) for axis in (1, 0))
-            group = _Group(joined.a, gate, core, b, ranks, outputs)
-            found |= {layer.index: (group, place) for place, layer in enumerate(layers)}
-        mx.eval([[group.a, group.core, group.b] for group, _ in found.values()], gate)
+            places = {layer.index: place for place, layer in enumerate(layers)}
+            group = _Group(joined.a, gate, core, b, places, ranks, outputs)
+            found |= dict.fromkeys(places, group)
+        mx.eval([[group.a, group.core, group.b] for group in found.values()], gate)
         self._by_dtype[dtype] = found
         return found
+
+
+def _read(x: mx.array, group: _Group) -> _Read:
+    """A x, and for few positions all updates of the group; the first layer that reads x computes them."""
+    z, updates = x @ group.a, None
+    if group.gate is not None:
+        z = z * group.gate
+    if x.shape[1] <= FEW:
+        both = (z if group.core is None else z @ group.core) @ group.b
+        ends = [outputs.stop for outputs in group.outputs[:-1]]
+        updates = list(mx.split(both, ends, axis=-1)) if ends else [both]
+    return _Read(x, group, z, updates)
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:
