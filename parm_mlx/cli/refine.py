@@ -44,6 +44,7 @@ def refine(
     The backbone answers the prompts under exact guidance, at random α and β. On three quarters of the answers the
     adapter learns to give the same in one pass as in two, while its exact guidance is held near where it was; on the
     others both are measured, before and after. Compare the corners with parm-mlx evaluate before you use the result.
+    Training makes the update smaller, which is put right in the end.
 
     \b
     Example:
@@ -83,7 +84,8 @@ def refine(
     for beta, distance in found.items():
         console.note(
             f"beta {beta:g}: total variation of one pass {distance.before:.4f}, now {distance.after:.4f} "
-            f"(the same likeliest token: {distance.same:.1%}); exact guidance has moved by {distance.moved:.4f}"
+            f"(the same likeliest token: {distance.same:.1%}); exact guidance has moved by {distance.moved:.4f}, "
+            f"its effect is {distance.kept:.0%} of what it was"
         )
     if sum(each.after for each in found.values()) >= sum(each.before for each in found.values()):
         console.note("warning: the refined adapter is not nearer; more prompts or --iters may help")

@@ -62,9 +62,11 @@ def card(name: str, config: PBLoRAConfig, records: Sequence[Record], distance: f
         lines += [
             f"\n## One pass\n\n`parm-mlx refine` trained it for {refinement['iters']} further steps, until one pass "
             f"(`--guidance one-pass`) was nearer to exact guidance. Total variation between the two, on answers to "
-            f"prompts that were kept back, and of exact guidance from what it was before:\n",
-            "| β | before | after | exact guidance has moved |\n| --- | --- | --- | --- |",
+            f"prompts that were kept back, of exact guidance from what it was before, and what is kept of the "
+            f"adapter's effect on the logits:\n",
+            "| β | before | after | exact guidance has moved | effect kept |\n| --- | --- | --- | --- | --- |",
         ]
         for beta, found in refinement["measured_by_beta"].items():
-            lines.append(f"| {beta} | {found['before']:.4f} | {found['after']:.4f} | {found['moved']:.4f} |")
+            distances = " | ".join(f"{found[name]:.4f}" for name in ("before", "after", "moved"))
+            lines.append(f"| {beta} | {distances} | {found['kept']:.0%} |")
     return "\n".join(lines) + "\n"

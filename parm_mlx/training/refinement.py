@@ -13,6 +13,10 @@ with the Kullback-Leibler divergence D and the distributions
 The first part straightens the way of the logits along the update Δ, the second holds the guide where it was, with the
 weight h. Total variation is at most √(D / 2), which is why the roots are summed: few tokens then do not outweigh all
 others. The backbone θ is never changed.
+
+The way along a smaller update is straighter, so the loss makes it smaller, too. Its effects on the logits before, d',
+and now, d, less their means under p, give the share that is kept, Σ p d d' / Σ p d'² over tokens and vocabulary. B is
+divided by it in the end, which brings the effect back to its size.
 """
 
 import math
@@ -46,6 +50,9 @@ EPSILON = 2e-4  # ε
 WARMUP = 0.1  # share of the steps
 REPORTED = 20  # steps whose mean loss is told
 SLOWER = 0.65  # of the learning rate of training
+SIZED = 128  # answers by which the effect is brought back to its size
+ROUNDS = 2  # of that: the effect is nearly linear in B
+LEAST_KEPT = 0.2  # of the effect; an adapter that has lost more is broken
 Progress = Callable[[str], None]
 Tensors = list[dict[str, mx.array]]  # those of each adapted layer, in the order of their index
 
@@ -76,12 +83,14 @@ class Distance:
         after: The same of the adapter as it is now.
         same: Share of tokens at which both have the same likeliest one, now.
         moved: Total variation of exact guidance now from what it was.
+        kept: The effect of the update on the logits, as a share of what it was.
     """
 
     before: float
     after: float
     same: float
     moved: float
+    kept: float
 
 
 def refine(
@@ -113,6 +122,9 @@ def refine(
 
     Returns:
         By β, what was measured on the answers to the other prompts.
+
+    Raises:
+        RunError: The loss is not finite, or the adapter has lost its effect.
     """
     progress(f"answering {len(prompts)} prompts")
     answers = sample_answers(guide, tokenizer, prompts, max_tokens, seed)
@@ -121,6 +133,11 @@ def refine(
     before = tensors_of(guide)
     peak = learning_rate or SLOWER * optimizer.auto_learning_rate(before[0]["a"].shape[1])
     after = train(guide, trained, iters, batch_size, peak, seed, hold, progress)
+    for _ in range(ROUNDS):
+        kept = share_kept(guide, before, after, trained[:SIZED])
+        progress(f"the update's effect is {kept:.1%} of what it was; it is brought back to its size")
+        for tensors in after:
+            tensors["b"] = tensors["b"] / kept
     for layer, tensors in zip(guide.adapted, after, strict=True):
         layer.update(tensors)
     progress(f"measuring on {sum(len(each.answer) for each in held_back)} other tokens")
@@ -200,17 +217,33 @@ def train(
     return found
 
 
+def share_kept(guide: Guide, before: Tensors, after: Tensors, answers: Sequence[SampledAnswer]) -> float:
+    """The share of the update's effect on the logits that is kept, on answers under their α and β.
+
+    Raises:
+        RunError: Nearly nothing is.
+    """
+    reader, sums = _Reader(guide), np.zeros(2)
+    for each in answers:
+        batch = _Batch.of([each], np.array([each.alpha]), np.array([each.strength]))
+        sums += _effects(reader.base(batch), reader.alone(before, batch), reader.alone(after, batch), each.strength)
+    kept = _share(sums)
+    if not kept > LEAST_KEPT:
+        raise RunError("the adapter has lost its effect", hint="try a lower --learning-rate or a higher --hold")
+    return kept
+
+
 def measure(
     guide: Guide, before: Tensors, answers: Sequence[SampledAnswer], strengths: Sequence[float]
 ) -> list[Distance]:
     """Measures a guide beside the tensors that its adapter had before, on answers under their α, at each 1/β."""
     now, reader, count = tensors_of(guide), _Reader(guide), 0
-    sums = np.zeros((len(strengths), 4))
+    sums, effects = np.zeros((len(strengths), 4)), np.zeros((len(strengths), 2))
     for each in answers:
         batch = _Batch.of([each], np.array([each.alpha]), np.array([1.0]))
         plain = reader.base(batch)
         new, old = (reader.alone(tensors, batch) for tensors in (now, before))
-        for row, strength in zip(sums, strengths, strict=True):
+        for row, effect, strength in zip(sums, effects, strengths, strict=True):
             at = _Batch.of([each], np.array([each.alpha]), np.array([strength]))
             p, q, t, u = (
                 mx.softmax(logits, axis=-1)
@@ -223,8 +256,10 @@ def measure(
             )
             same = (p.argmax(axis=-1) == q.argmax(axis=-1)).sum()
             row += [float(value) for value in (_variation(t, u), _variation(p, q), same, _variation(p, t))]
+            effect += _effects(plain, old, new, strength)
         count += len(each.answer)
-    return [Distance(*row) for row in (sums / count).tolist()]
+    shares = [_share(effect) for effect in effects]
+    return [Distance(*row) for row in np.column_stack((sums / count, shares)).tolist()]
 
 
 def tensors_of(guide: Guide) -> Tensors:
@@ -345,6 +380,18 @@ def _normalised(logits: mx.array) -> mx.array:
 def _root_divergence(p: mx.array, q: mx.array) -> mx.array:
     """√(D(p ‖ q) + ε) (N,), for log-probabilities (N, V)."""
     return mx.sqrt(mx.maximum((mx.exp(p) * (p - q)).sum(axis=-1), 0) + EPSILON)
+
+
+def _effects(plain: mx.array, old: mx.array, new: mx.array, strength: float) -> tuple[float, float]:
+    """Σ p d d' and Σ p d'² for logits (N, V) of the base, the guide before and now; p is exact guidance before."""
+    p = mx.softmax(plain + strength * old, axis=-1)
+    was, now = (each - (p * each).sum(axis=-1, keepdims=True) for each in (old - plain, new - plain))
+    return float((p * was * now).sum()), float((p * was * was).sum())
+
+
+def _share(effects: np.ndarray) -> float:
+    """What is kept of an effect; all of none."""
+    return float(effects[0] / effects[1]) if effects[1] > 0 else 1.0
 
 
 def _variation(p: mx.array, q: mx.array) -> mx.array:

@@ -16,7 +16,7 @@ from parm_mlx.guidance.one_pass import OnePassModel
 from parm_mlx.guidance.session import load_session
 from parm_mlx.guidance.shared import SharedModel
 from parm_mlx.training import refinement
-from parm_mlx.training.refinement import EPSILON, SampledAnswer, measure, refine, tensors_of, train
+from parm_mlx.training.refinement import EPSILON, SampledAnswer, measure, refine, share_kept, tensors_of, train
 
 ANSWERS = [
     SampledAnswer([3, 14, 15], [9, 26, 5, 40], (0.3, 0.7), 1.0),
@@ -61,6 +61,29 @@ def test_what_is_measured_is_what_fidelity_measures() -> None:
     assert found.before == found.after == pytest.approx(expected["total_variation"], rel=1e-3)
     assert found.same == pytest.approx(expected["same_token"])
     assert found.moved == 0
+    assert found.kept == pytest.approx(1)
+
+
+def scaled(guide: Guide, factor: float) -> list[dict[str, mx.array]]:
+    """A guide's tensors, with B in another size."""
+    return [tensors | {"b": factor * tensors["b"]} for tensors in tensors_of(guide)]
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 2.0])
+def test_of_a_small_update_what_is_kept_is_its_factor(factor: float) -> None:
+    """Logits are linear in an update that is small enough."""
+    guide = tiny_guide()
+    small = scaled(guide, 1e-3)
+    after = [tensors | {"b": factor * tensors["b"]} for tensors in small]
+    assert share_kept(guide, small, after, ANSWERS) == pytest.approx(factor, rel=1e-2)
+
+
+def test_an_adapter_that_turned_around_is_refused_and_one_without_effect_keeps_it() -> None:
+    guide = tiny_guide()
+    with pytest.raises(RunError, match="has lost its effect"):
+        share_kept(guide, scaled(guide, 0.01), scaled(guide, -0.01), ANSWERS)
+    nothing = scaled(guide, 0)
+    assert share_kept(guide, nothing, nothing, ANSWERS) == 1
 
 
 def test_training_changes_nothing_until_the_tensors_are_taken() -> None:
@@ -90,6 +113,15 @@ def test_the_same_seed_gives_the_same_adapter() -> None:
     found = [train(tiny_guide(), ANSWERS, 3, 2, 1e-2, seed) for seed in (1, 1, 2)]
     assert mx.array_equal(found[0][0]["b"], found[1][0]["b"])
     assert not mx.array_equal(found[0][0]["b"], found[2][0]["b"])
+
+
+def test_an_update_that_training_halved_is_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = load_session("bundled", share="on")
+    guide: Any = session.model.guide
+    monkeypatch.setattr(refinement, "train", lambda guide, *rest: scaled(guide, 0.5))
+    found = refine(guide, session.tokenizer, held_out_prompts("bundled")[:16], max_tokens=16)
+    assert [distance.kept for distance in found.values()] == pytest.approx([1, 1, 1], abs=0.05)
+    assert max(distance.moved for distance in found.values()) < 0.005
 
 
 def test_the_bundled_pair_in_one_pass_is_nearer_on_other_answers_and_its_guide_stays() -> None:
