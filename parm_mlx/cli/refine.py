@@ -12,7 +12,6 @@ from parm_mlx.outputs import check_new, new_directory
 from parm_mlx.ranges import BATCH, COUNT, Real
 from parm_mlx.settings import PATH, SamplingSettings
 
-FEWEST = 4
 RATE = Real(1e-12, 1)
 HOLD = Real(0, 1000)
 
@@ -34,7 +33,7 @@ def refine(
     ] = None,
     hold: Annotated[
         float, flag("Weight of holding exact guidance where it was; with a lower one, one pass comes nearer.", HOLD)
-    ] = 1.0,
+    ] = 0.3,
     guide_model: Annotated[str | None, declared(GuideOptions, "guide_model")] = None,
     seed: Annotated[int, declared(SamplingSettings, "seed")] = 0,
     force: Annotated[bool, flag("Replace an existing adapter in --out.")] = False,
@@ -42,9 +41,9 @@ def refine(
     """Train an adapter further, so that its one-pass guidance is nearer to exact guidance.
 
     The backbone answers the prompts under exact guidance, at random α and β. On three quarters of the answers the
-    adapter learns to give the same in one pass as in two, while its exact guidance is held near where it was; on the
-    others both are measured, before and after. Compare the corners with parm-mlx evaluate before you use the result.
-    Training makes the update smaller, which is put right in the end.
+    adapter learns to give the same in one pass as in two, while its exact guidance is held near where it was. That
+    makes its effect smaller, which the others put right, and both are measured on them, before and after. Compare the
+    corners with parm-mlx evaluate before you use the result.
 
     \b
     Example:
@@ -59,11 +58,12 @@ def refine(
     from parm_mlx.guidance.loading import load_guide
     from parm_mlx.pblora.adapter import adapter_tensors, backbone_reference, find_backbone, save_adapter
     from parm_mlx.training.card import CARD_FILE, card
+    from parm_mlx.training.refinement import FEWEST
     from parm_mlx.training.refinement import refine as train_further
 
     asked = read_prompts(prompts)[:limit]
     if len(asked) < FEWEST:
-        raise InputError(f"--prompts holds fewer than {FEWEST} prompts: a quarter measures what the others are worth")
+        raise InputError(f"--prompts holds fewer than {FEWEST} prompts: some are kept back to measure by")
     guide, tokenizer = load_guide(parm, guide_model)
     how: Any = {"iters": iters, "batch_size": batch_size, "learning_rate": learning_rate}
     how |= {"hold": hold, "max_tokens": max_tokens, "seed": seed}

@@ -16,7 +16,7 @@ others. The backbone θ is never changed.
 
 The way along a smaller update is straighter, so the loss makes it smaller, too. Its effects on the logits before, d',
 and now, d, less their means under p, give the share that is kept, Σ p d d' / Σ p d'² over tokens and vocabulary. B is
-divided by it in the end, which brings the effect back to its size.
+divided by it in the end, which brings the effect back to its size; on answers of training it looks larger than it is.
 """
 
 import math
@@ -44,13 +44,13 @@ from parm_mlx.preference import Alpha, sample_dirichlet
 from parm_mlx.training import optimizer
 from parm_mlx.training.response_logprobs import split_output_layer
 
+FEWEST = 4  # prompts
 BETAS = (0.25, 4.0)  # that answers are drawn between
 MEASURED = (0.5, 1.0, 2.0)  # at which the result is measured
 EPSILON = 2e-4  # ε
 WARMUP = 0.1  # share of the steps
 REPORTED = 20  # steps whose mean loss is told
 SLOWER = 0.65  # of the learning rate of training
-SIZED = 128  # answers by which the effect is brought back to its size
 ROUNDS = 2  # of that: the effect is nearly linear in B
 LEAST_KEPT = 0.2  # of the effect; an adapter that has lost more is broken
 Progress = Callable[[str], None]
@@ -101,7 +101,7 @@ def refine(
     iters: int = 200,
     batch_size: int = 8,
     learning_rate: float | None = None,
-    hold: float = 1.0,
+    hold: float = 0.3,
     max_tokens: int = 48,
     seed: int = 0,
     progress: Progress = lambda message: None,
@@ -111,7 +111,7 @@ def refine(
     Args:
         guide: The guide; its backbone is the base.
         tokenizer: The backbone's.
-        prompts: Four or more.
+        prompts: FEWEST or more; the answers to a quarter of them give the size of the effect and measure the result.
         iters: Steps.
         batch_size: Answers in a step.
         learning_rate: The highest; by default two thirds of that of training for this width.
@@ -134,7 +134,7 @@ def refine(
     peak = learning_rate or SLOWER * optimizer.auto_learning_rate(before[0]["a"].shape[1])
     after = train(guide, trained, iters, batch_size, peak, seed, hold, progress)
     for _ in range(ROUNDS):
-        kept = share_kept(guide, before, after, trained[:SIZED])
+        kept = share_kept(guide, before, after, held_back)
         progress(f"the update's effect is {kept:.1%} of what it was; it is brought back to its size")
         for tensors in after:
             tensors["b"] = tensors["b"] / kept
