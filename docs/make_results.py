@@ -8,6 +8,7 @@ They are made of the JSON files that the experiments leave beside their pages.
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ EXPERIMENTS = ROOT / "examples" / "experiments"
 BEGIN, END = "<!-- results: made by docs/make_results.py -->", "<!-- end of results -->"
 PAGE = """# Experiments
 
-What can be expected of a PARM, and which settings matter. The first row is of a real model; where a page does not say
-otherwise, the others are of the bundled world, with three seeds each. Every experiment is one command; it goes on where
+What can be expected of a PARM, and which settings matter. The first three rows are of a real model; where a page does not
+say otherwise, the others are of the bundled world, with three seeds each. Every experiment is one command; it goes on where
 it was stopped, and shares what is expensive with the others in `build/experiments`. Its answers and their scores are
 kept in `answers`, of which
 
@@ -170,35 +171,73 @@ def costs(results: Any) -> str:
     return f"time per token at k = {k}, times the base's, {systems}: {each}"
 
 
-ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "adapters": ("Which adapter, at equal size? (HV / MIP)", adapters),
-    "baselines": ("A PARM or the paper's baselines? (HV / MIP)", adapters),
-    "real_preferences": ("Does it learn what people prefer (HH-RLHF)?", real_preferences),
-    "weak_to_strong": ("Does a PARM guide a base that it was not trained on?", weak_to_strong),
-    "vocabularies": ("Does a PARM guide a base of another vocabulary?", vocabularies),
-    "interpolation": ("Do answers move evenly with α?", interpolation),
-    "initialisation": ("Do start and tying of A, B, W1, W2 matter?", initialisation),
-    "design": ("Do r1 : r2, β, depth and Dirichlet p matter?", design),
-    "cross_domain": ("Can a trained PARM learn a further objective?", cross_domain),
-    "many_objectives": ("Up to how many objectives?", many_objectives),
-    "nonconvex": ("A front that is not convex?", nonconvex),
-    "costs": ("What do k objectives cost? (one PARM, k ARMs)", costs),
+@dataclass(frozen=True)
+class Row:
+    """A line of the tables.
+
+    Attributes:
+        question: What the page asks.
+        answer: In a few words, after reading the page.
+        measured: The figures, of the page's JSON file.
+    """
+
+    question: str
+    answer: str
+    measured: Callable[[Any], str]
+
+
+ROWS = {
+    "jokes": Row(
+        "Does it learn how people rate jokes?",
+        "Yes, from 4,076 pairs: both objectives, and α weighs harmlessness",
+        real_preferences,
+    ),
+    "real_preferences": Row(
+        "Does it learn what people prefer (HH-RLHF)?", "Not from 865 pairs of uneven length", real_preferences
+    ),
+    "adapters": Row(
+        "Which adapter, at equal size? (HV / MIP)",
+        "PBLoRA before LoRA, SVD-LoRA and MoSLoRA; GenARM cannot be told apart",
+        adapters,
+    ),
+    "baselines": Row(
+        "A PARM or the paper's baselines? (HV / MIP)", "Beside the base they cannot be told apart", adapters
+    ),
+    "weak_to_strong": Row(
+        "Does a PARM guide a base that it was not trained on?",
+        "Yes; a far smaller one by putting in its own words",
+        weak_to_strong,
+    ),
+    "vocabularies": Row(
+        "Does a PARM guide a base of another vocabulary?", "Yes, with less of its effect", vocabularies
+    ),
+    "interpolation": Row("Do answers move evenly with α?", "In order and without jumps", interpolation),
+    "initialisation": Row(
+        "Do start and tying of A, B, W1, W2 matter?", "Mainly: the rows of W2 must begin different", initialisation
+    ),
+    "design": Row(
+        "Do r1 : r2, β, depth and Dirichlet p matter?", "β does; p above 0.5 and the first blocks alone harm", design
+    ),
+    "cross_domain": Row("Can a trained PARM learn a further objective?", "Yes, in 50 steps", cross_domain),
+    "many_objectives": Row("Up to how many objectives?", "Two well, twelve in part", many_objectives),
+    "nonconvex": Row("A front that is not convex?", "With smooth Tchebycheff", nonconvex),
+    "costs": Row("What do k objectives cost? (one PARM, k ARMs)", "One PARM the same for any k", costs),
 }
 
 
 def table(page: Path) -> str:
     """One line for the real model and for each experiment that was measured, with links from the folder of a page."""
 
-    def line(question: str, target: Path, measured: str) -> str:
-        return f"| [{question}]({Path(os.path.relpath(target, page.parent)).as_posix()}) | {measured} |"
+    def line(question: str, target: Path, answer: str, measured: str) -> str:
+        return f"| [{question}]({Path(os.path.relpath(target, page.parent)).as_posix()}) | {answer} | {measured} |"
 
     card = ROOT / "parm_mlx" / "models" / "smollm2-parm" / "README.md"
-    lines = ["| question | measured |", "|---|---|"]
-    lines.append(line("Does it steer a real model, SmolLM2-135M-Instruct?", card, real_model()))
-    for name, (question, row) in ROWS.items():
+    lines = ["| question | answer | measured |", "|---|---|---|"]
+    lines.append(line("Does it steer a real model, SmolLM2-135M-Instruct?", card, "Yes", real_model()))
+    for name, row in ROWS.items():
         if (found := EXPERIMENTS / f"{name}.json").exists():
             results = json.loads(found.read_text(encoding="utf-8"))
-            lines.append(line(question, EXPERIMENTS / f"{name}.md", row(results)))
+            lines.append(line(row.question, EXPERIMENTS / f"{name}.md", row.answer, row.measured(results)))
     return "\n".join(lines)
 
 

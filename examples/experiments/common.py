@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -237,7 +238,6 @@ class Experiment:
         """Draws numbers by group as NAME.svg: a dot each, a bar at their mean."""
         import matplotlib.pyplot as plt
 
-        self.out.mkdir(parents=True, exist_ok=True)
         figure, axes = plt.subplots(figsize=(7, 0.7 + 0.36 * len(values)), layout="constrained")
         for place, numbers in enumerate(values.values()):
             axes.plot(numbers, [place] * len(numbers), "o", color=STYLES[0][0], alpha=0.7, ms=6)
@@ -255,6 +255,7 @@ class Experiment:
         import matplotlib as mpl
         import matplotlib.pyplot as plt
 
+        self.out.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context({"svg.hashsalt": self.name}):
             figure.savefig(self.out / f"{self.name}.svg", metadata={"Date": None})
         plt.close(figure)
@@ -335,6 +336,12 @@ def begin(name: str, doc: str | None) -> Experiment:
         return Experiment(name, settings, archive.unpack(archive.of(name)), args.out, stored=True)
     args.work.mkdir(parents=True, exist_ok=True)
     return Experiment(name, settings, args.work, args.out, quick=args.train_only)
+
+
+def checkout(repository: str, commit: str, folder: Path) -> None:
+    """Clones a repository at a commit."""
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", repository, str(folder)], check=True)
+    subprocess.run(["git", "-C", str(folder), "checkout", "--quiet", commit], check=True)
 
 
 def fixed(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -209,7 +209,6 @@ def picture(experiment: common.Experiment, fronts: Mapping[str, np.ndarray]) -> 
     """Draws the fronts, mean over the seeds, a panel for each group."""
     import matplotlib.pyplot as plt
 
-    experiment.out.mkdir(parents=True, exist_ok=True)
     figure, panels = plt.subplots(2, 2, figsize=(9, 7), layout="constrained", sharex=True, sharey=True)
     for axes, group in zip(panels.flat, GROUPS.values(), strict=True):
         for (name, variant), (color, line, marker) in zip(group.items(), STYLES, strict=False):

@@ -13,7 +13,7 @@ from parm_mlx.ranges import BATCH, COUNT, Real
 from parm_mlx.settings import PATH, SamplingSettings
 
 RATE = Real(1e-12, 1)
-HOLD = Real(0, 1000)
+WEIGHT = Real(0, 1000)
 
 
 @grouped
@@ -32,7 +32,7 @@ def refine(
         float | None, flag("Highest learning rate.", RATE, default_text="two thirds of that of train")
     ] = None,
     hold: Annotated[
-        float, flag("Weight of holding exact guidance where it was; with a lower one, one pass comes nearer.", HOLD)
+        float, flag("Weight of holding exact guidance where it was; with a lower one, one pass comes nearer.", WEIGHT)
     ] = 0.3,
     guide_model: Annotated[str | None, declared(GuideOptions, "guide_model")] = None,
     seed: Annotated[int, declared(SamplingSettings, "seed")] = 0,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from tempfile import NamedTemporaryFile
@@ -288,10 +289,13 @@ def folder() -> Path | None:
 
 
 def known() -> list[tuple[str, Costs]]:
-    """What was measured on this machine: the names of models, and their costs."""
+    """What was measured on this machine: the names of models, and their costs, the latest for each name.
+
+    There are others where versions, threads or settings have changed.
+    """
     with suppress(OSError):
-        paths = sorted(place.glob("*.json")) if (place := folder()) else []
-        return [record for path in paths if (record := _read(path)) is not None]
+        paths = sorted(place.glob("*.json"), key=lambda path: path.stat().st_mtime) if (place := folder()) else []
+        return sorted(dict(record for path in paths if (record := _read(path)) is not None).items(), key=itemgetter(0))
     return []
 
 

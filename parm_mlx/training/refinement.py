@@ -14,9 +14,9 @@ The first part straightens the way of the logits along the update Δ, the second
 weight h. Total variation is at most √(D / 2), which is why the roots are summed: few tokens then do not outweigh all
 others. The backbone θ is never changed.
 
-The way along a smaller update is straighter, so the loss makes it smaller, too. Its effects on the logits before, d',
-and now, d, less their means under p, give the share that is kept, Σ p d d' / Σ p d'² over tokens and vocabulary. B is
-divided by it in the end, which brings the effect back to its size; on answers of training it looks larger than it is.
+The way along a smaller update is straighter, so the loss makes it smaller, too. With its effects on the logits before,
+d', and now, d, less their means under t, the share of its size that is kept is √(Σ t d² / Σ t d'²) over tokens and
+vocabulary. B is divided by it in the end, on answers that were not trained on.
 """
 
 import math
@@ -51,6 +51,7 @@ EPSILON = 2e-4  # ε
 WARMUP = 0.1  # share of the steps
 REPORTED = 20  # steps whose mean loss is told
 SLOWER = 0.65  # of the learning rate of training
+HOLD = 0.3  # h
 ROUNDS = 2  # of that: the effect is nearly linear in B
 LEAST_KEPT = 0.2  # of the effect; an adapter that has lost more is broken
 Progress = Callable[[str], None]
@@ -83,7 +84,7 @@ class Distance:
         after: The same of the adapter as it is now.
         same: Share of tokens at which both have the same likeliest one, now.
         moved: Total variation of exact guidance now from what it was.
-        kept: The effect of the update on the logits, as a share of what it was.
+        kept: The size of the update's effect on the logits, as a share of what it was.
     """
 
     before: float
@@ -101,7 +102,7 @@ def refine(
     iters: int = 200,
     batch_size: int = 8,
     learning_rate: float | None = None,
-    hold: float = 0.3,
+    hold: float = HOLD,
     max_tokens: int = 48,
     seed: int = 0,
     progress: Progress = lambda message: None,
@@ -180,7 +181,7 @@ def train(
     batch_size: int,
     peak: float,
     seed: int,
-    hold: float = 1.0,
+    hold: float = HOLD,
     progress: Progress = lambda message: None,
 ) -> Tensors:
     """Returns the adapter's tensors after training, in float32; the guide itself stays as it is.
@@ -218,7 +219,7 @@ def train(
 
 
 def share_kept(guide: Guide, before: Tensors, after: Tensors, answers: Sequence[SampledAnswer]) -> float:
-    """The share of the update's effect on the logits that is kept, on answers under their α and β.
+    """The size of the update's effect on the logits as a share of what it was, on answers under their α and β.
 
     Raises:
         RunError: Nearly nothing is.
@@ -364,9 +365,7 @@ def _target(reader: _Reader, before: Tensors, batch: _Batch) -> tuple[mx.array, 
     return plain, _normalised(plain + batch.token_strength * reader.alone(before, batch))
 
 
-def _loss(
-    reader: _Reader, tensors: Tensors, batch: _Batch, target: tuple[mx.array, mx.array], hold: float = 1.0
-) -> mx.array:
+def _loss(reader: _Reader, tensors: Tensors, batch: _Batch, target: tuple[mx.array, mx.array], hold: float) -> mx.array:
     plain, t = target
     p = _normalised(plain + batch.token_strength * reader.alone(tensors, batch))
     q = _normalised(reader.one_pass(tensors, batch))
@@ -383,15 +382,15 @@ def _root_divergence(p: mx.array, q: mx.array) -> mx.array:
 
 
 def _effects(plain: mx.array, old: mx.array, new: mx.array, strength: float) -> tuple[float, float]:
-    """Σ p d d' and Σ p d'² for logits (N, V) of the base, the guide before and now; p is exact guidance before."""
-    p = mx.softmax(plain + strength * old, axis=-1)
-    was, now = (each - (p * each).sum(axis=-1, keepdims=True) for each in (old - plain, new - plain))
-    return float((p * was * now).sum()), float((p * was * was).sum())
+    """Σ t d² and Σ t d'² for logits (N, V) of the base, the guide before and now."""
+    t = mx.softmax(plain + strength * old, axis=-1)
+    now, was = (each - (t * each).sum(axis=-1, keepdims=True) for each in (new - plain, old - plain))
+    return float((t * now * now).sum()), float((t * was * was).sum())
 
 
 def _share(effects: np.ndarray) -> float:
     """What is kept of an effect; all of none."""
-    return float(effects[0] / effects[1]) if effects[1] > 0 else 1.0
+    return math.sqrt(effects[0] / effects[1]) if effects[1] > 0 else 1.0
 
 
 def _variation(p: mx.array, q: mx.array) -> mx.array:

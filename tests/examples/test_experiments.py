@@ -19,7 +19,7 @@ from parm_mlx.rewards.registry import load_rewards
 from parm_mlx.training.loss import smooth_tchebycheff
 
 NAMES = ("adapters", "baselines", "costs", "cross_domain", "design", "initialisation", "interpolation")
-NAMES += ("many_objectives", "nonconvex", "real_preferences", "vocabularies", "weak_to_strong")
+NAMES += ("jokes", "many_objectives", "nonconvex", "real_preferences", "vocabularies", "weak_to_strong")
 
 
 @pytest.fixture

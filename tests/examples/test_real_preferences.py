@@ -112,9 +112,9 @@ def test_leads_are_differences_of_log_probabilities(scripts: Any, tmp_path: Path
     ]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     alphas = [(0.0, 1.0), (0.25, 0.75)]
-    found = scripts.real_preferences.leads(BUNDLED_PARM, "bundled", tmp_path, alphas, 200)
+    found = scripts.judging.leads(BUNDLED_PARM, "bundled", tmp_path, alphas, 200, scripts.hh_rlhf.first_question)
     assert found["preferred"] == [[0, 1], [0, 1]]
-    assert found["question"] == [0, 1]
+    assert found["group"] == [0, 1]
     assert found["longer"] == [0, 0]
 
     (base, _), (guide, tokenizer) = load_base("bundled"), load_guide("bundled", "bundled")
@@ -136,10 +136,10 @@ def test_accuracies_by_hand(scripts: Any) -> None:
     found = {
         "leads": [[1.0, 1.0, 1.0], [1.0, -1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, -1.0]],
         "preferred": [[0, 0], [0, 1], [0, 1], [1, -1]],
-        "question": [0, 1, 1, 2],
+        "group": [0, 1, 1, 2],
         "longer": [0, 1, -1, 1],
     }
-    results = scripts.real_preferences.measure(found, ("harmless", "focus"), 500)
+    results = scripts.judging.measure(found, ("harmless", "focus"), 500)
     harmless, focus = results["harmless"], results["focus"]
     assert harmless["pairs"] == 4
     assert harmless["base"]["value"] == 0.75
@@ -160,10 +160,74 @@ def test_accuracies_by_hand(scripts: Any) -> None:
 def test_pairs_of_one_first_question_are_drawn_together(scripts: Any) -> None:
     """Twelve pairs of three questions, one of which is right throughout: shares are those of three draws."""
     right, groups = np.repeat([1.0, 0.0, 0.0], 4)[:, None], np.repeat([0, 1, 2], 4).tolist()
-    value, drawn = scripts.real_preferences.shares(right, np.ones(12), groups, 2000)
+    value, drawn = scripts.judging.shares(right, np.ones(12), groups, 2000)
     assert value.tolist() == [pytest.approx(1 / 3)]
     assert set(np.round(drawn[:, 0] * 3, 6)) == {0.0, 1.0, 2.0, 3.0}
     assert drawn.mean() == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_where_all_pairs_are_of_even_length_there_is_no_longer_response(scripts: Any) -> None:
+    found = {"leads": [[1.0, 1.0, -1.0]], "preferred": [[0, 1]], "group": [0], "longer": [-1]}
+    results = scripts.judging.measure(found, ("humor", "harmless"), 100)
+    assert "longer" not in results
+    assert "longer_is_preferred" not in results["humor"]
+    assert results["harmless"]["base"]["value"] == 0
+
+
+RATED = """text,is_humor,humor_rating,offense_rating
+A b c,1,3.0,0.0
+D e f,1,2.0,1.0
+G h i,1,2.6,0.2
+J k l,1,2.5,0.3
+M n o p q r s t u v w x y z,1,1.0,1.0
+No joke here,0,,2.0
+"""
+
+
+def test_texts_of_one_length_are_paired_by_what_people_said(scripts: Any, tmp_path: Path) -> None:
+    (tmp_path / "rated.csv").write_text(RATED)
+    read = scripts.rated_texts.read(tmp_path / "rated.csv", "bundled", 100)
+    assert [text.text for text in read] == ["A b c", "D e f", "G h i", "J k l", "M n o p q r s t u v w x y z"]
+    assert read[1].ratings == {"humor": 2.0, "harmless": -1.0}
+    assert scripts.rated_texts.read(tmp_path / "rated.csv", "bundled", 1) == []
+
+    def rated(text: str, humor: float, harmless: float) -> Any:
+        return scripts.rated_texts.RatedText(text, 3, {"humor": humor, "harmless": harmless})
+
+    (found,) = scripts.rated_texts.pair([rated("a", 3.0, -0.2), rated("b", 2.0, 0.0)], "Tell me a joke.", 0.5, 0)
+    assert found.preferred == {"humor": found.responses.index("a")}
+    (found,) = scripts.rated_texts.pair([rated("a", 3.0, -0.5), rated("b", 2.5, 0.0)], "Tell me a joke.", 0.5, 0)
+    assert found.preferred == {"humor": found.responses.index("a"), "harmless": found.responses.index("b")}
+    assert scripts.rated_texts.pair([rated("a", 3.0, -0.4), rated("b", 2.6, 0.0)], "Tell me a joke.", 0.5, 0) == []
+    other = scripts.rated_texts.RatedText("b", 4, {"humor": 0.0, "harmless": 0.0})
+    assert scripts.rated_texts.pair([rated("a", 3.0, -0.4), other], "Tell me a joke.", 0.5, 0) == []
+
+
+def test_no_text_of_a_held_out_pair_is_trained_on(scripts: Any, tmp_path: Path) -> None:
+    letters = "abcdefghijklmnopqrst"
+    rows = [f"{letter} {letter} {letter},1,{i % 4},{i % 3}" for i, letter in enumerate(letters)]
+    (tmp_path / "rated.csv").write_text("text,is_humor,humor_rating,offense_rating\n" + "\n".join(rows) + "\n")
+    about = scripts.rated_texts.make(
+        tmp_path / "rated.csv",
+        tmp_path / "pairs",
+        model="bundled",
+        prompt="Tell me a joke.",
+        tokens=50,
+        held_out=8,
+        rounds=3,
+        clear=0.5,
+    )
+    train, test = (
+        [json.loads(row) for row in (tmp_path / "pairs" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "test")
+    )
+    assert (len(train), len(test)) == (about["train"], about["test"])
+    texts = [[text for row in rows for text in row["responses"]] for rows in (train, test)]
+    assert not set(texts[0]) & set(texts[1])
+    assert len(set(texts[1])) == len(texts[1])
+    pairs = [frozenset(row["responses"]) for row in train]
+    assert len(set(pairs)) == len(pairs) > 6
+    assert about["labels"]["humor"] == sum("humor" in row["preferred"] for row in train)
 
 
 def a_run(name: str, scores: dict[tuple[float, float] | None, list[tuple[float, float]]]) -> Run:

@@ -1,6 +1,7 @@
 """What passes cost, what follows for decoding one answer, and what is kept of it."""
 
 import json
+import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
@@ -227,8 +228,17 @@ def test_processes_that_measure_at_the_same_time_keep_both(monkeypatch: pytest.M
     found = Costs(PASSES, PASSES, per_token={"off": 1.0})
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: remember(f"{i:03}", str(i), found), range(40)))
-    assert known() == [(str(i), found) for i in range(40)]
+    assert known() == [(name, found) for name in sorted(map(str, range(40)))]
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_of_one_name_the_latest_costs_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for seconds, name in ((1.0, "b"), (2.0, "a")):
+        remember(name, "base + parm", Costs(PASSES, PASSES, per_token={"off": seconds}))
+    old = tmp_path / "parm-mlx" / costs.FOLDER / "b.json"
+    os.utime(old, (1, 1))
+    assert known() == [("base + parm", Costs(PASSES, PASSES, per_token={"off": 2.0}))]
 
 
 def test_a_user_without_a_home_measures_every_time(monkeypatch: pytest.MonkeyPatch) -> None:

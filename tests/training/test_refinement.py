@@ -48,7 +48,7 @@ def test_the_loss_is_that_of_the_models(settings: dict[str, Any]) -> None:
     alphas, strengths = np.array([each.alpha for each in ANSWERS]), np.array([each.strength for each in ANSWERS])
     batch, tensors = refinement._Batch.of(ANSWERS, alphas, strengths), tensors_of(guide)
     reader = refinement._Reader(guide)
-    loss = refinement._loss(reader, tensors, batch, refinement._target(reader, tensors, batch))
+    loss = refinement._loss(reader, tensors, batch, refinement._target(reader, tensors, batch), 1.0)
     assert float(loss) == pytest.approx(root_divergences(guide).mean() + EPSILON**0.5, rel=1e-3)
     held = refinement._loss(reader, tensors, batch, refinement._target(reader, tensors, batch), 3.0)
     assert float(held - loss) == pytest.approx(2 * EPSILON**0.5, rel=1e-3)
@@ -78,11 +78,10 @@ def test_of_a_small_update_what_is_kept_is_its_factor(factor: float) -> None:
     assert share_kept(guide, small, after, ANSWERS) == pytest.approx(factor, rel=1e-2)
 
 
-def test_an_adapter_that_turned_around_is_refused_and_one_without_effect_keeps_it() -> None:
-    guide = tiny_guide()
+def test_an_adapter_that_lost_its_effect_is_refused_and_one_that_had_none_keeps_it() -> None:
+    guide, nothing = tiny_guide(), scaled(tiny_guide(), 0)
     with pytest.raises(RunError, match="has lost its effect"):
-        share_kept(guide, scaled(guide, 0.01), scaled(guide, -0.01), ANSWERS)
-    nothing = scaled(guide, 0)
+        share_kept(guide, scaled(guide, 1), nothing, ANSWERS)
     assert share_kept(guide, nothing, nothing, ANSWERS) == 1
 
 
