@@ -17,10 +17,10 @@ EXPERIMENTS = ROOT / "examples" / "experiments"
 BEGIN, END = "<!-- results: made by docs/make_results.py -->", "<!-- end of results -->"
 PAGE = """# Experiments
 
-What can be expected of a PARM, and which settings matter. The first three rows are of a real model; where a page does not
-say otherwise, the others are of the bundled world, with three seeds each. Every experiment is one command; it goes on where
-it was stopped, and shares what is expensive with the others in `build/experiments`. Its answers and their scores are
-kept in `answers`, of which
+What can be expected of a PARM, and which settings matter. The first three rows are of a real model; where a page does
+not say otherwise, the others are of the bundled world, with three seeds each. Every experiment is one command; it goes
+on where it was stopped, and shares what is expensive with the others in `build/experiments`. Its answers and their
+scores are kept in `answers`, of which
 
     python examples/experiments/rebuild.py
 
