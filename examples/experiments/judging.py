@@ -15,7 +15,7 @@ from parm_mlx.data.dataset import load_data
 from parm_mlx.data.pairs import Pair
 from parm_mlx.data.tokenize import UNLABELLED, TokenPair, tokenize_pairs
 from parm_mlx.drawing import STYLES
-from parm_mlx.evaluation.metrics import bootstrap, interval
+from parm_mlx.evaluation import metrics
 from parm_mlx.guidance.loading import load_guide
 from parm_mlx.pblora.layer import Unconditioned, conditioned
 from parm_mlx.preference import Alpha
@@ -86,7 +86,7 @@ def shares(right: Array, judged: Array, groups: Sequence[int], samples: int) -> 
     both = np.concatenate([right * judged[:, None], judged[:, None]], axis=1)
     sums = np.zeros((size, both.shape[1]))
     np.add.at(sums, list(groups), both)
-    total, drawn = sums.sum(axis=0), bootstrap(sums, samples, 0)
+    total, drawn = sums.sum(axis=0), metrics.bootstrap(sums, samples, 0)
     drawn = drawn[drawn[:, -1] > 0]
     return total[:-1] / total[-1], drawn[:, :-1] / drawn[:, -1:]
 
@@ -148,6 +148,11 @@ def measure(found: dict[str, Any], objectives: Sequence[str], samples: int) -> d
         "corners": float(np.abs(lead[:, -1] - lead[:, 1]).mean()),
     }
     return results
+
+
+def interval(value: float, drawn: Array) -> dict[str, float]:
+    """That of :func:`~parm_mlx.evaluation.metrics.interval`, to digits that do not depend on the number of threads."""
+    return {name: round(number, 8) for name, number in metrics.interval(value, drawn).items()}
 
 
 def percent(found: dict[str, float]) -> str:
