@@ -7,19 +7,23 @@ Twenty texts that are hard for tokenizers (emoji, code, Chinese, Arabic, digits,
 read token by token, each as the beginning of an answer. At every token the guided distribution is compared with that of
 a search of ten times the rows (four times as many, two and a half times as often), twice the candidates and a tenth of
 the tolerance. The table has the mean and the largest total variation, ½ Σ |p − q|, by text; the last line the passes
-and rows of the guide, and the time, for each token.
+and rows of the guide, and the time, for each token. Beside it stand, measured in turn with each text, the time of a
+pass of the base and of one of the guide, and that of bookkeeping: what is left of a token without refinement when
+neither model computes. These three are medians; where a text cuts tokens in a way that is new, its tables are made once,
+which can take a tenth of a second.
 """
 
 import argparse
 import json
 import time
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import parm_mlx  # loads OpenBLAS, so it must come before MLX
 from parm_mlx.guidance.across import AcrossGuide, AcrossModel
 from parm_mlx.guidance.refinement import AcrossCount, Refinement
 from parm_mlx.machine import describe_machine, keep_freed_memory
+from parm_mlx.mlxlm import make_prompt_cache
 
 import mlx.core as mx  # isort: skip
 
@@ -63,6 +67,54 @@ def tokens_of(model: AcrossModel, prompt: list[int], answer: list[int]) -> tuple
     return found, seconds
 
 
+def alone(model: Any, cache: list[Any], ids: list[int], prompt: list[int]) -> list[float]:
+    """The seconds that a model takes to read each token of an answer."""
+    mx.eval(model(mx.array([prompt]), cache=cache))
+    seconds = []
+    for token in ids:
+        start = time.perf_counter()
+        mx.eval(model(mx.array([[token]]), cache=cache))
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+class Timed:
+    """A model whose results are there when it returns, and the seconds that it has taken."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.seconds = model, 0.0
+
+    def __call__(self, *inputs: Any, **named: Any) -> mx.array:
+        """What the model gives."""
+        start = time.perf_counter()
+        found: mx.array = self.model(*inputs, **named)
+        mx.eval(found)
+        self.seconds += time.perf_counter() - start
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+def bookkeeping(model: Any, prompt: list[int], answer: list[int]) -> list[float]:
+    """The seconds of each token, without refinement, in which neither model computes."""
+    guide = model.guide
+    base, inner, how, count = model.base, guide.guide, guide._how, guide.count
+    models = model.base, guide.guide = Timed(base), Timed(inner)
+    guide._how, guide.count = Refinement(rounds=0), AcrossCount()
+    cache = model.make_cache()
+    mx.eval(model(mx.array([prompt]), cache=cache))
+    seconds = []
+    for token in answer:
+        for each in models:
+            each.seconds = 0.0
+        start = time.perf_counter()
+        mx.eval(model(mx.array([[token]]), cache=cache))
+        seconds.append(time.perf_counter() - start - sum(each.seconds for each in models))
+    model.base, guide.guide, guide._how, guide.count = base, inner, how, count
+    return seconds
+
+
 def measured(options: argparse.Namespace, beta: float) -> dict[str, Any]:
     """Everything at one β."""
     default = Refinement(
@@ -76,6 +128,7 @@ def measured(options: argparse.Namespace, beta: float) -> dict[str, Any]:
     guide = model.guide
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Go on."}], add_generation_prompt=True)
     rows, counts, times = {}, AcrossCount(), []
+    passes: dict[str, list[float]] = {"base": [], "guide": [], "bookkeeping": []}
     for name, text in TEXTS.items():
         answer = tokenizer.encode(text, add_special_tokens=False)[: options.tokens]
         guide._how, guide.count = default, counts
@@ -85,10 +138,15 @@ def measured(options: argparse.Namespace, beta: float) -> dict[str, Any]:
         variation = [float(0.5 * mx.abs(mx.exp(p) - mx.exp(q)).sum()) for p, q in zip(ours, theirs, strict=True)]
         rows[name] = {"tokens": len(answer), "mean": fmean(variation), "most": max(variation)}
         times += seconds
+        ids = list(range(1, 1 + len(answer)))
+        passes["base"] += alone(model.base, make_prompt_cache(model.base), answer, prompt)
+        passes["guide"] += alone(guide.guide, guide.guide.make_cache(), ids, ids)
+        passes["bookkeeping"] += bookkeeping(model, prompt, answer)
         print(f"β {beta}  {name:10} {rows[name]['mean']:.4f} {rows[name]['most']:.3f}", flush=True)
     every = sum(row["tokens"] for row in rows.values())
     mean = sum(row["mean"] * row["tokens"] for row in rows.values()) / every
-    return {"beta": beta, "texts": rows, "mean": mean, "ms_per_token": 1000 * fmean(times), **counts.summary()}
+    cost = {f"{name}_ms": 1000 * median(seconds) for name, seconds in passes.items()}
+    return {"beta": beta, "texts": rows, "mean": mean, "ms_per_token": 1000 * fmean(times), **cost, **counts.summary()}
 
 
 KNOBS = ("candidates", "rows", "rounds", "tolerance", "share")
@@ -114,7 +172,9 @@ def main() -> None:
         print(
             f"β {each['beta']}: mean total variation {each['mean']:.4f}; for each token "
             f"{each['across_passes_per_token']:.2f} passes and {each['across_rows_per_token']:.2f} rows of the guide, "
-            f"{each['ms_per_token']:.0f} ms"
+            f"{each['ms_per_token']:.1f} ms: {each['ms_per_token'] / (each['base_ms'] + each['guide_ms']):.2f} times a "
+            f"pass of the base ({each['base_ms']:.1f}) and one of the guide ({each['guide_ms']:.1f}); bookkeeping without "
+            f"refinement {each['bookkeeping_ms']:.1f} ms"
         )
 
 
