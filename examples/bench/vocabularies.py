@@ -9,8 +9,8 @@ a search of ten times the rows (four times as many, two and a half times as ofte
 the tolerance. The table has the mean and the largest total variation, ½ Σ |p − q|, by text; the last line the passes
 and rows of the guide, and the time, for each token. Beside it stand, measured in turn with each text, the time of a
 pass of the base and of one of the guide, and that of bookkeeping: what is left of a token without refinement when
-neither model computes. These three are medians; where a text cuts tokens in a way that is new, its tables are made once,
-which can take a tenth of a second.
+neither model computes. These three are medians; where a text cuts tokens in a way that is new, its tables are made
+once, which can take a tenth of a second.
 """
 
 import argparse
@@ -173,8 +173,8 @@ def main() -> None:
             f"β {each['beta']}: mean total variation {each['mean']:.4f}; for each token "
             f"{each['across_passes_per_token']:.2f} passes and {each['across_rows_per_token']:.2f} rows of the guide, "
             f"{each['ms_per_token']:.1f} ms: {each['ms_per_token'] / (each['base_ms'] + each['guide_ms']):.2f} times a "
-            f"pass of the base ({each['base_ms']:.1f}) and one of the guide ({each['guide_ms']:.1f}); bookkeeping without "
-            f"refinement {each['bookkeeping_ms']:.1f} ms"
+            f"pass of the base ({each['base_ms']:.1f}) and one of the guide ({each['guide_ms']:.1f}); bookkeeping "
+            f"without refinement {each['bookkeeping_ms']:.1f} ms"
         )
 
 

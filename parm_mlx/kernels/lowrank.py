@@ -2,8 +2,8 @@
 
     y + ((x Aᵀ) · core) Bᵀ,    core = s · M(α)ᵀ
 
-In MLX's operations it is :func:`lowrank_update_ops`, with :func:`add_projection`. The kernel is for decoding: for few
-rows and a low rank, launching three operations takes most of the time. For many rows MLX's own products are better.
+In MLX's operations it is :func:`lowrank_update_ops`. The kernel is for decoding: for few rows and a low rank, launching
+three operations takes most of the time. For many rows MLX's own products are better.
 """
 
 from typing import Any, cast
@@ -36,12 +36,7 @@ def lowrank_update(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.
 
 def lowrank_update_ops(y: mx.array, x: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:
     """The equation: W x + s · B · M(α) · A · x for y = W x; arguments and result of :func:`lowrank_update`."""
-    return add_projection(y, x @ a.T, core, b.T).astype(y.dtype)
-
-
-def add_projection(y: mx.array, z: mx.array, core: mx.array | None, b: mx.array) -> mx.array:
-    """Computes y + (z · core) b for z = x Aᵀ (B, L, r) and b = Bᵀ (r, out). If core is None, b is core · Bᵀ."""
-    return mx.addmm(y, z if core is None else z @ core, b)
+    return mx.addmm(y, x @ a.T @ core, b.T).astype(y.dtype)
 
 
 def lowrank_slope_ops(g: mx.array, a: mx.array, core: mx.array, b: mx.array) -> mx.array:

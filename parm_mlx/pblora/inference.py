@@ -1,9 +1,9 @@
 """α bound for generation: all that depends on α alone is computed once, the rest with few operations per token.
 
 The equation is that of :mod:`parm_mlx.kernels.lowrank`. Where its kernel runs, it computes the update as it stands.
-Elsewhere the adapters of layers that read the same input (query, key and value) are one: their A stand below each
-other, their cores and their Bᵀ along a diagonal. For one α in all rows the core is folded into Bᵀ; a share
-of the update that differs from row to row is a factor of A x then.
+Elsewhere layers that read the same input (query, key and value) have one A x: their A stand below each other, their
+cores along a diagonal. For one α in all rows the core is folded into Bᵀ; a share of the update that differs from row to
+row is a factor of A x then.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,29 @@ from itertools import accumulate
 
 import mlx.core as mx
 
-from parm_mlx.kernels.lowrank import add_projection, fused_update, is_fused
+from parm_mlx.kernels.lowrank import fused_update, is_fused
 from parm_mlx.pblora.layer import Conditioning, PBLoRALinear, core_shapes, scaled_core
-
-FEW = 16  # positions up to which launching operations takes longer than computing with the zeros of a diagonal
 
 
 @dataclass(frozen=True)
 class _Group:
-    """The adapters of layers that read one input, in its dtype: r ranks and n outputs in all."""
+    """The adapters of layers that read one input, in its dtype, of r ranks in all."""
 
     a: mx.array  # (in, r)
     gate: mx.array | None  # (B, 1, 1), a factor of A x: a folded core cannot be zero in some rows
     core: mx.array | None  # (B, r, r) along the diagonal; None if folded
-    b: mx.array  # (r, n) along the diagonal: Bᵀ, or core · Bᵀ if folded
+    b: list[mx.array]  # (ranks, out) of each layer: Bᵀ, or core · Bᵀ if folded
+    ends: list[int]  # of the ranks of each layer but the last
     places: dict[int, int]  # of each layer by its index
-    ranks: list[slice]  # of each layer by its place
-    outputs: list[slice]
+
+    def read(self, x: mx.array) -> "_Read":
+        """A x of all layers, times their cores; the first layer that reads x computes it."""
+        z = x @ self.a
+        if self.gate is not None:
+            z = z * self.gate
+        if self.core is not None:
+            z = z @ self.core
+        return _Read(x, self, list(mx.split(z, self.ends, axis=-1)) if self.ends else [z])
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,7 @@ class _Read:
 
     x: mx.array
     group: _Group
-    z: mx.array  # A x of all layers
-    updates: list[mx.array] | None  # of each layer, for few positions
+    z: list[mx.array]  # (B, L, ranks) of each layer
 
 
 class BoundPreferences(Conditioning):
@@ -82,14 +87,9 @@ class BoundPreferences(Conditioning):
             core = self._cores[layer.index]
             if is_fused(y, x, layer.a, core, layer.b):
                 return fused_update(y, x, layer.a, core, layer.b)
-            read = self._last = _read(x, self._groups(x.dtype)[layer.index])
-        group = read.group
-        place = group.places[layer.index]
-        if read.updates is not None:
-            return y + read.updates[place]
-        ranks = group.ranks[place]
-        own = None if group.core is None else group.core[:, ranks, ranks]
-        return add_projection(y, read.z[..., ranks], own, group.b[ranks, group.outputs[place]])
+            read = self._last = self._groups(x.dtype)[layer.index].read(x)
+        place = read.group.places[layer.index]
+        return mx.addmm(y, read.z[place], read.group.b[place])
 
     def _groups(self, dtype: mx.Dtype) -> dict[int, _Group]:
         """For every layer by index its group, evaluated like the cores."""
@@ -106,31 +106,13 @@ class BoundPreferences(Conditioning):
             if self._folded is None:
                 core = _diagonal([self._cores[layer.index] for layer in layers]).astype(dtype)
             else:
-                b = _diagonal([self._folded[layer.index] @ layer.b.T for layer in layers]).astype(dtype)
-            ranks, outputs = (_slices([layer.b.shape[axis] for layer in layers]) for axis in (1, 0))
+                b = [(self._folded[layer.index] @ layer.b.T).astype(dtype) for layer in layers]
+            ends = list(accumulate(layer.b.shape[1] for layer in layers))[:-1]
             places = {layer.index: place for place, layer in enumerate(layers)}
-            group = _Group(joined.a, gate, core, b, places, ranks, outputs)
-            found |= dict.fromkeys(places, group)
+            found |= dict.fromkeys(places, _Group(joined.a, gate, core, b, ends, places))
         mx.eval([[group.a, group.core, group.b] for group in found.values()], gate)
         self._by_dtype[dtype] = found
         return found
-
-
-def _read(x: mx.array, group: _Group) -> _Read:
-    """A x, and for few positions all updates of the group; the first layer that reads x computes them."""
-    z, updates = x @ group.a, None
-    if group.gate is not None:
-        z = z * group.gate
-    if x.shape[1] <= FEW:
-        both = (z if group.core is None else z @ group.core) @ group.b
-        ends = [outputs.stop for outputs in group.outputs[:-1]]
-        updates = list(mx.split(both, ends, axis=-1)) if ends else [both]
-    return _Read(x, group, z, updates)
-
-
-def _slices(sizes: Sequence[int]) -> list[slice]:
-    ends = list(accumulate(sizes))
-    return list(map(slice, [0, *ends], ends))
 
 
 def _diagonal(blocks: Sequence[mx.array]) -> mx.array:
@@ -146,17 +128,17 @@ def _diagonal(blocks: Sequence[mx.array]) -> mx.array:
 
 @dataclass(frozen=True)
 class Joined:
-    """The adapters of layers that read one input, without their cores; no tuple, which an nn.Module would walk.
+    """What α does not change of layers that read one input; no tuple, which an nn.Module would walk.
 
     Attributes:
         parts: The tensors that they were made of, by identity.
         a: (in, r), the transposed A of all layers.
-        b: (r, n), their Bᵀ along the diagonal.
+        b: (ranks, out), Bᵀ of each.
     """
 
     parts: list[mx.array]
     a: mx.array
-    b: mx.array
+    b: list[mx.array]
 
 
 def join(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> Joined:
@@ -165,7 +147,7 @@ def join(layers: Sequence[PBLoRALinear], dtype: mx.Dtype) -> Joined:
     parts = [tensor for layer in layers for tensor in (layer.a, layer.b)]
     if kept is None or kept.a.dtype != dtype or list(map(id, kept.parts)) != list(map(id, parts)):
         a = mx.contiguous(mx.concatenate([layer.a for layer in layers]).T.astype(dtype))
-        b = _diagonal([layer.b.T for layer in layers]).astype(dtype)
+        b = [mx.contiguous(layer.b.T.astype(dtype)) for layer in layers]
         mx.eval(a, b)  # another thread cannot evaluate what this one built
         kept = layers[0]._joined = Joined(parts, a, b)
     return kept
