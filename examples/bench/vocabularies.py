@@ -2,21 +2,23 @@
 
     python examples/bench/vocabularies.py --model smollm2 --parm bundled
     python examples/bench/vocabularies.py --model bundled --parm smollm2 --beta 1,0.3
+    python examples/bench/vocabularies.py --model bundled --parm smollm2 --texts 0
 
 Twenty texts that are hard for tokenizers (emoji, code, Chinese, Arabic, digits, spaces, control tokens as text) are
 read token by token, each as the beginning of an answer. At every token the guided distribution is compared with that of
 a search of ten times the rows (four times as many, two and a half times as often), twice the candidates and a tenth of
-the tolerance. The table has the mean and the largest total variation, ½ Σ |p − q|, by text; the last line the passes
-and rows of the guide, and the time, for each token. Beside it stand, measured in turn with each text, the time of a
-pass of the base and of one of the guide, and that of bookkeeping: what is left of a token without refinement when
-neither model computes. These three are medians; where a text cuts tokens in a way that is new, its tables are made
-once, which can take a tenth of a second.
+the tolerance. The table has the mean and the largest total variation, ½ Σ |p − q|, by text; the line after it the
+passes and rows of the guide, and the time, for each token of these texts.
+
+The last line is about answers as they are generated, greedily, to three questions: the time of a token, of a pass of
+the base and of one of the guide, in turns, and of bookkeeping, which is what is left of a token without refinement when
+neither model computes. The first answer is not counted: tables are made once for every way in which a text cuts tokens.
 """
 
 import argparse
 import json
 import time
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import parm_mlx  # loads OpenBLAS, so it must come before MLX
@@ -67,17 +69,6 @@ def tokens_of(model: AcrossModel, prompt: list[int], answer: list[int]) -> tuple
     return found, seconds
 
 
-def alone(model: Any, cache: list[Any], ids: list[int], prompt: list[int]) -> list[float]:
-    """The seconds that a model takes to read each token of an answer."""
-    mx.eval(model(mx.array([prompt]), cache=cache))
-    seconds = []
-    for token in ids:
-        start = time.perf_counter()
-        mx.eval(model(mx.array([[token]]), cache=cache))
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
 class Timed:
     """A model whose results are there when it returns, and the seconds that it has taken."""
 
@@ -94,6 +85,27 @@ class Timed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
+
+
+def answered(model: Any, prompt: list[int], tokens: int) -> dict[str, list[float]]:
+    """The seconds of each token of a greedy answer, and of what it is made of."""
+    guide = model.guide
+    base, inner = model.base, guide.guide
+    cache, alone = model.make_cache(), (make_prompt_cache(base), inner.make_cache())
+    mx.eval(model(mx.array([prompt[:-1]]), cache=cache), base(mx.array([prompt[:-1]]), cache=alone[0]))
+    mx.eval(inner(mx.array([prompt[:1] * len(prompt)]), cache=alone[1]))
+    answer, seconds = [prompt[-1]], {name: [] for name in ("token", "base", "guide", "bookkeeping")}
+    for _ in range(tokens):
+        symbol = mx.array([answer[-1:]])
+        start = time.perf_counter()
+        answer.append(int(model(symbol, cache=cache)[0, -1].argmax().item()))
+        seconds["token"].append(time.perf_counter() - start)
+        for name, part, own in zip(("base", "guide"), (base, inner), alone, strict=True):
+            start = time.perf_counter()
+            mx.eval(part(mx.array([prompt[:1]]), cache=own))
+            seconds[name].append(time.perf_counter() - start)
+    seconds["bookkeeping"] = bookkeeping(model, prompt[:-1], answer[:-1])
+    return seconds
 
 
 def bookkeeping(model: Any, prompt: list[int], answer: list[int]) -> list[float]:
@@ -126,10 +138,9 @@ def measured(options: argparse.Namespace, beta: float) -> dict[str, Any]:
     assert isinstance(model, AcrossModel), "these models have the same tokens"
     assert isinstance(model.guide, AcrossGuide), "these models have the same tokens under other ids"
     guide = model.guide
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Go on."}], add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Go on."}], **PROMPTED)
     rows, counts, times = {}, AcrossCount(), []
-    passes: dict[str, list[float]] = {"base": [], "guide": [], "bookkeeping": []}
-    for name, text in TEXTS.items():
+    for name, text in list(TEXTS.items())[: options.texts]:
         answer = tokenizer.encode(text, add_special_tokens=False)[: options.tokens]
         guide._how, guide.count = default, counts
         ours, seconds = tokens_of(model, prompt, answer)
@@ -138,17 +149,25 @@ def measured(options: argparse.Namespace, beta: float) -> dict[str, Any]:
         variation = [float(0.5 * mx.abs(mx.exp(p) - mx.exp(q)).sum()) for p, q in zip(ours, theirs, strict=True)]
         rows[name] = {"tokens": len(answer), "mean": fmean(variation), "most": max(variation)}
         times += seconds
-        ids = list(range(1, 1 + len(answer)))
-        passes["base"] += alone(model.base, make_prompt_cache(model.base), answer, prompt)
-        passes["guide"] += alone(guide.guide, guide.guide.make_cache(), ids, ids)
-        passes["bookkeeping"] += bookkeeping(model, prompt, answer)
         print(f"β {beta}  {name:10} {rows[name]['mean']:.4f} {rows[name]['most']:.3f}", flush=True)
-    every = sum(row["tokens"] for row in rows.values())
-    mean = sum(row["mean"] * row["tokens"] for row in rows.values()) / every
-    cost = {f"{name}_ms": 1000 * median(seconds) for name, seconds in passes.items()}
-    return {"beta": beta, "texts": rows, "mean": mean, "ms_per_token": 1000 * fmean(times), **cost, **counts.summary()}
+    found: dict[str, Any] = {"beta": beta, "texts": rows}
+    if rows:
+        every = sum(row["tokens"] for row in rows.values())
+        found["mean"] = sum(row["mean"] * row["tokens"] for row in rows.values()) / every
+        found |= {"ms_per_token": 1000 * fmean(times), **counts.summary()}
+    guide._how, guide.count = default, AcrossCount()
+    answers = [
+        answered(model, tokenizer.apply_chat_template([{"role": "user", "content": question}], **PROMPTED), ANSWERED)
+        for question in QUESTIONS
+    ]
+    each = {name: [s for answer in answers[1:] for s in answer[name]] for name in answers[0]}
+    cost = {name: 1000 * fmean(seconds) for name, seconds in each.items()}
+    return found | {"answers_ms": cost, "of_both_passes": cost["token"] / (cost["base"] + cost["guide"])}
 
 
+QUESTIONS = ["How do I bake bread?", "How do I cook rice?", "What should I do when I am sad?"]
+ANSWERED = 40  # tokens of an answer
+PROMPTED = {"add_generation_prompt": True}
 KNOBS = ("candidates", "rows", "rounds", "tolerance", "share")
 
 
@@ -160,6 +179,7 @@ def main() -> None:
     parser.add_argument("--alpha", default=None)
     parser.add_argument("--beta", default="1")
     parser.add_argument("--tokens", type=int, default=40, help="most tokens of a text")
+    parser.add_argument("--texts", type=int, default=len(TEXTS), help="how many of them are read")
     for name in KNOBS:
         parser.add_argument(f"--{name}", type=float if name in ("tolerance", "share") else int)
     parser.add_argument("--json", action="store_true")
@@ -169,12 +189,16 @@ def main() -> None:
     if options.json:
         print(json.dumps({"machine": describe_machine(), "found": found}, indent=2))
     for each in found:
+        if each["texts"]:
+            print(
+                f"β {each['beta']}: mean total variation {each['mean']:.4f}; for each token "
+                f"{each['across_passes_per_token']:.2f} passes and {each['across_rows_per_token']:.2f} rows of the "
+                f"guide, {each['ms_per_token']:.0f} ms"
+            )
+        cost = each["answers_ms"]
         print(
-            f"β {each['beta']}: mean total variation {each['mean']:.4f}; for each token "
-            f"{each['across_passes_per_token']:.2f} passes and {each['across_rows_per_token']:.2f} rows of the guide, "
-            f"{each['ms_per_token']:.1f} ms: {each['ms_per_token'] / (each['base_ms'] + each['guide_ms']):.2f} times a "
-            f"pass of the base ({each['base_ms']:.1f}) and one of the guide ({each['guide_ms']:.1f}); bookkeeping "
-            f"without refinement {each['bookkeeping_ms']:.1f} ms"
+            f"answers: {cost['token']:.1f} ms a token, {each['of_both_passes']:.2f} times a pass of the base "
+            f"({cost['base']:.1f}) and one of the guide ({cost['guide']:.1f}); bookkeeping {cost['bookkeeping']:.1f} ms"
         )
 
 
