@@ -31,10 +31,12 @@ from rich.console import Console
 from parm_mlx.answers.store import RunFolder, read_run
 from parm_mlx.answers.sweep import Sweep, answer_all, plan, score_all
 from parm_mlx.drawing import STYLES
+from parm_mlx.evaluation.evaluate import evaluate
 from parm_mlx.evaluation.report.plots import draw
 from parm_mlx.evaluation.summary import Run
 from parm_mlx.fingerprint import directory_digest
 from parm_mlx.guidance.loading import load_with_tokenizers
+from parm_mlx.guidance.named import held_out_prompts
 from parm_mlx.guidance.policy import PolicyModel
 from parm_mlx.guidance.prompts import Prompt, Prompter, content_id
 from parm_mlx.guidance.sampling import Sampling
@@ -169,14 +171,37 @@ class Experiment:
         folder = self.work / "runs" / name
         if not self.stored:
             self._answer(name, folder, parms, base, alphas, rewards, beta, alone)
-        identity, results, scores = read_run(folder)
-        was, now = identity["settings"], self.settings["sweep"]
+        was, now = read_run(folder)[0]["settings"], self.settings["sweep"]
         if changed := [key for key in now if key != "bootstrap" and was.get(key) != now[key]]:
             raise SystemExit(f"error: {name} was made with other settings ({', '.join(changed)}); run it again")
+        return self._kept(name)
+
+    def real(self, name: str, beta: float = 1.0) -> Run:
+        """SmolLM2 guided by its PARM, greedily, on held-out questions: as ``real`` of the settings says."""
+        settings, folder = self.settings["real"], self.work / "runs" / name
+        if not self.stored:
+            questions = held_out_prompts("smollm2")[: settings["questions"]]
+            with self.clock(ANSWERING + name, fresh=not folder.exists()):
+                evaluate(
+                    out=folder,
+                    model="smollm2",
+                    parm="smollm2",
+                    prompts=[[{"role": "user", "content": question}] for question in questions],
+                    grid=settings["grid"],
+                    beta=beta,
+                    sampling=Sampling(temp=0),
+                    max_tokens=settings["max_tokens"],
+                    note=print,
+                )
+        return self._kept(name)
+
+    def _kept(self, name: str) -> Run:
+        """Keeps a sweep and its time with the page, and reads it."""
+        folder = self.work / "runs" / name
+        identity, results, scores = read_run(folder)
         self.keep(folder)
         self.used |= self.times(ANSWERING + name)
-        named = tuple(identity["objectives"])
-        return Run(name, named, identity["rewards"], list(results.values()), scores)
+        return Run(name, tuple(identity["objectives"]), identity["rewards"], list(results.values()), scores)
 
     def keep(self, folder: Path) -> None:
         """Keeps the answers of a run with the page."""

@@ -9,7 +9,7 @@ the same seed. Only β is also tried on SmolLM2, as it needs no training.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,12 +21,8 @@ from comparison import OBJECTIVES
 from intervals import Found, Sweeps, bracketed, number, shown
 from mlx.utils import tree_map_with_path
 
-from parm_mlx.answers.store import read_run
 from parm_mlx.drawing import STYLES
-from parm_mlx.evaluation.evaluate import evaluate
 from parm_mlx.evaluation.summary import Run, compare
-from parm_mlx.guidance.named import held_out_prompts
-from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.pblora import read_adapter
 from parm_mlx.training.optimizer import Optimizer
 
@@ -168,28 +164,9 @@ def figures(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def real(experiment: common.Experiment) -> tuple[dict[str, Any], str]:
     """SmolLM2 guided by its PARM at each β: what is measured, and its table."""
-    settings, runs = experiment.settings["real"], []
-    for beta in (1.0, 0.5, 2.0):
-        folder = experiment.work / "runs" / f"design-smollm2-beta{beta:g}"
-        if not experiment.stored:
-            evaluate(
-                out=folder,
-                model="smollm2",
-                parm="smollm2",
-                prompts=[
-                    [{"role": "user", "content": q}] for q in held_out_prompts("smollm2")[: settings["questions"]]
-                ],
-                grid=settings["grid"],
-                beta=beta,
-                sampling=Sampling(temp=0),
-                max_tokens=settings["max_tokens"],
-                note=print,
-            )
-        experiment.keep(folder)
-        identity, results, scores = read_run(folder)
-        runs.append(
-            Run(f"{beta:g}", tuple(identity["objectives"]), identity["rewards"], list(results.values()), scores)
-        )
+    runs = [
+        replace(experiment.real(f"design-smollm2-beta{beta:g}", beta), name=f"{beta:g}") for beta in (1.0, 0.5, 2.0)
+    ]
     summary = compare(runs)
     less = {each["run"]: each for each in summary["differences"]}
     rows, found = [], {}

@@ -2,18 +2,61 @@
 
     python examples/experiments/interpolation.py
 
-On the PBLoRA adapters of adapters.py. A jump is a step along the grid of more than three times the median step; a
-cluster is a run of preferences whose points cannot be told apart.
+On the PBLoRA adapters of adapters.py, and on SmolLM2 with its PARM. A jump is a step along the grid of more than three
+times the median step; a cluster is a run of preferences whose points cannot be told apart.
 """
 
 import statistics
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import dist
+from typing import Any
 
 import common
 from adapters import OBJECTIVES, parms
 from common import markdown
 from intervals import Sweeps, shown
+
+from parm_mlx.evaluation.summary import compare
+
+
+def front_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """How one run's points lie, in the order of α from (1, 0) to (0, 1)."""
+    front, names = run["front"], list(run["spearman"])
+    points = [[point["scores"][name]["mean"] for name in names] for point in run["points"]]
+    steps = [dist(p, q) for p, q in pairwise(points)]
+    return {
+        "points": points,
+        "jumps": front["jumps"],
+        "clusters": front["clusters"],
+        "median_step": statistics.median(steps),
+        "largest_step": max(steps),
+        "falling_steps": statistics.mean(float(q[0] < p[0]) for p, q in pairwise(points)),
+        "spearman": {name: run["spearman"][name] for name in names},
+        "front_size": front["size"],
+    }
+
+
+def row(run: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """The cells of a table."""
+    weights = [f"{point['alpha'][0]:g}" for point in run["points"]]
+    jumps = [f"{weights[jump['from']]} → {weights[jump['to']]}" for jump in found["jumps"]]
+    clusters = [f"{weights[min(places)]} to {weights[max(places)]}" for places in found["clusters"]]
+    cells = [f"{found['median_step']:.2f}", f"{found['largest_step']:.2f}", "; ".join(jumps) or "none"]
+    cells += ["; ".join(clusters) or "none", str(found["front_size"]), f"{found['falling_steps']:.0%}"]
+    return cells + [f"{value['value']:.2f}" for value in found["spearman"].values()]
+
+
+def heads(objectives: Sequence[str]) -> list[str]:
+    """Those of :func:`row`."""
+    first = objectives[0]
+    cells = ["median step (sd)", "largest step", f"jumps: weight of {first}", f"clusters: weight of {first}"]
+    return [
+        *cells,
+        "points on the front (of 21)",
+        f"steps on which {first} falls",
+        *(f"Spearman {n}" for n in objectives),
+    ]
 
 
 def main() -> None:
@@ -23,51 +66,26 @@ def main() -> None:
     if experiment.quick:
         return
     runs = [experiment.run(f"fine-{seed}", adapters) for seed, adapters in trained.items()]
-    sweeps = Sweeps(runs, experiment.settings["sweep"]["bootstrap"])
-    summary = sweeps.summary
-    rows, results = [], []
-    for seed, run in zip(experiment.seeds, summary["runs"], strict=True):
-        front, points = run["front"], [[p["scores"][n]["mean"] for n in OBJECTIVES] for p in run["points"]]
-        steps = [dist(p, q) for p, q in pairwise(points)]
-        falling = statistics.mean(float(q[0] < p[0]) for p, q in pairwise(points))
-        jumps = [
-            f"{run['points'][j['from']]['alpha'][0]:g} → {run['points'][j['to']]['alpha'][0]:g}" for j in front["jumps"]
-        ]
-        clusters = [
-            f"{max(run['points'][i]['alpha'][0] for i in c):g} to {min(run['points'][i]['alpha'][0] for i in c):g}"
-            for c in front["clusters"]
-        ]
-        results.append(
-            {
-                "seed": seed,
-                "points": points,
-                "jumps": front["jumps"],
-                "clusters": front["clusters"],
-                "median_step": statistics.median(steps),
-                "largest_step": max(steps),
-                "falling_steps_of_warmth": falling,
-                "spearman": {name: run["spearman"][name] for name in OBJECTIVES},
-                "front_size": front["size"],
-            }
-        )
-        cells = [f"{run['spearman'][name]['value']:.2f}" for name in OBJECTIVES]
-        row = [
-            str(seed),
-            f"{statistics.median(steps):.2f}",
-            f"{max(steps):.2f}",
-            str(len(jumps)),
-            "; ".join(jumps) or "none",
-        ]
-        rows.append([*row, "; ".join(clusters) or "none", str(front["size"]), *cells])
-    heads = ["seed", "median step (sd)", "largest step", "jumps", "at weight of warmth", "clusters: weight of warmth"]
-    heads += ["points on the front (of 21)", *(f"Spearman {name}" for name in OBJECTIVES)]
-    experiment.picture(summary["runs"][0])
+    samples = experiment.settings["sweep"]["bootstrap"]
+    sweeps = Sweeps(runs, samples)
+    (of_smollm2,) = compare([experiment.real("fine-smollm2")], samples=samples)["runs"]
+    by_seed = [front_of(run) for run in sweeps.summary["runs"]]
+    measured = front_of(of_smollm2)
+    rows = [
+        [str(seed), *row(run, found)]
+        for seed, run, found in zip(experiment.seeds, sweeps.summary["runs"], by_seed, strict=True)
+    ]
+    experiment.picture(sweeps.summary["runs"][0])
     experiment.publish(
-        {"runs": results},
-        table=markdown(heads, rows),
-        jumps=", ".join(str(len(r["jumps"])) for r in results),
+        {"runs": [{"seed": seed, **found} for seed, found in zip(experiment.seeds, by_seed, strict=True)]}
+        | {"smollm2": measured},
+        table=markdown(["seed", *heads(OBJECTIVES)], rows),
+        smollm2=markdown(heads(list(measured["spearman"])), [row(of_smollm2, measured)]),
+        questions=str(experiment.settings["real"]["questions"]),
+        tokens=str(experiment.settings["real"]["max_tokens"]),
+        jumps=", ".join(str(len(found["jumps"])) for found in by_seed),
         hv=shown(sweeps.spread(runs, "hv")),
-        **common.fixed(summary),
+        **common.fixed(sweeps.summary),
     )
 
 

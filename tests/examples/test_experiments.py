@@ -123,6 +123,7 @@ def test_a_page_is_its_template_with_the_parts_filled_in(experiment: Any) -> Non
     experiment.out.mkdir()
     (experiment.out / "interpolation.svg").write_text("")
     parts = {"table": "| T |", "normalization": "N", "jumps": "J", "hv": "H", "reference": "R"}
+    parts |= {"smollm2": "| S |", "questions": "2", "tokens": "4"}
     experiment.publish({"value": 0.5}, **parts)
     page = (experiment.out / "interpolation.md").read_text()
     assert "| T |" in page
