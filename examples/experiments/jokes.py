@@ -6,7 +6,11 @@ The texts are those of the file that ``source`` in jokes.yaml names; a checkout 
 there is none. SmolLM2 is fetched at first use.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import common
 import judging
@@ -14,6 +18,78 @@ import rated_texts
 
 # isort: split
 import numpy as np
+from initialisation import VARIANTS as STARTS
+from initialisation import variant
+
+from parm_mlx.preference import Alpha
+
+LORA = "W1 = I, W2 rows = I"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change of the default: settings of the training, and what else is changed while it runs."""
+
+    label: str
+    train: Mapping[str, Any] = field(default_factory=dict)
+    changed: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+VARIANTS = {
+    "the default: p = 0.5, random start": Variant("default"),
+    "Dirichlet p = 2": Variant("p2", {"dirichlet": 2.0}),
+    LORA: Variant("identity", changed=lambda: variant(*STARTS[LORA])),
+}
+
+
+class Judges:
+    """PARMs of SmolLM2 on the pairs of jokes, and how they judge the held-out ones."""
+
+    def __init__(self, experiment: common.Experiment, data: Path, objectives: tuple[str, ...]) -> None:
+        self.experiment, self.data, self.objectives = experiment, data, objectives
+        self.model = str(experiment.settings["model"])
+
+    def trained(self, name: str, **settings: Any) -> Path:
+        """A PARM, trained unless it is there."""
+        seed, data = self.experiment.seeds[0], self.data / "train.jsonl"
+        return self.experiment.adapter(
+            name, seed, base=Path(self.model), data=data, objectives=self.objectives, **settings
+        )
+
+    def leads(self, name: str, parm: Path, alphas: Sequence[Alpha]) -> dict[str, Any]:
+        """What :func:`judging.leads` says of it, kept under a name."""
+        tokens = self.experiment.settings["train"]["max_seq_length"]
+        return self.experiment.fact(
+            name, lambda: judging.leads(parm, self.model, self.data, alphas, tokens, lambda pair: pair.where)
+        )
+
+
+def design(judges: Judges, quick: bool) -> tuple[list[dict[str, Any]], str]:
+    """PARMs of fewer steps, of which each changes one thing, and the first nothing: their figures and the table."""
+    settings = judges.experiment.settings
+    iters, samples = settings["design"]["iters"], settings["samples"]
+    parms = {}
+    for each in VARIANTS.values():
+        with each.changed():
+            parms[each.label] = judges.trained(f"jokes-{each.label}", iters=iters, **each.train)
+    if quick:
+        return [], ""
+    corners = [(0.0, 1.0), (1.0, 0.0)]
+    found = {label: judges.leads(f"joke-leads-{label}", parm, corners) for label, parm in parms.items()}
+    figures, rows = [], []
+    for name, of in VARIANTS.items():
+        leads = found[of.label]
+        measured = judging.measure(leads, judges.objectives, samples)
+        less = judging.compared(leads, found["default"], samples)
+        figures.append({"name": name, "less_default": less, **measured})
+        right = [measured[each]["alphas"][own] for each, own in zip(judges.objectives, (-1, 0), strict=True)]
+        changes = [judging.points(each) for each in (*less["right"], *less["raised"])]
+        changes = changes if of.label != "default" else [""] * len(changes)
+        rows.append([name, *map(judging.percent, right), *changes, f"{less['moved']:.2f}"])
+    heads = ["", *(f"right, {name}, %" for name in judges.objectives)]
+    heads += [f"less the default, {name}" for name in judges.objectives]
+    heads += [f"α raises the preferred, less the default, {name}" for name in judges.objectives]
+    return figures, common.markdown([*heads, "α moves, times the default"], rows)
 
 
 def main() -> None:
@@ -28,24 +104,23 @@ def main() -> None:
         "joke-pairs", lambda: rated_texts.make(folder / where["file"], data, model=named, **settings["pairs"])
     )
     objectives = tuple(about["objectives"])
-    parm = experiment.adapter(
-        "jokes", experiment.seeds[0], base=Path(named), data=data / "train.jsonl", objectives=objectives
-    )
+    judges = Judges(experiment, data, objectives)
+    parm = judges.trained("jokes")
+    designs, designed = design(judges, experiment.quick)
     if experiment.quick:
         return
     weights = [float(weight) for weight in settings["alphas"]]
     alphas = [(weight, 1 - weight) for weight in weights]
     train = settings["train"]
-    found = experiment.fact(
-        "joke-leads",
-        lambda: judging.leads(parm, named, data, alphas, train["max_seq_length"], lambda pair: pair.where),
-    )
+    found = judges.leads("joke-leads", parm, alphas)
     results = judging.measure(found, objectives, settings["samples"])
     judging.draw(experiment, results, objectives, np.array(weights))
     experiment.publish(
-        {"data": about, "alphas": alphas, **results},
+        {"data": about, "alphas": alphas, **results, "design": designs},
         table=judging.accuracies(results, objectives, alphas),
         raised=judging.gains(results, objectives),
+        design=designed,
+        design_steps=str(settings["design"]["iters"]),
         **{f"nats_{what}": f"{value:.1f}" for what, value in results["nats"].items()},
         repository=where["repository"].removeprefix("https://github.com/"),
         url=where["repository"],

@@ -155,6 +155,27 @@ def interval(value: float, drawn: Array) -> dict[str, float]:
     return {name: round(number, 8) for name, number in metrics.interval(value, drawn).items()}
 
 
+def compared(found: Mapping[str, Any], other: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    """Two PARMs of two objectives on the same pairs, as of :func:`leads` at the corners; the first less the second.
+
+    Returns:
+        By objective, in order: ``right``, the shares that are right at the objective's own corner, and ``raised``,
+        those in which the preferred response gains from the other corner to it; and ``moved``, by how many nats α moves
+        the difference of two responses, the first over the second.
+    """
+    both, labels = [np.array(each["leads"]) for each in (found, other)], np.array(found["preferred"])
+    results: dict[str, list[dict[str, float]]] = {"right": [], "raised": []}
+    for own, far, preferred in ((-1, 1, labels[:, 0]), (1, -1, labels[:, 1])):
+        sign = np.where(preferred == 0, 1.0, -1.0)
+        won = [sign * lead[:, own] > 0 for lead in both] + [sign * (lead[:, own] - lead[:, far]) > 0 for lead in both]
+        judged = (preferred != UNLABELLED).astype(float)
+        value, drawn = shares(np.stack(won, axis=1).astype(float), judged, found["group"], samples)
+        for name, i in (("right", 0), ("raised", 2)):
+            results[name].append(interval(value[i] - value[i + 1], drawn[:, i] - drawn[:, i + 1]))
+    moved = [float(np.abs(lead[:, -1] - lead[:, 1]).mean()) for lead in both]
+    return {**results, "moved": moved[0] / moved[1]}
+
+
 def percent(found: dict[str, float]) -> str:
     """``value [low, high]`` in per cent."""
     return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"

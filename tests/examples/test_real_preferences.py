@@ -184,6 +184,18 @@ No joke here,0,,2.0
 """
 
 
+def test_two_parms_are_compared_at_the_own_corners(scripts: Any) -> None:
+    """α = (0, 1) and (1, 0): the first PARM is right at both corners of both pairs, the second one nowhere."""
+    about = {"preferred": [[0, 1], [0, 1]], "group": [0, 1], "longer": [-1, -1]}
+    first = about | {"leads": [[0.0, -2.0, 2.0], [0.0, -1.0, 1.0]]}
+    second = about | {"leads": [[0.0, 1.0, -1.0], [0.0, 0.5, -0.5]]}
+    found = scripts.judging.compared(first, second, 200)
+    assert found == {name: [{"value": 1.0, "low": 1.0, "high": 1.0}] * 2 for name in ("right", "raised")} | {"moved": 2}
+    same = scripts.judging.compared(first, first, 200)
+    assert [each["value"] for name in ("right", "raised") for each in same[name]] == [0, 0, 0, 0]
+    assert same["moved"] == 1
+
+
 def test_texts_of_one_length_are_paired_by_what_people_said(scripts: Any, tmp_path: Path) -> None:
     (tmp_path / "rated.csv").write_text(RATED)
     read = scripts.rated_texts.read(tmp_path / "rated.csv", "bundled", 100)
