@@ -92,8 +92,9 @@ def answered(model: Any, prompt: list[int], tokens: int) -> dict[str, list[float
     guide = model.guide
     base, inner = model.base, guide.guide
     cache, alone = model.make_cache(), (make_prompt_cache(base), inner.make_cache())
-    mx.eval(model(mx.array([prompt[:-1]]), cache=cache), base(mx.array([prompt[:-1]]), cache=alone[0]))
-    mx.eval(inner(mx.array([prompt[:1] * len(prompt)]), cache=alone[1]))
+    mx.eval(model(mx.array([prompt[:-1]]), cache=cache))
+    for part, own in zip((base, inner), alone, strict=True):
+        mx.eval(part(mx.array([[ANY] * len(prompt)]), cache=own))
     answer, seconds = [prompt[-1]], {name: [] for name in ("token", "base", "guide", "bookkeeping")}
     for _ in range(tokens):
         symbol = mx.array([answer[-1:]])
@@ -102,7 +103,7 @@ def answered(model: Any, prompt: list[int], tokens: int) -> dict[str, list[float
         seconds["token"].append(time.perf_counter() - start)
         for name, part, own in zip(("base", "guide"), (base, inner), alone, strict=True):
             start = time.perf_counter()
-            mx.eval(part(mx.array([prompt[:1]]), cache=own))
+            mx.eval(part(mx.array([[ANY]]), cache=own))
             seconds[name].append(time.perf_counter() - start)
     seconds["bookkeeping"] = bookkeeping(model, prompt[:-1], answer[:-1])
     return seconds
@@ -167,6 +168,7 @@ def measured(options: argparse.Namespace, beta: float) -> dict[str, Any]:
 
 QUESTIONS = ["How do I bake bread?", "How do I cook rice?", "What should I do when I am sad?"]
 ANSWERED = 40  # tokens of an answer
+ANY = 1  # a token that both models have: what it is makes no difference to the time
 PROMPTED = {"add_generation_prompt": True}
 KNOBS = ("candidates", "rows", "rounds", "tolerance", "share")
 
