@@ -22,7 +22,6 @@ RUN_FILE, RESULTS_FILE, SCORES_FILE = "run.json", "results.jsonl", "scores.jsonl
 FORMAT = 1
 RESUMED = "resumed_with_changes"
 FILES = ("models", "reward_files")  # fingerprints of what a run reads; --resume-anyway accepts changes of these
-_NOT_COMPARED = {"rewards", "adapter_sha256"}  # the second is of earlier versions; the adapter has a fingerprint
 _RANK_FILE = re.compile(r"results\.rank\d+\.jsonl")
 Key = tuple[str, Alpha | None, int]  # id of the prompt, preference, seed
 Scores = dict[str, float]
@@ -208,7 +207,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[Key, Result], dict[Key, S
 
 def read_settings(path: Path) -> dict[str, str]:
     """Reads the settings of a run for display; prompts, preferences and what was not set are left out."""
-    left_out = {"alphas", "prompts", "format", "objectives", RESUMED, *FILES} | _NOT_COMPARED
+    left_out = {"alphas", "prompts", "format", "objectives", "rewards", RESUMED, *FILES}
     flat = _flat(read_json(path / RUN_FILE, f"run {path}", InputError))
     shown = {name: value for name, value in flat.items() if name.partition(".")[0] not in left_out}
     return {name: _short(value) for name, value in shown.items() if value is not None}
@@ -217,15 +216,13 @@ def read_settings(path: Path) -> dict[str, str]:
 def differences(*identities: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Returns the name of each setting that differs between runs, and its value in every run, for display.
 
-    Different prompts are one difference. Fingerprints are compared only if all runs have them: those of earlier
-    versions have none.
+    Different prompts are one difference. Rewards are not compared: others may score the same answers.
     """
-    left_out = _NOT_COMPARED | {name for name in FILES if not all(name in identity for identity in identities)}
     flat = [_flat(identity) for identity in identities]
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for each in flat for name in each):
         values = [each.get(name) for each in flat]
-        if name.split(".")[0] in left_out or all(value == values[0] for value in values):
+        if name.split(".")[0] == "rewards" or all(value == values[0] for value in values):
             continue
         if name.startswith("prompts."):
             found["prompts"] = [str(sum(n.startswith("prompts.") for n in each)) for each in flat]

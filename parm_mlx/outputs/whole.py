@@ -12,7 +12,7 @@ from parm_mlx.outputs.marker import files_in, others_in, read_marker, write_mark
 from parm_mlx.outputs.partial import exchange, partial_folder, put, recover
 
 AWAY = "move it away, or choose another --out"
-UNMARKED = f"{AWAY}; results of earlier versions have no marker, and count as files of others"
+UNMARKED = f"{AWAY}; what has no marker of parm-mlx counts as files of others"
 
 Reads = Iterable[str | Path | None]
 

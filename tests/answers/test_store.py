@@ -99,7 +99,7 @@ def test_reading_a_run_changes_nothing(tmp_path: Path) -> None:
     folder.path.chmod(0o755)
 
 
-def test_results_of_earlier_versions_are_left_alone(tmp_path: Path) -> None:
+def test_a_folder_without_its_marker_is_left_alone(tmp_path: Path) -> None:
     filled(tmp_path / "run")
     (tmp_path / "run" / ".parm-mlx").unlink()
     with pytest.raises(OutputError, match="parm-mlx has not made it") as caught:
@@ -188,11 +188,6 @@ def test_anyway_is_for_files_and_not_for_settings(tmp_path: Path) -> None:
     other = {**with_files("2222"), "settings": {"model": "other", "alphas": [[1.0, 0.0]]}}
     with pytest.raises(OutputError, match="holds another run"):
         RunFolder(path, other, anyway=True)
-
-
-def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
-    filled(tmp_path / "run")
-    RunFolder(tmp_path / "run", with_files("1111", one="aa"))
 
 
 def test_a_run_without_scores_is_not_finished(tmp_path: Path) -> None:
