@@ -153,14 +153,16 @@ def _config(settings: Settings) -> tuple[dict[str, Any], dict[str, int]]:
 def _rope_scaling(settings: Settings, head_dim: int, base: float) -> dict[str, Any] | None:
     """The scaling of rotary positions, in mlx-lm's terms."""
     factors = settings.gguf.tensors.get(ROPE_FACTORS)
-    kind = settings.get("rope.scaling.type", "none")
+    older = "rope.scale_linear"  # of files from before the other keys; a factor without a type is linear, too
+    key = older if settings.get("rope.scaling.factor") is None and settings.get(older) else "rope.scaling.factor"
+    kind = settings.get("rope.scaling.type", "none" if settings.get(key, 0) in (0, 1) else "linear")
     if factors is not None:
         return _llama3_scaling(settings, factors, head_dim, base)
     if kind == "none":
         return None
     if kind not in ("linear", "yarn"):
         raise ModelError(f"{settings.gguf.path}: rope.scaling.type {shown(kind)} cannot be converted")
-    scaling: dict[str, Any] = {"type": kind, "factor": _short(settings.number("rope.scaling.factor", _POSITIVE))}
+    scaling: dict[str, Any] = {"type": kind, "factor": _short(settings.number(key, _POSITIVE))}
     if kind == "yarn":
         original = settings.number("rope.scaling.original_context_length", _SIZE)
         scaling["original_max_position_embeddings"] = original

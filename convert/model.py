@@ -62,8 +62,8 @@ def convert_model(
         source: The model.
         out: The directory to write.
         quantization: How to quantise; not at all if None.
-        dtype: Type of all weights that are not quantised, but of a reward model's head, which stays in float32; the one
-            in the model's config if None.
+        dtype: Type of all weights, and of the scales of those that are quantised, but of a reward model's head, which
+            stays in float32; the one in the model's config if None.
         lower_is_better: The outputs of a reward model are costs; found out if None.
         force: Replace an existing model.
         note: Takes notes for the user.

@@ -33,6 +33,15 @@ from parm_mlx.ranges import DROPOUT, OBJECTIVES, RANK, SCALE, Real, Whole, shown
 TENSOR_FILE = "adapter_model.safetensors"
 INDEX_FILE = "adapter_model.safetensors.index.json"
 PREFIX = "base_model.model.model.layers"
+PREFIXES = {  # of families that name their blocks in another way, by layers that only they have
+    "attn.c_attn": "base_model.model.transformer.h",
+    "attn.c_proj": "base_model.model.transformer.h",
+    "mlp.c_fc": "base_model.model.transformer.h",
+    "mlp.c_proj": "base_model.model.transformer.h",
+    "attention.query_key_value": "base_model.model.gpt_neox.layers",
+    "mlp.dense_h_to_4h": "base_model.model.gpt_neox.layers",
+    "mlp.dense_4h_to_h": "base_model.model.gpt_neox.layers",
+}
 ORIGIN = "converted_from"
 _LORA = {"lora_A.weight": "a", "lora_B.weight": "b"}
 _PBLORA = {"pblora_A": "a", "pblora_B": "b", "pblora_W1": "w1", "pblora_W2": "w2"}
@@ -226,12 +235,17 @@ def _used_targets(declared: Any, layers: Sequence[str], what: str) -> tuple[str,
     return tuple(suffix for suffix in declared if any(is_named(path, suffix) for path in paths))
 
 
+def _path(name: str) -> str:
+    """The path of a layer within its block: ``layers.0.attn.c_attn.a`` is a tensor of ``attn.c_attn``."""
+    return ".".join(name.split(".")[2:-1])
+
+
 def write(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_model: str | None = None) -> None:
     """Writes an adapter in PEFT's format, which has no place for the names of objectives.
 
     Args:
         directory: An existing directory.
-        config: Our settings. If they record the PEFT config of an earlier conversion, it is written as it was.
+        config: Our settings. If they record the PEFT config of an earlier conversion, what else it says is kept.
         tensors: Our tensors.
         base_model: The backbone to record; by default that of the original, or else of the adapter.
 
@@ -263,7 +277,8 @@ def write(directory: Path, config: PBLoRAConfig, tensors: Tensors, base_model: s
     if base_model is not None:
         content["base_model_name_or_path"] = base_model
     theirs = {ours: leaf for leaf, ours in leaves.items()}
-    prefix = origin.get("tensor_prefix", PREFIX)
+    of_family = next((PREFIXES[path] for name in tensors if (path := _path(name)) in PREFIXES), PREFIX)
+    prefix = origin.get("tensor_prefix", of_family)
     renamed = {}
     for name, tensor in tensors.items():
         layer, _, leaf = name.removeprefix("layers.").rpartition(".")

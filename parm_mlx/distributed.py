@@ -89,11 +89,14 @@ class Group:
         return summed
 
     @contextmanager
-    def agreed(self) -> Iterator[None]:
+    def agreed(self, patience: float | None = None) -> Iterator[None]:
         """Runs the block so that it fails in every process if it fails in one.
 
         Blocks may be nested: where one process fails in the outer block and another is in the inner one, they agree
         there, and the error leaves the outer block without another exchange, for which the other would not be there.
+
+        Args:
+            patience: Seconds to wait for the others at the end of the block, where one has much more to do.
 
         Raises:
             ParmError: In the main process: what failed, with the rank if that was in another one.
@@ -112,7 +115,9 @@ class Group:
             if caught.agreed:
                 raise
             error = caught
+        usual, self._patience = self._patience, patience or self._patience
         failed = self._gather([error is not None])[:, 0]
+        self._patience = usual
         if not failed.any():
             return
         first = int(failed.argmax())

@@ -39,7 +39,7 @@ def upload(folder: Path, repo_id: str, card: str | None = None) -> str:
         api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=_OURS + own)
         if card is not None:
             api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo_id)
-    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
+    except Exception as error:  # of its client for HTTP, too
         raise RunError(
             f"{folder} is finished, but could not be uploaded: {first_line(error)}",
             hint=f"upload it later: hf upload {repo_id} {folder}",

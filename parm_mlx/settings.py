@@ -201,8 +201,8 @@ def read_settings(path: Path, settings: type) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """Sampling settings; ConfigError lists all numbers that are out of their ranges."""
+class TokenChoice:
+    """How tokens are chosen; ConfigError lists all numbers that are out of their ranges."""
 
     temp: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token.", TEMP)
     keep_sharpness: bool = setting(
@@ -212,11 +212,17 @@ class SamplingSettings:
     top_p: float = setting(0.0, "Nucleus sampling; 0 turns it off.", SHARE)
     top_k: int = setting(0, "Sample from the k likeliest tokens; 0 turns it off.", TOP_K)
     min_p: float = setting(0.0, "Drop tokens below this share of the likeliest; 0: off.", SHARE)
-    seed: int = setting(0, "Seed of the sampling; the same seed, the same answer.", SEED)
 
     def __post_init__(self) -> None:
         if problems := check(self):
             raise ConfigError(f"sampling: {'; '.join(problems)}")
+
+
+@dataclass(frozen=True)
+class SamplingSettings(TokenChoice):
+    """How tokens are chosen, and with which random numbers."""
+
+    seed: int = setting(0, "Seed of the sampling; the same seed, the same answer.", SEED)
 
 
 def check_models(

@@ -194,7 +194,7 @@ def _answer_all(
     name = RESULTS_FILE if group.main else rank_file(group.rank)
     with group.agreed():
         if group.main:
-            folder.write_results(done[key] for key in order if key in done)
+            folder.write_results(_in_order(done, order))
             for file in folder.rank_files():
                 file.unlink()
     unfinished = [jobs for jobs in groups if any(job.key not in done for job in jobs)]
@@ -210,10 +210,16 @@ def _answer_all(
     results = [done[key] for key in order if key in done]
     with group.agreed():
         if group.main:
-            folder.write_results(results)
+            folder.write_results(_in_order(done, order))
         else:
             (folder.path / name).unlink(missing_ok=True)
     return results, list(new.values())
+
+
+def _in_order(done: Mapping[Key, Result], order: Sequence[Key]) -> list[Result]:
+    """Answers in the order of the jobs; behind them those that no job asks for now, which were paid for, too."""
+    asked = set(order)
+    return [done[key] for key in order if key in done] + [each for key, each in done.items() if key not in asked]
 
 
 def _answer_together(

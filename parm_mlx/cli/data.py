@@ -357,7 +357,7 @@ def _inspection_lines(found: dict[str, Any]) -> list[str]:
         lines.append(_disagreement_line(each["objectives"], each["judged_by_both"], each["differ"]))
     for split in found["splits"]:
         lines += ["", *_split_lines(split, found["max_seq_length"])]
-    if len(found["splits"]) == 1:
+    if all(split["name"] != "valid" for split in found["splits"]):
         lines += ["", "there is no valid split: training holds out a tenth of the prompts, at most 500"]
     if shared := [f"{each['prompts']} by {' and '.join(each['splits'])}" for each in found["shared_prompts"]]:
         lines += ["", f"prompts shared: {', '.join(shared)}"]

@@ -28,7 +28,7 @@ def evaluate(
         Path | None,
         flag(
             'File of prompts: .txt, one per line, or .jsonl, .json or .csv with "prompt" and optionally "id".',
-            default_text="the bundled model's unseen questions, where it is the one that is asked",
+            default_text="unseen questions, for the PARMs bundled and smollm2",
         ),
     ] = None,
     limit: Annotated[int | None, flag("Ask the first so many prompts.", COUNT, default_text="all")] = None,

@@ -70,7 +70,9 @@ def refine(
     adapter = resolve(parm, "adapter")
     backbone = guide_model or (parm if parm in NAMED else find_backbone(adapter, guide.config))
     reference = None if backbone is None else backbone_reference(str(backbone), out)
-    with new_directory(out, force, [adapter]) as partial:
+    reads = [adapter, backbone if backbone is None else resolve(backbone)]
+    check_new(out, force, reads)
+    with new_directory(out, force, reads) as partial:
         found = train_further(guide, tokenizer, [prompt.content for prompt in asked], **how, progress=console.note)
         measured = {
             f"{beta:g}": {name: round(value, 5) for name, value in asdict(each).items()} for beta, each in found.items()

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated
 
 from parm_mlx.cli import console
@@ -10,7 +11,7 @@ from parm_mlx.cli.options import BASE_ALONE, Alpha, MaxTokens, ServedModelOption
 from parm_mlx.cli.session import open_session, read_alpha, sharded
 from parm_mlx.errors import ModelError
 from parm_mlx.serving.settings import ServerOptions
-from parm_mlx.settings import SamplingSettings
+from parm_mlx.settings import TokenChoice
 
 if TYPE_CHECKING:
     from parm_mlx.guidance.sampling import Sampling
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def serve(
     alpha: Alpha = None,
     models: ServedModelOptions = ServedModelOptions(),
-    sampling: SamplingSettings = SamplingSettings(temp=0.7),
+    sampling: TokenChoice = TokenChoice(temp=0.7),
     max_tokens: MaxTokens = 256,
     server: ServerOptions = ServerOptions(),
     name: Annotated[str | None, flag("Name of the model, for clients.", default_text="that of --model")] = None,
@@ -86,6 +87,8 @@ def _serve(
             if open_page:
                 import webbrowser
 
-                webbrowser.open(address)
+                Thread(
+                    target=webbrowser.open, args=[address], daemon=True
+                ).start()  # one in the terminal does not return
 
         run(service, listener, ready, console.note)

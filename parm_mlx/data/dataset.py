@@ -72,9 +72,11 @@ def read_dataset(
     found, unwanted = dict[str, None](), dict[str, None]()
     splits: dict[str, list[Pair]] = {file.split: [] for file in files}
     formats, counts = {}, {}
-    file_per_objective = any(file.objective in (objectives or ()) for file in files)
+    may_mean_nothing = len({file.objective for file in files}) == 1  # of several files, each name is an objective
     for file in files:
-        objective = file.objective if objectives is None or file_per_objective else None
+        objective = file.objective
+        if objectives and may_mean_nothing and objective not in objectives:
+            objective = None
         if objective is None and objectives and len(objectives) == 1:
             objective = objectives[0]
         reader, rows = RowReader(objective), splits[file.split]

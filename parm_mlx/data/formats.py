@@ -150,6 +150,8 @@ def _parse_pairs(row: Row, _: str | None) -> Parsed:
     if not isinstance(preferred, dict) or not preferred:
         _fail("'preferred' must say 0 or 1 for at least one objective, as in {\"helpful\": 0}")
     labels = {_objective(name): _choice(value, f"'preferred' of {name!r}") for name, value in preferred.items()}
+    if len(labels) < len(preferred):
+        _fail("'preferred' names an objective twice")
     responses = (check_text(both[0], "the first response"), check_text(both[1], "the second response"))
     return parse_prompt(row), responses, labels
 

@@ -283,6 +283,15 @@ def read_rows(path: Path, problems: Problems, name: str | None = None) -> Iterat
             problems.add(f"{name}:{line}", f"the compressed file is broken here or soon after: {error}")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; RowError where it has a name twice, of which JSON would keep the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RowError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
 def _read_lines(file: BinaryIO, name: str, problems: Problems) -> Iterator[tuple[int, Any]]:
     line = 0
     while raw := file.readline(MAX_LINE + 1):
@@ -296,7 +305,7 @@ def _read_lines(file: BinaryIO, name: str, problems: Problems) -> Iterator[tuple
             if "\0" in text:
                 raise RowError("the line holds a NUL character")
             if text:
-                yield line, json.loads(text)
+                yield line, json.loads(text, object_pairs_hook=_object)
         except UnicodeDecodeError as error:
             problems.add(f"{name}:{line}", f"not UTF-8 text (byte {error.start + 1} of the line)")
         except RowError as error:
@@ -316,7 +325,7 @@ def _read_list(file: BinaryIO, name: str, problems: Problems) -> Iterator[tuple[
         line = error.object.count(b"\n", 0, error.start) + 1
         problems.add(f"{name}:{line}", "not UTF-8 text")
         return
-    decoder, line, counted = json.JSONDecoder(), 1, 0
+    decoder, line, counted = json.JSONDecoder(object_pairs_hook=_object), 1, 0
     position, separator = _skip_space(text, text.index("[") + 1), ","
     if text.startswith("]", position):
         position, separator = _skip_space(text, position + 1), "]"
@@ -325,6 +334,9 @@ def _read_list(file: BinaryIO, name: str, problems: Problems) -> Iterator[tuple[
         counted = position
         try:
             row, end = decoder.raw_decode(text, position)
+        except RowError as error:
+            problems.add(f"{name}:{line}", error)
+            return
         except (ValueError, RecursionError) as error:
             problems.add(f"{name}:{getattr(error, 'lineno', line)}", _json_problem(error))
             return

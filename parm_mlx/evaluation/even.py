@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from parm_mlx.answers.store import Key, Scores
 from parm_mlx.answers.sweep import Job, plan
 from parm_mlx.errors import InputError
+from parm_mlx.evaluation.metrics import is_constant
 from parm_mlx.guidance.prompts import Prompt
 from parm_mlx.preference import Alpha
 
@@ -81,7 +82,7 @@ class EvenGrid:
         unguided = self._scored(None, scores)
         if unguided is None:
             return alphas
-        unit = np.where(np.ptp(unguided, axis=0) == 0, 1.0, unguided.std(axis=0))
+        unit = np.where(is_constant(unguided), 1.0, unguided.std(axis=0))
         while len(alphas) < POINTS:
             for alpha in alphas[len(points) :]:
                 if (scored := self._scored(alpha, scores)) is None:

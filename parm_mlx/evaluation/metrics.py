@@ -151,6 +151,13 @@ def bootstrap(scores: ArrayLike, samples: int, seed: int) -> Array:
     return np.tensordot(drawn / len(scores), scores, axes=1)
 
 
+def is_constant(scores: ArrayLike) -> Mask:
+    """Finds columns of scores (n, k) that are all the same but for rounding. (k,)"""
+    scores = np.asarray(scores, float)
+    found: Mask = np.ptp(scores, axis=0) <= TIE * np.abs(scores).max(axis=0)
+    return found
+
+
 def interval(value: float, samples: ArrayLike) -> dict[str, float]:
     """Returns a value with the percentile interval of its bootstrap samples, widened to hold the value if necessary.
 

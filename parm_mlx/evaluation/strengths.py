@@ -8,6 +8,7 @@ from parm_mlx.answers.store import RUN_FILE
 from parm_mlx.distributed import join
 from parm_mlx.errors import InputError, OutputError
 from parm_mlx.evaluation.evaluate import compare_runs, evaluate
+from parm_mlx.evaluation.even import EVEN
 from parm_mlx.files import expanded
 from parm_mlx.outputs import check_claim, check_new
 
@@ -50,6 +51,9 @@ def evaluate_strengths(
         return None
     scale = {name: settings[name] for name in ("normalize", "reference", "bootstrap") if name in settings}
     summary = compare_runs(runs, folder / COMPARISON, force=True, note=note, **scale)
-    best = max(zip(betas, summary["runs"], strict=True), key=lambda each: each[1]["mip"]["value"])
-    note(f"scores follow alpha best at beta {best[0]:g}, by MIP; read the answers there before you choose it")
+    if settings.get("grid") != EVEN:  # whose preferences differ from β to β
+        best = max(zip(betas, summary["runs"], strict=True), key=lambda each: each[1]["mip_gain"]["value"])
+        note(
+            f"alpha does most at beta {best[0]:g}, by the gain of the MIP; read the answers there before you choose it"
+        )
     return summary

@@ -15,7 +15,8 @@ from parm_mlx.answers.store import Key, Result
 from parm_mlx.errors import InputError
 from parm_mlx.evaluation import metrics
 from parm_mlx.evaluation.diagnosis import diagnose
-from parm_mlx.evaluation.metrics import LEVEL, Array, interval
+from parm_mlx.evaluation.metrics import LEVEL, Array, interval, is_constant
+from parm_mlx.guidance.templates import Content
 from parm_mlx.preference import Alpha, format_alpha
 
 FORMAT = 1
@@ -79,7 +80,8 @@ def compare(
 
     Returns:
         The content of ``metrics.json``, of kind ``"comparison"``. ``"differences"`` has those runs that have the
-        prompts of the first one, with paired intervals: the same prompts are drawn for both.
+        prompts of the first one, with paired intervals: the same prompts are drawn for both. The mean inner product is
+        among them only where the preferences are the same, too.
 
     Raises:
         InputError: As for :func:`summarise`, or runs differ in their objectives or rewards.
@@ -93,10 +95,11 @@ def compare(
     measured = [_measure(scores, scale, samples, seed) for scores in ordered]
     (first, first_drawn), differences = measured[0], []
     for scores, (summary, drawn) in zip(ordered[1:], measured[1:], strict=True):
-        if scores.prompts == ordered[0].prompts:
+        if _asked(scores.run) == _asked(runs[0]):
+            alike = ("hv", "mip") if scores.alphas == ordered[0].alphas else ("hv",)
             paired = {
                 name: interval(summary[name]["value"] - first[name]["value"], drawn[name] - first_drawn[name])
-                for name in ("hv", "mip")
+                for name in alike
             }
             differences.append({"run": scores.run.name, "less": runs[0].name, **paired})
     return {
@@ -108,6 +111,10 @@ def compare(
         "runs": [summary for summary, _ in measured],
         "differences": differences,
     }
+
+
+def _asked(run: Run) -> dict[str, Content]:
+    return {result.id: result.prompt for result in run.results}
 
 
 def _check_alike(first: Run, other: Run) -> None:
@@ -189,7 +196,7 @@ def _make_scale(runs: Sequence[_Scores], normalize: Normalize, given: Sequence[f
     """Makes one scale for all runs, which have the same objectives and rewards."""
     names, objectives, columns = list(runs[0].run.rewards), runs[0].run.objectives, runs[0].columns
     unguided = np.concatenate([scores.values[:, :, 0].reshape(-1, len(names)) for scores in runs])
-    constant = np.ptp(unguided, axis=0) == 0
+    constant = is_constant(unguided)
     deviation = np.where(constant, 0.0, unguided.std(axis=0))
     if normalize == "unguided":
         centre, unit = unguided.mean(axis=0), np.where(constant, 1.0, deviation)

@@ -26,8 +26,9 @@ from parm_mlx.kernels import widened
 from parm_mlx.kernels.combine import combine_logits
 from parm_mlx.mlxlm import AcrossCache, ForkedEntry, PreferenceCache, ReadSequence, are_plain
 from parm_mlx.preference import AlphaSpec
+from parm_mlx.ranges import DRAFT_TOKENS
 
-SCORED = 64  # of more positions in one call only the last is scored: so prompts are read
+SCORED = DRAFT_TOKENS.high + 1  # of more positions in one call only the last is scored: so prompts are read
 ROWS = 64  # most rows of one pass
 
 _Job = tuple[int, int, Row]  # a sequence, and a row of its tokens that is read from one of them on
@@ -281,8 +282,8 @@ class AcrossGuide(ForeignGuide):
         return self.guide(ids, cache=[*entries, entry.bound[key]])
 
     def _distributions(self, logits: mx.array, sizes: Sequence[int]) -> list[list[Floats]]:
-        values = np.array(widened(logits))
-        return [[_softmax(values[row, k]) for k in range(size)] for row, size in enumerate(sizes)]
+        values, pieces = np.array(widened(logits)), len(self._pair.guide.pieces)
+        return [[_softmax(values[row, k], pieces) for k in range(size)] for row, size in enumerate(sizes)]
 
     def _refine(
         self, entry: AcrossCache, preference: PreferenceCache, places: list[_Place], scores: list[Score]
@@ -361,13 +362,15 @@ class AcrossModel(GuidedModel):
         """Guided logits, (B, L) token ids → (B, L, V_base) float32."""
         base_cache, guide_cache = self.split_cache(cache) if cache else (None, None)
         base = widened(self.base(inputs, cache=base_cache))
-        log_e = self.guide.score(inputs.astype(mx.int32) + FOREIGN, base, guide_cache)
+        symbols = mx.maximum(inputs.astype(mx.int32), 0) + FOREIGN  # below 0 is what ends an answer, read once more
+        log_e = self.guide.score(symbols, base, guide_cache)
         return combine_logits(base, log_e, cache[-1].strength if cache else self.strength())
 
 
-def _softmax(logits: NDArray[np.float32]) -> Floats:
+def _softmax(logits: NDArray[np.float32], pieces: int) -> Floats:
+    """Probabilities; 0 for those of the tokenizer's ids that the output layer has no row for."""
     shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities: Floats = shifted / shifted.sum()
+    probabilities: Floats = np.pad(shifted / shifted.sum(), (0, max(pieces - shifted.size, 0)))
     return probabilities
 
 

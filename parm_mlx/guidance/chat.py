@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from parm_mlx.errors import InputError
 from parm_mlx.guidance.explain import TokenReasons, explain
-from parm_mlx.guidance.generate import Piece, not_finite, note_stop, pieces, sampling_of
+from parm_mlx.guidance.generate import Piece, not_finite, note_stop, pieces, room_after, sampling_of
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, prefill, read
@@ -100,7 +100,7 @@ class Conversation:
         self._messages = self._system()
         self.last_question = self._asked = None
         self._answered: list[int] = []
-        self._answered_by: tuple[Alpha | None, float | None] = (None, None)
+        self._answered_by: tuple[Alpha | None, float | None] | None = None
         self._turns = self.forgotten = 0
         self._forget_caches()
 
@@ -128,7 +128,9 @@ class Conversation:
             InputError: There is none, or the base gave it alone.
         """
         if self._asked is None:
-            raise InputError("there is no answer yet: ask something first")
+            raise InputError("there is no answer yet to this system prompt: ask something first")
+        if self._answered_by is None:
+            raise InputError("the file does not say how the last answer was steered: ask something first")
         alpha, beta = self._answered_by
         request, marks = Request(self._asked, alpha, Sampling(), beta=beta), self._asked.thinking
         thought, answer = marks.split(self._asked.opened, self._answered) if marks else ([], self._answered)
@@ -152,7 +154,8 @@ class Conversation:
         text, tokens = "", list[int]()
         try:
             with closing(self._tokens(prompt, tokens, sampling)) as produced:
-                for piece in pieces(produced, self._tokenizer, max_tokens, prompt):
+                room = room_after(self._model, prompt, max_tokens)
+                for piece in pieces(produced, self._tokenizer, room, prompt):
                     text += piece.text
                     yield piece
         except GeneratorExit:

@@ -101,7 +101,8 @@ def _readers(
         if not parts:
             return once
     base = base or CachedTokens(make_prompt_cache(model.base))
-    guide = guide or CachedTokens(model.guide.make_cache(request.alpha))
+    strength = model.strength(request.beta)
+    guide = guide or CachedTokens(model.guide.make_cache(request.alpha, strength))
     return [*once, _Reader(model.base, prompt.base, base), _Reader(model.guide, prompt.guide, guide)]
 
 

@@ -92,6 +92,12 @@ def pieces(
     yield Piece(detokenizer.last_segment, reason, thinks)
 
 
+def room_after(model: GuidedModel, prompt: PromptTokens, max_tokens: int) -> int:
+    """Returns how many tokens may follow a prompt: no more than the models were made for, and one at least."""
+    limit = model.context_length
+    return max_tokens if limit is None else max(min(max_tokens, limit - max(len(prompt.base), len(prompt.guide))), 1)
+
+
 def generate_batch(
     model: GuidedModel,
     tokenizer: TokenizerWrapper,
@@ -124,7 +130,10 @@ def generate_batch(
         if not asked:
             return
         guided = any(request.alpha is not None for request in asked.values())
-        if (drafting and guided) or not can_batch(make_prompt_cache(model if guided else model.base)):
+        together = not (drafting and guided) and can_batch(make_prompt_cache(model if guided else model.base))
+        if model.shard is not None:  # processes with different parts of the models do the same
+            together = all(model.shard.union(together))
+        if not together:
             answers = _one_by_one(model, tokenizer, asked, max_tokens, stopped, drafting, thinking)
         else:
             answers = _together(model, tokenizer, asked, max_tokens, batch_size, stopped, thinking)
@@ -215,7 +224,7 @@ def _together(
                 joining = [requests[index] for index in indices]
                 prompts, caches = zip(*prefix_caches(joining), strict=True)
                 samplers = [sampling_of(model, request).sampler(request.seed_offset) for request in joining]
-                room = [max_tokens - len(request.thought) for request in joining]
+                room = [room_after(model, each.prompt, max_tokens) - len(each.thought) for each in joining]
                 uids = generator.insert(list(prompts), max_tokens=room, caches=list(caches), samplers=samplers)
                 running.update((uid, (index, [])) for uid, index in zip(uids, indices, strict=True))
             for response in generator.next_generated():
@@ -255,7 +264,7 @@ def _one_by_one(
         produced, drafts = _tokens(model, request, drafting)
         tokens: list[int] = []
         reason = None
-        for token in islice(produced, max_tokens - len(request.thought)):
+        for token in islice(produced, room_after(model, request.prompt, max_tokens) - len(request.thought)):
             if token == STOPPED:
                 note_stop(model)
             if token == STOPPED or stopped():
@@ -339,7 +348,7 @@ def stream(
             read.append(token)
             yield token
 
-    yield from pieces(checked(), tokenizer, max_tokens, request.prompt)
+    yield from pieces(checked(), tokenizer, room_after(model, request.prompt, max_tokens), request.prompt)
     for drafts in drafted:
         if count is not None and drafts is not None:
             count.add(drafts)

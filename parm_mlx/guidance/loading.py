@@ -322,7 +322,7 @@ def _seen_by(
 ) -> AcrossGuide | RenumberedGuide:
     """A guide as a base of another vocabulary sees it."""
     both = TokenBytes.of(base, "base"), TokenBytes.of(own, "guide")
-    if (order := base_order(*both)) is not None:
+    if (order := base_order(*both, guide.rows)) is not None:
         return RenumberedGuide(guide, order)
     start = own.bos_token_id
     return AcrossGuide(guide, Pair(*both, min(own.eos_token_ids) if start is None else start), how)

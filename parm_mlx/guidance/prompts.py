@@ -141,7 +141,7 @@ class Prompter:
         self._rows, self._draft_rows = rows, draft_rows
         self._template, self._allow_special = template, allow_special
         self._limit, self._shift = limit, shift
-        self._enable_thinking = enable_thinking
+        self.enable_thinking = enable_thinking
         self._tools: Sequence[Mapping[str, Any]] = ()
         self._thinking = Thinking.of(base, steer_thinking) if template else None
 
@@ -150,7 +150,7 @@ class Prompter:
     ) -> "Prompter":
         """The prompter of one request: told whether to think, with tools for the templates, or without templates."""
         other = copy(self)
-        other._enable_thinking = self._enable_thinking if enable_thinking is None else enable_thinking
+        other.enable_thinking = self.enable_thinking if enable_thinking is None else enable_thinking
         other._tools = tools
         if not template:
             other._template, other._thinking = False, None
@@ -217,7 +217,7 @@ class Prompter:
     def _render(self, tokenizer: TokenizerWrapper, name: str | None, prompt: Content) -> str:
         try:
             name = PLAIN if isinstance(prompt, str) and not self._template else name
-            return render_prompt(tokenizer, prompt, name, self._allow_special, self._enable_thinking, self._tools)
+            return render_prompt(tokenizer, prompt, name, self._allow_special, self.enable_thinking, self._tools)
         except TemplateError as error:
             raise ModelError(f"the chat template does not accept this conversation: {error}") from error
 

@@ -36,14 +36,18 @@ class Order:
         mx.eval(vars(self))  # a lazy array belongs to the thread that made it
 
 
-def base_order(base: TokenBytes, guide: TokenBytes) -> Order | None:
-    """The base's order, where both tokenizers make the same tokens under other ids; None where they differ in more."""
+def base_order(base: TokenBytes, guide: TokenBytes, rows: int | None = None) -> Order | None:
+    """The base's order, where both tokenizers make the same tokens under other ids; None where they differ in more.
+
+    Tokens beyond the ``rows`` of the guide's embedding are as those that it does not have.
+    """
     if not base.rules or base.rules != guide.rules or base.names.keys() != guide.names.keys():
         return None
     ids = np.full(len(base.pieces), -1, np.int64)
     for mine, theirs in ((base.names, guide.names), (base.control, guide.control)):
         for name, i in mine.items():
             ids[i] = theirs.get(name, -1)
+    ids[ids >= (rows or ids.max() + 1)] = -1
     return Order(ids, base.ends, guide.ends)
 
 

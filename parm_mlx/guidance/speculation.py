@@ -204,7 +204,7 @@ class Speculation:
         else:
             own, drafts = self._drafts(model.base, base, last, self._sharpness["base"])
         n, tokens_read = drafts.size, mx.concatenate([last, drafts[:-1]])
-        symbols = tokens_read + model.shift
+        symbols = mx.maximum(tokens_read, 0) + model.shift
         if by_guide:
             base_logits, guide_logits = model.base(tokens_read[None], cache=base)[0], own
         else:

@@ -103,7 +103,8 @@ class TokenBytes:
         several = list(several)
         new = [data for data in dict.fromkeys(several) if data not in self._readings]
         if len(self._readings) + len(new) > REMEMBERED:
-            self._readings = {data: ids for data, ids in self._readings.items() if data in set(several)}
+            wanted = set(several)
+            self._readings = {data: ids for data, ids in self._readings.items() if data in wanted}
         parts = [_text_inside(data) for data in new] if self._backend else []
         encoded = self._encode([text for _, text, _ in parts]) if parts else [()] * len(new)
         for k, data in enumerate(new):

@@ -23,6 +23,7 @@ from typing import Any
 import mlx.core as mx
 
 from parm_mlx.errors import ConfigError, RunError
+from parm_mlx.files import cache_folder
 from parm_mlx.machine import gpu_backend, has_gpu
 
 VARIABLE = "PARM_MLX_KERNELS"
@@ -99,8 +100,8 @@ def _passed() -> frozenset[tuple[str, str]]:
 
 
 def record_path() -> Path:
-    """Returns the file of the record: ``$XDG_CACHE_HOME/parm-mlx/kernels.json``, or below ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "parm-mlx" / "kernels.json"
+    """Returns the file of the record."""
+    return cache_folder() / "kernels.json"
 
 
 def circumstances() -> dict[str, str]:
@@ -143,5 +144,5 @@ def read_record() -> frozenset[tuple[str, str]]:
         record = json.loads(record_path().read_text(encoding="utf-8"))
         passed = record["passed"] if record["made with"] == circumstances() else []
         return frozenset((str(kernel), str(dtype)) for kernel, dtype in passed)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError):  # also where there is no home folder
         return frozenset()

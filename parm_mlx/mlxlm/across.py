@@ -1,7 +1,7 @@
 """What a guide of another vocabulary has read of every sequence, as an entry of its prompt cache."""
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import mlx.core as mx
@@ -113,8 +113,10 @@ class AcrossCache(_BaseCache):
         self.sequences, self.bound = [*self.sequences, *other.sequences], {}
 
     def extract(self, idx: int) -> "AcrossCache":
-        """The entry of one sequence."""
-        return AcrossCache([self.sequences[idx]])
+        """The entry of one sequence, without what was computed beside its tokens."""
+        sequence = copy(self.sequences[idx])
+        sequence.known, sequence.fork = {}, None
+        return AcrossCache([sequence])
 
     @classmethod
     def merge(cls, caches: "Sequence[AcrossCache]") -> "AcrossCache":

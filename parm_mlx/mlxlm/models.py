@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer
@@ -258,7 +258,7 @@ def context_length(model: nn.Module) -> int | None:
     """
     arguments: Any = getattr(model, "args", None)
     texts = getattr(arguments, "text_config", None)
-    length = getattr(arguments, "max_position_embeddings", None)
+    length = getattr(arguments, "max_position_embeddings", None) or getattr(arguments, "n_positions", None)
     if not length and isinstance(texts, dict):
         length = texts.get("max_position_embeddings")
     window = ignored_window(getattr(model, _CONFIG, {}))
@@ -294,9 +294,9 @@ def attention_windows(model: nn.Module) -> set[int | None] | None:
     """
     windows: set[int | None] = set()
     for entry in make_prompt_cache(model):
-        if type(entry) is KVCache:
-            windows.add(None)
-        elif type(entry) is RotatingKVCache and entry.keep == 0:
+        if type(entry) in (KVCache, QuantizedKVCache) or (type(entry) is RotatingKVCache and entry.keep > 0):
+            windows.add(None)  # the latter two are what --kv-bits and --max-kv-size make of the first
+        elif type(entry) is RotatingKVCache:
             windows.add(entry.max_size)
         else:
             return None

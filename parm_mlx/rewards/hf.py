@@ -10,6 +10,8 @@ from parm_mlx.errors import InputError, ModelError, first_line
 from parm_mlx.guidance.templates import Content
 from parm_mlx.rewards.model import conversation, label_index
 
+UNLIMITED = 10**9  # tokens, which a tokenizer without a limit says that it reads
+
 
 class Classifier:
     """A classifier; its score is the output before softmax or sigmoid, higher is better.
@@ -48,8 +50,10 @@ class Classifier:
         self._index = label_index("hf:", source, label, [name for _, name in sorted(model.config.id2label.items())])
         pad = self._tokenizer.pad_token_id
         self._padded = pad is not None and pad == model.config.get_text_config().pad_token_id
-        limits = (self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
-        self._limit = min(limit for limit in limits if limit)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        table = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+        limits = (self._tokenizer.model_max_length, positions and positions - (0 if table is None else table + 1))
+        self._limit = min((limit for limit in limits if limit and limit < UNLIMITED), default=None)
 
     def __call__(self, prompts: Sequence[Content], answers: Sequence[str]) -> list[float]:
         """Scores answers, each to its prompt."""
@@ -58,7 +62,7 @@ class Classifier:
         return [score for batch in batches for score in self._forward(batch)]
 
     def _read(self, prompt: Content, answer: str) -> Any:
-        cut = {"truncation": True, "max_length": self._limit}
+        cut = {"truncation": True, "max_length": self._limit} if self._limit else {}
         if self._answer_alone:
             return self._tokenizer(answer, **cut)
         try:

@@ -44,6 +44,8 @@ class Answering:
         self.reading: Reading | None = None
         self.joined_with: list[int] = []  # tokens of the prompt that the batch has read
         self._thought = 0  # tokens of the thought
+        self._own_thought: int | None = None  # of a thought that nothing sets apart, once it has ended
+        self._calls = 0  # of tools that have begun
         self._tokenizer, self._detokenizer = tokenizer, tokenizer.detokenizer
         if ask.continues:  # the space before a first word belongs to the answer
             for token in ask.request.prompt.base[-TAIL:]:
@@ -74,12 +76,35 @@ class Answering:
     def _kept_apart(self, processor: Processor) -> Processor:
         def process(tokens: mx.array, logits: mx.array) -> mx.array:
             try:
-                return processor(tokens[len(self.joined_with) :], logits)
+                answer = self._without_thought(tokens[len(self.joined_with) :])
+                return logits if answer is None else processor(answer, logits)
             except Exception as error:
                 self.failure = error
                 return logits
 
         return process
+
+    def _without_thought(self, tokens: mx.array) -> mx.array | None:
+        """What follows the thought that the prompt has opened and this model writes by itself; None before its end."""
+        request = self.ask.request
+        marks = request.prompt.thinking
+        if marks is None or not request.prompt.opened or request.thinks_alone:
+            return tokens
+        if self._own_thought is None:
+            written: list[int] = tokens.tolist()  # type: ignore[assignment]
+            if marks.lasts(True, written):
+                return None
+            self._own_thought = len(marks.split(True, written)[0])
+        return tokens[self._own_thought :]
+
+    @property
+    def _undecided(self) -> bool:
+        """Whether what the base has written may still turn out not to begin a thought."""
+        prompt = self.ask.request.prompt
+        if not self.thinking or prompt.opened or prompt.thinking is None:
+            return False
+        start = prompt.thinking.start
+        return tuple(self.tokens[: len(start)]) != start
 
     def take(self, token: int, logprobs: mx.array) -> bool:
         """Takes the next token and tells what is known; returns True where a stop string ends the answer."""
@@ -87,7 +112,7 @@ class Answering:
         if (top := self.ask.options.top_logprobs) is not None:
             self._logprobs.append(_logprob(token, logprobs, top))
         self._detokenizer.add_token(token)
-        return self._tell(self._detokenizer.last_segment)
+        return not self._undecided and self._tell(self._detokenizer.last_segment)
 
     def thought_is_over(self, stopped: bool) -> bool:
         """Returns True where the guided answer is to follow what the base has thought, which is then kept."""
@@ -100,6 +125,7 @@ class Answering:
         self.request = self.ask.request.after(thought)
         if dropped:  # what the base has begun in place of a thought
             self._detokenizer, self._text = self._tokenizer.detokenizer, _text_machine(self._tokenizer, self.ask)
+            self._logprobs = []
         return True
 
     def finish(self) -> None:
@@ -134,7 +160,8 @@ class Answering:
 
     def _tell(self, text: str) -> bool:
         self._text, segments = TextStateMachine.split(self._text, text)
-        for state, part in segments:
+        for i, (state, part) in enumerate(segments):
+            self._calls += bool(i) and state == "tool"
             if not state.startswith(STOPPED):
                 self._emit_text(part, state)
         return self._stop is not None
@@ -148,7 +175,7 @@ class Answering:
     def _emit_text(self, text: str, state: State) -> None:
         logprobs, self._logprobs = self._logprobs, []
         if text or logprobs:
-            self.ask.emit(Text(text, state, logprobs))
+            self.ask.emit(Text(text, state, self._calls - 1 if state == "tool" else 0, logprobs))
 
 
 def _text_machine(tokenizer: TokenizerWrapper, ask: Ask) -> Any:
@@ -190,9 +217,10 @@ class _Grammar:
         self.read += len(new)
         if not all(map(self.matcher.consume_token, new)):
             raise ValueError(f"the grammar does not go on: {self.matcher.get_error()}")
-        vocabulary = logits.shape[-1]
         mask = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
         if self.matcher.is_error():
             raise ValueError(f"the schema is too much for its grammar: {self.matcher.get_error()}")
-        allowed = np.unpackbits(mask, bitorder="little")[:vocabulary].astype(bool)
+        allowed = np.zeros(logits.shape[-1], bool)  # rows beyond the tokenizer stay forbidden
+        bits = np.unpackbits(mask, bitorder="little")[: len(allowed)]
+        allowed[: len(bits)] = bits
         return mx.where(mx.array(allowed), logits, -mx.inf)

@@ -219,7 +219,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": presets(menu), "steering": service.steering()}
 
-    @app.get("/v1/models/{name}", summary="One model")
+    @app.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str, request: Request) -> dict[str, Any]:
         menu.steering(name, None, None, {})
         return {"id": name, "object": "model", "created": 0, "owned_by": "parm-mlx"}

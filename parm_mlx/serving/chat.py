@@ -22,7 +22,7 @@ from parm_mlx.serving.fields import (
     ToolFields,
     joined,
 )
-from parm_mlx.serving.service import Answers, Collected, Service, Wanted
+from parm_mlx.serving.service import Answers, Collected, Service, Wanted, add_call
 from parm_mlx.serving.settings import MAX_MESSAGES, MAX_TOP_LOGPROBS
 from parm_mlx.serving.steering import Steering
 
@@ -150,16 +150,17 @@ class Completions:
             for index in range(self._answers.wanted.n):
                 start = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
                 yield {**self._head(object_), "choices": [start]}
-        calls = [""] * self._answers.wanted.n
+        calls: list[list[str]] = [[] for _ in range(self._answers.wanted.n)]
         async for index, event in self._answers.events():
             if isinstance(event, Done):
                 ends.append(event)
-                delta: dict[str, Any] = {}
-                if calls[index]:
-                    delta = {"tool_calls": [{"index": i, **call} for i, call in enumerate(self._calls(calls[index]))]}
+                made, rest = self._calls(calls[index])
+                if rest:
+                    yield {**self._head(object_), "choices": [self._piece(index, Text(rest))]}
+                delta = {"tool_calls": [{"index": i, **call} for i, call in enumerate(made)]} if made else {}
                 yield {**self._head(object_), "choices": [self._end(index, event, delta)]}
             elif event.state == "tool":
-                calls[index] += event.text
+                add_call(calls[index], event)
             else:
                 yield {**self._head(object_), "choices": [self._piece(index, event)]}
         if (options := self._request.stream_options) is not None and options.include_usage:
@@ -176,12 +177,12 @@ class Completions:
         assert found.done is not None
         if not self._chat:
             return {**self._end(index, found.done), "text": found.text, "logprobs": self._logprobs(found.pieces)}
-        message: dict[str, Any] = {"role": "assistant", "content": found.text}
+        calls, rest = self._calls(found.calls)
+        message: dict[str, Any] = {"role": "assistant", "content": found.text + rest}
         if found.reasoning:
             message["reasoning_content"] = found.reasoning
-        calls = self._calls(found.calls) if found.calls else []
         if calls:
-            message |= {"tool_calls": calls, "content": found.text or None}
+            message |= {"tool_calls": calls, "content": message["content"] or None}
         end = self._end(index, found.done, {"tool_calls": calls} if calls else {})
         del end["delta"]
         return {**end, "message": message, "logprobs": self._logprobs(found.pieces)}
@@ -201,7 +202,7 @@ class Completions:
     def _logprobs(self, pieces: Sequence[Text]) -> dict[str, Any] | None:
         if self._answers.wanted.options.top_logprobs is None:
             return None
-        found = [each for piece in pieces for each in piece.logprobs if piece.state != "reasoning"]
+        found = [each for piece in pieces for each in piece.logprobs if piece.state == "normal"]
         if self._chat:
             return {
                 "content": [
@@ -233,20 +234,24 @@ class Completions:
         beta = steering.beta if steering.beta is not None else self._menu.beta
         return {"alpha": self._menu.weights(steering.alpha), "beta": beta, "tokens": tokens}
 
-    def _calls(self, text: str) -> list[dict[str, Any]]:
-        tools = list(self._answers.wanted.options.tools)
-        try:
-            parsed = self._tokenizer.tool_parser(text, tools)
-        except Exception:  # what a model writes need not be a call
-            return []
-        return [
-            {
-                "id": f"call_{uuid.uuid4().hex[:24]}",
-                "type": "function",
-                "function": {"name": call["name"], "arguments": json.dumps(call.get("arguments", {}))},
-            }
-            for call in (parsed if isinstance(parsed, list) else [parsed])
-        ]
+    def _calls(self, written: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+        """The calls of tools that a model has written, and what of them is none: that belongs to the text."""
+        tools, calls, rest = list(self._answers.wanted.options.tools), list[dict[str, Any]](), ""
+        for text in written:
+            try:
+                parsed = self._tokenizer.tool_parser(text, tools)
+                calls += [_call(each) for each in (parsed if isinstance(parsed, list) else [parsed])]
+            except Exception:  # what a model writes need not be a call
+                rest += f"{self._tokenizer.tool_call_start}{text}{self._tokenizer.tool_call_end or ''}"
+        return calls, rest
+
+
+def _call(parsed: Any) -> dict[str, Any]:
+    name = parsed["name"]
+    if not isinstance(name, str):
+        raise TypeError("the name of a function is text")
+    function = {"name": name, "arguments": json.dumps(parsed.get("arguments", {}))}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
 def usage(ends: Sequence[Done]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Text:
 
     text: str
     state: State = "normal"
+    call: int = 0  # which call of a tool it belongs to
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
 

@@ -14,6 +14,7 @@ from parm_mlx.serving.service import Wanted
 from parm_mlx.serving.settings import MAX_ANSWERS, MAX_BIASES, MAX_DEPTH, MAX_FIELDS, MAX_MESSAGES, MAX_STOP, MAX_STOPS
 from parm_mlx.serving.steering import Steering
 
+NUCLEUS = 1e-6  # a top_p that leaves the likeliest token alone: 0 in these protocols, and off in mlx-lm
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -31,7 +32,6 @@ class Fields(BaseModel):
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
-Probability = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -59,7 +59,8 @@ class SteeredFields(Fields):
 
     def sampling(self) -> dict[str, Any]:
         """The settings of sampling that are given."""
-        given = {"temp": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        top_p = None if self.top_p is None else max(self.top_p, NUCLEUS)
+        given = {"temp": self.temperature, "top_p": top_p, "top_k": self.top_k, "min_p": self.min_p}
         found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.seed is not None:
             found["seed"] = self.seed % 2**64

@@ -43,6 +43,9 @@ class Guard:
                 status = message["status"]
                 own = {name.lower() for name, _ in message.get("headers", ())}
                 policy = [(k.encode(), v.encode()) for k, v in POLICY.items() if k.encode() not in own]
+                if b"access-control-allow-origin" not in own and headers.get("origin") == self._options.allow_origin:
+                    allowed = self._options.allow_origin
+                    policy += [(b"access-control-allow-origin", allowed.encode())] if allowed else []
                 message = {**message, "headers": [*message.get("headers", ()), *policy]}
             await send(message)
 

@@ -27,10 +27,12 @@ FILES = 10240  # connections and files at a time, where the system allows it: ma
 
 
 def check_options(options: ServerOptions) -> None:
-    """Raises InputError where a server would be open to other machines without a key."""
+    """Raises InputError where a server would be open to other machines without a key, or its key cannot be sent."""
     if options.host not in LOCAL and not options.api_key:
         hint = "give a key with --api-key or PARM_MLX_API_KEY"
         raise InputError(f"--host {options.host} is reached from other machines, and needs --api-key", hint=hint)
+    if options.api_key and not (options.api_key.isascii() and options.api_key.isprintable()):
+        raise InputError("--api-key goes into a header of HTTP: letters, digits and signs of ASCII only")
 
 
 def listen(options: ServerOptions) -> socket.socket:

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 from parm_mlx.errors import InputError, ModelError
+from parm_mlx.guidance.generate import room_after
 from parm_mlx.guidance.prompts import PromptTokens, TooLongError
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.mlxlm import TokenizerWrapper
@@ -46,7 +47,7 @@ class Collected:
 
     text: str = ""
     reasoning: str = ""
-    calls: str = ""  # of tools, as the model wrote them
+    calls: list[str] = field(default_factory=list)  # of tools, as the model wrote them
     pieces: list[Text] = field(default_factory=list)
     done: Done | None = None
 
@@ -59,9 +60,15 @@ class Collected:
         if event.state == "reasoning":
             self.reasoning += event.text
         elif event.state == "tool":
-            self.calls += event.text
+            add_call(self.calls, event)
         else:
             self.text += event.text
+
+
+def add_call(calls: list[str], event: Text) -> None:
+    """Takes a piece of a call of a tool."""
+    calls += [""] * (event.call + 1 - len(calls))
+    calls[event.call] += event.text
 
 
 class Answers:
@@ -152,6 +159,7 @@ class Service:
             "temperature": self.defaults.temp,
             "max_tokens": self.max_tokens,
             "thinks": self.tokenizer.has_thinking,
+            "enable_thinking": self.engine.session.prompter.enable_thinking,
             "context_length": model.context_length,
         }
 
@@ -202,11 +210,12 @@ class Service:
             sampling = replace(self.defaults, **{"seed": random.getrandbits(32), **wanted.sampling})
         except InputError as error:
             raise RequestError(str(error).removeprefix("sampling: ")) from None
-        steering, room = wanted.steering, self._room(prompt)
+        steering = wanted.steering
+        most = room_after(self.engine.session.model, prompt, wanted.max_tokens or self.max_tokens)
         asks = [
             Ask(
                 Request(prompt, steering.alpha, sampling, index, beta=steering.beta),
-                min(wanted.max_tokens or self.max_tokens, room),
+                most,
                 answers.emitter(index),
                 wanted.options,
                 matcher,
@@ -222,10 +231,6 @@ class Service:
         except ClosedError as error:
             raise RequestError(str(error), 503) from None
         return answers
-
-    def _room(self, prompt: PromptTokens) -> int:
-        limit = self.engine.session.model.context_length
-        return limit - max(len(prompt.base), len(prompt.guide)) if limit else 1 << 30
 
     def _prompt(self, wanted: Wanted) -> PromptTokens:
         param = "messages" if not isinstance(wanted.content, str) else "prompt"

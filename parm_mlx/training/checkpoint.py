@@ -9,7 +9,7 @@ and only they are ever removed.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from parm_mlx.errors import CheckpointError, OutputError, RunError
 from parm_mlx.files import disk_errors, expanded, flush, is_dir, resolve
 from parm_mlx.fingerprint import changes, fingerprint
-from parm_mlx.outputs import claimed, new_directory, own, read_marker, remove_directory, written
+from parm_mlx.outputs import claimed, new_directory, own, read_marker, recover, remove_directory, written
 from parm_mlx.training.config import TrainConfig
 from parm_mlx.training.logging import METRICS_FILE
 
@@ -107,6 +107,8 @@ class CheckpointFolder:
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None], best: int | None) -> Path:
         """Writes a checkpoint that outlasts a power cut, then removes all but the newest and the best one.
 
+        A good one of that step stays as it is: it says the same, and is not risked.
+
         Args:
             step: Steps done.
             state: The state of the run, as plain values.
@@ -119,6 +121,8 @@ class CheckpointFolder:
         path = self.at(step)
         try:
             if step in self.steps():
+                with suppress(CheckpointError):
+                    return read_checkpoint(path).path
                 self._remove(step)
             with new_directory(path, run=self.run) as directory:
                 write(directory)
@@ -174,6 +178,7 @@ class CheckpointFolder:
             self.metrics.unlink(missing_ok=True)
 
     def _remove(self, step: int) -> None:
+        recover(self.at(step))
         remove_directory(self.at(step), self.run)
 
 

@@ -5,15 +5,16 @@ import json
 import signal
 import tempfile
 import zipfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from parm_mlx.data.sources import find_files
 from parm_mlx.distributed import Group, join
-from parm_mlx.errors import ConfigError, LostError, OutputError
+from parm_mlx.errors import ConfigError, LostError, OutputError, ParmError
 from parm_mlx.files import expanded, flush
 from parm_mlx.interrupt import stop_on_interrupt
 from parm_mlx.machine import keep_freed_memory
@@ -36,6 +37,8 @@ from parm_mlx.training.logging import METRICS_FILE, MetricsLog, Record, as_metri
 from parm_mlx.training.progress import Progress
 from parm_mlx.training.strength import propose_beta
 from parm_mlx.training.trainer import Trainer
+
+FINISHING = 4 * 3600.0  # seconds that the others wait while the main process measures and writes the result
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def train(
                 if not trainer.complete:
                     return _interrupted(trainer, stopped.signal)
                 distance = None
-                with group.agreed():
+                with group.agreed(patience=FINISHING):
                     if group.main:
                         distance = _finish(trainer, out, force)
             except LostError as lost:
@@ -169,7 +172,7 @@ def _begin(
 
 
 def _reads(config: TrainConfig) -> list[str | None]:
-    return [config.model, config.data, config.start_from]
+    return [config.model, config.data, config.start_from, *(spec.partition("=")[2] for spec in config.reward or ())]
 
 
 def _broadcast(
@@ -247,17 +250,26 @@ def _add_report(trainer: Trainer, directory: Path) -> None:
 def _finished(
     config: TrainConfig, out: Path, folder: CheckpointFolder, newest: Checkpoint | None, progress: Progress
 ) -> TrainResult | None:
-    """The result, if the adapter at ``out`` is that of these settings, data and models; the checkpoints go now."""
+    """The result, if the adapter at ``out`` is that of these settings, data and models; the checkpoints go now.
+
+    Data that cannot be read any more count as those of the checkpoint, or as unchanged.
+    """
+    log = MetricsLog(None)
     try:
         training = json.loads((out / CONFIG_FILE).read_text(encoding="utf-8"))["training"]
         same = all(training["settings"].get(name) == value for name, value in settings_of(config).items())
         data = newest.state["data"] if newest else training["data"]
+        with suppress(ParmError):
+            files = find_files(config.data, config.objectives)
+            data = [{"file": file.name, **file.identity()} for file in files if file.split != "test"]
         if not same or any(changes_since(training, data, models_of(config))):
+            return None
+        log.records = read_metrics(out / METRICS_FILE)
+        wanted = log.best_step if config.save == "best" else None
+        if training["steps_done"] != (wanted or training["steps"]):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    log = MetricsLog(None)
-    log.records = read_metrics(out / METRICS_FILE)
     progress.note(f"{out} is finished already")
     _remove_checkpoints(folder, log, training["steps_done"], progress)
     return TrainResult(out, training["steps"], None, tuple(log.records))

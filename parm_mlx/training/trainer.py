@@ -307,7 +307,7 @@ class Trainer:
         """Begins from the adapter of ``--start-from``, with new objectives added to it.
 
         Raises:
-            AdapterError: It is of another kind, rank or scale, or on other layers.
+            AdapterError: It is of another kind, rank, scale or chat template, or on other layers.
         """
         misfit, new = f"adapter {self.config.start_from} does not fit this run: ", self.adapter.objectives[own.k :]
         own, tensors = extend_objectives(own, tensors, new)
@@ -315,6 +315,10 @@ class Trainer:
         if different := [f"{name} is {before}, not {now}" for name, before, now in settings if before != now]:
             hint = "--adapter, --r1, --r2, and --lora-alpha (scale times r2, or times the rank) must be those it has"
             raise AdapterError(misfit + "; ".join(different), hint=hint)
+        if own.chat_template != self.adapter.chat_template:
+            before, now = (each.chat_template or "that of the tokenizer" for each in (own, self.adapter))
+            reason = f"its chat template is {before}, not {now}"
+            raise AdapterError(misfit + reason, hint="--chat-template must be the one it was trained with")
         has, needs = _shapes(tensors), _shapes(fresh := adapter_tensors(self.model))
         for name in sorted({*has, *needs}):
             if has.get(name) != needs.get(name):

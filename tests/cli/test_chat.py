@@ -250,6 +250,7 @@ def test_a_saved_conversation_goes_on_as_it_would_have(
     assert err.splitlines()[0] == f"error: {file} exists already"
     before = file.read_bytes()
     assert chat(f"/load {file}\nAnd another one?\n", "--quiet") == (0, f"{expected}\n", "")
+    assert "the file does not say how the last answer was steered" in chat(f"/load {file}\n/why\n", "--quiet")[2]
     assert chat(f"/load {file}\nAnd another one?\n", "--temp", 1, "--beta", 9, "--quiet")[1] == f"{expected}\n"
     err = chat(f"/load {file}\n", "--temp", 1, "--beta", 9)[2]
     assert "beta: 1\ntemperature: 0\npreference: harmless=0 helpful=1" in err

@@ -3,11 +3,15 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 
 import parm_mlx
+from parm_mlx.outputs import new_directory
+from parm_mlx.pblora import read_adapter
+from parm_mlx.pblora.adapter import save_adapter
 
 Run = Callable[..., tuple[int, str, str]]
 IDS = mx.array([[1, 31, 28, 7]])
@@ -46,6 +50,23 @@ def test_three_prompts_are_too_few(run_cli: Run, tmp_path: Path) -> None:
     assert code == 2
     assert "fewer than 4 prompts" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_backbone_of_the_adapter_is_not_replaced(
+    run_cli: Run, official: Path, official_parm: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("How?\nWhy?\nWho?\nWhen?\n")
+    backbone, parm = tmp_path / "backbone", tmp_path / "parm"
+    assert run_cli("convert", official / "arm_base", "--out", backbone)[0] == 0
+    with new_directory(parm) as partial:
+        config, tensors = read_adapter(official_parm)
+        save_adapter(partial, replace(config, base_model=str(backbone)), tensors)
+    before = (backbone / "model.safetensors").read_bytes()
+    given = ["refine", "--parm", parm, "--prompts", tmp_path / "prompts.txt", "--out", backbone, "--force"]
+    code, _, err = run_cli(*given, "--iters", 1, "--max-tokens", 4)
+    assert code == 2
+    assert f"--out {backbone} would replace " in err
+    assert (backbone / "model.safetensors").read_bytes() == before
 
 
 def test_a_prompt_beyond_the_context_is_refused(run_cli: Run, tmp_path: Path) -> None:

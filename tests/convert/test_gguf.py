@@ -225,6 +225,12 @@ def test_biases_of_llama_are_reordered_too(write: Callable[..., Path], weights: 
     ("given", "expected"),
     [
         ({"type": "none"}, None),
+        ({"type": "none", "factor": 4.0}, None),
+        ({"factor": 4.0}, {"type": "linear", "factor": 4.0}),
+        ({"factor": 0.0}, None),
+        ({"scale_linear": 4.0}, {"type": "linear", "factor": 4.0}),
+        ({"scale_linear": 1.0}, None),
+        ({"type": "linear", "scale_linear": 4.0}, {"type": "linear", "factor": 4.0}),
         ({"type": "linear", "factor": 4.0}, {"type": "linear", "factor": 4.0}),
         (
             {"type": "yarn", "factor": 2.0, "original_context_length": 512},
@@ -233,7 +239,7 @@ def test_biases_of_llama_are_reordered_too(write: Callable[..., Path], weights: 
     ],
 )
 def test_rope_scaling(write: Callable[..., Path], given: dict[str, Any], expected: dict[str, Any] | None) -> None:
-    more = {f"llama__rope__scaling__{key}": value for key, value in given.items()}
+    more = {f"llama__rope__{'' if key == 'scale_linear' else 'scaling__'}{key}": value for key, value in given.items()}
     assert read_model(read_gguf(write(**more)))[0].get("rope_scaling") == expected
 
 

@@ -175,3 +175,19 @@ def test_adapted_embeddings_are_unknown_tensors(lora: Path) -> None:
 def test_one_objective_has_one_name(lora: Path) -> None:
     with pytest.raises(PreferenceError):
         peft.read(lora, detect(lora).config, "helpful,harmless")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("self_attn.q_proj", "base_model.model.model.layers.0.self_attn.q_proj"),
+        ("attn.c_attn", "base_model.model.transformer.h.0.attn.c_attn"),
+        ("attention.query_key_value", "base_model.model.gpt_neox.layers.0.attention.query_key_value"),
+    ],
+)
+def test_names_are_those_of_the_family(tmp_path: Path, path: str, expected: str) -> None:
+    """An adapter that was trained here does not say how transformers names the blocks of its backbone."""
+    config = PBLoRAConfig(("a",), 2, 0, 2.0, 0.0, (path.rpartition(".")[2],), "base", kind="lora")
+    tensors = {f"layers.0.{path}.a": mx.ones((2, 4)), f"layers.0.{path}.b": mx.ones((4, 2))}
+    peft.write(tmp_path, config, tensors)
+    assert set(load_file(tmp_path / peft.TENSOR_FILE)) == {f"{expected}.lora_A.weight", f"{expected}.lora_B.weight"}

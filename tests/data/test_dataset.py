@@ -163,6 +163,21 @@ def test_one_file_per_objective(write_rows: Write) -> None:
     assert load_data(path.parent, objectives=["helpful", "harmless"]).objectives == ("helpful", "harmless")
     alone = load_data(path.parent, objectives=["helpful"], hold_out=False)
     assert [pair.preferred for pair in alone.train] == [{"helpful": 0}] * 20
+    for wrong in (["helpfull"], ["helpfull", "harmles"]):  # a name of neither file labels none of them
+        with pytest.raises(DataError, match="unknown objective 'helpfull'"):
+            load_data(path.parent, objectives=wrong)
+
+
+def test_what_is_said_twice_in_a_row_is_refused(tmp_path: Path) -> None:
+    row = '{"prompt": "Q", "responses": ["a", "b"], "preferred": %s}'
+    for labels, reason in (
+        ('{"helpful": 0, "helpful": 1}', "'helpful' is there twice"),
+        ('{"helpful": 0, "helpful ": 1}', "'preferred' names an objective twice"),
+    ):
+        for name, text in (("rows.jsonl", row % labels), ("rows.json", f"[{row % labels}]")):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(DataError, match=reason):
+                load_data(tmp_path / name)
 
 
 def test_splits_and_objectives_do_not_mix(write_rows: Write) -> None:

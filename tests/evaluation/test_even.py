@@ -169,6 +169,18 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     assert f"{answers} of 36 answers were there already" in notes
 
 
+def test_answers_stay_where_their_scores_are_gone(whole: Path, tmp_path: Path) -> None:
+    """Without scores, the first preferences alone are known to be wanted; the other answers wait for theirs."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".parm-mlx", "run.json", "results.jsonl"):
+        (out / name).write_bytes((whole / name).read_bytes())
+    notes: list[str] = []
+    evaluate(out, note=notes.append)
+    assert "36 of 36 answers were there already" in notes
+    assert (out / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
+
+
 def test_other_rewards_of_the_objectives_are_another_run(whole: Path) -> None:
     with pytest.raises(OutputError, match=r"holds another run \(even_by\.focus: "):
         evaluate(whole, rewards={"warmth": "warmth", "focus": "brevity"})

@@ -8,6 +8,7 @@ from evaluation.made_up import FIXTURES, made_up_run, samples
 
 from parm_mlx.answers.store import Result
 from parm_mlx.errors import InputError
+from parm_mlx.evaluation.metrics import is_constant
 from parm_mlx.evaluation.summary import Run, compare, summarise
 from parm_mlx.preference import Alpha
 
@@ -294,6 +295,19 @@ def test_the_joint_reference_point_is_below_the_points_of_all_runs() -> None:
 
 def test_runs_on_other_prompts_have_no_paired_difference() -> None:
     assert compare([made_up_run(2, 0.5, prompts=4), made_up_run(2, 0.5, prompts=5)])["differences"] == []
+
+
+def test_only_what_is_alike_is_paired() -> None:
+    """Prompts of the same ids are not the same; and a mean over other preferences is another measure."""
+    run = made_up_run(2, 0.5)
+    others = replace(run, results=[replace(each, prompt=f"{each.prompt}?") for each in run.results])
+    assert compare([run, others])["differences"] == []
+    (difference,) = compare([run, made_up_run(2, 0.25)])["differences"]
+    assert difference.keys() == {"run", "less", "hv"}
+
+
+def test_scores_that_differ_by_rounding_are_the_same() -> None:
+    assert is_constant([[0.3, 1.0], [0.1 + 0.2, 2.0]]).tolist() == [True, False]
 
 
 def test_a_reference_point_that_one_run_dominates() -> None:

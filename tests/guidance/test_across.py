@@ -216,3 +216,28 @@ def test_caches_that_cannot_go_back_are_refused() -> None:
         guide = tiny_guide(family, 1)
         with pytest.raises(ModelError, match="the guide's prompt cache is recurrent, rotating or quantised"):
             AcrossGuide(guide, Pair(BASE, GUIDE, 7))
+
+
+def test_a_guide_with_fewer_rows_than_its_tokenizer_has_ids() -> None:
+    """A control token without a row is one that the guide never writes."""
+    longer = TokenBytes([*GUIDE.pieces, None, b"bbb"], GUIDE.ends)
+    own = tiny_own_guide()
+    found, expected = (
+        AcrossModel(tiny_base(), AcrossGuide(own, Pair(BASE, tokens, 7), EXACT), 0.7) for tokens in (longer, GUIDE)
+    )
+    for prompt in PROMPTS:
+        assert greedy(found, prompt) == greedy(expected, prompt)
+
+
+def test_an_answer_that_leaves_the_batch_takes_nothing_of_others_along(model: AcrossModel) -> None:
+    """What was computed beside its own tokens is not part of its cache."""
+    generator = BatchGenerator(model, max_tokens=4, stop_tokens=[])
+    prompts = [started(model, prompt) for prompt in PROMPTS]
+    generator.insert([[last] for last, _ in prompts], caches=[cache for _, cache in prompts])
+    caches = []
+    while responses := generator.next_generated():
+        caches += [each.prompt_cache for each in responses if each.prompt_cache is not None]
+    assert len(caches) == len(PROMPTS)
+    for cache in caches:
+        entry: Any = model.split_cache(cache)[1][0]
+        assert all(sequence.fork is None and not sequence.known for sequence in entry.sequences)

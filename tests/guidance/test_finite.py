@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from tiny import VOCABULARY, tiny_guided, tiny_shared
+from tiny_across import PROMPTS, tiny_across
 
 from parm_mlx.errors import RunError
 from parm_mlx.guidance.generate import Answer, generate_batch, in_order
@@ -105,3 +106,14 @@ def test_the_base_alone_and_a_shared_backbone() -> None:
     table.weight = mx.where(mx.arange(VOCABULARY)[:, None] == POISON, mx.nan, table.weight)
     with pytest.raises(RunError, match="the logits of the base and the guide are not finite"):
         list(answers(shared, [request([POISON, 7])]))
+
+
+@pytest.mark.parametrize("guide", [False, True])
+def test_across_vocabularies_too(guide: bool) -> None:
+    """What stands for such a token is read once more before the answer ends."""
+    model = tiny_across()
+    part: Any = model.guide.guide.model if guide else model.base
+    part.model.norm.weight = part.model.norm.weight * mx.nan
+    asked = [Request(PromptTokens(*prompt, shift=model.shift), ALPHA, Sampling()) for prompt in PROMPTS]
+    with pytest.raises(RunError, match="are not finite"):
+        list(answers(model, asked))

@@ -145,6 +145,9 @@ def test_the_same_tokens_under_other_ids_are_found() -> None:
     end = base.token_to_id(END)
     assert order.read.tolist() == [other.token_to_id(END) if i == end else size - 1 - i for i in range(size)]
     assert order.never.tolist() == [i == end for i in range(size)]
+    fewer = base_order(TokenBytes.of(wrapped(base), "base"), TokenBytes.of(wrapped(other), "guide"), size - 2)
+    assert fewer is not None
+    assert fewer.never.tolist() == [i == end or i < 2 for i in range(size)]
 
 
 def test_other_rules_are_other_tokens() -> None:

@@ -7,11 +7,11 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make
 from tiny import tiny_model
 
 from parm_mlx.errors import InputError, ModelError
-from parm_mlx.guidance.generate import generate_batch
+from parm_mlx.guidance.generate import generate_batch, stream
 from parm_mlx.guidance.loading import load_with_tokenizers
 from parm_mlx.guidance.prompts import Prompter
 from parm_mlx.guidance.sampling import Request, Sampling
-from parm_mlx.mlxlm import limit_caches
+from parm_mlx.mlxlm import context_length, limit_caches, models
 
 PROMPT = [3, 9, 4, 27, 5]
 
@@ -80,3 +80,34 @@ def test_limits_that_contradict_each_other_are_refused(official: Path, official_
         load_with_tokenizers(official / "base_lm", official_parm, kv_bits=4, max_kv_size=32)
     with pytest.raises(InputError, match="must be 2, 3"):
         load_with_tokenizers(official / "base_lm", official_parm, kv_bits=7)
+
+
+def test_an_answer_ends_where_the_positions_do(official: Path, official_parm: Path) -> None:
+    model, tokenizer, other = load_with_tokenizers(official / "base_lm", official_parm)
+    model.base.args.max_position_embeddings = 24
+    prompt = Prompter(tokenizer, other)("Hi")
+    room = 24 - max(len(prompt.base), len(prompt.guide))
+    (answer,) = generate_batch(model, NoEnd(tokenizer), [Request(prompt, (0.5, 0.5), Sampling())], 100)  # type: ignore[arg-type]
+    assert (len(answer.tokens), answer.finish_reason) == (room, "length")
+    pieces = list(stream(model, NoEnd(tokenizer), Request(prompt, (0.5, 0.5), Sampling()), 100))  # type: ignore[arg-type]
+    assert (len(pieces), pieces[-1].finish_reason) == (room, "length")
+
+
+class NoEnd:
+    """A tokenizer whose answers do not end."""
+
+    def __init__(self, tokenizer: object) -> None:
+        self._tokenizer, self.eos_token_ids = tokenizer, frozenset[int]()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._tokenizer, name)
+
+
+def test_positions_of_gpt_2_and_a_window_that_is_not_kept() -> None:
+    gpt2 = tiny_model("gpt2")
+    assert context_length(gpt2) == gpt2.args.n_positions
+    model = tiny_model("llama", max_position_embeddings=512, num_attention_heads=2, num_key_value_heads=2)
+    setattr(model, models._CONFIG, {"model_type": "mistral", "sliding_window": 16})
+    for limits in ({}, {"kv_bits": 8}, {"max_kv_size": 64}):
+        limit_caches(model, **limits)
+        assert context_length(model) == 16, limits

@@ -34,6 +34,12 @@ def test_models(client: openai.OpenAI) -> None:
     assert client.models.retrieve("bundled@warmth=1").id == "bundled@warmth=1"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
+    with pytest.raises(openai.NotFoundError, match="owner/other"):
+        client.models.retrieve("owner/other")
+
+
+def test_a_nucleus_of_0_is_the_likeliest_token(client: openai.OpenAI) -> None:
+    assert chat(client, temperature=1, top_p=0) == chat(client, temperature=0)
 
 
 def test_alpha_in_body_header_and_name(client: openai.OpenAI) -> None:

@@ -118,6 +118,9 @@ def test_options_are_checked_before_models_are_loaded(tmp_path: Path) -> None:
     found = command("--host", "0.0.0.0")
     assert found.returncode == 2
     assert "needs --api-key" in found.stderr
+    found = command("--api-key", "sésame")
+    assert found.returncode == 2
+    assert "--api-key goes into a header of HTTP" in found.stderr
     (tmp_path / "fastapi.py").write_text("raise ModuleNotFoundError(\"No module named 'fastapi'\", name='fastapi')")
     found = command(PYTHONPATH=str(tmp_path))
     assert found.returncode == 2

@@ -238,3 +238,15 @@ def test_a_state_that_no_run_has_written_is_one_clear_line(folder: CheckpointFol
     (folder.at(2) / ".parm-mlx").write_text(json.dumps(marker))
     with pytest.raises(CheckpointError, match=r"step-00000002 is broken: state\.json .* is not readable"):
         read_checkpoint(folder.at(2))
+
+
+def test_a_good_checkpoint_is_not_risked_for_another_of_its_step(folder: CheckpointFolder) -> None:
+    def fails(directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    save(folder, 2)
+    assert folder.save(2, {"n": 3}, fails, None) == folder.at(2)
+    assert read_checkpoint(folder.at(2)).state == {"n": 2}
+    truncate(folder.at(2))
+    save(folder, 2)
+    assert read_checkpoint(folder.at(2)).step == 2

@@ -141,3 +141,11 @@ def test_the_bundled_pair_in_one_pass_is_nearer_on_other_answers_and_its_guide_s
         assert distance.after < 0.9 * distance.before
         assert distance.moved < 2 * distance.before
     assert mx.array_equal(session.model.base(ids), base), "the backbone is not changed"
+
+
+def test_answers_that_are_empty_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = load_session("bundled", share="on")
+    guide: Any = session.model.guide
+    monkeypatch.setattr(refinement, "sample_answers", lambda *_: ANSWERS[:3])
+    with pytest.raises(RunError, match="2 of 5 answers are empty, and 4 others are needed"):
+        refinement.refine(guide, session.tokenizer, ["?"] * 5)

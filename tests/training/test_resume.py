@@ -398,3 +398,26 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(run: Run, tmp_p
     assert good
     tensors = read_adapter(Path(good[1]))[1]
     assert all(mx.isfinite(tensor).all().item() for tensor in tensors.values())
+
+
+def test_other_data_are_another_run_than_the_finished_one(run: Run, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    """What the result was trained on counts, not its name; data that are gone have not changed."""
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(data=str(data))
+    notes: list[str] = []
+    run(resume=True, data=str(data), notes=notes)
+    assert any("is finished already" in note for note in notes)
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(OutputError, match="exists already"):
+        run(resume=True, data=str(data))
+    data.unlink()
+    run(resume=True, data=str(data))
+
+
+def test_the_best_adapter_is_not_the_last_one(run: Run) -> None:
+    """Neither is taken for the other where a run that has ended is resumed."""
+    settings = {"learning_rate": 0.3, "warmup": 0, "steps_per_eval": 1, "iters": 3, "beta_objective": 1}
+    run(**settings)
+    with pytest.raises(OutputError, match="exists already"):
+        run(resume=True, save="best", **settings)

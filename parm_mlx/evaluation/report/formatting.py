@@ -122,7 +122,7 @@ def _run(run: Mapping[str, Any]) -> str:
         raw = [f"{point['raw'][name]:.2f}" for name in rewards]
         rows.append([alpha, *scores, *raw, f"{point['ended']:.0%}", "*" if index in run["front"]["indices"] else ""])
     lines = [_aligned(rows), "", f"hypervolume         {interval(run['hv'])}   reference point {reference(run)}"]
-    lines.append(f"mean inner product  {interval(run['mip'])}")
+    lines.append(f"mean inner product  {interval(run['mip'])}   of which alpha causes {interval(run['mip_gain'])}")
     lines += [f"Spearman {name}  {interval(value)}" for name, value in run["spearman"].items()]
     lines += ["", run["normalization"]["text"], f"Reference point: {run['reference_text']}"]
     lines += [f"In brackets: {run['confidence']['text']}", ""]
@@ -132,17 +132,18 @@ def _run(run: Mapping[str, Any]) -> str:
 
 def _comparison(summary: Mapping[str, Any]) -> str:
     names = summary["objectives"]
-    rows = [["run", "hypervolume", "mean inner product", *(f"Spearman {name}" for name in names), "front", "alphas"]]
-    rows[0] += [f"corners {name}" for name in names]
+    heads = ["run", "hypervolume", "mean inner product", "of it by alpha"]
+    rows = [[*heads, *(f"Spearman {name}" for name in names), "front", "alphas", *(f"corners {n}" for n in names)]]
     for run in summary["runs"]:
         spearman = [interval(run["spearman"][name]) for name in names]
         sizes = [str(run["front"]["size"]), str(len(run["points"]))]
         corners = [interval(run["corner_difference"][name]) for name in names]
-        rows.append([run["name"], interval(run["hv"]), interval(run["mip"]), *spearman, *sizes, *corners])
+        figures = [interval(run[name]) for name in ("hv", "mip", "mip_gain")]
+        rows.append([run["name"], *figures, *spearman, *sizes, *corners])
     lines = [_aligned(rows)]
     for one in summary["differences"]:
-        figures = f"hypervolume {interval(one['hv'])}, MIP {interval(one['mip'])} (paired)"
-        lines.append(f"{one['run']} less {one['less']}: {figures}")
+        mip = f", MIP {interval(one['mip'])}" if "mip" in one else ""
+        lines.append(f"{one['run']} less {one['less']}: hypervolume {interval(one['hv'])}{mip} (paired)")
     lines += [f"{run['name']}: {text}" for run in summary["runs"] if (text := fidelity(run.get("fidelity")))]
     lines += [f"They differ in {name}: {', '.join(values)}" for name, values in summary.get("settings", {}).items()]
     lines += ["", f"Joint reference point {reference(summary)}: {summary['reference_text']}"]

@@ -22,6 +22,11 @@ export function distance(one, other) {
 export const fromWeights = (objectives, weights) =>
   Object.fromEntries(objectives.map((name, i) => [name, Number(weights[i].toFixed(4))]));
 
+/** Whether an α is one of these objectives: conversations outlive the model that they were held with. */
+export const isOf = (objectives, alpha) =>
+  alpha === "base" ? objectives.length > 0
+    : alpha !== null && Object.keys(alpha).length === objectives.length && objectives.every((name) => name in alpha);
+
 /** Weights with one of them changed; the others keep their proportions, and the sum stays 1. */
 export function withWeight(weights, which, weight) {
   const wanted = Math.min(1, Math.max(0, weight));

@@ -15,7 +15,7 @@ function requestFor(answer, messages, server) {
   const request = { model: server.model, messages, stream: true, stream_options: { include_usage: true },
     temperature: answer.temperature, max_tokens: answer.maxTokens };
   if (answer.seed !== null) request.seed = answer.seed;
-  if (server.thinks) request.enable_thinking = answer.think;
+  if (server.thinks && answer.think !== null) request.enable_thinking = answer.think;
   if (server.objectives.length > 0) {
     request.alpha = answer.alpha;
     if (answer.alpha !== "base") {

@@ -1,5 +1,5 @@
 // The conversation: turns of a question and one or more answers, of which one is gone on from.
-import { chip, comparison, distance, same } from "./alpha.js";
+import { chip, comparison, distance, isOf, same } from "./alpha.js";
 import { answerView, generate, newAnswer } from "./answer.js";
 import { $, button, focusQuestion, make, visible } from "./dom.js";
 import { hidePanel } from "./why.js";
@@ -58,13 +58,16 @@ export function createChat({ server, settings, steering, changed }) {
     conversation.turns.slice(conversation.turns.indexOf(turn) + 1).forEach((later) => views.get(later).remove());
     conversation.turns.length = conversation.turns.indexOf(turn) + 1;
     turn.question = question;
-    answerAll(turn, turn.answers.length > 1 ? turn.answers.map(({ alpha }) => alpha) : [steering.alpha()], turn.chosen);
+    const alphas = turn.answers.map(({ alpha }) => alpha);
+    const again = alphas.length > 1 && alphas.every((alpha) => isOf(server.objectives, alpha));
+    answerAll(turn, again ? alphas : [steering.alpha()], again ? turn.chosen : 0);
     touch();
   }
 
   /** The preferences of the comparison before, or the usual ones; and which of them is nearest to the slider. */
   function columns() {
-    const before = conversation.turns.findLast((turn) => turn.compared && turn.answers.length > 1);
+    const before = conversation.turns.findLast((turn) => turn.compared && turn.answers.length > 1
+      && turn.answers.every(({ alpha }) => isOf(server.objectives, alpha)));
     const alphas = before ? before.answers.map(({ alpha }) => alpha) : comparison(server.objectives);
     const distances = alphas.map((alpha) => distance(alpha, steering.alpha()));
     return { alphas, chosen: distances.indexOf(Math.min(...distances)) };
@@ -101,7 +104,8 @@ export function createChat({ server, settings, steering, changed }) {
     run(turn, answer);
   }
   function retry(turn, answer) {
-    const again = newAnswer(turn.answers.length > 1 ? answer.alpha : steering.alpha(), settings);
+    const keep = turn.answers.length > 1 && isOf(server.objectives, answer.alpha);
+    const again = newAnswer(keep ? answer.alpha : steering.alpha(), settings);
     turn.answers[turn.answers.indexOf(answer)] = again;
     draw(turn);
     show(again);

@@ -9,7 +9,7 @@ const VALID = {
   maxTokens: (value) => Number.isInteger(value) && value >= 1,
   seed: (value) => value === null || (Number.isSafeInteger(value) && value >= 0),
   system: (value) => typeof value === "string",
-  think: (value) => typeof value === "boolean",
+  think: (value) => value === null || typeof value === "boolean",
 };
 
 function valid(stored) {
@@ -21,7 +21,7 @@ export function createSettings(server, stored, changed) {
   const steerable = server.beta !== null && server.objectives.length > 0;
   const defaults = {
     beta: steerable ? server.beta : null, temperature: server.temperature, maxTokens: server.max_tokens, seed: null, system: "",
-    think: Boolean(server.thinks),
+    think: null,
   };
   const values = { ...defaults, ...valid(stored), ...(steerable ? {} : { beta: null }) };
 
@@ -40,7 +40,7 @@ export function createSettings(server, stored, changed) {
     for (const [id, name] of Object.entries(fields)) {
       if (document.activeElement !== $(id)) $(id).value = values[name] ?? "";
     }
-    $("think").checked = values.think;
+    $("think").checked = values.think ?? server.enable_thinking ?? true;
     $("settings-now").textContent = summary();
   }
   function set(name, value) {
