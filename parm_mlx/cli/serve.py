@@ -87,8 +87,7 @@ def _serve(
             if open_page:
                 import webbrowser
 
-                Thread(
-                    target=webbrowser.open, args=[address], daemon=True
-                ).start()  # one in the terminal does not return
+                # Apart, as a browser in the terminal does not return, and the server begins only now.
+                Thread(target=webbrowser.open, args=[address], daemon=True).start()
 
         run(service, listener, ready, console.note)

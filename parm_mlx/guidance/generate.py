@@ -224,7 +224,7 @@ def _together(
                 joining = [requests[index] for index in indices]
                 prompts, caches = zip(*prefix_caches(joining), strict=True)
                 samplers = [sampling_of(model, request).sampler(request.seed_offset) for request in joining]
-                room = [room_after(model, each.prompt, max_tokens) - len(each.thought) for each in joining]
+                room = [room_after(model, each.prompt, max_tokens - len(each.thought)) for each in joining]
                 uids = generator.insert(list(prompts), max_tokens=room, caches=list(caches), samplers=samplers)
                 running.update((uid, (index, [])) for uid, index in zip(uids, indices, strict=True))
             for response in generator.next_generated():
@@ -264,7 +264,7 @@ def _one_by_one(
         produced, drafts = _tokens(model, request, drafting)
         tokens: list[int] = []
         reason = None
-        for token in islice(produced, room_after(model, request.prompt, max_tokens) - len(request.thought)):
+        for token in islice(produced, room_after(model, request.prompt, max_tokens - len(request.thought))):
             if token == STOPPED:
                 note_stop(model)
             if token == STOPPED or stopped():
