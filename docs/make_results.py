@@ -73,7 +73,8 @@ def weak_to_strong(results: Any) -> str:
     """What is kept on another base than the guide's own."""
 
     def kept(found: Any) -> str:
-        return f"{found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
+        value, low, high = (round(found[name], 2) + 0.0 for name in ("value", "low", "high"))
+        return f"{value:.0%} [{low:.0%}, {high:.0%}]"
 
     words = results["vocabulary"]["wording"]["guided"]["of_the_guide"]
     cases = {
@@ -128,8 +129,9 @@ def cross_domain(results: Any) -> str:
     """How far the corner of the third objective moved, and what is left of the others."""
     ways = ("longer, before", "longer, agreeing")
     kept = {way: min(found["value"] for found in results[way]["kept"].values()) for way in ways}
-    found = "; ".join(f"{way} {number(results[way]['moved'])} sd, the others keep {kept[way]:.0f} %" for way in ways)
-    return f"its corner moves in 50 steps: {found}"
+    moved = {way: ", ".join(f"{value:.1f}" for value in results[way]["moved_by_seed"]) for way in ways}
+    found = "; ".join(f"{way} {moved[way]} sd, the others keep at least {kept[way]:.0f} % in the mean" for way in ways)
+    return f"its corner moves in 50 steps, by seed: {found}"
 
 
 def many_objectives(results: Any) -> str:

@@ -171,34 +171,51 @@ class Experiment:
         folder = self.work / "runs" / name
         if not self.stored:
             self._answer(name, folder, parms, base, alphas, rewards, beta, alone)
-        was, now = read_run(folder)[0]["settings"], self.settings["sweep"]
-        if changed := [key for key in now if key != "bootstrap" and was.get(key) != now[key]]:
-            raise SystemExit(f"error: {name} was made with other settings ({', '.join(changed)}); run it again")
-        return self._kept(name)
+        return self._kept(name, "sweep")
 
-    def real(self, name: str, beta: float = 1.0) -> Run:
-        """SmolLM2 guided by its PARM, greedily, on held-out questions: as ``real`` of the settings says."""
+    def real(
+        self,
+        name: str,
+        *,
+        model: str = "smollm2",
+        parm: str = "smollm2",
+        questions: str | None = None,
+        beta: float = 1.0,
+    ) -> Run:
+        """A model that a PARM guides on held-out questions, by ``parm-mlx evaluate``, as ``real`` of the settings says.
+
+        Args:
+            name: What the sweep is called.
+            model: Name or folder of the base.
+            parm: Name of the PARM.
+            questions: Name of the PARM that was not trained on the questions; the same by default.
+            beta: β of guided decoding.
+        """
         settings, folder = self.settings["real"], self.work / "runs" / name
         if not self.stored:
-            questions = held_out_prompts("smollm2")[: settings["questions"]]
+            asked = held_out_prompts(questions or parm)[: settings["questions"]]
             with self.clock(ANSWERING + name, fresh=not folder.exists()):
                 evaluate(
                     out=folder,
-                    model="smollm2",
-                    parm="smollm2",
-                    prompts=[[{"role": "user", "content": question}] for question in questions],
+                    model=model,
+                    parm=parm,
+                    prompts=[[{"role": "user", "content": question}] for question in asked],
                     grid=settings["grid"],
                     beta=beta,
-                    sampling=Sampling(temp=0),
+                    sampling=Sampling(temp=settings["temp"]),
                     max_tokens=settings["max_tokens"],
                     note=print,
                 )
-        return self._kept(name)
+        return self._kept(name, "real")
 
-    def _kept(self, name: str) -> Run:
-        """Keeps a sweep and its time with the page, and reads it."""
+    def _kept(self, name: str, kind: str) -> Run:
+        """Keeps a sweep and its time with the page, and reads it, if it was made with these settings of its kind."""
         folder = self.work / "runs" / name
         identity, results, scores = read_run(folder)
+        was, now = identity["settings"], self.settings[kind]
+        was = {"questions": len({result.id for result in results.values()}), **was}
+        if changed := [key for key in now if key != "bootstrap" and was.get(key, now[key]) != now[key]]:
+            raise SystemExit(f"error: {name} was made with other settings ({', '.join(changed)}); run it again")
         self.keep(folder)
         self.used |= self.times(ANSWERING + name)
         return Run(name, tuple(identity["objectives"]), identity["rewards"], list(results.values()), scores)

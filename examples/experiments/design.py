@@ -165,7 +165,8 @@ def figures(summary: Mapping[str, Any]) -> dict[str, float]:
 def real(experiment: common.Experiment) -> tuple[dict[str, Any], str]:
     """SmolLM2 guided by its PARM at each β: what is measured, and its table."""
     runs = [
-        replace(experiment.real(f"design-smollm2-beta{beta:g}", beta), name=f"{beta:g}") for beta in (1.0, 0.5, 2.0)
+        replace(experiment.real(f"design-smollm2-beta{beta:g}", beta=beta), name=f"{beta:g}")
+        for beta in (1.0, 0.5, 2.0)
     ]
     summary = compare(runs)
     less = {each["run"]: each for each in summary["differences"]}

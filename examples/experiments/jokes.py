@@ -18,11 +18,13 @@ import rated_texts
 
 # isort: split
 import numpy as np
+from design import learning, ranks
 from initialisation import VARIANTS as STARTS
 from initialisation import variant
 
 from parm_mlx.preference import Alpha
 
+BLOCKS = 30  # of SmolLM2
 LORA = "W1 = I, W2 rows = I"
 
 
@@ -37,6 +39,8 @@ class Variant:
 
 VARIANTS = {
     "the default: p = 0.5, random start": Variant("default"),
+    "r1 : r2 = 6 : 2": Variant("r6", ranks(6, 2)),
+    "last half of the blocks, ranks 8 : 8": Variant("last", ranks(8, 8), lambda: learning(range(BLOCKS // 2, BLOCKS))),
     "Dirichlet p = 2": Variant("p2", {"dirichlet": 2.0}),
     LORA: Variant("identity", changed=lambda: variant(*STARTS[LORA])),
 }
@@ -49,9 +53,9 @@ class Judges:
         self.experiment, self.data, self.objectives = experiment, data, objectives
         self.model = str(experiment.settings["model"])
 
-    def trained(self, name: str, **settings: Any) -> Path:
+    def trained(self, name: str, seed: int, **settings: Any) -> Path:
         """A PARM, trained unless it is there."""
-        seed, data = self.experiment.seeds[0], self.data / "train.jsonl"
+        data = self.data / "train.jsonl"
         return self.experiment.adapter(
             name, seed, base=Path(self.model), data=data, objectives=self.objectives, **settings
         )
@@ -67,11 +71,11 @@ class Judges:
 def design(judges: Judges, quick: bool) -> tuple[list[dict[str, Any]], str]:
     """PARMs of fewer steps, of which each changes one thing, and the first nothing: their figures and the table."""
     settings = judges.experiment.settings
-    iters, samples = settings["design"]["iters"], settings["samples"]
+    iters, samples, seed = settings["design"]["iters"], settings["samples"], judges.experiment.seeds[0]
     parms = {}
     for each in VARIANTS.values():
         with each.changed():
-            parms[each.label] = judges.trained(f"jokes-{each.label}", iters=iters, **each.train)
+            parms[each.label] = judges.trained(f"jokes-{each.label}", seed, iters=iters, **each.train)
     if quick:
         return [], ""
     corners = [(0.0, 1.0), (1.0, 0.0)]
@@ -79,7 +83,7 @@ def design(judges: Judges, quick: bool) -> tuple[list[dict[str, Any]], str]:
     figures, rows = [], []
     for name, of in VARIANTS.items():
         leads = found[of.label]
-        measured = judging.measure(leads, judges.objectives, samples)
+        measured = judging.measure([leads], judges.objectives, samples)
         less = judging.compared(leads, found["default"], samples)
         figures.append({"name": name, "less_default": less, **measured})
         right = [measured[each]["alphas"][own] for each, own in zip(judges.objectives, (-1, 0), strict=True)]
@@ -90,6 +94,17 @@ def design(judges: Judges, quick: bool) -> tuple[list[dict[str, Any]], str]:
     heads += [f"less the default, {name}" for name in judges.objectives]
     heads += [f"α raises the preferred, less the default, {name}" for name in judges.objectives]
     return figures, common.markdown([*heads, "α moves, times the default"], rows)
+
+
+def seeds(by_seed: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
+    """The table of what each seed gives at an objective's own corner."""
+    what = {"base": "corner_less_base", "the other corner": "corner_less_other"}
+    rows = [
+        [f"{name}, less {other}", *(f"{100 * each[name][key]['value']:+.1f}" for each in by_seed)]
+        for name in objectives
+        for other, key in what.items()
+    ]
+    return common.markdown(["right at the own corner, points", *(f"seed {i}" for i in range(len(by_seed)))], rows)
 
 
 def main() -> None:
@@ -105,20 +120,23 @@ def main() -> None:
     )
     objectives = tuple(about["objectives"])
     judges = Judges(experiment, data, objectives)
-    parm = judges.trained("jokes")
+    parms = {seed: judges.trained("jokes", seed) for seed in experiment.seeds}
     designs, designed = design(judges, experiment.quick)
     if experiment.quick:
         return
     weights = [float(weight) for weight in settings["alphas"]]
     alphas = [(weight, 1 - weight) for weight in weights]
     train = settings["train"]
-    found = judges.leads("joke-leads", parm, alphas)
+    found = [judges.leads(f"joke-leads-{seed}", parm, alphas) for seed, parm in parms.items()]
     results = judging.measure(found, objectives, settings["samples"])
+    by_seed = [judging.measure([each], objectives, settings["samples"]) for each in found]
     judging.draw(experiment, results, objectives, np.array(weights))
     experiment.publish(
-        {"data": about, "alphas": alphas, **results, "design": designs},
+        {"data": about, "alphas": alphas, **results, "seeds": by_seed, "design": designs},
         table=judging.accuracies(results, objectives, alphas),
         raised=judging.gains(results, objectives),
+        seeds=seeds(by_seed, objectives),
+        count=str(len(parms)),
         design=designed,
         design_steps=str(settings["design"]["iters"]),
         **{f"nats_{what}": f"{value:.1f}" for what, value in results["nats"].items()},

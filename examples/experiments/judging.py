@@ -1,5 +1,6 @@
 """How a PARM and its backbone judge held-out pairs: which response they find likelier, and how often that is right."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import common
 # isort: split
 import mlx.core as mx
 import numpy as np
+from intervals import over_seeds
 from numpy.typing import NDArray
 
 from parm_mlx.data.dataset import load_data
@@ -70,89 +72,100 @@ def _leads(scorer: ResponseScorer, pairs: Sequence[TokenPair], alphas: Sequence[
     return np.stack(found, axis=1)
 
 
-def shares(right: Array, judged: Array, groups: Sequence[int], samples: int) -> tuple[Array, Array]:
-    """The share of judged pairs that are right, and bootstrap samples of it in which groups are drawn whole.
+class Shares:
+    """Shares of judged pairs in which something holds, over the PARMs of several seeds.
 
     Args:
-        right: (n, …) 1 where a pair is right, at each of several preferences.
+        holds: (seeds, n, k) 1 where the i-th of k things holds of a pair.
         judged: (n,) 1 where a pair counts.
-        groups: (n,) the group of each pair, from 0.
-        samples: Their number.
+        groups: (n,) the group of each pair, from 0; groups are drawn whole.
+        samples: Of the bootstrap over the pairs.
 
-    Returns:
-        (…) and (samples, …), without the samples in which no pair counts.
+    Attributes:
+        by_seed: (seeds, k) the shares.
+        drawn: (samples, k) their means over the seeds in the samples, without those samples in which no pair counts.
     """
-    size = max(groups) + 1
-    both = np.concatenate([right * judged[:, None], judged[:, None]], axis=1)
-    sums = np.zeros((size, both.shape[1]))
-    np.add.at(sums, list(groups), both)
-    total, drawn = sums.sum(axis=0), metrics.bootstrap(sums, samples, 0)
-    drawn = drawn[drawn[:, -1] > 0]
-    return total[:-1] / total[-1], drawn[:, :-1] / drawn[:, -1:]
+
+    def __init__(self, holds: Array, judged: Array, groups: Sequence[int], samples: int):
+        counted = holds * judged[:, None]
+        self.by_seed = counted.sum(axis=1) / judged.sum()
+        both = np.concatenate([counted.mean(axis=0), judged[:, None]], axis=1)
+        sums = np.zeros((max(groups) + 1, both.shape[1]))
+        np.add.at(sums, list(groups), both)
+        drawn = metrics.bootstrap(sums, samples, 0)
+        drawn = drawn[drawn[:, -1] > 0]
+        self.drawn = drawn[:, :-1] / drawn[:, -1:]
+
+    def of(self, i: int, less: int | None = None) -> dict[str, float]:
+        """The i-th share, or by how much it is above another one, with its interval over pairs and seeds."""
+        values, drawn = (each[:, i] - (0 if less is None else each[:, less]) for each in (self.by_seed, self.drawn))
+        found, seeds = metrics.interval(values.mean(), drawn), over_seeds(values)
+        low, high = (math.hypot(found[end] - found["value"], seeds[end] - seeds["value"]) for end in ("low", "high"))
+        found |= {"low": found["value"] - low, "high": found["value"] + high}
+        return {name: round(number, 8) for name, number in found.items()}  # the same with any number of threads
 
 
-def measure(found: dict[str, Any], objectives: Sequence[str], samples: int) -> dict[str, Any]:
+def measure(found: Sequence[Mapping[str, Any]], objectives: Sequence[str], samples: int) -> dict[str, Any]:
     """Accuracies with their intervals: of the base, of the PARM at every α, and how α changes them.
 
     ``raised_from_base`` and ``raised_from_other`` are the shares of pairs whose preferred response gains on the other
     one at the objective's own corner: from the base to the PARM, and from the other corner. ``longer`` has the shares
     in which the base judges for the longer response, and in which training (mean over α) makes it gain; there is none
     where all pairs are of even length.
+
+    Args:
+        found: What :func:`leads` says of the PARM of each seed, on the same pairs.
+        objectives: Their names.
+        samples: Of the bootstrap.
     """
-    lead, preferred = np.array(found["leads"]), np.array(found["preferred"])
-    longer, groups = np.array(found["longer"]), found["group"]
+    lead, preferred = np.array([each["leads"] for each in found]), np.array(found[0]["preferred"])
+    longer, groups = np.array(found[0]["longer"]), found[0]["group"]
     uneven = longer >= 0
+    columns = range(1, lead.shape[2])  # of the preferences
     results: dict[str, Any] = {}
     for i, name in enumerate(objectives):
         labels = preferred[:, i]
         judged = (labels != UNLABELLED).astype(float)
-        right = np.where(labels[:, None] == 0, lead > 0, lead < 0).astype(float)
-        value, drawn = shares(right, judged, groups, samples)
         own, other = (1, -1) if i else (-1, 1)  # α is the weight of the first objective, rising
-        best = value[own]
-        changes = np.stack([lead[:, own] - lead[:, 0], lead[:, own] - lead[:, other]], axis=1)
-        raised = np.where(labels[:, None] == 0, changes > 0, changes < 0).astype(float)
-        change, drawn_change = shares(raised, judged, groups, samples)
+        right = Shares(_gained(lead, labels), judged, groups, samples)
+        changes = np.stack([lead[:, :, own] - lead[:, :, 0], lead[:, :, own] - lead[:, :, other]], axis=2)
+        raised = Shares(_gained(changes, labels), judged, groups, samples)
         results[name] = {
-            "raised_from_base": interval(change[0], drawn_change[:, 0]),
-            "raised_from_other": interval(change[1], drawn_change[:, 1]),
+            "raised_from_base": raised.of(0),
+            "raised_from_other": raised.of(1),
             "pairs": int(judged.sum()),
-            "base": interval(value[0], drawn[:, 0]),
-            "alphas": [interval(v, d) for v, d in zip(value[1:], drawn[:, 1:].T, strict=True)],
-            "corner_less_base": interval(best - value[0], drawn[:, own] - drawn[:, 0]),
-            "corner_less_other": interval(best - value[other], drawn[:, own] - drawn[:, other]),
+            "base": right.of(0),
+            "alphas": [right.of(column) for column in columns],
+            "corner_less_base": right.of(own, less=0),
+            "corner_less_other": right.of(own, less=other),
         }
         if uneven.any():
-            as_labelled = (longer == labels)[:, None].astype(float)
-            by_length, drawn_length = shares(as_labelled, judged * uneven, groups, samples)
-            results[name]["longer_is_preferred"] = interval(by_length[0], drawn_length[:, 0])
+            as_labelled = np.broadcast_to((longer == labels)[None, :, None].astype(float), (1, len(labels), 1))
+            results[name]["longer_is_preferred"] = Shares(as_labelled, judged * uneven, groups, samples).of(0)
     differ = (preferred != UNLABELLED).all(axis=1) & (preferred[:, 0] != preferred[:, 1])
-    right = np.where(preferred[:, :1] == 0, lead > 0, lead < 0).astype(float)
-    value, drawn = shares(right, differ.astype(float), groups, samples)
-    both = int((preferred != UNLABELLED).all(axis=1).sum())
+    right = Shares(_gained(lead, preferred[:, 0]), differ.astype(float), groups, samples)
     results["where_they_differ"] = {
         "pairs": int(differ.sum()),
-        "of": both,
-        "base": interval(value[0], drawn[:, 0]),
-        "alphas": [interval(v, d) for v, d in zip(value[1:], drawn[:, 1:].T, strict=True)],
-        "corners": interval(value[-1] - value[1], drawn[:, -1] - drawn[:, 1]),
+        "of": int((preferred != UNLABELLED).all(axis=1).sum()),
+        "base": right.of(0),
+        "alphas": [right.of(column) for column in columns],
+        "corners": right.of(-1, less=1),
     }
     if uneven.any():
-        changes = np.stack([lead[:, 0], (lead[:, 1:] - lead[:, :1]).mean(axis=1)], axis=1)
-        favours = np.where(longer[:, None] == 0, changes > 0, changes < 0).astype(float)
-        value, drawn = shares(favours, uneven.astype(float), groups, samples)
-        results["longer"] = {name: interval(value[i], drawn[:, i]) for i, name in enumerate(("base", "training"))}
+        changes = np.stack([lead[:, :, 0], (lead[:, :, 1:] - lead[:, :, :1]).mean(axis=2)], axis=2)
+        favours = Shares(_gained(changes, longer), uneven.astype(float), groups, samples)
+        results["longer"] = {name: favours.of(i) for i, name in enumerate(("base", "training"))}
     results["nats"] = {
-        "base": float(np.abs(lead[:, 0]).mean()),
-        "training": float(np.abs(lead[:, 1:] - lead[:, :1]).mean()),
-        "corners": float(np.abs(lead[:, -1] - lead[:, 1]).mean()),
+        "base": float(np.abs(lead[:, :, 0]).mean()),
+        "training": float(np.abs(lead[:, :, 1:] - lead[:, :, :1]).mean()),
+        "corners": float(np.abs(lead[:, :, -1] - lead[:, :, 1]).mean()),
     }
     return results
 
 
-def interval(value: float, drawn: Array) -> dict[str, float]:
-    """That of :func:`~parm_mlx.evaluation.metrics.interval`, to digits that do not depend on the number of threads."""
-    return {name: round(number, 8) for name, number in metrics.interval(value, drawn).items()}
+def _gained(changes: Array, responses: Array) -> Array:
+    """1 where a change of log π(y_0 | x) − log π(y_1 | x) favours the given one of a pair's responses."""
+    return np.where((responses == 0)[:, None], changes > 0, changes < 0).astype(float)
 
 
 def compared(found: Mapping[str, Any], other: Mapping[str, Any], samples: int) -> dict[str, Any]:
@@ -163,16 +176,15 @@ def compared(found: Mapping[str, Any], other: Mapping[str, Any], samples: int) -
         those in which the preferred response gains from the other corner to it; and ``moved``, by how many nats α moves
         the difference of two responses, the first over the second.
     """
-    both, labels = [np.array(each["leads"]) for each in (found, other)], np.array(found["preferred"])
+    both = [np.array([each["leads"]]) for each in (found, other)]
     results: dict[str, list[dict[str, float]]] = {"right": [], "raised": []}
-    for own, far, preferred in ((-1, 1, labels[:, 0]), (1, -1, labels[:, 1])):
-        sign = np.where(preferred == 0, 1.0, -1.0)
-        won = [sign * lead[:, own] > 0 for lead in both] + [sign * (lead[:, own] - lead[:, far]) > 0 for lead in both]
-        judged = (preferred != UNLABELLED).astype(float)
-        value, drawn = shares(np.stack(won, axis=1).astype(float), judged, found["group"], samples)
-        for name, i in (("right", 0), ("raised", 2)):
-            results[name].append(interval(value[i] - value[i + 1], drawn[:, i] - drawn[:, i + 1]))
-    moved = [float(np.abs(lead[:, -1] - lead[:, 1]).mean()) for lead in both]
+    for own, far, labels in zip((-1, 1), (1, -1), np.array(found["preferred"]).T, strict=True):
+        changes = [lead[:, :, own] for lead in both] + [lead[:, :, own] - lead[:, :, far] for lead in both]
+        won = _gained(np.stack(changes, axis=2), labels)
+        shares = Shares(won, (labels != UNLABELLED).astype(float), found["group"], samples)
+        results["right"].append(shares.of(0, less=1))
+        results["raised"].append(shares.of(2, less=3))
+    moved = [float(np.abs(lead[:, :, -1] - lead[:, :, 1]).mean()) for lead in both]
     return {**results, "moved": moved[0] / moved[1]}
 
 

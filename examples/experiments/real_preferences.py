@@ -41,7 +41,7 @@ def main() -> None:
     found = experiment.fact(
         "hh-rlhf-leads", lambda: judging.leads(parm, named, data, alphas, tokens, hh_rlhf.first_question)
     )
-    results = judging.measure(found, objectives, settings["samples"])
+    results = judging.measure([found], objectives, settings["samples"])
     judging.draw(experiment, results, objectives, np.array(weights))
     train, differ = settings["train"], results["where_they_differ"]
     experiment.publish(

@@ -7,15 +7,15 @@ each other's size. The pairs of one vocabulary are beside them, with the same qu
 which is fetched at first use.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import common
 from common import markdown
 from intervals import bracketed
 
-from parm_mlx.evaluation.evaluate import evaluate
-from parm_mlx.guidance.named import held_out_prompts
-from parm_mlx.guidance.sampling import Sampling
+from parm_mlx.evaluation.summary import compare
 
 PAIRS = {
     "bundled by its own": ("bundled", "bundled"),
@@ -25,49 +25,33 @@ PAIRS = {
 }
 
 
-def sweep(experiment: common.Experiment, base: str, parm: str) -> dict[str, Any]:
-    """Answers, scores and measures a pair."""
-    settings = experiment.settings["pairs"]
-    questions = held_out_prompts("bundled")[: settings["questions"]]
-    summary = evaluate(
-        out=experiment.work / f"{base}-{parm}",
-        model=base,
-        parm=parm,
-        prompts=[[{"role": "user", "content": question}] for question in questions],
-        grid=settings["grid"],
-        sampling=Sampling(temp=0),
-        max_tokens=settings["max_tokens"],
-        bootstrap=experiment.settings["sweep"]["bootstrap"],
-        note=print,
-    )
-    assert summary is not None
-    return summary
+def measured_time(folder: Path) -> dict[str, Any]:
+    """What ``parm-mlx evaluate`` has measured of the time of a sweep."""
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["time"]
+    return found
 
 
 def main() -> None:
     """Sweeps the four pairs and writes the page."""
     experiment = common.begin("vocabularies", __doc__)
-    settings = experiment.settings["pairs"]
+    if experiment.quick:
+        return
+    settings, samples = experiment.settings["real"], experiment.settings["sweep"]["bootstrap"]
     rows, results = [], {}
-    for name, (base, parm) in PAIRS.items():
-        summary = experiment.fact(f"{base}-{parm}", lambda base=base, parm=parm: sweep(experiment, base, parm))
-        experiment.keep(experiment.work / f"{base}-{parm}")
-        run = summary
-        time = run["time"]
+    for pair, (base, parm) in PAIRS.items():
+        name = f"vocabularies-{base}-{parm}"
+        summary = compare([experiment.real(name, model=base, parm=parm, questions="bundled")], samples=samples)
+        time = experiment.fact(f"{name}-cost", lambda name=name: measured_time(experiment.work / "runs" / name))
+        (run,) = summary["runs"]
         corners = run["corner_difference"]
-        results[name] = {
-            "hv": run["hv"],
-            "mip": run["mip"],
-            "mip_gain": run["mip_gain"],
-            "corner_difference": corners,
-            "reference_point": summary["reference_point"],
-        }
+        results[pair] = {metric: run[metric] for metric in ("hv", "mip", "mip_gain", "corner_difference")}
+        results[pair] |= {"reference_point": summary["reference_point"], "time": time}
         moved = ", ".join(f"{objective} {bracketed(corners[objective])}" for objective in summary["objectives"])
         cells = [bracketed(run[metric]) for metric in ("hv", "mip", "mip_gain")]
         passes = f"{time['across_passes_per_token']:.2f}" if "across_passes_per_token" in time else "1"
         left = f"{100 * time['across_open']:.2f} %" if "across_open" in time else "–"
         slower = f"{time['guided_token_ms'] / time['base_token_ms']:.1f}"
-        rows.append([name, *cells, moved, slower, passes, left])
+        rows.append([pair, *cells, moved, slower, passes, left])
     heads = ["base and PARM", "HV", "MIP", "gain by α", "corners", "time of a token, of the base's"]
     heads += ["guide passes per token", "left open"]
     moves = {name: [each["value"] for each in found["corner_difference"].values()] for name, found in results.items()}

@@ -22,15 +22,11 @@ import numpy as np
 from common import markdown
 from numpy.typing import NDArray
 
-from parm_mlx.answers.store import read_run
 from parm_mlx.convert.model import Quantization
 from parm_mlx.convert.run import Request, convert
-from parm_mlx.evaluation.evaluate import evaluate
 from parm_mlx.evaluation.metrics import bootstrap, corner_difference, interval, mip_gain, spearman
 from parm_mlx.evaluation.summary import Run, compare
 from parm_mlx.files import resolve
-from parm_mlx.guidance.named import held_out_prompts
-from parm_mlx.guidance.sampling import Sampling
 from parm_mlx.rewards.builtin import words
 
 SEED = 0
@@ -62,27 +58,6 @@ def fewer_bits(out: Path, bits: int, group_size: int) -> None:
         plain = Path(folder) / "plain"
         mlx_lm.convert(str(resolve("smollm2")), str(plain), dequantize=True, dtype="float32")
         convert(Request(str(plain), out, quantization=Quantization("affine", bits, group_size)), print)
-
-
-def sweep(experiment: common.Experiment, name: str, base: str, parm: str, beta: float) -> Run:
-    """The scored answers of a base that a PARM guides, and of the base alone."""
-    settings, folder = experiment.settings["sweep"], experiment.work / "runs" / name
-    if not experiment.stored:
-        evaluate(
-            out=folder,
-            model=base,
-            parm=parm,
-            prompts=held_out_prompts(parm)[: experiment.settings["questions"]],
-            grid=settings["grid"],
-            beta=beta,
-            sampling=Sampling(temp=settings["temp"], seed=SEED),
-            max_tokens=settings["max_tokens"],
-            bootstrap=settings["bootstrap"],
-            note=print,
-        )
-    experiment.keep(folder)
-    identity, results, scores = read_run(folder)
-    return Run(name, tuple(identity["objectives"]), identity["rewards"], list(results.values()), scores)
 
 
 def scores_of(run: Run) -> tuple[Array, Array]:
@@ -165,7 +140,8 @@ def shown(found: dict[str, float]) -> str:
 
 def share(found: dict[str, float]) -> str:
     """``value [low, high] %``."""
-    return f"{found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
+    value, low, high = (round(found[name], 2) + 0.0 for name in ("value", "low", "high"))  # no -0 %
+    return f"{value:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def rows(case: Case, found: dict[str, Any]) -> list[list[str]]:
@@ -200,8 +176,10 @@ def main() -> None:
     samples, results, lines, drawn = experiment.settings["sweep"]["bootstrap"], {}, [], {}
     said = []
     for name, case in cases.items():
-        own = sweep(experiment, f"w2s-{name}-own", case.own, case.parm, case.beta)
-        other = sweep(experiment, f"w2s-{name}-other", case.other, case.parm, case.beta)
+        own, other = (
+            experiment.real(f"w2s-{name}-{which}", model=base, parm=case.parm, beta=case.beta)
+            for which, base in (("own", case.own), ("other", case.other))
+        )
         results[name] = r = {**kept(own, other, samples), "wording": wording(own, other)}
         lines += rows(case, r)
         shares = [
@@ -214,12 +192,12 @@ def main() -> None:
         run["name"] = name
     experiment.picture(picture)
     heads = ["guide", "base", "corners", "corners", "gain by α", "Spearman", "unguided scores"]
-    settings = experiment.settings["sweep"]
+    settings = experiment.settings["real"]
     experiment.publish(
         results,
         table=markdown(heads, lines),
         wording=markdown(["", "words of the guide, unguided", "guided", "repeated, unguided", "guided"], said),
-        questions=str(experiment.settings["questions"]),
+        questions=str(settings["questions"]),
         temp=f"{settings['temp']:g}",
         tokens=str(settings["max_tokens"]),
         samples=f"{samples:,}",

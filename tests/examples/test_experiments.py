@@ -311,3 +311,17 @@ def test_pages_are_whole(scripts: SimpleNamespace, repository: Path, name: str) 
     assert f"({picture.name})" in page
     assert picture.stat().st_size <= scripts.common.LARGEST_PICTURE
     assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pages_say_how_they_were_made_and_what_they_show(repository: Path, name: str) -> None:
+    """Command, seeds, time and machine, and at the end what is shown and what is not."""
+    page = (repository / "examples" / "experiments" / f"{name}.md").read_text(encoding="utf-8")
+    text, made = page.split("\n\nMade by ")
+    assert made.startswith(f"`python examples/experiments/{name}.py`")
+    assert "seed" in text
+    assert re.search(r"took \d+ (minutes|seconds)", page)
+    assert re.search(r"mlx [\d.]+, .* \(CPU\)", page)
+    last = text.rsplit("\n\n", 1)[1]
+    assert last.startswith("Shown ")
+    assert re.search(r"\bnot\b", last)

@@ -139,7 +139,7 @@ def test_accuracies_by_hand(scripts: Any) -> None:
         "group": [0, 1, 1, 2],
         "longer": [0, 1, -1, 1],
     }
-    results = scripts.judging.measure(found, ("harmless", "focus"), 500)
+    results = scripts.judging.measure([found], ("harmless", "focus"), 500)
     harmless, focus = results["harmless"], results["focus"]
     assert harmless["pairs"] == 4
     assert harmless["base"]["value"] == 0.75
@@ -160,15 +160,28 @@ def test_accuracies_by_hand(scripts: Any) -> None:
 def test_pairs_of_one_first_question_are_drawn_together(scripts: Any) -> None:
     """Twelve pairs of three questions, one of which is right throughout: shares are those of three draws."""
     right, groups = np.repeat([1.0, 0.0, 0.0], 4)[:, None], np.repeat([0, 1, 2], 4).tolist()
-    value, drawn = scripts.judging.shares(right, np.ones(12), groups, 2000)
-    assert value.tolist() == [pytest.approx(1 / 3)]
-    assert set(np.round(drawn[:, 0] * 3, 6)) == {0.0, 1.0, 2.0, 3.0}
-    assert drawn.mean() == pytest.approx(1 / 3, abs=0.03)
+    found = scripts.judging.Shares(right[None], np.ones(12), groups, 2000)
+    assert found.by_seed.tolist() == [[pytest.approx(1 / 3)]]
+    assert set(np.round(found.drawn[:, 0] * 3, 6)) == {0.0, 1.0, 2.0, 3.0}
+    assert found.drawn.mean() == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_shares_of_several_seeds_vary_by_seeds_and_by_pairs(scripts: Any) -> None:
+    """Shares of 1/2, 1/2, 1: where all pairs are of one group only the seeds vary them, by t(3) s / √3."""
+    holds = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 1, 1]])[:, :, None]
+    alone = scripts.judging.Shares(holds, np.ones(4), [0, 0, 0, 0], 100).of(0)
+    half = 4.303 * np.sqrt(1 / 12) / np.sqrt(3)
+    assert alone["value"] == pytest.approx(2 / 3)
+    assert (alone["low"], alone["high"]) == (pytest.approx(2 / 3 - half), pytest.approx(2 / 3 + half))
+    same = scripts.judging.Shares(holds[[0, 0, 0]], np.ones(4), [0, 1, 2, 3], 2000).of(0)
+    assert same == scripts.judging.Shares(holds[:1], np.ones(4), [0, 1, 2, 3], 2000).of(0)
+    both = scripts.judging.Shares(holds, np.ones(4), [0, 1, 2, 3], 2000).of(0)
+    assert both["low"] < alone["low"]
 
 
 def test_where_all_pairs_are_of_even_length_there_is_no_longer_response(scripts: Any) -> None:
     found = {"leads": [[1.0, 1.0, -1.0]], "preferred": [[0, 1]], "group": [0], "longer": [-1]}
-    results = scripts.judging.measure(found, ("humor", "harmless"), 100)
+    results = scripts.judging.measure([found], ("humor", "harmless"), 100)
     assert "longer" not in results
     assert "longer_is_preferred" not in results["humor"]
     assert results["harmless"]["base"]["value"] == 0
