@@ -69,8 +69,8 @@ class Recipe:
     needs: dict[str, str] = field(default_factory=dict)
 
 
-SAMPLING = """--temp=0|0.5|100 --top-p=0|0.9|1 --top-k=0|1|2048|2147483647 --min-p=0|0.5|1
-    --seed=0|7|18446744073709551615 --max-tokens=1|4 """
+CHOICE = """--temp=0|0.5|100 --top-p=0|0.9|1 --top-k=0|1|2048|2147483647 --min-p=0|0.5|1 --max-tokens=1|4 """
+SAMPLING = CHOICE + "--seed=0|7|18446744073709551615 "
 MODELS = """--model={base}|bundled --parm={parm}|bundled --guide-model={base} --beta=1|0.5|1e-6|1e6 --share=auto|off
     --guidance=exact|one-pass --across=auto|off --across-candidates=1|100 --across-tolerance=0|0.1|1
     --dequantize=auto|off --kv-bits=4|8 --max-kv-size=16|1000 --enable-thinking=on|off
@@ -105,7 +105,7 @@ RECIPES = (
         "serve",
         "",
         "--model=bundled --host=192.0.2.1 --api-key=k",
-        SAMPLING
+        CHOICE
         + ALPHA
         + """--model=bundled --parm=bundled --guide-model={base} --beta=1|2 --share=auto|off --dequantize=auto|off
         --across=auto|off --across-candidates=1|100 --across-tolerance=0|1

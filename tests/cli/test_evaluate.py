@@ -111,8 +111,8 @@ def test_several_betas_are_runs_and_their_comparison(
     assert (out / "beta-0.25" / "results.jsonl").read_bytes() != (done / "results.jsonl").read_bytes()
     assert [line.split()[0] for line in printed.splitlines()[1:3]] == ["beta-0.25", "beta-1"]
     compared = json.loads((out / "comparison" / "metrics.json").read_text())
-    best = max(compared["runs"], key=lambda run: run["mip"]["value"])["name"].partition("-")[2]
-    assert f"best at beta {best}" in err
+    best = max(compared["runs"], key=lambda run: run["mip_gain"]["value"])["name"].partition("-")[2]
+    assert f"alpha does most at beta {best}" in err
     monkeypatch.setattr("parm_mlx.answers.sweep.generate_batch", None)
     code, again, _ = run_cli("evaluate", "--out", out, *SMALL, "--beta", "0.25,1")
     assert (code, again) == (0, printed)
