@@ -115,9 +115,7 @@ class Group:
             if caught.agreed:
                 raise
             error = caught
-        usual, self._patience = self._patience, patience or self._patience
-        failed = self._gather([error is not None])[:, 0]
-        self._patience = usual
+        failed = self._gather([error is not None], patience)[:, 0]
         if not failed.any():
             return
         first = int(failed.argmax())
@@ -178,15 +176,15 @@ class Group:
                 hint="every machine needs the same data, model, settings and versions of the packages",
             )
 
-    def _gather(self, values: Sequence[int]) -> NDArray[np.int32]:
+    def _gather(self, values: Sequence[int], patience: float | None = None) -> NDArray[np.int32]:
         table = np.zeros((self.size, len(values)), np.int32)
         table[self.rank] = values
-        return np.array(self._all_sum(mx.array(table)))
+        return np.array(self._all_sum(mx.array(table), patience))
 
-    def _all_sum(self, array: mx.array) -> mx.array:
+    def _all_sum(self, array: mx.array, patience: float | None = None) -> mx.array:
         """Sums on the CPU, with nothing else in flight: a GPU must not wait for another machine."""
         mx.eval(array)
-        watchdog = threading.Timer(self._patience, _give_up)
+        watchdog = threading.Timer(patience or self._patience, _give_up)
         watchdog.daemon = True
         watchdog.start()
         try:

@@ -71,7 +71,6 @@ def refine(
     backbone = guide_model or (parm if parm in NAMED else find_backbone(adapter, guide.config))
     reference = None if backbone is None else backbone_reference(str(backbone), out)
     reads = [adapter, backbone if backbone is None else resolve(backbone)]
-    check_new(out, force, reads)
     with new_directory(out, force, reads) as partial:
         found = train_further(guide, tokenizer, [prompt.content for prompt in asked], **how, progress=console.note)
         measured = {

@@ -72,10 +72,10 @@ def read_dataset(
     found, unwanted = dict[str, None](), dict[str, None]()
     splits: dict[str, list[Pair]] = {file.split: [] for file in files}
     formats, counts = {}, {}
-    may_mean_nothing = len({file.objective for file in files}) == 1  # of several files, each name is an objective
+    one_name = len({file.objective for file in files}) == 1  # of several files, each name is an objective
     for file in files:
         objective = file.objective
-        if objectives and may_mean_nothing and objective not in objectives:
+        if objectives and one_name and objective not in objectives:
             objective = None
         if objective is None and objectives and len(objectives) == 1:
             objective = objectives[0]

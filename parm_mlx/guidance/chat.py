@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from parm_mlx.errors import InputError
 from parm_mlx.guidance.explain import TokenReasons, explain
-from parm_mlx.guidance.generate import Piece, not_finite, note_stop, pieces, room_after, sampling_of
+from parm_mlx.guidance.generate import Piece, not_finite, note_stop, pieces, sampling_of
 from parm_mlx.guidance.guide import Cache
 from parm_mlx.guidance.guided import GuidedModel
 from parm_mlx.guidance.prefill import CachedTokens, prefill, read
@@ -154,7 +154,7 @@ class Conversation:
         text, tokens = "", list[int]()
         try:
             with closing(self._tokens(prompt, tokens, sampling)) as produced:
-                room = room_after(self._model, prompt, max_tokens)
+                room = prompt.room(self._model.context_length, max_tokens)
                 for piece in pieces(produced, self._tokenizer, room, prompt):
                     text += piece.text
                     yield piece

@@ -92,12 +92,6 @@ def pieces(
     yield Piece(detokenizer.last_segment, reason, thinks)
 
 
-def room_after(model: GuidedModel, prompt: PromptTokens, max_tokens: int) -> int:
-    """Returns how many tokens may follow a prompt: no more than the models were made for, and one at least."""
-    limit = model.context_length
-    return max_tokens if limit is None else max(min(max_tokens, limit - max(len(prompt.base), len(prompt.guide))), 1)
-
-
 def generate_batch(
     model: GuidedModel,
     tokenizer: TokenizerWrapper,
@@ -224,7 +218,7 @@ def _together(
                 joining = [requests[index] for index in indices]
                 prompts, caches = zip(*prefix_caches(joining), strict=True)
                 samplers = [sampling_of(model, request).sampler(request.seed_offset) for request in joining]
-                room = [room_after(model, each.prompt, max_tokens - len(each.thought)) for each in joining]
+                room = [each.prompt.room(model.context_length, max_tokens - len(each.thought)) for each in joining]
                 uids = generator.insert(list(prompts), max_tokens=room, caches=list(caches), samplers=samplers)
                 running.update((uid, (index, [])) for uid, index in zip(uids, indices, strict=True))
             for response in generator.next_generated():
@@ -264,7 +258,8 @@ def _one_by_one(
         produced, drafts = _tokens(model, request, drafting)
         tokens: list[int] = []
         reason = None
-        for token in islice(produced, room_after(model, request.prompt, max_tokens - len(request.thought))):
+        room = request.prompt.room(model.context_length, max_tokens - len(request.thought))
+        for token in islice(produced, room):
             if token == STOPPED:
                 note_stop(model)
             if token == STOPPED or stopped():
@@ -348,7 +343,8 @@ def stream(
             read.append(token)
             yield token
 
-    yield from pieces(checked(), tokenizer, room_after(model, request.prompt, max_tokens), request.prompt)
+    room = request.prompt.room(model.context_length, max_tokens)
+    yield from pieces(checked(), tokenizer, room, request.prompt)
     for drafts in drafted:
         if count is not None and drafts is not None:
             count.add(drafts)

@@ -63,6 +63,10 @@ class PromptTokens:
         """What the guide reads where the base reads tokens."""
         return [token + self.shift for token in tokens]
 
+    def room(self, limit: int | None, most: int) -> int:
+        """Tokens that may follow: at most as many as models of this context length were made for, and one at least."""
+        return most if limit is None else max(min(most, limit - max(len(self.base), len(self.guide))), 1)
+
     def after(self, tokens: Sequence[int]) -> "PromptTokens":
         """The prompt and the first tokens that continue it."""
         return replace(self, base=[*self.base, *tokens], guide=[*self.guide, *self.for_guide(tokens)], opened=False)

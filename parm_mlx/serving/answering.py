@@ -91,10 +91,10 @@ class Answering:
         if marks is None or not request.prompt.opened or request.thinks_alone:
             return tokens
         if self._own_thought is None:
-            written: list[int] = tokens.tolist()  # type: ignore[assignment]
-            if marks.lasts(True, written):
+            latest: list[int] = tokens[-len(marks.end) :].tolist()  # type: ignore[assignment]
+            if marks.lasts(True, latest):
                 return None
-            self._own_thought = len(marks.split(True, written)[0])
+            self._own_thought = tokens.size
         return tokens[self._own_thought :]
 
     @property

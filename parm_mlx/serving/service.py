@@ -9,7 +9,6 @@ from time import monotonic
 from typing import Any
 
 from parm_mlx.errors import InputError, ModelError
-from parm_mlx.guidance.generate import room_after
 from parm_mlx.guidance.prompts import PromptTokens, TooLongError
 from parm_mlx.guidance.sampling import Request, Sampling
 from parm_mlx.mlxlm import TokenizerWrapper
@@ -211,7 +210,7 @@ class Service:
         except InputError as error:
             raise RequestError(str(error).removeprefix("sampling: ")) from None
         steering = wanted.steering
-        most = room_after(self.engine.session.model, prompt, wanted.max_tokens or self.max_tokens)
+        most = prompt.room(self.engine.session.model.context_length, wanted.max_tokens or self.max_tokens)
         asks = [
             Ask(
                 Request(prompt, steering.alpha, sampling, index, beta=steering.beta),

@@ -130,10 +130,7 @@ def refine(
     progress(f"answering {len(prompts)} prompts")
     answers = sample_answers(guide, tokenizer, prompts, max_tokens, seed)
     if len(answers) < FEWEST:
-        raise RunError(
-            f"{len(prompts) - len(answers)} of {len(prompts)} answers are empty, and {FEWEST} others are needed",
-            hint="give more --prompts",
-        )
+        raise RunError(f"{len(answers)} answers are not empty, of {FEWEST} that it takes", hint="give more --prompts")
     held_back, trained = answers[::4], [each for i, each in enumerate(answers) if i % 4]
     progress(f"training for {iters} steps on {sum(len(each.answer) for each in trained)} tokens")
     before = tensors_of(guide)

@@ -258,11 +258,13 @@ def _finished(
     try:
         training = json.loads((out / CONFIG_FILE).read_text(encoding="utf-8"))["training"]
         same = all(training["settings"].get(name) == value for name, value in settings_of(config).items())
+        if not same:
+            return None
         data = newest.state["data"] if newest else training["data"]
         with suppress(ParmError):
             files = find_files(config.data, config.objectives)
             data = [{"file": file.name, **file.identity()} for file in files if file.split != "test"]
-        if not same or any(changes_since(training, data, models_of(config))):
+        if any(changes_since(training, data, models_of(config))):
             return None
         log.records = read_metrics(out / METRICS_FILE)
         wanted = log.best_step if config.save == "best" else None

@@ -311,14 +311,10 @@ class Trainer:
         """
         misfit, new = f"adapter {self.config.start_from} does not fit this run: ", self.adapter.objectives[own.k :]
         own, tensors = extend_objectives(own, tensors, new)
-        settings = [(name, getattr(own, name), getattr(self.adapter, name)) for name in ("kind", "r1", "r2", "scale")]
-        if different := [f"{name} is {before}, not {now}" for name, before, now in settings if before != now]:
-            hint = "--adapter, --r1, --r2, and --lora-alpha (scale times r2, or times the rank) must be those it has"
+        pairs = {n: (getattr(own, n), getattr(self.adapter, n)) for n in ("kind", "r1", "r2", "scale", "chat_template")}
+        if different := [f"{name} is {before}, not {now}" for name, (before, now) in pairs.items() if before != now]:
+            hint = "--adapter, --r1, --r2, --lora-alpha (scale times r2, or rank), --chat-template must be those it has"
             raise AdapterError(misfit + "; ".join(different), hint=hint)
-        if own.chat_template != self.adapter.chat_template:
-            before, now = (each.chat_template or "that of the tokenizer" for each in (own, self.adapter))
-            reason = f"its chat template is {before}, not {now}"
-            raise AdapterError(misfit + reason, hint="--chat-template must be the one it was trained with")
         has, needs = _shapes(tensors), _shapes(fresh := adapter_tensors(self.model))
         for name in sorted({*has, *needs}):
             if has.get(name) != needs.get(name):

@@ -147,5 +147,5 @@ def test_answers_that_are_empty_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
     session = load_session("bundled", share="on")
     guide: Any = session.model.guide
     monkeypatch.setattr(refinement, "sample_answers", lambda *_: ANSWERS[:3])
-    with pytest.raises(RunError, match="2 of 5 answers are empty, and 4 others are needed"):
+    with pytest.raises(RunError, match="3 answers are not empty, of 4 that it takes"):
         refinement.refine(guide, session.tokenizer, ["?"] * 5)

@@ -124,7 +124,7 @@ def test_an_adapter_in_half_precision_is_trained_in_float32(run: Run, first: str
         ({"r1": 2}, "does not fit this run: r1 is 4, not 2"),
         ({"lora_alpha": 4}, "does not fit this run: scale is 2.0, not 1.0"),
         ({"adapter": "svd-lora", "more": False}, "does not fit this run: kind is pblora, not svd-lora; r1 is 4, not "),
-        ({"chat_template": "beaver"}, "its chat template is that of the tokenizer, not beaver"),
+        ({"chat_template": "beaver"}, "does not fit this run: chat_template is None, not beaver"),
         ({"target_modules": "q_proj"}, "layers.0.self_attn.k_proj.a is (8, 64) in the adapter, missing in the run"),
         ({"start_from": "nowhere"}, "adapter nowhere: no such directory"),
         ({"objectives": "short,long"}, "objectives short, long must begin with those of "),
