@@ -1,6 +1,7 @@
 """Small tokenizers of many kinds, made with the tokenizers library, as mlx-lm wraps them."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -39,10 +40,14 @@ def sentencepiece(size: int, metaspace: bool = False) -> Tokenizer:
     """BPE over "▁" with byte fallback, as Llama 2 has it; or with the pre-tokenizer that newer files have."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    lines = [line.replace("\n", " ") for line in CORPUS]
+    counted = Counter("▁" + "▁".join(lines).replace(" ", "▁"))
+    alphabet = sorted(counted, key=lambda letter: (-counted[letter], letter))[:60]  # the trainer breaks ties at random
+    bytes_ = [f"<0x{b:02X}>" for b in range(256)]
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<unk>", END, *(f"<0x{b:02X}>" for b in range(256))], limit_alphabet=60
+        vocab_size=size, special_tokens=["<unk>", END, *bytes_], limit_alphabet=60, initial_alphabet=alphabet
     )
-    tokenizer.train_from_iterator([line.replace("\n", " ") for line in CORPUS], trainer)
+    tokenizer.train_from_iterator(lines, trainer)
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = [each for each in content["added_tokens"] if not each["content"].startswith("<0x")]
     if metaspace:
